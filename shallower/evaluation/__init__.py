@@ -1,0 +1,1 @@
+"""Measured quality of a model, pruned virtually or on disk."""

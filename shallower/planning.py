@@ -1,0 +1,148 @@
+"""How much goes and what is protected: amounts, protection, and running a selection until the amount is met."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+
+from .artifacts import CalibrationRecord, ModelRecord, Plan
+from .errors import UserError
+from .selection import Choice, Problem
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much goes: a number of layers, a share of the parameters, or what may be left of them; give one."""
+
+    remove: int | None = None
+    ratio: float | None = None
+    target_params: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.remove, self.ratio, self.target_params) if value is not None]
+        if len(given) != 1:
+            raise UserError("say how much to remove: one of --remove N, --ratio R and --target-params P")
+        if self.remove is not None and self.remove < 1:
+            raise UserError(f"--remove {self.remove}: at least 1 layer")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise UserError(f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2)")
+        if self.target_params is not None and not self.target_params > 0:
+            raise UserError(f"--target-params {self.target_params:g}: a number of parameters such as 5.5B")
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How layers are chosen: the method of selection and its settings, protection (None: auto), and the schedule."""
+
+    selection: str = "lowest"
+    settings: dict[str, str] = field(default_factory=dict)
+    keep_first: int | None = None
+    keep_last: int | None = None
+    iterative: bool = False
+
+
+def protection(layers: int, selection: ModuleType | None = None, first: int | None = None, last: int | None = None) -> tuple[int, int]:
+    """How many layers at each end never go: as given, else the selection's own, else 4 and 2 scaled down below 24 layers.
+
+    Raises:
+        UserError: nothing would be left to remove.
+    """
+    own = getattr(selection, "PROTECT", None)
+    scale = min(1.0, layers / 24)
+    auto = own or (max(1, round(4 * scale)), max(1, round(2 * scale)))
+    first, last = (value if value is not None else usual for value, usual in zip((first, last), auto, strict=True))
+    if first < 0 or last < 0:
+        raise UserError("--keep-first and --keep-last are numbers of layers, 0 or more")
+    if first + last >= layers:
+        raise UserError(f"--keep-first {first} and --keep-last {last} protect all {layers} layers; lower them")
+    return first, last
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """Layer indices from text such as ``3,4,5`` or ``3,8-10``.
+
+    Raises:
+        UserError: not a list of layers.
+    """
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            low, dash, high = part.strip().partition("-")
+            found += range(int(low), int(high) + 1) if dash else [int(low)]
+    except ValueError as error:
+        raise UserError(f"--drop {text!r}: give layer numbers such as 3,4,5 or 8-10") from error
+    return tuple(found)
+
+
+def parameters_of(text: str) -> float:
+    """A number of parameters from text such as ``5.5B``, ``110M`` or ``100000000``.
+
+    Raises:
+        UserError: not a number.
+    """
+    units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    unit = text.strip()[-1:].upper()
+    try:
+        return float(text.strip()[:-1]) * units[unit] if unit in units else float(text)
+    except ValueError as error:
+        raise UserError(f"--target-params {text!r}: give a number such as 5.5B or 110M") from error
+
+
+def select_amount(selection: ModuleType, problem: Problem, amount: Amount, record: ModelRecord) -> Choice:
+    """Run the selection; for a parameter target, remove more until it is met."""
+    size = _wanted(amount, record, len(problem.allowed))
+    while True:
+        if size > len(problem.allowed):
+            raise UserError(
+                f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(problem.allowed)} are protected, "
+                f"leave at most {len(problem.allowed)}; lower the amount, --keep-first or --keep-last"
+            )
+        choice = selection.select(replace(problem, amount=size))
+        left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
+        if amount.target_params is None or left <= amount.target_params:
+            return choice
+        size += 1
+
+
+def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
+    if amount.remove is not None:
+        return amount.remove
+    mean = sum(record.layer_parameters) / record.layers
+    if amount.ratio is not None:
+        size = round(amount.ratio * record.parameters / mean)
+        if size == 0:
+            share = mean / record.parameters
+            raise UserError(f"--ratio {amount.ratio:g} is less than half a layer (one layer is {share:.1%} of the parameters); raise it")
+        return size
+    if amount.target_params >= record.parameters:
+        raise UserError(f"--target-params {amount.target_params:g}: the model has {record.parameters} parameters already; give fewer")
+    surplus = record.parameters - amount.target_params
+    return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most + 1)
+
+
+def plan_of(
+    record: ModelRecord,
+    order: tuple[int, ...],
+    selection: str,
+    *,
+    calibration: CalibrationRecord | None = None,
+    trace: Sequence[float] = (),
+) -> Plan:
+    """The plan that removes these layers, with the parameters counted."""
+    removed = sorted(order)
+    return Plan(
+        removed=removed,
+        kept=[index for index in range(record.layers) if index not in order],
+        order=list(order),
+        params_before=record.parameters,
+        params_after=record.parameters - sum(record.layer_parameters[index] for index in removed),
+        selection=selection,
+        criterion=None,
+        settings={},
+        keep_first=0,
+        keep_last=0,
+        iterative=False,
+        model=record,
+        calibration=calibration,
+        trace=list(trace),
+    )

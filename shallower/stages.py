@@ -1,0 +1,319 @@
+"""The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+from . import methods
+from .anatomy.loading import parse_dtype
+from .anatomy.model import Model, checked_device
+from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save
+from .calibration import Calibration, calibration_tokens, read_text, read_tokens, shipped_text
+from .errors import Refusal, UserError
+from .evaluation.perplexity import Protocol, Segments, perplexity, segments_of_text, segments_of_tokens
+from .files import check_free
+from .memory import Peak
+from .planning import Amount, Choosing, plan_of, protection, select_amount
+from .progress import say, track
+from .selection import Problem
+from .surgery import prune_files
+from .walk.gather import DATA, Gathered, gather
+from .walk.losses import LossWalk
+
+Source = str | Path | Model
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in what to compute: dtype None is the stored one, device None is CUDA where there is one."""
+
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        parse_dtype(self.dtype)
+        checked_device(self.device)
+
+
+def open_model(source: Source, compute: Compute | None = None) -> Model:
+    """A model by folder, Hub id or .gguf file; a Model is handed through, so that stages can share one loaded model."""
+    if isinstance(source, Model):
+        return source
+    compute = compute or Compute()
+    return Model(source, dtype=compute.dtype, device=compute.device, trust_remote_code=compute.trust_remote_code)
+
+
+def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None) -> Inspection:
+    """What a model is and which single layers may go, without loading its weights."""
+    model = open_model(model, compute)
+    record = model.record
+    refusals = {}
+    for index in track(range(record.layers), "legal removals", record.layers):
+        try:
+            model.solver.solve((index,), deep=False)
+        except Refusal as refusal:
+            refusals[str(index)] = str(refusal)
+    config = model.checkpoint.config
+    result = Inspection(
+        model=record,
+        architecture=(config.architectures or [type(config).__name__])[0],
+        stack=model.outline.name,
+        dtype=str(config.dtype).removeprefix("torch."),
+        tied_embeddings=bool(config.get_text_config().tie_word_embeddings),
+        layer_kinds=model.solver.kinds(),
+        removable=[index for index in range(record.layers) if str(index) not in refusals],
+        refusals=refusals,
+    )
+    return _kept(result, out)
+
+
+def score(
+    model: Source,
+    *,
+    criterion: str = "taylor",
+    settings: dict[str, str] | None = None,
+    calibration: Calibration | None = None,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+) -> Scores:
+    """Score every layer; lower means remove first.
+
+    Args:
+        criterion: a name from ``methods.names("criteria")``.
+        settings: the criterion's own settings.
+        calibration: which tokens; unused by criteria that need no data.
+        out: also write the artifact there.
+    """
+    method = methods.find("criteria", criterion)
+    options = methods.configure(method, _seeded(method, settings or {}, calibration))
+    model = open_model(model, compute)
+    tokens, record = None, None
+    if method.EVIDENCE in DATA:
+        tokens, record = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    with _timed(model, method) as peak:
+        found = gather(method, model, tokens, settings=options)
+    result = Scores(
+        criterion=criterion,
+        settings=vars(options) if options else {},
+        scores=[found.scores[index] for index in range(model.record.layers)],
+        windows=found.windows,
+        model=model.record,
+        calibration=record,
+        seconds=peak.seconds,
+        peak_memory_bytes=peak.bytes,
+        dtype=_dtype_name(model),
+    )
+    return _kept(result, out)
+
+
+def plan(
+    source: Source | Scores,
+    *,
+    amount: Amount,
+    choosing: Choosing | None = None,
+    criterion: str = "taylor",
+    settings: dict[str, str] | None = None,
+    calibration: Calibration | None = None,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+) -> Plan:
+    """Decide which layers go.
+
+    Args:
+        source: scores (a Scores or the path of a scores.json), or a model, which is scored first where needed.
+        amount: how much goes.
+        choosing: how; by default the lowest scores with automatic protection.
+        criterion, settings, calibration, compute: as for ``score``, where a model is given.
+    """
+    choosing = choosing or Choosing()
+    selection = methods.find("selection", choosing.selection)
+    own = methods.configure(selection, choosing.settings)
+    started = time.monotonic()
+    scores = _scores_of(source)
+    model = None if scores else open_model(source, compute)
+    if model is None and (selection.NEEDS == "losses" or choosing.iterative):
+        given = "--iterative" if choosing.iterative else f"--selection {choosing.selection}"
+        raise UserError(f"{given} runs the model: give MODEL instead of scores")
+    if choosing.iterative and selection.NEEDS != "scores":
+        raise UserError(f"--iterative has no meaning for --selection {choosing.selection}; it goes with lowest")
+    if model is not None and selection.NEEDS == "scores":
+        scores = score(model, criterion=criterion, settings=settings, calibration=calibration)
+    record = scores.model if scores else model.record
+    first, last = protection(record.layers, selection, choosing.keep_first, choosing.keep_last)
+    problem = Problem(
+        layers=record.layers,
+        amount=0,
+        allowed=tuple(range(first, record.layers - last)),
+        scores=scores.scores if scores and selection.NEEDS == "scores" else None,
+        windows=scores.windows if scores and selection.NEEDS == "scores" else None,
+        losses=_losses(model, calibration) if selection.NEEDS == "losses" else None,
+        rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
+        iterative=choosing.iterative,
+        settings=own,
+    )
+    choice = select_amount(selection, problem, amount, record)
+    used = scores.calibration if problem.scores else _record_of(model, calibration) if problem.losses else None
+    result = plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace))
+    result = replace(
+        result,
+        criterion=scores.criterion if problem.scores else None,
+        scores=problem.scores,
+        settings=(scores.settings if problem.scores else {}) | (vars(own) if own else {}),
+        keep_first=first,
+        keep_last=last,
+        iterative=choosing.iterative,
+        seconds=time.monotonic() - started,
+    )
+    return _kept(result, out)
+
+
+def drop(model: Source, layers: Sequence[int], *, compute: Compute | None = None, out: str | Path | None = None) -> Plan:
+    """A plan that removes exactly these layers; no protection."""
+    record = open_model(model, compute).record
+    if len(set(layers)) != len(layers):
+        twice = next(index for index in layers if list(layers).count(index) > 1)
+        raise UserError(f"--drop names layer {twice} twice; name each layer once")
+    outside = [index for index in layers if not 0 <= index < record.layers]
+    if outside:
+        raise UserError(f"--drop {outside[0]}: the model has the layers 0 to {record.layers - 1}")
+    if not 0 < len(layers) < record.layers:
+        raise UserError(f"--drop names {len(layers)} of {record.layers} layers; at least one must go and one must stay")
+    return _kept(plan_of(record, tuple(layers), "drop"), out)
+
+
+def prune(
+    model: Source,
+    plan: Plan | str | Path,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    verify: bool = True,
+    save_dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    compute: Compute | None = None,
+) -> Pruned:
+    """Write the pruned model as a plain checkpoint and prove it (see ``surgery.verify``).
+
+    Raises:
+        UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at ``out``.
+    """
+    check_free(out, overwrite=overwrite)
+    model = open_model(model, compute)
+    plan = plan if isinstance(plan, Plan) else load(plan, "plan")
+    check_same_model(plan.model, model.record, "the plan")
+    options = {"overwrite": overwrite, "verify": verify, "max_shard_size": max_shard_size, "save_dtype": parse_dtype(save_dtype)}
+    return prune_files(model, plan, out, **options)
+
+
+def evaluate(
+    model: Source,
+    *,
+    texts: Sequence[str | Path] = (),
+    tokens: str | Path | None = None,
+    protocol: Protocol | None = None,
+    removed: Iterable[int] = (),
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Perplexity on texts or given tokens; with neither, on the shipped evaluation text.
+
+    Args:
+        texts: files; each one's figure is named after the file's stem.
+        tokens: a .npy file, used exactly as it is.
+        protocol: how texts are cut.
+        removed: layers to leave out virtually.
+    """
+    model = open_model(model, compute)
+    named = evaluation_segments(model, texts, tokens, protocol or Protocol())
+    with _timed(model) as peak:
+        found = {name: perplexity(model, segments, removed=removed, label=f"perplexity {name}") for name, segments in named.items()}
+    return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=_dtype_name(model)), out)
+
+
+def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
+    """Name -> segments of every source; the shipped evaluation text where none is given."""
+    named: dict[str, Segments] = {}
+    for path in texts:
+        if Path(path).stem in named:
+            raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
+        named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
+    if tokens:
+        named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
+    if not named:
+        named["shipped"] = segments_of_text(shipped_text("evaluation"), model.tokenizer, protocol, "the shipped text")
+    return named
+
+
+def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
+    """Raise a UserError unless both records are of the same weights."""
+    if one.fingerprint != other.fingerprint:
+        raise UserError(
+            f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
+            f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
+        )
+
+
+def _scores_of(source: Source | Scores) -> Scores | None:
+    if isinstance(source, Scores):
+        return source
+    if not isinstance(source, Model) and str(source).endswith(".json"):
+        return load(source, "scores")
+    return None
+
+
+def _losses(model: Model, calibration: Calibration | None):
+    tokens, _ = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    walk = LossWalk(model, tokens)
+    return lambda masks, label: walk(masks, label) / walk.predictions
+
+
+def _record_of(model: Model, calibration: Calibration | None):
+    return calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)[1]
+
+
+def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: Calibration | None):
+    method = methods.find("criteria", criterion)
+    options = methods.configure(method, _seeded(method, settings or {}, calibration))
+    tokens = None
+    if method.EVIDENCE in DATA:
+        tokens, _ = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+
+    def rescore(removed: tuple[int, ...]) -> dict[int, float]:
+        found: Gathered = gather(method, model, tokens, settings=options, removed=removed)
+        return found.scores
+
+    return rescore
+
+
+def _seeded(method: ModuleType, settings: dict[str, str], calibration: Calibration | None) -> dict[str, str]:
+    """The common seed also seeds a method that has one of its own, unless it is set apart."""
+    kind = getattr(method, "Settings", None)
+    if kind and "seed" in getattr(kind, "__dataclass_fields__", {}) and calibration is not None:
+        return {"seed": str(calibration.seed), **settings}
+    return settings
+
+
+@contextmanager
+def _timed(model: Model, method: ModuleType | None = None) -> Iterator[Peak]:
+    """Seconds and peak memory of what runs inside, the loading of the model left out."""
+    if method is None or method.EVIDENCE != "place":
+        if not model.loaded:
+            say(f"loading {model.checkpoint.source}")
+        _ = model.stack
+    with Peak(model.device) as peak:
+        yield peak
+
+
+def _dtype_name(model: Model) -> str:
+    kind = model.dtype or model.checkpoint.config.dtype
+    return str(kind).removeprefix("torch.")
+
+
+def _kept(record, out: str | Path | None):
+    if out is not None:
+        save(record, out)
+    return record

@@ -1,0 +1,185 @@
+"""Write a pruned checkpoint file to file, without building the model; it counts only once it is proven (``proof``)."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from .anatomy.config import Solved
+from .anatomy.loading import open_checkpoint, quiet
+from .anatomy.model import SIDE_FILE, Model
+from .artifacts import Plan, Pruned, dumps
+from .errors import Refusal, UserError
+from .files import INDEX, PICKLES, Entry, new_folder, total_size, write_shards
+from .proof import verify
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Where each tensor of the pruned checkpoint comes from: new name -> old name."""
+
+    prefix: str
+    sources: dict[str, str]
+    dropped_beyond: int
+
+
+def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
+    """Write the pruned model to ``out``; it appears there only when complete and, unless asked otherwise, proven.
+
+    Args:
+        model: the unpruned model.
+        plan: which layers go, in the model's own numbering.
+        out: the folder to write.
+        overwrite: replace a non-empty folder.
+        verify: reload and compare (see ``verify``).
+        save_dtype: convert floating tensors (torch dtype); None keeps each one's own.
+        max_shard_size: such as ``5GB``.
+    Raises:
+        Refusal: the config cannot describe the kept layers.
+        UserError: the disk, or the proof failed; nothing is left at ``out``.
+    """
+    overwrite, check = options.get("overwrite", False), options.get("verify", True)
+    save_dtype, shard = options.get("save_dtype"), total_size(str(options.get("max_shard_size", "5GB")))
+    checkpoint = model.checkpoint
+    out = Path(out)
+    if out.resolve() == checkpoint.folder.resolve():
+        raise UserError(f"--out {out} is the model itself; give another folder")
+    solved = model.solver.solve(tuple(plan.removed))
+    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
+    with new_folder(out, overwrite=overwrite) as folder:
+        _check_space(folder, checkpoint.tensors, renaming)
+        copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
+        write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
+        tensors = {new: checkpoint.tensors[old] for new, old in renaming.sources.items()}
+        write_shards(folder, tensors, max_bytes=shard, sources=_converted(tensors, save_dtype))
+        proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
+        written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
+        pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
+        (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+    return pruned
+
+
+def _changes(solved: Solved, renaming: Renaming) -> list[str]:
+    beyond = [f"{renaming.dropped_beyond} prediction layers after the stack left out"] if renaming.dropped_beyond else []
+    return [*solved.changes, *beyond]
+
+
+def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
+    """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
+
+    On disk the stack is the prefix whose numbers are 0 … layers-1 and that holds most bytes; higher numbers under it are
+    prediction layers that no longer fit and are left out.
+
+    Raises:
+        Refusal: no such prefix.
+    """
+    prefix = _stack_prefix(tensors, layers)
+    place = {old: new for new, old in enumerate(kept)}
+    sources, beyond = {}, set()
+    for name in tensors:
+        number, rest = _number(name, prefix)
+        if number is None:
+            sources[name] = name
+        elif number >= layers:
+            beyond.add(number)
+        elif number in place:
+            sources[f"{prefix}.{place[number]}{rest}"] = name
+    return Renaming(prefix, sources, len(beyond))
+
+
+def _number(name: str, prefix: str) -> tuple[int | None, str]:
+    head = prefix + "."
+    if not name.startswith(head):
+        return None, ""
+    digits, dot, rest = name[len(head) :].partition(".")
+    return (int(digits), dot + rest) if digits.isdigit() else (None, "")
+
+
+def _stack_prefix(tensors: dict[str, Entry], layers: int) -> str:
+    numbers: dict[str, set[int]] = {}
+    sizes: dict[str, int] = {}
+    for name, entry in tensors.items():
+        for match in re.finditer(r"\.(\d+)(?=\.|$)", name):
+            prefix = name[: match.start()]
+            numbers.setdefault(prefix, set()).add(int(match[1]))
+            sizes[prefix] = sizes.get(prefix, 0) + entry.bytes
+    fitting = [prefix for prefix, found in numbers.items() if set(range(layers)) <= found]
+    if not fitting:
+        raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
+    return max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
+
+
+def write_config(
+    config: PreTrainedConfig, dense: PreTrainedConfig, renaming: Renaming, plan: Plan, folder: Path, save_dtype: torch.dtype | None
+) -> None:
+    """Write ``config.json``, with layer numbers inside a quantisation config renumbered and absent prediction layers unset."""
+    config.architectures = dense.architectures
+    config.dtype = save_dtype or dense.dtype
+    with quiet():
+        config.save_pretrained(folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if renaming.dropped_beyond and content.get("num_nextn_predict_layers"):
+        content["num_nextn_predict_layers"] = 0
+    if "quantization_config" in content:
+        content["quantization_config"] = _renumber(content["quantization_config"], plan.kept)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _renumber(value, kept: list[int]):
+    """Layer numbers in module names (``…layers.12.mlp``) of the kept layers renumbered, those of removed layers dropped."""
+    if isinstance(value, dict):
+        items = ((_renumber(key, kept), _renumber(item, kept)) for key, item in value.items())
+        return {key: item for key, item in items if key is not None}
+    if isinstance(value, list):
+        return [item for item in (_renumber(entry, kept) for entry in value) if item is not None]
+    if isinstance(value, str) and (match := re.search(r"(?<=layers[.])(\d+)(?=[.]|$)", value)):
+        index = int(match[1])
+        return value[: match.start()] + str(kept.index(index)) + value[match.end() :] if index in kept else None
+    return value
+
+
+def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None:
+    """Carry over tokenizer, chat template, generation config, licence and other small files; no weights, no model card."""
+    weights = {path for pattern in ("*.safetensors", "*.gguf", "*.h5", "*.msgpack", "*.onnx", *PICKLES) for path in source.glob(pattern)}
+    skipped = {"config.json", INDEX, SIDE_FILE, "README.md", "pytorch_model.bin.index.json"}
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or path in weights or path.name in skipped or path.name.startswith("."):
+            continue
+        if path.suffix != ".py" or python:
+            shutil.copyfile(path, target / path.name)
+
+
+def _check_space(folder: Path, tensors: dict[str, Entry], renaming: Renaming) -> None:
+    needed = sum(tensors[old].bytes for old in renaming.sources.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"not enough space for {needed / 1e9:.2f} GB at {folder.parent} ({free / 1e9:.2f} GB free): free some or write elsewhere"
+        )
+
+
+def _converted(tensors: dict[str, Entry], dtype: torch.dtype | None) -> dict:
+    if dtype is None:
+        return {}
+    target = next(name for name, kind in TORCH_NAMES.items() if kind == dtype)
+
+    def content(entry: Entry):
+        def read() -> bytes:
+            with entry.file.open("rb") as stream:
+                stream.seek(entry.start)
+                raw = bytearray(stream.read(entry.bytes))
+            values = torch.frombuffer(raw, dtype=TORCH_NAMES[entry.dtype]).to(dtype)
+            return values.view(torch.uint8).numpy().tobytes()
+
+        return read
+
+    changed = {name: entry for name, entry in tensors.items() if entry.dtype in FLOATS - {target} and entry.count}
+    return {name: (target, content(entry)) for name, entry in changed.items()}

@@ -1,0 +1,102 @@
+"""Tables for people: what each verb prints on stdout when it is not asked for JSON."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
+
+
+def millions(count: int) -> str:
+    """A parameter count for people: 134.5M, 6.74B."""
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.1f}M" if count >= 1e5 else str(count)
+
+
+def layers(indices: list[int]) -> str:
+    """Layer numbers with runs joined: 3, 8-10."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs) or "none"
+
+
+def inspection(found: Inspection, out: Path | None = None) -> None:
+    console, model = Console(), found.model
+    share = sum(model.layer_parameters) / model.parameters
+    tied = "tied" if found.tied_embeddings else "untied"
+    console.print(model.source, soft_wrap=True)
+    console.print(f"{model.family} ({found.architecture}), {model.layers} layers in {found.stack}", soft_wrap=True)
+    console.print(
+        f"{millions(model.parameters)} parameters, {share:.1%} of them in the layers; stored as {found.dtype}; {tied} embeddings",
+        soft_wrap=True,
+    )
+    table = Table("layer", "original", "kind", "parameters", "share", "may go alone")
+    for index, count in enumerate(model.layer_parameters):
+        legal = "yes" if index in found.removable else "no"
+        share = f"{count / model.parameters:.2%}"
+        table.add_row(str(index), str(model.original[index]), found.layer_kinds[index], millions(count), share, legal)
+    console.print(table)
+    for refusal in found.refusals.values():
+        console.print("-", refusal, soft_wrap=True)
+    _saved(console, out)
+
+
+def scores(found: Scores, out: Path | None = None) -> None:
+    console = Console()
+    ranks = {index: rank for rank, index in enumerate(sorted(range(len(found.scores)), key=found.scores.__getitem__), 1)}
+    table = Table(
+        "layer", found.criterion, "rank (1 goes first)", title=f"{found.criterion} on {Path(found.model.source).name}", title_justify="left"
+    )
+    for index, value in enumerate(found.scores):
+        table.add_row(str(index), f"{value:.6g}", str(ranks[index]))
+    console.print(table)
+    used = f" on {found.calibration.samples} x {found.calibration.length} tokens of {found.calibration.source}" if found.calibration else ""
+    console.print(f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}{used}", soft_wrap=True)
+    _saved(console, out)
+
+
+def plan(found: Plan, out: Path | None = None) -> None:
+    console = Console()
+    console.print(f"remove {len(found.removed)} of {found.model.layers} layers: {layers(found.removed)}", soft_wrap=True)
+    console.print(f"order of removal: {', '.join(map(str, found.order))}", soft_wrap=True)
+    console.print(
+        f"parameters {millions(found.params_before)} -> {millions(found.params_after)}, {found.share:.2%} of all; "
+        f"first {found.keep_first} and last {found.keep_last} protected",
+        soft_wrap=True,
+    )
+    _saved(console, out)
+
+
+def pruned(found: Pruned, out: Path | None = None) -> None:
+    plan(found.plan)
+    console = Console()
+    for change in found.config_changes:
+        console.print("config:", change, soft_wrap=True, markup=False)
+    proof = found.verified
+    if "skipped" in proof:
+        console.print(f"not verified: {proof['skipped']}", soft_wrap=True)
+    else:
+        console.print(
+            f"verified after reloading ({proof['dtype']}): logits equal {proof['logits']}, cached decoding within "
+            f"{proof['cached_difference']:.1e} of uncached (unpruned {proof['cached_difference_unpruned']:.1e}), no missing keys",
+            soft_wrap=True,
+        )
+    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
+
+
+def evaluation(found: Evaluation, out: Path | None = None) -> None:
+    console = Console()
+    table = Table("text", "perplexity", "tokens", "length", "stride", "bos", title=Path(found.model.source).name, title_justify="left")
+    for name, item in found.perplexity.items():
+        table.add_row(name, f"{item['value']:.3f}", *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
+    console.print(table)
+    _saved(console, out)
+
+
+def _saved(console: Console, out: Path | None) -> None:
+    if out is not None:
+        console.print(f"written to {out}", soft_wrap=True)

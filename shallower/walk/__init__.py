@@ -1,0 +1,1 @@
+"""Who supplies the evidence: the only loops over batches and layers."""

@@ -1,0 +1,83 @@
+"""Give a criterion the evidence it asks for, and read its scores."""
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..errors import UserError
+from .backward import gradient_sums
+from .evidence import Losses, Place, Weights
+from .forward import stream_sums
+from .losses import LossWalk
+from .sums import Sums
+
+DATA = ("streams", "gradients", "losses")  # kinds of evidence that need calibration tokens
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Scores by layer (the layers that were left out are absent) and, where the criterion has them, of all windows."""
+
+    scores: dict[int, float]
+    windows: list[list[float]] | None = None
+
+
+def gather(
+    criterion: ModuleType, model: Model, tokens: Int[Tensor, "sample position"] | None, *, settings=None, removed: tuple[int, ...] = ()
+) -> Gathered:
+    """Scores of the layers that stay, from one walk of the kind that the criterion names in ``EVIDENCE``.
+
+    Raises:
+        UserError: a score is not finite; names the layer.
+    """
+    measure = criterion.measure if settings is None else (lambda evidence: criterion.measure(evidence, settings))
+    score = criterion.score if settings is None else (lambda sums: criterion.score(sums, settings))
+    windows = None
+    if criterion.EVIDENCE == "streams":
+        spans = getattr(criterion, "SPANS", False) and not removed
+        last = getattr(criterion, "POSITIONS", "all") == "last"
+        totals = stream_sums(model, tokens, measure, removed=removed, spans=spans, last=last)
+        scores = {start: score(sums) for (start, end), sums in totals.items() if end == start + 1}
+        windows = _windows(totals, score, len(model.stack)) if spans else None
+    elif criterion.EVIDENCE == "gradients":
+        scores = {index: score(sums) for index, sums in gradient_sums(model, tokens, measure, removed=removed)}
+    else:
+        kinds = {"losses": _losses, "weights": _weights, "place": _places}
+        scores = {index: score(Sums.of(measure(item))) for index, item in kinds[criterion.EVIDENCE](model, tokens, removed)}
+    for index, value in scores.items():
+        if not math.isfinite(value):
+            raise UserError(f"the score of layer {index} is {value}: are the weights whole, and does the dtype suffice?")
+    return Gathered(dict(sorted(scores.items())), windows)
+
+
+def _windows(totals: dict, score, layers: int) -> list[list[float]]:
+    return [[score(totals[start, start + size]) for start in range(layers - size + 1)] for size in range(1, layers)]
+
+
+def _stays(layers: int, removed: tuple[int, ...]) -> list[int]:
+    return [index for index in range(layers) if index not in removed]
+
+
+def _losses(model: Model, tokens: Tensor, removed: tuple[int, ...]):
+    walk = LossWalk(model, tokens)
+    stays = _stays(len(model.stack), removed)
+    masks = torch.zeros(len(stays), len(model.stack), dtype=torch.bool)
+    masks[:, list(removed)] = True
+    masks[range(len(stays)), stays] = True
+    for index, nll in zip(stays, walk(masks).tolist(), strict=True):
+        yield index, Losses(index, nll, walk.predictions)
+
+
+def _weights(model: Model, _, removed: tuple[int, ...]):
+    for index in _stays(len(model.stack), removed):
+        yield index, Weights(index, {name: p.detach() for name, p in model.stack.layers[index].named_parameters()})
+
+
+def _places(model: Model, _, removed: tuple[int, ...]):
+    for index in _stays(model.record.layers, removed):
+        yield index, Place(index)

@@ -1,0 +1,115 @@
+"""Replay: walk the layers by hand with the arguments that the model itself would give them.
+
+One dry pass records each layer's arguments (masks and rotary tables differ by layer in many families) without running
+the layers; then any layer can be run on any stream, and the norm and the head on any part of the last stream.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..anatomy.bypass import bypass, replaced_forwards
+from ..anatomy.stack import Stack, dry_tokens
+
+CLOSE = 1e-3  # of the largest logit; replaying runs the same kernels, so a difference here is a wrong walk, not rounding
+
+
+class _Stopped(Exception):
+    """Ends the dry pass in front of the norm and the head."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The stream that enters layer 0 and each layer's arguments, for one shape of input."""
+
+    entering: Tensor
+    calls: tuple[tuple[tuple, dict], ...]
+
+
+class Replay:
+    """Runs single layers of a loaded model."""
+
+    def __init__(self, module: nn.Module, stack: Stack):
+        self.module = module
+        self.stack = stack
+
+    @torch.no_grad()
+    def record(self, tokens: Int[Tensor, "batch position"]) -> Recording:
+        """Embed the tokens and note what every layer would be given; no layer is run."""
+        calls: list[tuple[tuple, dict]] = []
+        last = len(self.stack) - 1
+
+        def note(index: int) -> Callable:
+            interface = self.stack.interfaces[index]
+
+            def forward(*args, **kwargs):
+                calls.append((args, kwargs))
+                if index == last:
+                    raise _Stopped
+                return interface.output(interface.stream_in(args, kwargs), args, kwargs)
+
+            return forward
+
+        noting = replaced_forwards((layer, note(index)) for index, layer in enumerate(self.stack.layers))
+        with noting, contextlib.suppress(_Stopped):
+            self.module(input_ids=tokens, use_cache=False)
+        return Recording(self.stack.interfaces[0].stream_in(*calls[0]), tuple(calls))
+
+    def step(self, recording: Recording, index: int, stream: Tensor) -> Tensor:
+        """The stream after one layer."""
+        interface = self.stack.interfaces[index]
+        args, kwargs = interface.with_stream(*recording.calls[index], stream)
+        return interface.stream_out(self.stack.layers[index](*args, **kwargs))
+
+    def head(self, stream: Tensor) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of (a part of) the stream after the last layer; each position stands for itself."""
+        shape = (stream.shape[self.stack.batch_axis], stream.shape[self.stack.position_axis])
+        tokens = torch.zeros(shape, dtype=torch.long, device=stream.device)
+        last = len(self.stack) - 1
+
+        def stub(index: int) -> Callable:
+            interface = self.stack.interfaces[index]
+
+            def forward(*args, **kwargs):
+                given = stream if index == last else interface.stream_in(args, kwargs)
+                return interface.output(given, args, kwargs)
+
+            return forward
+
+        with replaced_forwards((layer, stub(index)) for index, layer in enumerate(self.stack.layers)):
+            return self.module(input_ids=tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def forward(self, tokens: Int[Tensor, "batch position"], removed: frozenset[int] = frozenset()) -> Tensor:
+        """The stream after the last layer, walked by hand without the removed layers."""
+        recording = self.record(tokens)
+        stream = recording.entering
+        for index in range(len(self.stack)):
+            if index not in removed:
+                stream = self.step(recording, index, stream)
+        return stream
+
+    @torch.no_grad()
+    def faithful(self) -> bool:
+        """Whether replay equals the plain forward and removal by replay equals removal inside the forward.
+
+        It does not for models with state across layers or operations between them; those are run whole instead.
+        """
+        tokens = dry_tokens(self.module.get_input_embeddings().weight.shape[0]).to(self.module.device)
+        try:
+            return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0}), frozenset({len(self.stack) // 2})))
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+
+    def _agrees(self, tokens: Tensor, removed: frozenset[int]) -> bool:
+        with bypass(self.stack, removed):
+            plain = self.module(input_ids=tokens, use_cache=False).logits.float()
+        stream = self.forward(tokens, removed)
+        half = tokens.shape[1] // 2
+        parts = [stream.narrow(self.stack.position_axis, start, size) for start, size in ((0, half), (half, tokens.shape[1] - half))]
+        replayed = torch.cat([self.head(part) for part in parts], dim=1).float()
+        return replayed.shape == plain.shape and bool((plain - replayed).abs().max() <= CLOSE * plain.abs().max())

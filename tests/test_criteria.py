@@ -1,0 +1,292 @@
+"""Every criterion against a literal transcription of its paper's formula: plain loops, plain forwards, plain autograd.
+
+The transcriptions (upper half) share nothing with the package; tokens come in several batches.
+"""
+
+import copy
+import math
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from transformers import AutoModelForCausalLM
+
+from shallower import Calibration, UserError, drop, methods, prune, score
+from shallower.anatomy.model import Model
+from shallower.walk import backward, forward, losses
+from shallower.walk.gather import DATA, gather
+from shallower.walk.replay import Replay
+from shallower.walk.sums import Sums
+
+FAMILIES = ("llama", "gpt2", "qwen3_moe", "gemma2")  # plain; Conv1D and LayerNorm biases; experts; mixed masks
+TOKENS = zoo.tokens(batch=5, length=20)
+CLOSE = 1e-5
+
+# ---------------------------------------------------------------- the formulas
+
+
+@cache
+def plain(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def blocks(model):
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+
+
+def without(model, removed):
+    """A copy whose list of layers is shorter."""
+    model = copy.deepcopy(model)
+    for index in sorted(removed, reverse=True):
+        del blocks(model)[index]
+        if getattr(model.config, "layer_types", None):
+            model.config.layer_types = [kind for i, kind in enumerate(model.config.layer_types) if i != index]
+    return model
+
+
+def nll(model, tokens):
+    """Σ over samples and positions of -log p(next token)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for sample in tokens:
+        logits = model(input_ids=sample[None], use_cache=False).logits[0].double()
+        for place in range(len(sample) - 1):
+            total = total - logits[place].log_softmax(-1)[sample[place + 1]]
+    return total
+
+
+def predicted(tokens) -> int:
+    return len(tokens) * (tokens.shape[1] - 1)
+
+
+def streams(model, tokens):
+    """h_0 … h_N as arrays (sample, position, feature): what enters the first layer, then what leaves each layer."""
+    found, handles = [], []
+
+    def first(_, args, kwargs):
+        found.append(args[0] if args else kwargs["hidden_states"])
+
+    def leaving(_, args, output):
+        found.append(output if torch.is_tensor(output) else output[0])
+
+    handles.append(blocks(model)[0].register_forward_pre_hook(first, with_kwargs=True))
+    handles += [layer.register_forward_hook(leaving) for layer in blocks(model)]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [stream.numpy().astype(np.float64) for stream in found]
+
+
+def cosine(a, b) -> float:
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def magnitude(model, tokens):
+    """I(n) = Σ_k Σ_ij |W_ij|"""
+    return [sum(np.abs(weight.detach().numpy().astype(np.float64)).sum() for weight in layer.parameters()) for layer in blocks(model)]
+
+
+def taylor(model, tokens, outer=torch.abs, inner=lambda product: product):
+    """I(n) = Σ_k Σ_ij | Σ_b W_ij · ∂L_b/∂W_ij |, Σ_b L_b the mean NLL; batches of 2, 2 and 1 samples."""
+    products = [{} for _ in blocks(model)]
+    for batch in (tokens[:2], tokens[2:4], tokens[4:]):
+        model.zero_grad()
+        (nll(model, batch) / predicted(tokens)).backward()
+        for total, layer in zip(products, blocks(model), strict=True):
+            for k, weight in layer.named_parameters():
+                total[k] = total.get(k, 0) + inner(weight.detach().double() * weight.grad.double())
+    model.zero_grad()
+    return [sum(float(outer(product).sum()) for product in total.values()) for total in products]
+
+
+@torch.no_grad()
+def perplexity(model, tokens):
+    """I(n) = exp(mean NLL of the model without layer n)"""
+    return [math.exp(nll(without(model, [n]), tokens) / predicted(tokens)) for n in range(len(blocks(model)))]
+
+
+def block_influence(model, tokens):
+    """BI(n) = 1 - E_tokens cos(h_n, h_{n+1})"""
+    h = streams(model, tokens)
+    places = [(i, j) for i in range(tokens.shape[0]) for j in range(tokens.shape[1])]
+    return [1 - sum(cosine(h[n][i, j], h[n + 1][i, j]) for i, j in places) / len(places) for n in range(len(h) - 1)]
+
+
+def angular_windows(model, tokens):
+    """windows[n-1][s] = E_samples arccos(cos(h_s, h_{s+n})) / π at the last position"""
+    h = streams(model, tokens)
+    last = len(h) - 1
+
+    def run(s, n):
+        return sum(math.acos(cosine(h[s][i, -1], h[s + n][i, -1])) / math.pi for i in range(len(tokens))) / len(tokens)
+
+    return [[run(s, n) for s in range(last - n + 1)] for n in range(1, last)]
+
+
+def angular(model, tokens):
+    return angular_windows(model, tokens)[0]
+
+
+def random_(model, tokens, seed=1234):
+    return [random.Random(f"{seed}:{n}").random() for n in range(len(blocks(model)))]
+
+
+FORMULAS = {
+    "angular": angular,
+    "block_influence": block_influence,
+    "magnitude": magnitude,
+    "perplexity": perplexity,
+    "random": random_,
+    "taylor": taylor,
+}
+
+# ---------------------------------------------------------------- the package
+
+
+@cache
+def opened(folder) -> Model:
+    return Model(folder, device="cpu")
+
+
+def found(criterion: str, model: Model, tokens=TOKENS, removed=()):
+    method = methods.find("criteria", criterion)
+    return gather(method, model, tokens, settings=methods.configure(method, {}), removed=tuple(removed))
+
+
+def values(criterion: str, model: Model, **options) -> list[float]:
+    return list(found(criterion, model, **options).scores.values())
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """``rows(n)``: walk in batches of n samples."""
+
+    def cut(count: int) -> None:
+        for module in (losses, backward, forward):
+            monkeypatch.setattr(module, "batches", lambda tokens, device: list(tokens.to(device).split(count)))
+
+    return cut
+
+
+each_criterion = pytest.mark.parametrize("criterion", methods.names("criteria"))
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def test_every_criterion_is_transcribed() -> None:
+    assert set(FORMULAS) == set(methods.names("criteria"))
+
+
+@each_criterion
+@each_family
+def test_equals_the_formula(criterion, name, saved, rows) -> None:
+    rows(2)
+    wanted = FORMULAS[criterion](plain(saved(name)), TOKENS)
+    got = found(criterion, opened(saved(name)))
+    assert list(got.scores) == list(range(zoo.LAYERS))
+    assert list(got.scores.values()) == pytest.approx(wanted, rel=CLOSE)
+    assert len({round(value, 4) for value in wanted}) == zoo.LAYERS  # the formula tells the layers apart
+
+
+@each_family
+def test_every_angular_window_equals_the_formula(name, saved, rows) -> None:
+    rows(2)
+    wanted, got = angular_windows(plain(saved(name)), TOKENS), found("angular", opened(saved(name))).windows
+    assert [len(runs) for runs in got] == list(range(zoo.LAYERS, 1, -1))
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours == pytest.approx(theirs, rel=CLOSE)
+
+
+def test_taylor_takes_the_absolute_value_after_the_sum_over_batches(saved, rows) -> None:
+    rows(2)
+    model = plain(saved("llama"))
+    per_batch = taylor(model, TOKENS, inner=torch.abs)
+    assert all(late < 0.99 * early for late, early in zip(values("taylor", opened(saved("llama"))), per_batch, strict=True))
+
+
+@each_criterion
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_split_equals_merged(criterion, name, saved, rows, monkeypatch) -> None:
+    model = opened(saved(name))
+    merged = values(criterion, model)
+    for count in (1, 3):
+        rows(count)
+        assert values(criterion, model) == pytest.approx(merged, rel=CLOSE)
+    monkeypatch.setattr(losses, "LOGIT_BYTES", 4 * zoo.VOCAB * 7)  # 7 of 19 positions at a time
+    assert values(criterion, model) == pytest.approx(merged, rel=CLOSE)
+
+
+@each_criterion
+@pytest.mark.parametrize("removed", [(), (1, 4)])
+@each_family
+def test_whole_forwards_equal_replay(criterion, removed, name, saved, rows, monkeypatch) -> None:
+    rows(2)
+    wanted = found(criterion, opened(saved(name)), removed=removed).scores
+    monkeypatch.setattr(Replay, "faithful", lambda self: False)
+    whole = Model(saved(name), device="cpu")
+    assert found(criterion, whole, removed=removed).scores == pytest.approx(wanted, rel=CLOSE)
+    assert losses.replay_of(whole) is None and losses.replay_of(opened(saved(name))) is not None
+
+
+@each_family
+def test_scores_without_layers_equal_those_of_the_pruned_model(name, saved, tmp_path) -> None:
+    removed = (1, 4)
+    prune(saved(name), drop(saved(name), removed), out=tmp_path / "pruned", verify=False)
+    physical = Model(tmp_path / "pruned", device="cpu")
+    for criterion in set(methods.names("criteria")) - {"random"}:  # random follows the layer's number in the given model
+        virtual = found(criterion, opened(saved(name)), removed=removed).scores
+        assert list(virtual) == [0, 2, 3, 5, 6, 7], criterion
+        assert list(virtual.values()) == pytest.approx(values(criterion, physical), rel=CLOSE), criterion
+
+
+@each_criterion
+def test_the_model_stays_as_it_was(criterion, saved) -> None:
+    model = opened(saved("gpt2"))
+    found(criterion, model, removed=(2,))
+    with torch.no_grad():
+        wanted, got = (module(input_ids=TOKENS, use_cache=False).logits for module in (plain(saved("gpt2")), model.module))
+    assert torch.equal(wanted, got)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.module.parameters())
+    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.module.modules())
+
+
+@each_criterion
+def test_same_seed_same_scores(criterion, saved) -> None:
+    model = opened(saved("llama"))
+    first, again, other = (score(model, criterion=criterion, calibration=Calibration(samples=3, length=16, seed=seed)) for seed in (7, 7, 8))
+    assert first.scores == again.scores and first.windows == again.windows and first.calibration == again.calibration
+    if methods.find("criteria", criterion).EVIDENCE in DATA:
+        assert first.calibration.hash != other.calibration.hash
+    else:
+        assert first.calibration is None
+    assert (first.scores == other.scores) == (criterion == "magnitude")
+
+
+@each_criterion
+def test_score_is_gather_on_the_given_tokens(criterion, saved, tmp_path) -> None:
+    np.save(tmp_path / "tokens.npy", TOKENS.numpy())
+    got = score(saved("gpt2"), criterion=criterion, calibration=Calibration(tokens=str(tmp_path / "tokens.npy")))
+    wanted = found(criterion, opened(saved("gpt2")))
+    assert got.scores == list(wanted.scores.values()) and got.windows == wanted.windows and got.criterion == criterion
+
+
+@pytest.mark.parametrize("criterion", sorted(set(methods.names("criteria")) - {"random"}))
+def test_broken_weights_are_an_error(criterion, saved) -> None:
+    model = Model(saved("llama"), device="cpu")
+    model.stack.layers[3].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"layer \d|NaN"):
+        found(criterion, model)
+
+
+def test_sums_merge_by_adding() -> None:
+    one, two = (Sums.of({"total": torch.full((2,), value), "count": 3}) for value in (0.1, 0.2))
+    merged = Sums()
+    for part in (one, two):
+        merged += part
+    assert merged["total"].dtype == merged["count"].dtype == torch.float64
+    assert merged["total"].tolist() == pytest.approx([0.3, 0.3]) and merged["count"] == 6
+    assert one["count"] == 3  # the parts stay
+    with pytest.raises(AssertionError, match="other"):
+        merged += Sums.of({"other": 1.0})

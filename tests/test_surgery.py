@@ -1,0 +1,182 @@
+"""Files: shards, dtypes, tied heads, GGUF, prediction layers; the proof fails when it should; random configs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import zoo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from shallower import UserError, drop, prune, surgery
+from shallower.files import read_header, read_index
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(None, "5GB"), ("200KB", "5GB"), (None, "200KB"), ("200KB", "150KB")])
+def test_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
+    source = zoo.save("llama", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
+    pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
+    assert pruned.verified["logits"] == "bit for bit"
+    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert (len(shards) > 1) == (outputs != "5GB")
+    tensors = read_index(tmp_path / "out")
+    assert {entry.dtype for entry in tensors.values()} == {{torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
+    assert all(sum(item.bytes for item in read_header(path).values()) <= 200e3 for path in (tmp_path / "out").glob("model-*.safetensors"))
+
+
+@pytest.mark.parametrize("save_dtype", ["bf16", "fp16"])
+def test_save_dtype(save_dtype, saved, tmp_path) -> None:
+    source = saved("llama")
+    pruned = prune(source, drop(source, (2,)), out=tmp_path / "out", save_dtype=save_dtype)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[save_dtype]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    wanted = AutoModelForCausalLM.from_pretrained(source, dtype=kind).state_dict()
+    assert loaded.dtype == kind
+    assert pruned.verified["logits"] == "bit for bit"
+    assert torch.equal(loaded.state_dict()["model.layers.2.mlp.up_proj.weight"], wanted["model.layers.3.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama+tied", True)])
+def test_heads(name, tied, saved, tmp_path) -> None:
+    prune(saved(name), drop(saved(name), (0,)), out=tmp_path / "out")
+    assert ("lm_head.weight" in read_index(tmp_path / "out")) is not tied
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+
+
+def test_side_files_are_carried(saved, tmp_path) -> None:
+    source = shutil.copytree(saved("llama"), tmp_path / "in")
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (source / "generation_config.json").write_text('{"max_new_tokens": 7, "temperature": 0.3, "do_sample": true}')
+    (source / "LICENSE").write_text("terms")
+    (source / "pytorch_model.bin").write_bytes(b"no")
+    (source / "README.md").write_text("the card of the unpruned model")
+    prune(source, drop(source, (3,)), out=tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"chat_template.jinja", "LICENSE", "tokenizer.json", "tokenizer_config.json", "shallower.json"} <= names
+    assert not {"pytorch_model.bin", "README.md"} & names
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.max_new_tokens == 7
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages[0].content }}"
+
+
+def test_stored_tensors_are_the_same_bytes(saved, tmp_path) -> None:
+    source = saved("llama")
+    prune(source, drop(source, (0, 3, 5)), out=tmp_path / "out")
+    old, new = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for position, index in enumerate((1, 2, 4, 6, 7)):
+        assert torch.equal(new[f"model.layers.{position}.mlp.gate_proj.weight"], old[f"model.layers.{index}.mlp.gate_proj.weight"])
+    assert (read_header(tmp_path / "out" / "model.safetensors")["lm_head.weight"].start) % 8 == 0
+
+
+def test_prediction_layers_after_the_stack_are_left_out(saved, tmp_path) -> None:
+    """Published DeepSeek-V3 files hold a prediction layer numbered after the last; its number would clash."""
+    source = shutil.copytree(saved("deepseek_v3"), tmp_path / "in")
+    tensors = load_file(source / "model.safetensors")
+    tensors |= {name.replace("layers.7.", "layers.8."): value.clone() for name, value in tensors.items() if "layers.7." in name}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    pruned = prune(source, drop(source, (4,)), out=tmp_path / "out")
+    assert any("prediction" in change for change in pruned.config_changes)
+    assert not any(".layers.7." in name or ".layers.8." in name for name in read_index(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
+def test_layer_numbers_inside_a_quantisation_config() -> None:
+    value = {"ignore": ["lm_head", "model.layers.2.mlp.gate", "model.layers.1.mlp.gate"], "modules": {"model.layers.3": 8}}
+    assert surgery._renumber(value, [0, 2, 3]) == {"ignore": ["lm_head", "model.layers.1.mlp.gate"], "modules": {"model.layers.2": 8}}
+
+
+def test_pruning_twice_carries_the_map_to_the_ancestor(saved, tmp_path) -> None:
+    prune(saved("llama"), drop(saved("llama"), (1, 4)), out=tmp_path / "one")
+    prune(tmp_path / "one", drop(tmp_path / "one", (0, 2)), out=tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "shallower.json").read_text())["original"] == [2, 5, 6, 7]
+
+
+def test_a_wrong_file_is_not_accepted(saved, tmp_path, monkeypatch) -> None:
+    """The proof is not a formality: with two layers swapped in the file nothing is left at the target."""
+    honest = surgery.rename
+
+    def swapped(*args):
+        renaming = honest(*args)
+        names = renaming.sources
+        for name in [name for name in names if ".layers.1." in name]:
+            other = name.replace(".layers.1.", ".layers.2.")
+            names[name], names[other] = names[other], names[name]
+        return renaming
+
+    monkeypatch.setattr(surgery, "rename", swapped)
+    with pytest.raises(UserError, match="not the intended one"):
+        prune(saved("llama"), drop(saved("llama"), (4,)), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_weight_is_not_accepted(saved, tmp_path, monkeypatch) -> None:
+    honest = surgery.rename
+
+    def lossy(*args):
+        renaming = honest(*args)
+        del renaming.sources["model.layers.3.mlp.up_proj.weight"]
+        return renaming
+
+    monkeypatch.setattr(surgery, "rename", lossy)
+    with pytest.raises(UserError, match="lacks weights"):
+        prune(saved("llama"), drop(saved("llama"), (4,)), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_config_is_not_accepted(saved, tmp_path, monkeypatch) -> None:
+    honest = surgery.write_config
+
+    def changed(*args):
+        honest(*args)
+        path = args[4] / "config.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"rms_norm_eps": 0.1}))
+
+    monkeypatch.setattr(surgery, "write_config", changed)
+    with pytest.raises(UserError, match="not the intended one"):
+        prune(saved("llama"), drop(saved("llama"), (4,)), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_control_speaks_before_the_pruned_model(saved, tmp_path) -> None:
+    """A model that is broken before pruning is named as such."""
+    source = shutil.copytree(saved("llama"), tmp_path / "in")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.6.mlp.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"in lacks weights when loaded.*layers\.6\.mlp\.up_proj"):
+        prune(source, drop(source, (4,)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_configs_and_removals(data, tmp_path_factory) -> None:
+    layers = data.draw(st.integers(2, 6), label="layers")
+    kv_heads = data.draw(st.sampled_from([1, 2, 4]), label="kv heads")
+    config = LlamaConfig(
+        vocab_size=data.draw(st.sampled_from([96, 512]), label="vocabulary"),
+        hidden_size=16 * data.draw(st.integers(1, 3), label="hidden / 16") * 4,
+        intermediate_size=data.draw(st.integers(8, 80), label="intermediate"),
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=128,
+        tie_word_embeddings=data.draw(st.booleans(), label="tied"),
+        attention_bias=data.draw(st.booleans(), label="bias"),
+    )
+    removed = data.draw(st.sets(st.integers(0, layers - 1), min_size=1, max_size=layers - 1), label="removed")
+    folder = tmp_path_factory.mktemp("random")
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        zoo.randomise(model, data.draw(st.integers(0, 99), label="seed"))
+    model.save_pretrained(folder / "in")
+    pruned = prune(folder / "in", drop(folder / "in", sorted(removed)), out=folder / "out")
+    assert pruned.verified["logits"] == "bit for bit"
+    with safe_open(folder / "out" / "model.safetensors", "pt") as file:
+        assert len({name.split(".")[2] for name in file.keys() if ".layers." in name}) == layers - len(removed)  # noqa: SIM118

@@ -1,0 +1,296 @@
+"""Tiny random causal LMs of many families, a tiny tokenizer, and plain checkpoint folders for the tests.
+
+Every model has 8 layers (so patterns of period 2, 3, 4 and 6 show), fp32, eval mode, and the same weights every time.
+Rule fields are set awkwardly on purpose: mixed layer types, dense layers first, every second layer sparse.
+"""
+
+import copy
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+LAYERS = 8
+VOCAB = 512
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3
+REMOVALS = ((2,), (1, 4), (0, 3, 5))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model to try: how to build it, what to remove, and what the pruned checkpoint should be.
+
+    expect: "exact" (same logits as bypassing the layers), "refused", or "either" (exact or refused, never wrong).
+    """
+
+    name: str
+    build: Callable[[], PreTrainedModel]
+    removals: tuple[tuple[int, ...], ...] = REMOVALS
+    expect: str = "exact"
+    note: str = ""
+
+
+# ---------------------------------------------------------------- configs
+
+# Wanted sizes, under every name a config class may give them; each class takes those it knows.
+SMALL = {
+    "vocab_size": VOCAB,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "max_position_embeddings": 256,
+    "num_hidden_layers": LAYERS,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    # feed-forward
+    "intermediate_size": 96,
+    "intermediate_size_mlp": 96,
+    "ffn_dim": 96,
+    "ffn_hidden_size": 96,
+    "n_inner": 96,
+    # experts
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+    # latent attention
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    # recurrent layers
+    "state_size": 8,
+    "mamba_d_state": 8,
+    "use_mamba_kernels": False,
+}
+
+
+def shrink(model_type: str, **overrides) -> PreTrainedConfig:
+    """The tiny config of a model type: SMALL where the class has the field, then the overrides."""
+    cls = CONFIG_MAPPING[model_type]
+    known = {field.name for field in fields(cls)} | set(cls.attribute_map)
+    if "text_config" in known:
+        overrides["text_config"] = shrink(f"{model_type}_text").to_dict()
+    return AutoConfig.for_model(model_type, **{k: v for k, v in SMALL.items() if k in known} | overrides)
+
+
+# ---------------------------------------------------------------- models
+
+
+def randomise(model: PreTrainedModel, seed: int) -> None:
+    """Draw every matrix anew and shake every vector, so that each layer matters and no two are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    seen = set()
+    for tensor in model.state_dict().values():  # parameters and saved buffers, shared ones several times
+        if not tensor.is_floating_point() or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() >= 2:
+            tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
+        else:  # norms (about 1, or 0 where the code adds 1), biases, router corrections
+            tensor.add_(noise, alpha=0.1)
+
+
+def _build(name: str, config: dict) -> PreTrainedModel:
+    seed = zlib.crc32(name.encode())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)  # a few constructors draw vectors
+        model = AutoModelForCausalLM.from_config(shrink(name.partition("+")[0], **config), dtype=torch.float32)
+        randomise(model, seed)
+    return model.eval()
+
+
+def _family(name: str, removals=REMOVALS, expect: str = "exact", note: str = "", **config) -> Family:
+    return Family(name, partial(_build, name, config), removals, expect, note)
+
+
+def _every(period: int, special: str, other: str) -> list[str]:
+    """Layer types with `special` as the last of each period."""
+    return [other if (i + 1) % period else special for i in range(LAYERS)]
+
+
+_JAMBA = {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        # dense, all layers alike
+        _family("llama"),
+        _family("llama+tied", tie_word_embeddings=True),
+        _family("mistral"),
+        _family("qwen3"),
+        _family("phi3"),
+        _family("phi"),
+        _family("stablelm"),
+        _family("starcoder2"),
+        _family("olmo2"),
+        _family(
+            "granite", embedding_multiplier=2.0, attention_multiplier=0.25, residual_multiplier=0.5, logits_scaling=2.0
+        ),
+        # older layouts: other names, layers that return tuples
+        _family("gpt2"),
+        _family("gpt_neox"),
+        _family("gptj", rotary_dim=8),
+        _family("opt"),
+        _family("bloom"),
+        _family("falcon"),
+        # mixed attention, lists of layer types
+        _family("qwen2", use_sliding_window=True, layer_types=_every(3, "full_attention", "sliding_attention")),
+        _family("gemma2"),
+        _family("gemma3_text"),
+        _family("gemma3", vision_config=_VISION, mm_tokens_per_image=4, note="multimodal wrapper of gemma3_text"),
+        _family("smollm3", note="no rope in every 4th layer"),
+        _family("cohere2", logit_scale=1.0),
+        _family(
+            "modernbert-decoder",
+            removals=((2,), (1, 4), (3, 5)),
+            local_attention=16,
+            note="see modernbert-decoder+first",
+        ),
+        _family(
+            "modernbert-decoder+first",
+            removals=((0, 3, 5), (0,)),
+            expect="refused",
+            local_attention=16,
+            note="layer 0 has no attn_norm, so no other layer can be first",
+        ),
+        # experts
+        _family("mixtral"),
+        _family("qwen3_moe"),
+        _family("qwen3_moe+sparse_step", decoder_sparse_step=2),
+        _family("qwen2_moe+sparse_step", decoder_sparse_step=2),
+        _family("deepseek_v3", num_key_value_heads=4, first_k_dense_replace=2, n_group=2, topk_group=1),
+        _family(
+            "llama4_text",
+            interleave_moe_layer_step=2,
+            num_experts_per_tok=1,
+            attention_chunk_size=8,
+            floor_scale=8,
+            note="moe_layers is a list of indices",
+        ),
+        _family("gpt_oss"),
+        # recurrent layers
+        _family("mamba"),
+        _family("lfm2", layer_types=_every(3, "full_attention", "conv"), block_auto_adjust_ff_dim=False),
+        _family("recurrent_gemma", lru_width=64, note="block_types is cycled: recurrent, recurrent, attention"),
+        _family(
+            "qwen3_next",
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            decoder_sparse_step=2,
+        ),
+        _family(
+            "jamba", removals=((2,), (1, 4)), expect="refused", note="periods only, and what is kept has none", **_JAMBA
+        ),
+        _family("jamba+period", removals=((4, 5, 6, 7), (0, 1, 2, 3)), note="one whole period removed", **_JAMBA),
+        # constants that depend on the depth or on the layer's index
+        _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
+        _family("diffllama", expect="refused", note="lambda_init depends on the layer's index"),
+        # state or weights shared across layers
+        _family(
+            "gemma3n_text",
+            expect="refused",
+            layer_types=_every(3, "full_attention", "sliding_attention"),
+            vocab_size_per_layer_input=VOCAB,
+            hidden_size_per_layer_input=8,
+            laurel_rank=8,
+            altup_num_inputs=3,
+            num_kv_shared_layers=2,
+            note="per-layer embeddings outside the layers, keys and values shared by layers",
+        ),
+        _family(
+            "zamba2",
+            expect="either",
+            layers_block_type=_every(3, "hybrid", "linear_attention"),
+            head_dim=32,
+            num_key_value_heads=4,
+            n_mamba_heads=8,
+            chunk_size=8,
+            adapter_rank=8,
+            note="layers 2 and 5 share one attention block; naive removal is exact for (1, 4) only",
+        ),
+    )
+}
+
+
+# ---------------------------------------------------------------- tokenizer, data, checkpoints
+
+_SENTENCES = """\
+The quick brown fox jumps over the lazy dog, and the dog does not even open one eye.
+She opened the old wooden door, looked around the empty room, and asked whether anybody was still there.
+In 1969, after 8 years of work, three men flew to the moon; two of them walked on it for 21 hours.
+A small model with fewer layers answers faster, but which of its layers can be removed without harm?
+"What would you like for dinner?" he said. "Bread, cheese, and a little soup," they answered together.
+Water boils at 100 degrees where the air is thick, and at less where the mountains are high.
+def remove(layers, index): return [layer for i, layer in enumerate(layers) if i != index]
+The committee will meet again on Thursday to discuss the report, the budget, and other questions.
+It was raining when we left the station, so we waited under the bridge until the storm had passed.
+Every number that is greater than one is either a prime or a product of several primes.
+"""
+
+
+def tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab` (260 or more) entries; it adds no special tokens by itself."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab < len(alphabet) + len(SPECIAL):
+        raise ValueError(f"byte-level BPE needs {len(alphabet) + len(SPECIAL)} entries, not {vocab}")
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    backend.train_from_iterator(_SENTENCES.splitlines(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def tokens(batch: int = 2, length: int = 24, vocab: int = VOCAB, seed: int = 0) -> torch.LongTensor:
+    """Random token ids without special tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(len(SPECIAL), vocab, (batch, length), generator=generator)
+
+
+def save(
+    name_or_model: str | PreTrainedModel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str | None = None,
+    with_tokenizer: bool = True,
+) -> Path:
+    """Write a plain checkpoint folder; a model that is passed in stays as it is."""
+    model = FAMILIES[name_or_model].build() if isinstance(name_or_model, str) else name_or_model
+    if dtype is not None:
+        model = copy.deepcopy(model).to(dtype)
+    model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+    if with_tokenizer:
+        tokenizer(model.get_input_embeddings().num_embeddings).save_pretrained(folder)
+    return Path(folder)
