@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 T = TypeVar("T")
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
 LOG_SECONDS = 10.0
@@ -39,9 +42,6 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def _bar(items, label, total):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
         yield from progress.track(items, total=total, description=label)

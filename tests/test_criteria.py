@@ -1,7 +1,4 @@
-"""Every criterion against a literal transcription of its paper's formula: plain loops, plain forwards, plain autograd.
-
-The transcriptions (upper half) share nothing with the package; tokens come in several batches.
-"""
+"""Every criterion against a literal transcription of its formula, which shares nothing with the package (first half)."""
 
 import copy
 import math
@@ -23,9 +20,8 @@ from shallower.walk.sums import Sums
 
 FAMILIES = ("llama", "gpt2", "qwen3_moe", "gemma2")  # plain; Conv1D and LayerNorm biases; experts; mixed masks
 TOKENS = zoo.tokens(batch=5, length=20)
+PREDICTIONS = 5 * 19
 CLOSE = 1e-5
-
-# ---------------------------------------------------------------- the formulas
 
 
 @cache
@@ -37,42 +33,34 @@ def blocks(model):
     return model.transformer.h if hasattr(model, "transformer") else model.model.layers
 
 
-def without(model, removed):
-    """A copy whose list of layers is shorter."""
+def without(model, index):
+    """A copy whose list of layers is shorter by one."""
     model = copy.deepcopy(model)
-    for index in sorted(removed, reverse=True):
-        del blocks(model)[index]
-        if getattr(model.config, "layer_types", None):
-            model.config.layer_types = [kind for i, kind in enumerate(model.config.layer_types) if i != index]
+    del blocks(model)[index]
+    if getattr(model.config, "layer_types", None):
+        del model.config.layer_types[index]
     return model
 
 
 def nll(model, tokens):
-    """Σ over samples and positions of -log p(next token)."""
+    """Σ over samples and positions of -log p(next token), as a share of all predictions of TOKENS."""
     total = torch.zeros((), dtype=torch.float64)
     for sample in tokens:
         logits = model(input_ids=sample[None], use_cache=False).logits[0].double()
         for place in range(len(sample) - 1):
             total = total - logits[place].log_softmax(-1)[sample[place + 1]]
-    return total
-
-
-def predicted(tokens) -> int:
-    return len(tokens) * (tokens.shape[1] - 1)
+    return total / PREDICTIONS
 
 
 def streams(model, tokens):
     """h_0 … h_N as arrays (sample, position, feature): what enters the first layer, then what leaves each layer."""
-    found, handles = [], []
+    found = []
 
-    def first(_, args, kwargs):
-        found.append(args[0] if args else kwargs["hidden_states"])
+    def note(_, __, stream):
+        found.append(stream if torch.is_tensor(stream) else stream[0])
 
-    def leaving(_, args, output):
-        found.append(output if torch.is_tensor(output) else output[0])
-
-    handles.append(blocks(model)[0].register_forward_pre_hook(first, with_kwargs=True))
-    handles += [layer.register_forward_hook(leaving) for layer in blocks(model)]
+    handles = [blocks(model)[0].register_forward_pre_hook(lambda layer, args: note(layer, None, args))]
+    handles += [layer.register_forward_hook(note) for layer in blocks(model)]
     with torch.no_grad():
         model(input_ids=tokens, use_cache=False)
     for handle in handles:
@@ -89,61 +77,49 @@ def magnitude(model, tokens):
     return [sum(np.abs(weight.detach().numpy().astype(np.float64)).sum() for weight in layer.parameters()) for layer in blocks(model)]
 
 
-def taylor(model, tokens, outer=torch.abs, inner=lambda product: product):
+def taylor(model, tokens):
     """I(n) = Σ_k Σ_ij | Σ_b W_ij · ∂L_b/∂W_ij |, Σ_b L_b the mean NLL; batches of 2, 2 and 1 samples."""
     products = [{} for _ in blocks(model)]
     for batch in (tokens[:2], tokens[2:4], tokens[4:]):
         model.zero_grad()
-        (nll(model, batch) / predicted(tokens)).backward()
+        nll(model, batch).backward()
         for total, layer in zip(products, blocks(model), strict=True):
             for k, weight in layer.named_parameters():
-                total[k] = total.get(k, 0) + inner(weight.detach().double() * weight.grad.double())
-    model.zero_grad()
-    return [sum(float(outer(product).sum()) for product in total.values()) for total in products]
+                total[k] = total.get(k, 0) + weight.detach().double() * weight.grad.double()
+    return [sum(float(product.abs().sum()) for product in total.values()) for total in products]
 
 
 @torch.no_grad()
 def perplexity(model, tokens):
     """I(n) = exp(mean NLL of the model without layer n)"""
-    return [math.exp(nll(without(model, [n]), tokens) / predicted(tokens)) for n in range(len(blocks(model)))]
+    return [math.exp(nll(without(model, n), tokens)) for n in range(len(blocks(model)))]
 
 
 def block_influence(model, tokens):
     """BI(n) = 1 - E_tokens cos(h_n, h_{n+1})"""
     h = streams(model, tokens)
-    places = [(i, j) for i in range(tokens.shape[0]) for j in range(tokens.shape[1])]
-    return [1 - sum(cosine(h[n][i, j], h[n + 1][i, j]) for i, j in places) / len(places) for n in range(len(h) - 1)]
+    places = list(np.ndindex(*tokens.shape))
+    return [1 - sum(cosine(h[n][place], h[n + 1][place]) for place in places) / len(places) for n in range(len(h) - 1)]
 
 
 def angular_windows(model, tokens):
     """windows[n-1][s] = E_samples arccos(cos(h_s, h_{s+n})) / π at the last position"""
     h = streams(model, tokens)
-    last = len(h) - 1
 
     def run(s, n):
         return sum(math.acos(cosine(h[s][i, -1], h[s + n][i, -1])) / math.pi for i in range(len(tokens))) / len(tokens)
 
-    return [[run(s, n) for s in range(last - n + 1)] for n in range(1, last)]
-
-
-def angular(model, tokens):
-    return angular_windows(model, tokens)[0]
-
-
-def random_(model, tokens, seed=1234):
-    return [random.Random(f"{seed}:{n}").random() for n in range(len(blocks(model)))]
+    return [[run(s, n) for s in range(len(h) - n)] for n in range(1, len(h) - 1)]
 
 
 FORMULAS = {
-    "angular": angular,
+    "angular": lambda model, tokens: angular_windows(model, tokens)[0],
     "block_influence": block_influence,
     "magnitude": magnitude,
     "perplexity": perplexity,
-    "random": random_,
+    "random": lambda model, tokens: [random.Random(f"1234:{n}").random() for n in range(len(blocks(model)))],
     "taylor": taylor,
 }
-
-# ---------------------------------------------------------------- the package
 
 
 @cache
@@ -193,17 +169,9 @@ def test_equals_the_formula(criterion, name, saved, rows) -> None:
 @each_family
 def test_every_angular_window_equals_the_formula(name, saved, rows) -> None:
     rows(2)
-    wanted, got = angular_windows(plain(saved(name)), TOKENS), found("angular", opened(saved(name))).windows
-    assert [len(runs) for runs in got] == list(range(zoo.LAYERS, 1, -1))
-    for ours, theirs in zip(got, wanted, strict=True):
+    got = found("angular", opened(saved(name))).windows
+    for ours, theirs in zip(got, angular_windows(plain(saved(name)), TOKENS), strict=True):
         assert ours == pytest.approx(theirs, rel=CLOSE)
-
-
-def test_taylor_takes_the_absolute_value_after_the_sum_over_batches(saved, rows) -> None:
-    rows(2)
-    model = plain(saved("llama"))
-    per_batch = taylor(model, TOKENS, inner=torch.abs)
-    assert all(late < 0.99 * early for late, early in zip(values("taylor", opened(saved("llama"))), per_batch, strict=True))
 
 
 @each_criterion
@@ -211,11 +179,10 @@ def test_taylor_takes_the_absolute_value_after_the_sum_over_batches(saved, rows)
 def test_split_equals_merged(criterion, name, saved, rows, monkeypatch) -> None:
     model = opened(saved(name))
     merged = values(criterion, model)
-    for count in (1, 3):
+    for count, bytes_ in ((1, losses.LOGIT_BYTES), (3, losses.LOGIT_BYTES), (3, 4 * zoo.VOCAB * 7)):  # last: logits of 7 places
         rows(count)
+        monkeypatch.setattr(losses, "LOGIT_BYTES", bytes_)
         assert values(criterion, model) == pytest.approx(merged, rel=CLOSE)
-    monkeypatch.setattr(losses, "LOGIT_BYTES", 4 * zoo.VOCAB * 7)  # 7 of 19 positions at a time
-    assert values(criterion, model) == pytest.approx(merged, rel=CLOSE)
 
 
 @each_criterion
@@ -227,7 +194,7 @@ def test_whole_forwards_equal_replay(criterion, removed, name, saved, rows, monk
     monkeypatch.setattr(Replay, "faithful", lambda self: False)
     whole = Model(saved(name), device="cpu")
     assert found(criterion, whole, removed=removed).scores == pytest.approx(wanted, rel=CLOSE)
-    assert losses.replay_of(whole) is None and losses.replay_of(opened(saved(name))) is not None
+    assert [losses.replay_of(model) is None for model in (whole, opened(saved(name)))] == [True, False]
 
 
 @each_family
@@ -235,7 +202,7 @@ def test_scores_without_layers_equal_those_of_the_pruned_model(name, saved, tmp_
     removed = (1, 4)
     prune(saved(name), drop(saved(name), removed), out=tmp_path / "pruned", verify=False)
     physical = Model(tmp_path / "pruned", device="cpu")
-    for criterion in set(methods.names("criteria")) - {"random"}:  # random follows the layer's number in the given model
+    for criterion in set(FORMULAS) - {"random"}:  # random follows the layer's number in the given model
         virtual = found(criterion, opened(saved(name)), removed=removed).scores
         assert list(virtual) == [0, 2, 3, 5, 6, 7], criterion
         assert list(virtual.values()) == pytest.approx(values(criterion, physical), rel=CLOSE), criterion
@@ -255,12 +222,11 @@ def test_the_model_stays_as_it_was(criterion, saved) -> None:
 @each_criterion
 def test_same_seed_same_scores(criterion, saved) -> None:
     model = opened(saved("llama"))
-    first, again, other = (score(model, criterion=criterion, calibration=Calibration(samples=3, length=16, seed=seed)) for seed in (7, 7, 8))
-    assert first.scores == again.scores and first.windows == again.windows and first.calibration == again.calibration
-    if methods.find("criteria", criterion).EVIDENCE in DATA:
-        assert first.calibration.hash != other.calibration.hash
-    else:
-        assert first.calibration is None
+    given = (Calibration(samples=3, length=16, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (score(model, criterion=criterion, calibration=calibration) for calibration in given)
+    assert (first.scores, first.windows, first.calibration) == (again.scores, again.windows, again.calibration)
+    needs = methods.find("criteria", criterion).EVIDENCE in DATA
+    assert first.calibration.hash != other.calibration.hash if needs else first.calibration is None
     assert (first.scores == other.scores) == (criterion == "magnitude")
 
 
@@ -269,15 +235,27 @@ def test_score_is_gather_on_the_given_tokens(criterion, saved, tmp_path) -> None
     np.save(tmp_path / "tokens.npy", TOKENS.numpy())
     got = score(saved("gpt2"), criterion=criterion, calibration=Calibration(tokens=str(tmp_path / "tokens.npy")))
     wanted = found(criterion, opened(saved("gpt2")))
-    assert got.scores == list(wanted.scores.values()) and got.windows == wanted.windows and got.criterion == criterion
+    assert (got.criterion, got.scores, got.windows) == (criterion, list(wanted.scores.values()), wanted.windows)
 
 
-@pytest.mark.parametrize("criterion", sorted(set(methods.names("criteria")) - {"random"}))
+@pytest.mark.parametrize("criterion", sorted(set(FORMULAS) - {"random"}))
 def test_broken_weights_are_an_error(criterion, saved) -> None:
     model = Model(saved("llama"), device="cpu")
     model.stack.layers[3].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"layer \d|NaN"):
         found(criterion, model)
+
+
+@pytest.mark.xfail(strict=True, reason="replay counts a shared weight's gradient through one layer only, whole forwards through all")
+def test_taylor_of_weights_that_layers_share(saved) -> None:
+    wanted = taylor(plain(saved("zamba2")), TOKENS)  # layers 2 and 5 share a block
+    assert values("taylor", opened(saved("zamba2"))) == pytest.approx(wanted, rel=CLOSE)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="later layers look up keys that the removed one should have left")
+def test_a_layer_that_others_need_is_an_error(saved) -> None:
+    with pytest.raises(UserError):
+        found("perplexity", opened(saved("gemma3n_text")))
 
 
 def test_sums_merge_by_adding() -> None:
@@ -286,7 +264,7 @@ def test_sums_merge_by_adding() -> None:
     for part in (one, two):
         merged += part
     assert merged["total"].dtype == merged["count"].dtype == torch.float64
-    assert merged["total"].tolist() == pytest.approx([0.3, 0.3]) and merged["count"] == 6
-    assert one["count"] == 3  # the parts stay
+    assert merged["total"].tolist() == pytest.approx([0.3, 0.3])
+    assert (merged["count"], one["count"]) == (6, 3)  # the parts stay
     with pytest.raises(AssertionError, match="other"):
         merged += Sums.of({"other": 1.0})

@@ -21,7 +21,8 @@ from ..errors import Refusal
 from .fingerprint import difference, digest, layer_fingerprints, outside_shapes, same, shared_between_layers
 from .loading import Checkpoint, one_line, quiet
 
-NEAREST_SECONDS = 8.0
+OUTSIDE = "outside the layers"
+NEAREST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class ConfigSolver:
         outside = outside_shapes(model, self.stack_name)
         for name, shape in self.outside.items():
             if outside.get(name) != shape:
-                return f"{name} outside the layers has the shape {shape} and would need {outside.get(name)}"
+                return f"{name} {OUTSIDE} has the shape {shape} and would need {outside.get(name)}"
         return None
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
@@ -214,8 +215,8 @@ class ConfigSolver:
             field = f"the config field {' / '.join(self._rules())}" if self._rules() else "the model's config"
             why = f"{field} cannot describe the layers that stay ({why})"
         text = f"cannot remove layer{'s' * (len(removed) > 1)} {_listed(removed)}: {why}"
-        if not deep:
-            return text
+        if not deep or (isinstance(why, str) and OUTSIDE in why):
+            return text  # a table with a part per layer stands in the way of every removal
         legal = self._nearest(removed)
         return text + (f"; nearest legal removal: {_listed(legal)}" if legal else "; no legal removal of that size was found nearby")
 

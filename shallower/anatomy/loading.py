@@ -13,8 +13,11 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError
@@ -176,8 +179,6 @@ def _resolve(source: str, trust_remote_code: bool) -> Path:
 
 
 def _download(source: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_FILES + (["*.py"] if trust_remote_code else [])))
     except Exception as error:  # the Hub client raises many kinds: offline, gated, missing, rate limits
@@ -193,8 +194,6 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> PreTrain
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} is not readable ({one_line(error)}): download or save it again") from error
     if raw.get("auto_map") and not trust_remote_code:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
         if model_type not in CONFIG_MAPPING_NAMES:
             raise UserError(
                 f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code to run it"
@@ -209,8 +208,6 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> PreTrain
 
 
 def _check_decoder(source: str, config: PreTrainedConfig) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     if config.is_encoder_decoder:
         raise UserError(f"{source} ({config.model_type}) is an encoder-decoder; shallower works on decoders only")
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,0 +1,26 @@
+"""On a CUDA device: the same scores as on the CPU, and surgery proven there in bf16."""
+
+import pytest
+import torch
+import zoo
+
+import shallower
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "perplexity", "block_influence", "angular"])
+def test_scores_agree_with_the_cpu(criterion, saved) -> None:
+    on = {
+        device: shallower.score(saved("llama"), criterion=criterion, compute=shallower.Compute(device=device)).scores
+        for device in ("cpu", "cuda")
+    }
+    assert on["cuda"] == pytest.approx(on["cpu"], rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "gpt2"])
+def test_bf16_surgery(name, tmp_path) -> None:
+    source = zoo.save(name, tmp_path / "in", dtype=torch.bfloat16)
+    model = shallower.open_model(source, shallower.Compute(device="cuda"))
+    pruned = shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out")
+    assert pruned.verified["dtype"] == "bfloat16"
