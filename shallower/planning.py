@@ -88,20 +88,36 @@ def parameters_of(text: str) -> float:
         raise UserError(f"--target-params {text!r}: give a number such as 5.5B or 110M") from error
 
 
+def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) -> int:
+    """The number of layers to start with.
+
+    Raises:
+        UserError: more than may go, or less than half a layer.
+    """
+    most = min(len(allowed), record.layers - 1)
+    size = _wanted(amount, record, most)
+    if size > most:
+        raise UserError(
+            f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(allowed)} are protected, "
+            f"leave at most {most}; lower the amount, --keep-first or --keep-last"
+        )
+    return size
+
+
 def select_amount(selection: ModuleType, problem: Problem, amount: Amount, record: ModelRecord) -> Choice:
-    """Run the selection; for a parameter target, remove more until it is met."""
-    size = _wanted(amount, record, len(problem.allowed))
+    """Run the selection; for a parameter target, with more layers until it is met."""
+    size = check_amount(amount, record, problem.allowed)
     while True:
-        if size > len(problem.allowed):
-            raise UserError(
-                f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(problem.allowed)} are protected, "
-                f"leave at most {len(problem.allowed)}; lower the amount, --keep-first or --keep-last"
-            )
         choice = selection.select(replace(problem, amount=size))
         left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
         if amount.target_params is None or left <= amount.target_params:
             return choice
         size += 1
+        if size > min(len(problem.allowed), record.layers - 1):
+            raise UserError(
+                f"--target-params {amount.target_params:g} cannot be met: without {size - 1} layers "
+                f"{left} parameters are left, and no more may go; raise it, or lower --keep-first or --keep-last"
+            )
 
 
 def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
@@ -117,7 +133,7 @@ def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
     if amount.target_params >= record.parameters:
         raise UserError(f"--target-params {amount.target_params:g}: the model has {record.parameters} parameters already; give fewer")
     surplus = record.parameters - amount.target_params
-    return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most + 1)
+    return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most)
 
 
 def plan_of(

@@ -16,7 +16,7 @@ from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, Segments, perplexity, segments_of_text, segments_of_tokens
 from .files import check_free
 from .memory import Peak
-from .planning import Amount, Choosing, plan_of, protection, select_amount
+from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
 from .progress import say, track
 from .selection import Problem
 from .surgery import prune_files
@@ -135,40 +135,48 @@ def plan(
     started = time.monotonic()
     scores = _scores_of(source)
     model = None if scores else open_model(source, compute)
-    if model is None and (selection.NEEDS == "losses" or choosing.iterative):
-        given = "--iterative" if choosing.iterative else f"--selection {choosing.selection}"
-        raise UserError(f"{given} runs the model: give MODEL instead of scores")
-    if choosing.iterative and selection.NEEDS != "scores":
-        raise UserError(f"--iterative has no meaning for --selection {choosing.selection}; it goes with lowest")
-    if model is not None and selection.NEEDS == "scores":
-        scores = score(model, criterion=criterion, settings=settings, calibration=calibration)
+    _check_schedule(selection, choosing, model)
     record = scores.model if scores else model.record
     first, last = protection(record.layers, selection, choosing.keep_first, choosing.keep_last)
+    allowed = tuple(range(first, record.layers - last))
+    check_amount(amount, record, allowed)
+    if selection.NEEDS == "scores":
+        scores = scores or score(model, criterion=criterion, settings=settings, calibration=calibration)
+    else:
+        scores = None
     problem = Problem(
         layers=record.layers,
         amount=0,
-        allowed=tuple(range(first, record.layers - last)),
-        scores=scores.scores if scores and selection.NEEDS == "scores" else None,
-        windows=scores.windows if scores and selection.NEEDS == "scores" else None,
+        allowed=allowed,
+        scores=scores.scores if scores else None,
+        windows=scores.windows if scores else None,
         losses=_losses(model, calibration) if selection.NEEDS == "losses" else None,
         rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
         iterative=choosing.iterative,
         settings=own,
     )
     choice = select_amount(selection, problem, amount, record)
-    used = scores.calibration if problem.scores else _record_of(model, calibration) if problem.losses else None
-    result = plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace))
+    used = scores.calibration if scores else _record_of(model, calibration) if problem.losses else None
     result = replace(
-        result,
-        criterion=scores.criterion if problem.scores else None,
+        plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace)),
+        criterion=scores.criterion if scores else None,
         scores=problem.scores,
-        settings=(scores.settings if problem.scores else {}) | (vars(own) if own else {}),
+        settings=(scores.settings if scores else {}) | (vars(own) if own else {}),
         keep_first=first,
         keep_last=last,
         iterative=choosing.iterative,
         seconds=time.monotonic() - started,
     )
     return _kept(result, out)
+
+
+def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | None) -> None:
+    if choosing.iterative and not getattr(selection, "ITERATIVE", False):
+        able = [name for name in methods.names("selection") if getattr(methods.find("selection", name), "ITERATIVE", False)]
+        raise UserError(f"--iterative has no meaning for --selection {choosing.selection}; it goes with {', '.join(able)}")
+    if model is None and (selection.NEEDS == "losses" or choosing.iterative):
+        given = "--iterative" if choosing.iterative else f"--selection {choosing.selection}"
+        raise UserError(f"{given} runs the model: give MODEL instead of scores")
 
 
 def drop(model: Source, layers: Sequence[int], *, compute: Compute | None = None, out: str | Path | None = None) -> Plan:

@@ -15,8 +15,6 @@ from shallower import Amount, Calibration, Choosing, Plan, Scores, UserError, dr
 from shallower.artifacts import ModelRecord
 from shallower.selection import Problem, lowest, positional, window
 
-STRATEGIES = ("max-gap", "input", "output", "middle", "both")
-
 
 def scores_of(values, sizes=None, windows=None, rest: int = 50) -> Scores:
     """Scores of a model that need not exist: one value and one number of parameters per layer."""
@@ -44,7 +42,6 @@ def problem_of(case, **more) -> Problem:
     layers, first, last, amount = case
     allowed = tuple(range(first, layers - last))
     return Problem(layers, min(amount, len(allowed), layers - 1), allowed, **more)
-
 
 
 def test_lowest_takes_the_lowest_and_ties_go_to_the_earlier() -> None:
@@ -86,7 +83,6 @@ def test_iterative_is_refused_without_a_model_and_elsewhere(saved) -> None:
         plan(saved("llama"), amount=Amount(remove=1), choosing=Choosing("positional", iterative=True))
 
 
-
 @given(problems, st.randoms(use_true_random=False))
 def test_window_has_the_least_sum_of_all_runs(case, chance) -> None:
     values = [chance.random() for _ in range(case[0])]
@@ -106,47 +102,33 @@ def test_angular_window_is_the_run_with_the_smallest_angle(size, saved, calibrat
     assert (result.removed, result.trace) == (list(range(best, best + size)), [angles[best]])
 
 
-def test_angular_window_is_not_the_sum_of_angles() -> None:
-    windows = [[1.0, 1.0, 9.0, 9.0], [9.0, 9.0, 0.0], [9.0, 9.0]]
-    assert chosen(scores_of([1, 1, 9, 9], windows=windows), "window", remove=2).removed == [2, 3]
-    assert chosen(scores_of([1, 1, 9, 9]), "window", remove=2).removed == [0, 1]
-
-
-@pytest.mark.xfail(strict=True, reason="window ignores --iterative, and the plan says iterative all the same")
 def test_window_refuses_iterative(saved) -> None:
     with pytest.raises(UserError, match="iterative"):
         plan(saved("llama"), amount=Amount(remove=2), choosing=Choosing("window", iterative=True), criterion="magnitude")
 
 
-PUBLISHED = {  # N = 24, 12 removed
-    "max-gap": sorted(set(range(24)) - {round(23 * step / 11) for step in range(12)}),
-    "input": list(range(1, 13)),
-    "output": list(range(11, 23)),
-    "middle": list(range(6, 18)),
-    "both": [*range(1, 7), *range(17, 23)],
-}
+PUBLISHED = {"input": [*range(1, 13)], "output": [*range(11, 23)], "middle": [*range(6, 18)], "both": [*range(1, 7), *range(17, 23)]}
+PUBLISHED["max-gap"] = sorted(set(range(24)) - {round(23 * step / 11) for step in range(12)})  # N = 24, 12 removed
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", PUBLISHED)
 def test_positional_index_sets(strategy) -> None:
     result = chosen(scores_of([0] * 24), "positional", keep=(None, None), settings={"strategy": strategy}, remove=12)
     assert result.removed == PUBLISHED[strategy]
     assert (result.keep_first, result.keep_last, result.criterion, result.scores) == (1, 1, None, None)
 
 
-@pytest.mark.parametrize(("layers", "count", "settings", "removed"), [
-    (32, 16, {"strategy": "input"}, list(range(1, 17))),
-    (24, 5, {"strategy": "both"}, [1, 2, 3, 21, 22]),
-    (24, 12, {}, PUBLISHED["max-gap"]),
-])  # fmt: skip
-def test_positional_input_of_32_an_odd_both_and_the_default(layers, count, settings, removed) -> None:
-    assert chosen(scores_of([0] * layers), "positional", (None, None), settings, remove=count).removed == removed
+def test_positional_input_of_32_and_an_odd_both_and_the_default() -> None:
+    keep = (None, None)
+    assert chosen(scores_of([0] * 32), "positional", keep, {"strategy": "input"}, remove=16).removed == [*range(1, 17)]
+    assert chosen(scores_of([0] * 24), "positional", keep, {"strategy": "both"}, remove=5).removed == [1, 2, 3, 21, 22]
+    assert chosen(scores_of([0] * 24), "positional", keep, remove=12).removed == PUBLISHED["max-gap"]
 
 
-@given(problems, st.sampled_from(STRATEGIES))
+@given(problems, st.sampled_from(sorted(PUBLISHED)))
 def test_positional_removes_that_many_allowed_layers(case, strategy) -> None:
     problem = problem_of(case, settings=positional.Settings(strategy))
-    if strategy == "max-gap" and problem.amount == len(problem.allowed):
+    if strategy == "max-gap" and problem.allowed[0] == 0 and problem.amount == len(problem.allowed):
         return  # see test_max_gap_spares_a_protected_last_layer
     order = positional.select(problem).order
     assert len(order) == len(set(order) & set(problem.allowed)) == problem.amount
@@ -157,15 +139,12 @@ def test_max_gap_leaves_even_gaps(layers, data) -> None:
     amount = data.draw(st.integers(1, layers - 2))
     problem = Problem(layers, amount, tuple(range(1, layers - 1)), settings=positional.Settings("max-gap"))
     kept = sorted(set(range(layers)) - set(positional.select(problem).order))
-    gaps = np.diff(kept)
     assert (kept[0], kept[-1]) == (0, layers - 1)
-    assert gaps.max() - gaps.min() <= 1
+    assert np.ptp(np.diff(kept)) <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="with nothing protected in front, linspace keeps layer 0 instead of the protected one")
 def test_max_gap_spares_a_protected_last_layer() -> None:
     assert chosen(scores_of([0] * 8), "positional", keep=(0, 1), remove=7).kept == [7]
-
 
 
 @torch.no_grad()
@@ -197,7 +176,6 @@ def test_greedy_equals_brute_force(name, keep, saved, calibration) -> None:
         chosen(scores_of([0] * 8), "greedy", remove=1)
 
 
-
 @pytest.mark.parametrize(("layers", "auto"), [(80, (4, 2)), (30, (4, 2)), (24, (4, 2)), (12, (2, 1)), (8, (1, 1)), (4, (1, 1))])
 def test_automatic_protection(layers, auto) -> None:
     falling = scores_of(range(layers, 0, -1))
@@ -219,7 +197,6 @@ def test_too_much_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("selection", ["lowest", "positional", "window"])
-@pytest.mark.xfail(strict=True, reason="with --keep-first 0 --keep-last 0 all layers go, or window leaves an IndexError")
 def test_one_layer_stays(selection) -> None:
     windows = [[1.0] * (8 - size) for size in range(7)]
     with pytest.raises(UserError):
@@ -229,12 +206,12 @@ def test_one_layer_stays(selection) -> None:
 layer_sizes = st.lists(st.integers(1, 1000), min_size=3, max_size=10)
 
 
+@settings(deadline=None)
 @given(layer_sizes, st.data())
 def test_the_true_share_is_told(sizes, data) -> None:
     count = data.draw(st.integers(1, len(sizes) - 1))
     result = chosen(scores_of(range(len(sizes)), sizes, rest=77), remove=count)
-    assert len(result.removed) == count
-    assert (result.params_before, result.params_after) == (sum(sizes) + 77, 77 + sum(sizes[index] for index in result.kept))
+    assert (result.params_before, result.params_after) == (sum(sizes) + 77, sum(sizes[count:]) + 77)
     assert result.share == pytest.approx(sum(sizes[:count]) / (sum(sizes) + 77))
 
 
@@ -242,7 +219,7 @@ def test_the_true_share_is_told(sizes, data) -> None:
 def test_ratio_goes_to_the_nearest_number_of_layers(ratio, count) -> None:
     scores = scores_of(range(10), rest=50)  # a layer is 100 of 1050
     result = chosen(scores, ratio=ratio)
-    assert len(result.removed) == count
+    assert result.removed == list(range(count))
     assert all(abs(result.share - ratio) <= abs(other * 100 / 1050 - ratio) + 1e-12 for other in range(1, 10))
     with pytest.raises(UserError, match="less than half a layer"):
         chosen(scores, ratio=0.03)
@@ -260,7 +237,7 @@ def test_target_is_met_by_the_smallest_removal(sizes, rest, chance, selection) -
 
 def test_impossible_amounts_are_errors() -> None:
     scores = scores_of(range(10))
-    for amount, match in (({"target_params": 2e3}, "give fewer"), ({"target_params": 1e2}, "cannot go"), ({"ratio": 0.9}, "cannot go")):
+    for amount, match in (({"target_params": 2e3}, "give fewer"), ({"target_params": 1e2}, "cannot be met"), ({"ratio": 0.9}, "cannot go")):
         with pytest.raises(UserError, match=match):
             chosen(scores, keep=(2, 2), **amount)
     for amount in ({}, {"remove": 0}, {"ratio": 20.0}, {"ratio": 0.0}, {"target_params": -1.0}, {"remove": 1, "ratio": 0.1}):

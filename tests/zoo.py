@@ -149,9 +149,7 @@ FAMILIES: dict[str, Family] = {
         _family("stablelm"),
         _family("starcoder2"),
         _family("olmo2"),
-        _family(
-            "granite", embedding_multiplier=2.0, attention_multiplier=0.25, residual_multiplier=0.5, logits_scaling=2.0
-        ),
+        _family("granite", embedding_multiplier=2.0, attention_multiplier=0.25, residual_multiplier=0.5, logits_scaling=2.0),
         # older layouts: other names, layers that return tuples
         _family("gpt2"),
         _family("gpt_neox"),
@@ -206,9 +204,7 @@ FAMILIES: dict[str, Family] = {
             linear_num_value_heads=4,
             decoder_sparse_step=2,
         ),
-        _family(
-            "jamba", removals=((2,), (1, 4)), expect="refused", note="periods only, and what is kept has none", **_JAMBA
-        ),
+        _family("jamba", removals=((2,), (1, 4)), expect="refused", note="periods only, and what is kept has none", **_JAMBA),
         _family("jamba+period", removals=((4, 5, 6, 7), (0, 1, 2, 3)), note="one whole period removed", **_JAMBA),
         # constants that depend on the depth or on the layer's index
         _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
@@ -264,13 +260,9 @@ def tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False)
     backend.train_from_iterator(_SENTENCES.splitlines(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
 
 
 def tokens(batch: int = 2, length: int = 24, vocab: int = VOCAB, seed: int = 0) -> torch.LongTensor:

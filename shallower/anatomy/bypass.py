@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..errors import Refusal
 from .stack import Stack
 
 
@@ -27,11 +28,22 @@ def replaced_forwards(layers: Iterable[tuple[nn.Module, Callable]]) -> Iterator[
 
 @contextmanager
 def bypass(stack: Stack, removed: Iterable[int]) -> Iterator[None]:
-    """Run the model without the removed layers (0-based indices)."""
+    """Run the model without the removed layers (0-based indices).
+
+    Raises:
+        Refusal: another layer looks for what a removed one should have left.
+    """
+    removed = sorted(set(removed))
 
     def skip(index: int) -> Callable:
         interface = stack.interfaces[index]
         return lambda *args, **kwargs: interface.output(interface.stream_in(args, kwargs), args, kwargs)
 
-    with replaced_forwards((stack.layers[index], skip(index)) for index in sorted(set(removed))):
-        yield
+    with replaced_forwards((stack.layers[index], skip(index)) for index in removed):
+        try:
+            yield
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            if not removed:
+                raise
+            reason = f"another layer needs what they leave behind ({type(error).__name__}: {error})"
+            raise Refusal(f"the model does not run without layers {', '.join(map(str, removed))}: {reason}") from error

@@ -271,7 +271,7 @@ _GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: to
 
 def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
     """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
-    if key in _GENERAL or layers < 2:
+    if key in _GENERAL or "token" in key or layers < 2:
         return None
     if isinstance(value, (list, tuple)) and len(value) == layers:
         return [value[index] for index in kept]

@@ -71,7 +71,7 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the architecture and of a sample of every tensor's bytes: another model, another fingerprint."""
-        digest = hashlib.sha256(_stable(self.config).encode())
+        digest = hashlib.sha256(_stable(self.folder).encode())
         for name, entry in sorted(self.tensors.items()):
             digest.update(f"{name}|{entry.dtype}|{entry.shape}".encode())
             with entry.file.open("rb") as stream:
@@ -142,10 +142,11 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _stable(config: PreTrainedConfig) -> str:
+def _stable(folder: Path) -> str:
+    """The config as it is on disk, without what does not change the model; no library's defaults come in."""
     volatile = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
-    content = {key: value for key, value in config.to_dict().items() if key not in volatile}
-    return json.dumps(content, sort_keys=True, default=str)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.dumps({key: value for key, value in raw.items() if key not in volatile}, sort_keys=True)
 
 
 def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -193,11 +194,8 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> PreTrain
         model_type = raw.get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} is not readable ({one_line(error)}): download or save it again") from error
-    if raw.get("auto_map") and not trust_remote_code:
-        if model_type not in CONFIG_MAPPING_NAMES:
-            raise UserError(
-                f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code to run it"
-            )
+    if raw.get("auto_map") and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

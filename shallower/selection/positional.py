@@ -42,5 +42,7 @@ def _spread(problem: Problem) -> tuple[int, ...]:
     """Everything between the kept layers, which are spread evenly from one protected end to the other."""
     low, high = max(problem.allowed[0] - 1, 0), min(problem.allowed[-1] + 1, problem.layers - 1)
     inside = high - low + 1 - problem.amount
+    if inside == 1:  # one end is not protected: keep the other
+        return tuple(range(low, high)) if problem.allowed[-1] < high else tuple(range(low + 1, high + 1))
     kept = set(np.round(np.linspace(low, high, inside)).astype(int).tolist())
     return tuple(index for index in range(low, high + 1) if index not in kept)

@@ -97,8 +97,11 @@ class Replay:
     def faithful(self) -> bool:
         """Whether replay equals the plain forward and removal by replay equals removal inside the forward.
 
-        It does not for models with state across layers or operations between them; those are run whole instead.
+        It does not for models with weights or state across layers or operations between them; those are run whole instead.
         """
+        owned = [{id(parameter) for parameter in layer.parameters()} for layer in self.stack.layers]
+        if sum(map(len, owned)) > len(set().union(*owned)):
+            return False  # a weight that serves several layers has its gradient from all of them
         tokens = dry_tokens(self.module.get_input_embeddings().weight.shape[0]).to(self.module.device)
         try:
             return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0}), frozenset({len(self.stack) // 2})))

@@ -1,0 +1,280 @@
+"""The command line on tiny models: what is printed and written, and that all roads to a plan agree."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shallower.cli import main
+
+TINY = ("--samples", "2", "--length", "16")
+MAGNITUDE = ("--criterion", "magnitude")  # needs no data
+RECORD = {"source", "family", "layers", "parameters", "layer_parameters", "fingerprint", "original"}
+SCORES = {"criterion", "settings", "scores", "model", "calibration", "seconds", "peak_memory_bytes", "dtype", "provenance"}
+PLAN = {"removed", "kept", "order", "params_before", "params_after", "selection", "keep_first", "keep_last", "model", "provenance"}
+PRUNED = {"plan", "verified", "original", "fingerprint", "config_changes", "provenance"}
+
+
+@pytest.fixture
+def run(capsys):
+    """``run(argument, …)``: stdout and stderr of a command that must succeed."""
+
+    def call(*arguments) -> tuple[str, str]:
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            assert end.code in (None, 0), capsys.readouterr().err
+        return tuple(capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def answer(run):
+    """``answer(argument, …)``: the one JSON document on stdout."""
+
+    def call(*arguments) -> dict:
+        out, err = run(*arguments, "--json")
+        content, end = json.JSONDecoder().raw_decode(out)
+        assert not out[end:].strip() and "error" not in err
+        assert list(content)[:2] == ["kind", "schema"] and content["schema"] == 1
+        return content
+
+    return call
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A token file with special ids and an unusual type of integer, so that any touch shows; and its content."""
+    array = np.random.default_rng(0).integers(0, 512, (3, 20)).astype("<i2")
+    array[0, :4] = 0, 1, 2, 3
+    np.save(tmp_path / "given.npy", array)
+    return tmp_path / "given.npy", torch.tensor(array.astype(np.int64))
+
+
+def reloaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+
+
+@torch.no_grad()
+def plain_perplexity(folder, ids, without=None) -> float:
+    """By transformers alone; a layer is left out by taking it from the list."""
+    model = reloaded(folder)
+    if without is not None:
+        del model.model.layers[without]
+    return math.exp(model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+
+# ---------------------------------------------------------------- what each verb prints and writes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "keys"),
+    [
+        (("inspect",), "inspection", {"model", "architecture", "stack", "dtype", "layer_kinds", "removable", "refusals"}),
+        (("score", *TINY), "scores", SCORES),
+        (("score", *MAGNITUDE), "scores", SCORES),
+        (("score", "--criterion", "angular", *TINY), "scores", SCORES | {"windows"}),
+        (("plan", "--remove", "2", *MAGNITUDE), "plan", PLAN),
+        (("plan", "--remove", "2", "--selection", "greedy", *TINY), "plan", PLAN | {"trace"}),
+        (("evaluate", "--length", "16", "--max-tokens", "64"), "evaluation", {"model", "perplexity", "tasks", "seconds", "dtype"}),
+    ],
+)
+def test_json_is_the_artifact_and_nothing_else(arguments, kind, keys, saved, answer, run, tmp_path) -> None:
+    verb, *rest = arguments
+    content = answer(verb, saved("llama"), *rest)
+    assert content["kind"] == kind and keys <= set(content) and set(content["model"]) >= RECORD
+    path = tmp_path / "new" / "folders" / "result.json"
+    out, _ = run(verb, saved("llama"), *rest, "--out", path, "--json")
+    assert path.read_text() == out
+    assert [item.name for item in path.parent.iterdir()] == ["result.json"]
+    out, err = run(verb, saved("llama"), *rest, "--out", path)
+    assert str(path) in out and "{" not in out and err.strip()
+
+
+def test_the_artifacts_speak_of_the_model(saved, answer) -> None:
+    scores, plan = answer("score", saved("llama"), *TINY), answer("plan", saved("llama"), "--remove", "2", *TINY)
+    model = scores["model"]
+    assert scores["criterion"] == "taylor" and len(scores["scores"]) == model["layers"] == 8 and model["family"] == "llama"
+    assert all(math.isfinite(value) for value in scores["scores"])
+    assert scores["seconds"] >= 0 and scores["peak_memory_bytes"] > 0
+    assert scores["calibration"] | {"hash": 0} == {
+        **{"source": "shipped calibration text", "samples": 2, "length": 16, "seed": 1234, "bos": "none", "hash": 0}
+    }
+    assert sum(p.numel() for p in reloaded(saved("llama")).parameters()) == model["parameters"] == plan["params_before"]
+    assert plan["params_after"] == plan["params_before"] - sum(model["layer_parameters"][index] for index in plan["removed"])
+    assert sorted(plan["removed"] + plan["kept"]) == list(range(8)) and sorted(plan["order"]) == plan["removed"]
+    lowest = sorted(range(plan["keep_first"], 8 - plan["keep_last"]), key=scores["scores"].__getitem__)[:2]
+    assert plan["order"] == lowest and plan["scores"] == scores["scores"]
+
+
+def test_inspect_loads_no_weights(saved, answer, monkeypatch) -> None:
+    monkeypatch.setattr("shallower.anatomy.loading.Checkpoint.load_reporting", lambda *_, **__: pytest.fail("weights loaded"))
+    assert answer("inspect", saved("llama"))["removable"] == list(range(8))
+
+
+def test_the_seed_decides_the_tokens(saved, answer) -> None:
+    one, same, other = (answer("score", saved("llama"), *TINY, "--seed", seed) for seed in (1, 1, 2))
+    assert one["scores"] == same["scores"] != other["scores"]
+    assert one["calibration"]["hash"] == same["calibration"]["hash"] != other["calibration"]["hash"]
+
+
+def test_help_and_version(run) -> None:
+    assert "signed products" in run("score", "--help", "taylor")[0]
+    assert "max-gap" in run("plan", "--help", "positional")[0]
+    assert all(verb in run("--help")[0] for verb in ("inspect", "score", "plan", "prune", "evaluate"))
+    assert "--target-params" in run("plan", "--help")[0]
+    out, _ = run("--version")
+    done = subprocess.run([sys.executable, "-m", "shallower", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == out and out.split()[0] == "shallower" and not done.stderr
+
+
+# ---------------------------------------------------------------- tokens and texts
+
+
+def test_given_tokens_are_used_exactly(saved, answer, tokens) -> None:
+    path, ids = tokens
+    found = answer("evaluate", saved("llama"), "--tokens", path)["perplexity"]["given"]
+    assert found["value"] == pytest.approx(plain_perplexity(saved("llama"), ids), rel=1e-5)
+    assert found["tokens"] == 3 * 19 and found["length"] == found["stride"] == 20 and found["bos"] == "as given"
+    scores = answer("score", saved("llama"), "--criterion", "perplexity", "--tokens", path, *TINY, "--bos", "every")
+    assert scores["scores"] == pytest.approx([plain_perplexity(saved("llama"), ids, index) for index in range(8)], rel=1e-5)
+    assert scores["calibration"] == {
+        **{"source": "given.npy", "samples": 3, "length": 20, "seed": None, "bos": "as given", "hash": found["hash"]}
+    }
+
+
+def test_texts_by_their_stems(saved, answer, tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import table
+
+    parts = ["The dog saw the fox. " * 10, "The fox — who else? — ran away. " * 10]
+    (tmp_path / "a.txt").write_text("\n\n".join(parts), encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": part}) for part in parts) + "\n\n")
+    parquet.write_table(table({"text": parts}), tmp_path / "c.parquet")
+    texts = [item for name in ("a.txt", "b.jsonl", "c.parquet") for item in ("--text", tmp_path / name)]
+    found = answer("evaluate", saved("llama"), *texts, "--length", "16")["perplexity"]
+    assert list(found) == ["a", "b", "c"] and found["a"] == found["b"] == found["c"]
+    coder = AutoTokenizer.from_pretrained(saved("llama"))
+    ids = coder((tmp_path / "a.txt").read_text(encoding="utf-8")).input_ids
+    segments = torch.tensor(ids[: len(ids) // 16 * 16]).view(-1, 16)
+    assert found["a"]["value"] == pytest.approx(plain_perplexity(saved("llama"), segments), rel=1e-5)
+
+
+# ---------------------------------------------------------------- plans
+
+
+def test_a_plan_from_scores_is_the_plan_from_the_model(saved, answer, run, tmp_path) -> None:
+    run("score", saved("llama"), *TINY, "--out", tmp_path / "scores.json")
+    for options in (
+        ("--remove", "3"),
+        ("--ratio", "0.2"),
+        ("--remove", "2", "--selection", "window"),
+        ("--remove", "4", "--keep-first", "0"),
+    ):
+        one, two = (answer("plan", source, *options, *extra) for source, extra in ((tmp_path / "scores.json", ()), (saved("llama"), TINY)))
+        assert {key: one[key] for key in ("removed", "kept", "order", "scores", "calibration")} == {
+            key: two[key] for key in ("removed", "kept", "order", "scores", "calibration")
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [
+        (("--remove", "2"), 2),
+        (("--ratio", "0.2"), 2),  # one layer holds 9.9 %
+        (("--ratio", "0.06"), 1),
+        (("--target-params", "0.25M"), 3),
+        (("--target-params", "250688"), 2),  # exactly what two removals leave
+        (("--remove", "6"), 6),
+        (("--remove", "7", "--keep-first", "0"), 7),
+        (("--remove", "2", "--iterative"), 2),
+    ],
+)
+def test_amounts(options, removed, saved, answer) -> None:
+    plan = answer("plan", saved("llama"), *options, *TINY)
+    assert len(plan["removed"]) == removed and plan["iterative"] is ("--iterative" in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [
+        (("--set", "strategy=both"), [1, 2, 6]),
+        (("--set", "strategy=input"), [1, 2, 3]),
+        (("--set", "strategy=output", "--keep-last", "2"), [3, 4, 5]),
+    ],
+)
+def test_settings_of_a_selection(options, removed, saved, answer) -> None:
+    plan = answer("plan", saved("llama"), "--remove", "3", "--selection", "positional", *options)
+    assert plan["removed"] == removed and plan["settings"] == {"strategy": options[1].partition("=")[2]}
+    assert plan["criterion"] is None and plan["calibration"] is None
+
+
+def test_settings_of_a_criterion(saved, answer) -> None:
+    scores = [answer("score", saved("llama"), "--criterion", "random", *extra) for extra in (("--set", "seed=7"), ("--seed", "7"), ())]
+    assert scores[0]["scores"] == scores[1]["scores"] != scores[2]["scores"] and scores[0]["settings"] == {"seed": 7}
+
+
+# ---------------------------------------------------------------- pruned models
+
+
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [
+        (("--drop", "1,3-5"), [1, 3, 4, 5]),
+        (("--drop", "7, 0"), [0, 7]),
+        (("--remove", "2", "--selection", "positional", "--set", "strategy=middle"), [3, 4]),
+        (("--ratio", "0.1", *MAGNITUDE), None),
+        (("--plan", "plan.json"), None),
+    ],
+)
+def test_prune(options, removed, saved, answer, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = answer("plan", saved("llama"), "--remove", "1", *MAGNITUDE, "--out", "plan.json")
+    content = answer("prune", saved("llama"), *options, "--out", "made/for/me")
+    assert set(content) >= PRUNED and content["plan"]["removed"] == (removed or plan["removed"])
+    assert content["verified"]["logits"] == "bit for bit" and content["verified"]["missing_keys"] == 0
+    assert json.loads((tmp_path / "made/for/me/shallower.json").read_text()) == content
+    assert reloaded(tmp_path / "made/for/me").config.num_hidden_layers == 8 - len(content["plan"]["removed"])
+    assert [item.name for item in (tmp_path / "made" / "for").iterdir()] == ["me"]
+    assert "verified after reloading" in run("prune", saved("llama"), *options, "--out", "second")[0]
+
+
+def test_pruning_twice_speaks_of_the_first_ancestor(saved, answer, tmp_path) -> None:
+    answer("prune", saved("llama"), "--drop", "1,4", "--out", tmp_path / "one")
+    second = answer("prune", tmp_path / "one", "--drop", "0,2", "--out", tmp_path / "two")
+    assert second["plan"]["removed"] == [0, 2] and second["plan"]["model"]["original"] == [0, 2, 3, 5, 6, 7]
+    assert second["original"] == answer("inspect", tmp_path / "two")["model"]["original"] == [2, 5, 6, 7]
+
+
+def test_overwrite_replaces_the_folder(saved, answer, tmp_path) -> None:
+    answer("prune", saved("llama"), "--drop", "1", "--out", tmp_path / "out")
+    (tmp_path / "out" / "left-over").write_text("")
+    content = answer("prune", saved("llama"), "--drop", "2,3", "--out", tmp_path / "out", "--overwrite", "--no-verify")
+    assert "skipped" in content["verified"] and not (tmp_path / "out" / "left-over").exists()
+    assert reloaded(tmp_path / "out").config.num_hidden_layers == 6 and [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_save_dtype_and_shards(saved, answer, tmp_path) -> None:
+    options = ("--drop", "3", "--save-dtype", "bf16", "--max-shard-size", "200KB")
+    assert answer("prune", saved("llama"), *options, "--out", tmp_path / "out")["verified"]["dtype"] == "bfloat16"
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")}
+    assert len(shards) > 1 and set(index["weight_map"].values()) == set(shards) and max(shards.values()) < 220e3
+    model = reloaded(tmp_path / "out")
+    assert model.dtype == torch.bfloat16 and model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_the_gain_is_real(saved, answer, tokens, tmp_path) -> None:
+    """What ``score --criterion perplexity`` foretold for one layer is what ``evaluate`` finds after removing it."""
+    path, ids = tokens
+    foretold = answer("score", saved("llama"), "--criterion", "perplexity", "--tokens", path)["scores"]
+    answer("prune", saved("llama"), "--drop", "5", "--out", tmp_path / "out")
+    found = answer("evaluate", tmp_path / "out", "--tokens", path)["perplexity"]["given"]["value"]
+    assert found == pytest.approx(foretold[5], rel=1e-5) == pytest.approx(plain_perplexity(tmp_path / "out", ids), rel=1e-5)
