@@ -196,8 +196,8 @@ def cost_table(pieces: dict) -> str:
     return "\n".join(rows)
 
 
-def worth_table(content: dict) -> str:
-    """The second table: the dense model, then by size and the best first; plans with the same row are averaged."""
+def worth_rows(content: dict) -> list[list]:
+    """Size, selection, criterion, protection, perplexity per text, ``x dense`` and layers; equal rows (seeds) are averaged."""
     pieces, texts, groups, body = content["pieces"], content["texts"], {}, []
     for item in pieces.values():
         for size, removed in item.get("removed", {}).items():
@@ -210,9 +210,28 @@ def worth_table(content: dict) -> str:
         which = layers(sets[0]) if len(sets) == 1 else f"{len(sets)} seeds, mean of {min(ratios):.2f} to {max(ratios):.2f}"
         body.append([*label, *(f"{mean(column):.1f}" for column in zip(*measured, strict=True)), mean(ratios), which])
     body.sort(key=lambda row: (row[0], row[-2]))
-    head = [["removed", "selection", "criterion", "protected", *texts, "x dense", "layers"], ["--:", *["---"] * 3, *["--:"] * 4, "---"]]
-    rows = [*head, [0, "dense", "-", "-", *(f"{value:.1f}" for value in dense), 1.0, "-"], *body]
+    return [[0, "dense", "-", "-", *(f"{value:.1f}" for value in dense), 1.0, "-"], *body]
+
+
+def worth_table(content: dict) -> str:
+    """The second table: the dense model, then by size and the best first."""
+    head = [["removed", "selection", "criterion", "protected", *content["texts"], "x dense", "layers"]]
+    rows = [*head, ["--:", *["---"] * 3, *["--:"] * 4, "---"], *worth_rows(content)]
     return "\n".join(f"| {' | '.join(f'{cell:.2f}' if isinstance(cell, float) else str(cell) for cell in row)} |" for row in rows)
+
+
+def short_table(content: dict) -> str:
+    """The README's table: a row per way to choose, ``x dense`` by number of removed layers, the best at 6 first."""
+    found: dict[tuple, dict[int, float]] = {}
+    for row in worth_rows(content)[1:]:
+        found.setdefault(tuple(row[1:4]), {})[row[0]] = row[-2]
+    sizes = content["settings"]["sizes"]
+    order = sorted(found.items(), key=lambda item: item[1][sizes[len(sizes) // 2]])
+    lines = ["| selection | criterion | protected |" + "".join(f" {size} of 30 removed |" for size in sizes)]
+    lines.append("|---|---|---|" + "--:|" * len(sizes))
+    for label, ratios in order:
+        lines.append(f"| {' | '.join(label)} |" + "".join(f" {ratios[size]:.2f} |" for size in sizes))
+    return "\n".join(lines) + "\n"
 
 
 def removal(removed: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from .anatomy.bypass import bypass
 from .anatomy.loading import one_line, open_checkpoint, quiet
 from .anatomy.model import Model
-from .anatomy.stack import dry_tokens
+from .anatomy.stack import check_causal, dry_tokens
 from .artifacts import Plan
 from .errors import Refusal, UserError
 
@@ -37,6 +37,7 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     """
     dense, dense_info = model.checkpoint.load_reporting(dtype=save_dtype, device=model.device)
     _check_keys(model.checkpoint.source, dense_info)
+    check_causal(dense)
     stack = model.outline.of(dense)
     tokens = dry_tokens(model.vocabulary, *PROBE).to(model.device)
     try:

@@ -51,6 +51,8 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     out = Path(out)
     if out.resolve() == checkpoint.folder.resolve():
         raise UserError(f"--out {out} is the model itself; give another folder")
+    if not check and getattr(checkpoint.config, "is_decoder", None) is False:
+        _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
     renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
     with new_folder(out, overwrite=overwrite) as folder:
