@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import platform
+import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -54,7 +55,9 @@ class Provenance:
     @staticmethod
     def now() -> "Provenance":
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return Provenance(command=" ".join(["shallower", *sys.argv[1:]]), created=created, versions=versions())
+        ours = Path(sys.argv[0]).name in ("shallower", "__main__.py") if sys.argv else False
+        command = shlex.join(["shallower", *sys.argv[1:]]) if ours else "the Python API"
+        return Provenance(command=command, created=created, versions=versions())
 
 
 @cache

@@ -16,7 +16,7 @@ class Amount:
 
     remove: int | None = None
     ratio: float | None = None
-    target_params: float | None = None
+    target_params: float | int | None = None
 
     def __post_init__(self) -> None:
         given = [value for value in (self.remove, self.ratio, self.target_params) if value is not None]

@@ -73,6 +73,7 @@ def test_selection(name) -> None:
     method = methods.find("selection", name)
     assert method.NEEDS in NEEDS
     assert callable(method.select)
+    assert getattr(method, "ITERATIVE", False) in (True, False)
     first, last = getattr(method, "PROTECT", (0, 0))
     assert {type(first), type(last)} == {int}
     assert min(first, last) >= 0

@@ -1,7 +1,6 @@
 """Every selection against brute force; protection and amounts."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -85,12 +84,12 @@ def test_iterative_is_refused_without_a_model_and_elsewhere(saved) -> None:
 
 @given(problems, st.randoms(use_true_random=False))
 def test_window_has_the_least_sum_of_all_runs(case, chance) -> None:
-    values = [chance.random() for _ in range(case[0])]
+    values = [float(chance.randint(0, 30)) for _ in range(case[0])]  # sums are exact, and ties happen
     problem = problem_of(case, scores=values)
     runs = (tuple(range(start, start + problem.amount)) for start in range(problem.layers))
-    sums = {run: math.fsum(values[index] for index in run) for run in runs if set(run) <= set(problem.allowed)}
+    sums = {run: sum(values[index] for index in run) for run in runs if set(run) <= set(problem.allowed)}
     assert window.select(problem).order == min(sums, key=sums.get)
-    assert window.select(problem).trace == pytest.approx((min(sums.values()),))
+    assert window.select(problem).trace == (min(sums.values()),)
 
 
 @pytest.mark.parametrize("size", range(1, 7))
@@ -128,8 +127,6 @@ def test_positional_input_of_32_and_an_odd_both_and_the_default() -> None:
 @given(problems, st.sampled_from(sorted(PUBLISHED)))
 def test_positional_removes_that_many_allowed_layers(case, strategy) -> None:
     problem = problem_of(case, settings=positional.Settings(strategy))
-    if strategy == "max-gap" and problem.allowed[0] == 0 and problem.amount == len(problem.allowed):
-        return  # see test_max_gap_spares_a_protected_last_layer
     order = positional.select(problem).order
     assert len(order) == len(set(order) & set(problem.allowed)) == problem.amount
 

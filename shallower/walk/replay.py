@@ -60,10 +60,18 @@ class Replay:
         return Recording(self.stack.interfaces[0].stream_in(*calls[0]), tuple(calls))
 
     def step(self, recording: Recording, index: int, stream: Tensor) -> Tensor:
-        """The stream after one layer."""
+        """The stream after one layer; the one before stays as it is, since others may share it.
+
+        Raises:
+            RuntimeError: the layer writes into its input (found out on the first few tokens, by ``faithful``).
+        """
         interface = self.stack.interfaces[index]
         args, kwargs = interface.with_stream(*recording.calls[index], stream)
-        return interface.stream_out(self.stack.layers[index](*args, **kwargs))
+        version = stream._version
+        after = interface.stream_out(self.stack.layers[index](*args, **kwargs))
+        if stream._version != version:
+            raise RuntimeError(f"layer {index} writes into its input")
+        return after
 
     def head(self, stream: Tensor) -> Float[Tensor, "batch position vocabulary"]:
         """Logits of (a part of) the stream after the last layer; each position stands for itself."""
