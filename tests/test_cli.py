@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,6 @@ MAGNITUDE = ("--criterion", "magnitude")  # needs no data
 RECORD = {"source", "family", "layers", "parameters", "layer_parameters", "fingerprint", "original"}
 SCORES = {"criterion", "settings", "scores", "model", "calibration", "seconds", "peak_memory_bytes", "dtype", "provenance"}
 PLAN = {"removed", "kept", "order", "params_before", "params_after", "selection", "keep_first", "keep_last", "model", "provenance"}
-PRUNED = {"plan", "verified", "original", "fingerprint", "config_changes", "provenance"}
 
 
 def status(*arguments) -> int:
@@ -121,10 +121,11 @@ def test_inspect_loads_no_weights(saved, answer, monkeypatch) -> None:
     assert answer("inspect", saved("llama"))["removable"] == list(range(8))
 
 
-def test_the_seed_decides_the_tokens(saved, answer) -> None:
-    one, same, other = (answer("score", saved("llama"), *TINY, "--seed", seed) for seed in (1, 1, 2))
-    assert one["scores"] == same["scores"] != other["scores"]
-    assert one["calibration"]["hash"] == same["calibration"]["hash"] != other["calibration"]["hash"]
+@pytest.mark.xfail(strict=True, reason="tables print paths as rich markup: [/b] raises MarkupError, [red] is swallowed")
+def test_square_brackets_in_a_path(saved, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved("llama"), "a [red] b")
+    assert "a [red] b" in run("inspect", "a [red] b")[0]
 
 
 def test_help_and_version(run) -> None:
@@ -179,10 +180,8 @@ def test_a_plan_from_scores_is_the_plan_from_the_model(saved, answer, run, tmp_p
     [
         (("--remove", "2"), 2),
         (("--ratio", "0.2"), 2),  # one layer holds 9.9 %
-        (("--ratio", "0.06"), 1),
         (("--target-params", "0.25M"), 3),
         (("--target-params", "250688"), 2),  # exactly what two removals leave
-        (("--remove", "6"), 6),
         (("--remove", "7", "--keep-first", "0"), 7),
         (("--remove", "2", "--iterative"), 2),
     ],
@@ -221,7 +220,7 @@ def test_prune(options, removed, saved, answer, run, tmp_path, monkeypatch) -> N
     monkeypatch.chdir(tmp_path)
     plan = answer("plan", saved("llama"), "--remove", "1", *MAGNITUDE, "--out", "plan.json")
     content = answer("prune", saved("llama"), *options, "--out", "made/for/me")
-    assert (PRUNED - set(content), content["plan"]["removed"]) == (set(), removed or plan["removed"])
+    assert content["plan"]["removed"] == (removed or plan["removed"]) and content["original"] == content["plan"]["kept"]
     assert (content["verified"]["logits"], content["verified"]["missing_keys"]) == ("bit for bit", 0)
     assert json.loads((tmp_path / "made/for/me/shallower.json").read_text()) == content
     assert reloaded(tmp_path / "made/for/me").config.num_hidden_layers == 8 - len(content["plan"]["removed"])
