@@ -16,7 +16,7 @@ from typing import Any
 import pydantic
 
 from .errors import UserError
-from .files import write_atomic
+from .files import parse_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,7 @@ def load(path: str | Path, kind: str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no {kind} file at {path}: give the file that the stage before wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); expected a {kind} file") from error
+    content = parse_json(path.read_bytes(), str(path))
     return read(content, kind, str(path))
 
 
@@ -217,15 +214,41 @@ def read(content: Any, kind: str, where: str) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{where} is not a valid {kind} file: {place}: {first['msg'].lower()}") from error
-    if isinstance(record, Plan):
-        _check_plan(record, where)
-    if isinstance(record, Scores) and (len(record.scores) != record.model.layers or not all(map(math.isfinite, record.scores))):
-        raise UserError(f"{where}: expected {record.model.layers} finite scores, found {len(record.scores)}")
+    wrong = _wrong_model(record.model if not isinstance(record, Pruned) else record.plan.model)
+    if not wrong and isinstance(record, Plan):
+        wrong = _wrong_plan(record)
+    if not wrong and isinstance(record, Scores):
+        wrong = _wrong_scores(record)
+    if wrong:
+        raise UserError(f"{where} is not a valid {kind} file: {wrong}")
     return record
 
 
-def _check_plan(plan: Plan, where: str) -> None:
-    both = sorted(plan.removed + plan.kept)
-    if both != list(range(plan.model.layers)):
-        wanted = f"0 to {plan.model.layers - 1}"
-        raise UserError(f"{where}: removed and kept together must name each layer {wanted} exactly once")
+def _wrong_model(model: ModelRecord) -> str | None:
+    if not len(model.layer_parameters) == len(model.original) == model.layers > 0:
+        return f"the model's lists do not have {model.layers} entries"
+    if min(model.layer_parameters) < 0 or not 0 < sum(model.layer_parameters) <= model.parameters:
+        return "the model's parameter counts do not add up"
+    return None
+
+
+def _wrong_plan(plan: Plan) -> str | None:
+    if sorted(plan.removed + plan.kept) != list(range(plan.model.layers)):
+        return f"removed and kept together must name each layer 0 to {plan.model.layers - 1} exactly once"
+    if not plan.removed or not plan.kept:
+        return "at least one layer must go and one must stay"
+    if plan.kept != sorted(plan.kept) or sorted(plan.order) != sorted(plan.removed):
+        return "kept must be in order, and order must name the removed layers"
+    gone = sum(plan.model.layer_parameters[index] for index in plan.removed)
+    if plan.params_before != plan.model.parameters or plan.params_after != plan.params_before - gone:
+        return "params_before and params_after do not fit the model and the removed layers"
+    return None
+
+
+def _wrong_scores(scores: Scores) -> str | None:
+    layers = scores.model.layers
+    if len(scores.scores) != layers or not all(map(math.isfinite, scores.scores)):
+        return f"expected {layers} finite scores, found {len(scores.scores)}"
+    if scores.windows and [len(row) for row in scores.windows] != list(range(layers, 1, -1)):
+        return f"windows must hold {layers - 1} lists, from {layers} entries down to 2"
+    return None

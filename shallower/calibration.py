@@ -1,12 +1,10 @@
 """Text, a data set or a token file -> fixed token batches; seeded, hashed, with a stated BOS rule."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from .artifacts import CalibrationRecord
 from .errors import UserError
+from .files import parse_json
 
 BOS_RULES = ("auto", "first", "every", "none")
 SHIPPED = "shipped"
@@ -46,6 +45,8 @@ class Calibration:
         if sum(source is not None for source in (self.text, self.dataset, self.tokens)) > 1:
             raise UserError("give one of --text, --dataset and --tokens, not several")
         check_numbers(samples=self.samples, length=self.length, bos=self.bos)
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: 0 or more")
 
 
 def check_numbers(*, samples: int, length: int, bos: str) -> None:
@@ -67,7 +68,7 @@ def calibration_tokens(wanted: Calibration, tokenizer, vocabulary: int) -> tuple
     Raises:
         UserError: a source that cannot be read, or holds less than asked for.
     """
-    if wanted.tokens:
+    if wanted.tokens is not None:
         tokens = read_tokens(wanted.tokens, vocabulary)
         record = CalibrationRecord(Path(wanted.tokens).name, *tokens.shape, seed=None, bos="as given", hash=token_hash(tokens))
         return tokens, record
@@ -85,7 +86,7 @@ def calibration_tokens(wanted: Calibration, tokenizer, vocabulary: int) -> tuple
     chosen = np.random.default_rng(wanted.seed).permutation(segments)[: wanted.samples]
     tokens = torch.tensor(ids[: segments * body]).view(segments, body)[torch.from_numpy(chosen)]
     tokens = with_bos(tokens, bos, coder)
-    _check_vocabulary(tokens, vocabulary, f"the tokenizer on {source}")
+    check_vocabulary(tokens, vocabulary, f"the tokenizer on {source}")
     return tokens, CalibrationRecord(source, wanted.samples, wanted.length, seed=wanted.seed, bos=bos, hash=token_hash(tokens))
 
 
@@ -144,12 +145,15 @@ def read_tokens(path: str | Path, vocabulary: int) -> Int[Tensor, "sample positi
         raise UserError(f"--tokens {path} has {array.ndim} dimension{'s' * (array.ndim != 1)}; 2 are needed, (sample, position)")
     if array.shape[0] < 1 or array.shape[1] < 2:
         raise UserError(f"--tokens {path} has the shape {array.shape}; at least 1 sample of 2 positions is needed")
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise UserError(f"--tokens {path} has the token {array.max()}; the model knows 0 to {vocabulary - 1}")
     tokens = torch.from_numpy(array.astype(np.int64))
-    _check_vocabulary(tokens, vocabulary, f"--tokens {path}")
+    check_vocabulary(tokens, vocabulary, f"--tokens {path}")
     return tokens
 
 
-def _check_vocabulary(tokens: Tensor, vocabulary: int, who: str) -> None:
+def check_vocabulary(tokens: Tensor, vocabulary: int, who: str) -> None:
+    """Raise a UserError unless every id is one that the model knows."""
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         worst = low if low < 0 else high
@@ -158,9 +162,9 @@ def _check_vocabulary(tokens: Tensor, vocabulary: int, who: str) -> None:
 
 def read_source(text: str | None, dataset: str | None, shipped: str) -> tuple[str, str]:
     """(name, whole text) of a file, a Hub data set, or the shipped text; documents are joined by an empty line."""
-    if dataset:
+    if dataset is not None:
         return dataset, "\n\n".join(_dataset(dataset))
-    if text:
+    if text is not None:
         return Path(text).name, read_text(text)
     part = "calibration" if shipped == SHIPPED else shipped
     return f"shipped {part} text", shipped_text(part)
@@ -199,13 +203,11 @@ def _read_jsonl(path: Path) -> str:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                row: Any = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"--text {path}: line {number} is not JSON ({error})") from error
+            row = parse_json(line, f"--text {path}: line {number}")
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise UserError(f"--text {path}: line {number} has no field 'text' (it has {has})")
+                has = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
+                kind = f"a field 'text' that is a {type(row['text']).__name__}" if "text" in row else "no field 'text'"
+                raise UserError(f"--text {path}: line {number} has {kind} (it has {has}); each line needs a text")
             documents.append(row["text"])
     return "\n\n".join(documents)
 

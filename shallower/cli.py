@@ -1,5 +1,6 @@
 """The command line: typer over ``stages``. Results go to stdout, progress and errors to stderr, mistakes exit with 2."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,23 +9,25 @@ from typing import Annotated
 import typer
 
 from . import methods, stages, tables
+from .anatomy.loading import parse_dtype
 from .artifacts import dumps, load, versions
 from .calibration import BOS_RULES, Calibration
 from .demo import demo as run_demo
 from .errors import UserError
 from .evaluation.perplexity import Protocol
-from .files import check_free
+from .files import check_free, total_size
 from .planning import Amount, Choosing, layers_of, parameters_of
 from .progress import shown
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     help="Make decoder language models shallower: score, plan, prune, prove, evaluate.\n\n"
-    "MODEL is a folder, a Hub id or a .gguf file. VERB --help NAME explains a method.",
+    "MODEL is a folder, a Hub id or a .gguf file. VERB --help NAME explains a method; --version says which one this is.",
 )
 
+INTERRUPTED = 130
 UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
 CRITERIA = ", ".join(methods.names("criteria"))
 SELECTIONS = ", ".join(methods.names("selection"))
@@ -165,6 +168,10 @@ def prune(
     if sum(way is not None for way in (plan, drop, remove, ratio, target_params)) != 1:
         raise UserError("say what to remove: one of --plan, --drop, --remove, --ratio and --target-params")
     check_free(out, overwrite=overwrite)
+    parse_dtype(save_dtype)
+    total_size(max_shard_size)
+    methods.find("criteria", criterion)
+    methods.find("selection", selection)
     opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code))
     if plan is not None:
         chosen = load(plan, "plan")
@@ -252,7 +259,7 @@ def _split_settings(given: dict[str, str], criterion: str, selection: str) -> tu
 def _kept(end: str, text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise UserError(f"--keep-{end} {text}: give a number of layers, or auto")
     return int(text)
 
@@ -274,17 +281,29 @@ def _explain(arguments: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a formula must not fail on a terminal that knows only ASCII
     try:
-        if arguments == ["--version"]:
-            print("shallower", versions()["shallower"])
-        elif not _explain(arguments):
-            with shown():
-                app(args=arguments, standalone_mode=False)
+        if _run(arguments) == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as head does
     except (UserError, UsageError) as error:
         text = error.format_message() if isinstance(error, UsageError) else str(error)
         print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted: nothing was left half-written; run the same command again", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def _run(arguments: list[str]) -> int | None:
+    """Run one command; typer reports an interruption as a status instead of raising it."""
+    if arguments == ["--version"]:
+        print("shallower", versions()["shallower"])
+    elif not _explain(arguments):
+        with shown():
+            return app(args=arguments, standalone_mode=False)
+    return None

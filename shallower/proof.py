@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .anatomy.bypass import bypass
-from .anatomy.loading import one_line, open_checkpoint, quiet
+from .anatomy.loading import check_whole, one_line, open_checkpoint, quiet
 from .anatomy.model import Model
 from .anatomy.stack import check_causal, dry_tokens
 from .artifacts import Plan
@@ -38,7 +38,7 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     dense, dense_info = model.checkpoint.load_reporting(dtype=save_dtype, device=model.device)
     _check_keys(model.checkpoint.source, dense_info)
     check_causal(dense)
-    stack = model.outline.of(dense)
+    stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
     tokens = dry_tokens(model.vocabulary, *PROBE).to(model.device)
     try:
         with bypass(stack, plan.removed):
@@ -49,7 +49,6 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
         reason = f"other layers need what they make ({one_line(error)})"
         raise Refusal(f"the model does not run without layers {plan.removed}: {reason}") from error
     control = cached_difference(dense, tokens, "the unpruned model")
-    dtype = dense.dtype
     del dense, stack
     written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
     pruned, info = written.load_reporting(dtype=save_dtype, device=model.device)
@@ -77,10 +76,7 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def _check_keys(who: str, info: dict, renamed: dict[str, str] | None = None, control: dict | None = None) -> None:
     """Raise unless every weight found its place; keys that the unpruned model ignores too may be ignored."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        if info.get(kind):
-            example = f"{kind.replace('_', ' ')}: {min(map(str, info[kind]))}"
-            raise UserError(f"{who} lacks weights when loaded ({example}): nothing was kept")
+    check_whole(who, info)
     if control is not None:
         new = {renamed.get(key, key) for key in info["unexpected_keys"]} - set(control["unexpected_keys"])
         if new:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from torch import Tensor
+
 from . import methods
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
 from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save
-from .calibration import Calibration, calibration_tokens, read_text, read_tokens, shipped_text
+from .calibration import Calibration, calibration_tokens, check_vocabulary, read_text, read_tokens, shipped_text
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, Segments, perplexity, segments_of_text, segments_of_tokens
-from .files import check_free
+from .files import check_file, check_free
 from .memory import Peak
 from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
 from .progress import say, track
@@ -49,14 +51,16 @@ def open_model(source: Source, compute: Compute | None = None) -> Model:
 
 def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None) -> Inspection:
     """What a model is and which single layers may go, without loading its weights."""
+    check_file(out, "inspection")
     model = open_model(model, compute)
-    record = model.record
+    record, kinds = model.record, model.solver.kinds()
     refusals = {}
-    for index in track(range(record.layers), "legal removals", record.layers):
+    alike = len(set(kinds)) == 1  # then whichever goes, the same layers are built
+    for index in track(range(1 if alike else record.layers), "legal removals", 1 if alike else record.layers):
         try:
             model.solver.solve((index,), deep=False)
         except Refusal as refusal:
-            refusals[str(index)] = str(refusal)
+            refusals |= {str(layer): str(refusal) for layer in (range(record.layers) if alike else [index])}
     config = model.checkpoint.config
     result = Inspection(
         model=record,
@@ -64,7 +68,7 @@ def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | 
         stack=model.outline.name,
         dtype=str(config.dtype).removeprefix("torch."),
         tied_embeddings=bool(config.get_text_config().tie_word_embeddings),
-        layer_kinds=model.solver.kinds(),
+        layer_kinds=kinds,
         removable=[index for index in range(record.layers) if str(index) not in refusals],
         refusals=refusals,
     )
@@ -88,13 +92,14 @@ def score(
         calibration: which tokens; unused by criteria that need no data.
         out: also write the artifact there.
     """
+    check_file(out, "scores")
     method = methods.find("criteria", criterion)
     options = methods.configure(method, _seeded(method, settings or {}, calibration))
     model = open_model(model, compute)
     tokens, record = None, None
     if method.EVIDENCE in DATA:
         tokens, record = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
-    with _timed(model, method) as peak:
+    with _timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
         found = gather(method, model, tokens, settings=options)
     result = Scores(
         criterion=criterion,
@@ -129,8 +134,10 @@ def plan(
         choosing: how; by default the lowest scores with automatic protection.
         criterion, settings, calibration, compute: as for ``score``, where a model is given.
     """
+    check_file(out, "plan")
     choosing = choosing or Choosing()
     selection = methods.find("selection", choosing.selection)
+    methods.find("criteria", criterion)
     own = methods.configure(selection, choosing.settings)
     started = time.monotonic()
     scores = _scores_of(source)
@@ -181,6 +188,7 @@ def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | No
 
 def drop(model: Source, layers: Sequence[int], *, compute: Compute | None = None, out: str | Path | None = None) -> Plan:
     """A plan that removes exactly these layers; no protection."""
+    check_file(out, "plan")
     record = open_model(model, compute).record
     if len(set(layers)) != len(layers):
         twice = next(index for index in layers if list(layers).count(index) > 1)
@@ -210,10 +218,10 @@ def prune(
         UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at ``out``.
     """
     check_free(out, overwrite=overwrite)
+    options = {"overwrite": overwrite, "verify": verify, "max_shard_size": max_shard_size, "save_dtype": parse_dtype(save_dtype)}
     model = open_model(model, compute)
     plan = plan if isinstance(plan, Plan) else load(plan, "plan")
     check_same_model(plan.model, model.record, "the plan")
-    options = {"overwrite": overwrite, "verify": verify, "max_shard_size": max_shard_size, "save_dtype": parse_dtype(save_dtype)}
     return prune_files(model, plan, out, **options)
 
 
@@ -235,10 +243,14 @@ def evaluate(
         protocol: how texts are cut.
         removed: layers to leave out virtually.
     """
+    check_file(out, "evaluation")
     model = open_model(model, compute)
     named = evaluation_segments(model, texts, tokens, protocol or Protocol())
+    found = {}
     with _timed(model) as peak:
-        found = {name: perplexity(model, segments, removed=removed, label=f"perplexity {name}") for name, segments in named.items()}
+        for name, segments in named.items():
+            with model.given(segments.tokens.shape[1]):
+                found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
     return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=_dtype_name(model)), out)
 
 
@@ -249,16 +261,20 @@ def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str |
         if Path(path).stem in named:
             raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
         named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
-    if tokens:
+    if tokens is not None:
+        if Path(tokens).stem in named:
+            raise UserError(f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name")
         named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
     if not named:
         named["shipped"] = segments_of_text(shipped_text("evaluation"), model.tokenizer, protocol, "the shipped text")
+    for name, segments in named.items():
+        check_vocabulary(segments.tokens, model.vocabulary, f"the tokenizer on {name}")
     return named
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
     """Raise a UserError unless both records are of the same weights."""
-    if one.fingerprint != other.fingerprint:
+    if one.fingerprint != other.fingerprint or one.layers != other.layers:
         raise UserError(
             f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
             f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
@@ -276,7 +292,12 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 def _losses(model: Model, calibration: Calibration | None):
     tokens, _ = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
     walk = LossWalk(model, tokens)
-    return lambda masks, label: walk(masks, label) / walk.predictions
+
+    def losses(masks: Tensor, label: str) -> Tensor:
+        with model.given(tokens.shape[1]):
+            return walk(masks, label) / walk.predictions
+
+    return losses
 
 
 def _record_of(model: Model, calibration: Calibration | None):

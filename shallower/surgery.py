@@ -49,12 +49,16 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     save_dtype, shard = options.get("save_dtype"), total_size(str(options.get("max_shard_size", "5GB")))
     checkpoint = model.checkpoint
     out = Path(out)
-    if out.resolve() == checkpoint.folder.resolve():
-        raise UserError(f"--out {out} is the model itself; give another folder")
+    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--out {out} is or holds the model itself; give another folder")
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
     renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
+    announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    if renaming.dropped_beyond > announced:
+        found = plan.model.layers + renaming.dropped_beyond
+        raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
     with new_folder(out, overwrite=overwrite) as folder:
         _check_space(folder, checkpoint.tensors, renaming)
         copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)

@@ -8,9 +8,17 @@ from rich.table import Table
 from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
 
 
+def plain_console() -> Console:
+    """Prints names and paths as they are: no markup in them is read, nothing is coloured by guess."""
+    return Console(markup=False, highlight=False)
+
+
 def millions(count: int) -> str:
-    """A parameter count for people: 134.5M, 6.74B."""
-    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.1f}M" if count >= 1e5 else str(count)
+    """A parameter count for people: 6.74B, 134.5M, 345.2K."""
+    for size, unit, digits in ((1e9, "B", 2), (1e6, "M", 1), (1e3, "K", 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f}{unit}"
+    return str(count)
 
 
 def layers(indices: list[int]) -> str:
@@ -25,7 +33,7 @@ def layers(indices: list[int]) -> str:
 
 
 def inspection(found: Inspection, out: Path | None = None) -> None:
-    console, model = Console(), found.model
+    console, model = plain_console(), found.model
     share = sum(model.layer_parameters) / model.parameters
     tied = "tied" if found.tied_embeddings else "untied"
     console.print(model.source, soft_wrap=True)
@@ -46,7 +54,7 @@ def inspection(found: Inspection, out: Path | None = None) -> None:
 
 
 def scores(found: Scores, out: Path | None = None) -> None:
-    console = Console()
+    console = plain_console()
     ranks = {index: rank for rank, index in enumerate(sorted(range(len(found.scores)), key=found.scores.__getitem__), 1)}
     table = Table(
         "layer", found.criterion, "rank (1 goes first)", title=f"{found.criterion} on {Path(found.model.source).name}", title_justify="left"
@@ -60,7 +68,7 @@ def scores(found: Scores, out: Path | None = None) -> None:
 
 
 def plan(found: Plan, out: Path | None = None) -> None:
-    console = Console()
+    console = plain_console()
     console.print(f"remove {len(found.removed)} of {found.model.layers} layers: {layers(found.removed)}", soft_wrap=True)
     console.print(f"order of removal: {', '.join(map(str, found.order))}", soft_wrap=True)
     console.print(
@@ -73,9 +81,9 @@ def plan(found: Plan, out: Path | None = None) -> None:
 
 def pruned(found: Pruned, out: Path | None = None) -> None:
     plan(found.plan)
-    console = Console()
+    console = plain_console()
     for change in found.config_changes:
-        console.print("config:", change, soft_wrap=True, markup=False)
+        console.print("config:", change, soft_wrap=True)
     proof = found.verified
     if "skipped" in proof:
         console.print(f"not verified: {proof['skipped']}", soft_wrap=True)
@@ -89,7 +97,7 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
 
 
 def evaluation(found: Evaluation, out: Path | None = None) -> None:
-    console = Console()
+    console = plain_console()
     table = Table("text", "perplexity", "tokens", "length", "stride", "bos", title=Path(found.model.source).name, title_justify="left")
     for name, item in found.perplexity.items():
         table.add_row(name, f"{item['value']:.3f}", *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))

@@ -121,7 +121,6 @@ def test_inspect_loads_no_weights(saved, answer, monkeypatch) -> None:
     assert answer("inspect", saved("llama"))["removable"] == list(range(8))
 
 
-@pytest.mark.xfail(strict=True, reason="tables print paths as rich markup: [/b] raises MarkupError, [red] is swallowed")
 def test_square_brackets_in_a_path(saved, run, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved("llama"), "a [red] b")
@@ -255,13 +254,11 @@ def test_save_dtype_and_shards(saved, answer, tmp_path) -> None:
     assert model.dtype == torch.bfloat16 and model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, reason="proof.verify reads dense.dtype after cached_difference turned the model into fp32")
 def test_the_proof_states_the_dtype_that_it_compared_in(saved, answer, tmp_path) -> None:
     options = ("--drop", "3", "--save-dtype", "bf16", "--out", tmp_path / "out")
     assert answer("prune", saved("llama"), *options)["verified"]["dtype"] == "bfloat16"
 
 
-@pytest.mark.xfail(strict=True, reason="typer turns KeyboardInterrupt into Exit(130), which app() returns and main drops: status 0")
 def test_interrupted(saved, capsys, monkeypatch, tmp_path) -> None:
     def interrupt(*_, **__):
         raise KeyboardInterrupt

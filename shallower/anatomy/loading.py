@@ -80,8 +80,14 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
-        """The model in eval mode, all weights in memory; ``dtype`` None keeps the stored one."""
-        return self.load_reporting(dtype=dtype, device=device)[0]
+        """The model in eval mode, all weights in memory; ``dtype`` None keeps the stored one.
+
+        Raises:
+            UserError: transformers cannot load it, or would draw missing weights at random.
+        """
+        model, info = self.load_reporting(dtype=dtype, device=device)
+        check_whole(self.source, info)
+        return model
 
     def load_reporting(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, dict]:
         """The model and transformers' own report: missing, unexpected and mismatched keys."""
@@ -94,7 +100,7 @@ class Checkpoint:
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
                 )
-        except (ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+        except Exception as error:  # config, code and weights can each be wrong in many ways
             raise UserError(f"{self.source}: transformers cannot load it ({one_line(error)})") from error
         model.requires_grad_(False)
         return aligned(model.to(device)).eval(), info
@@ -115,8 +121,11 @@ class Checkpoint:
 
     def build(self, config: PreTrainedConfig | None = None) -> nn.Module:
         """The model's modules with parameters on the meta device; buffers such as rotary tables are real."""
-        with init_empty_weights(include_buffers=False):
-            model = from_config(config or self.config, trust_remote_code=self.trust_remote_code)
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = from_config(config or self.config, trust_remote_code=self.trust_remote_code)
+        except Exception as error:  # as above
+            raise UserError(f"{self.source}: transformers cannot build it from its config ({one_line(error)})") from error
         model.tie_weights()  # moving to the meta device separated tied parameters
         return model
 
@@ -126,6 +135,14 @@ def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dt
     with quiet():
         options = {} if dtype is None else {"dtype": dtype}
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code, **options).eval()
+
+
+def check_whole(who: str, info: dict) -> None:
+    """Raise a UserError if transformers' report says that weights were missing or of another shape."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info.get(kind):
+            example = f"{kind.replace('_', ' ')}: {min(map(str, info[kind]))}"
+            raise UserError(f"{who} lacks weights when loaded ({example}); they would be drawn at random: download or save it again")
 
 
 def aligned(model: nn.Module) -> nn.Module:
@@ -192,7 +209,7 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> PreTrain
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'} is not readable ({one_line(error)}): download or save it again") from error
     if raw.get("auto_map") and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
         raise UserError(f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code")

@@ -42,8 +42,8 @@ class Model:
             with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode():
                 shapes = from_config(self.checkpoint.config, trust_remote_code=self.checkpoint.trust_remote_code, dtype=torch.bfloat16)
                 return find_stack(shapes)
-        except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError, IndexError):
-            return find_stack(self.module)  # some operations have no kernel without data: take the real weights
+        except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
+            return find_stack(self.module)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -70,6 +70,16 @@ class Model:
     @cached_property
     def tokenizer(self):
         return self.checkpoint.tokenizer()
+
+    @contextlib.contextmanager
+    def given(self, length: int) -> Iterator[None]:
+        """Say so, if the model has no positions for so many tokens."""
+        try:
+            yield
+        except IndexError as error:
+            known = getattr(self.checkpoint.config.get_text_config(), "max_position_embeddings", None)
+            limit = f"its config says at most {known}" if known else "its position table is smaller"
+            raise UserError(f"--length {length}: the model cannot embed so many positions ({limit}); lower it") from error
 
     @cached_property
     def solver(self) -> ConfigSolver:
@@ -104,7 +114,7 @@ class Model:
             return list(range(layers))
         try:
             original = json.loads(side.read_text(encoding="utf-8"))["original"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{side} is not readable: restore it, or remove it to number the layers anew") from error
         if not isinstance(original, list) or len(original) != layers or not all(isinstance(i, int) for i in original):
             what = f"does not fit the model beside it ({layers} layers)"
@@ -135,6 +145,7 @@ def checked_device(name: str | None) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not able.get(device.type, False):
+        raise UserError(f"--device {name}: not available here; use {' or '.join(kind for kind, there in able.items() if there)}")
     return name

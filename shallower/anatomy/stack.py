@@ -200,7 +200,8 @@ def check_causal(model: nn.Module) -> None:
     scale = first.abs().max().clamp_min(1e-6)
     if not torch.isfinite(first).all():
         raise UserError(f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken")
-    if (first - second).abs().max() > 1e-2 * scale:
+    limit = 1e-4 if model.dtype == torch.float32 else 2e-2  # experts may be batched otherwise, which moves the last bits
+    if (first - second).abs().max() > limit * scale:
         raise UserError(
             f"{type(model).__name__} is no decoder: a later token changes earlier logits "
             "(an encoder, or is_decoder is false); give a causal language model"

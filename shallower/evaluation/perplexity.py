@@ -71,7 +71,7 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     counted = torch.ones(len(tokens), protocol.length - 1, dtype=torch.bool)
     if stride < body:
         counted[1:, : protocol.length - 1 - stride] = False
-    described = {"length": protocol.length, "stride": protocol.stride or protocol.length, "bos": bos}
+    described = {"length": protocol.length, "stride": stride, "bos": bos}
     return Segments(tokens, counted, described | {"hash": token_hash(tokens)})
 
 
