@@ -29,9 +29,9 @@ from shallower import Amount, Calibration, Choosing, Compute, Protocol, Scores, 
 from shallower.artifacts import versions
 from shallower.calibration import calibration_tokens
 from shallower.demo import demo_model
+from shallower.evaluation.perplexity import evaluation_segments
 from shallower.files import write_atomic
 from shallower.progress import shown
-from shallower.stages import evaluation_segments
 from shallower.tables import layers
 from shallower.walk.losses import LossWalk
 
@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the results; the tables go beside it (benchmarks/results/criteria.json)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: 1 and 2 layers, 1024 tokens; needs --out")
     parser.add_argument("--restart", action="store_true", help="begin anew")
+    parser.add_argument("--again", metavar="PREFIX", help="make the pieces anew whose name begins so, such as score")
     parser.add_argument("--table", action="store_true", help="only remake the tables from the results")
     parser.add_argument("--one", choices=CRITERIA, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
@@ -275,7 +276,10 @@ def main() -> None:
     if not given.table:
         if not (given.data / CALIBRATION).is_file():
             raise UserError(f"no {CALIBRATION} in {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
-        Bench(given.data, out, QUICK if given.quick else FULL, restart=given.restart).run()
+        bench = Bench(given.data, out, QUICK if given.quick else FULL, restart=given.restart)
+        for key in [key for key in bench.pieces if given.again and key.startswith(given.again)]:
+            del bench.pieces[key]
+        bench.run()
     print(write_atomic(out.with_suffix(".md"), tables(json.loads(out.read_text()))))
 
 

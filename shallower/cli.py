@@ -15,9 +15,10 @@ from .calibration import BOS_RULES, Calibration
 from .demo import demo as run_demo
 from .errors import UserError
 from .evaluation.perplexity import Protocol
-from .files import check_free, total_size
+from .files import check_free
 from .planning import Amount, Choosing, layers_of, parameters_of
 from .progress import shown
+from .tensors import total_size
 
 app = typer.Typer(
     add_completion=False,

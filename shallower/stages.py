@@ -13,9 +13,9 @@ from . import methods
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
 from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save
-from .calibration import Calibration, calibration_tokens, check_vocabulary, read_text, read_tokens, shipped_text
+from .calibration import Calibration, calibration_tokens
 from .errors import Refusal, UserError
-from .evaluation.perplexity import Protocol, Segments, perplexity, segments_of_text, segments_of_tokens
+from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
 from .files import check_file, check_free
 from .memory import Peak
 from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
@@ -139,7 +139,6 @@ def plan(
     selection = methods.find("selection", choosing.selection)
     methods.find("criteria", criterion)
     own = methods.configure(selection, choosing.settings)
-    started = time.monotonic()
     scores = _scores_of(source)
     model = None if scores else open_model(source, compute)
     _check_schedule(selection, choosing, model)
@@ -151,19 +150,20 @@ def plan(
         scores = scores or score(model, criterion=criterion, settings=settings, calibration=calibration)
     else:
         scores = None
+    losses, used = _losses(model, calibration) if selection.NEEDS == "losses" else (None, scores.calibration if scores else None)
+    started = time.monotonic()
     problem = Problem(
         layers=record.layers,
         amount=0,
         allowed=allowed,
         scores=scores.scores if scores else None,
         windows=scores.windows if scores else None,
-        losses=_losses(model, calibration) if selection.NEEDS == "losses" else None,
+        losses=losses,
         rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
         iterative=choosing.iterative,
         settings=own,
     )
     choice = select_amount(selection, problem, amount, record)
-    used = scores.calibration if scores else _record_of(model, calibration) if problem.losses else None
     result = replace(
         plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace)),
         criterion=scores.criterion if scores else None,
@@ -172,7 +172,7 @@ def plan(
         keep_first=first,
         keep_last=last,
         iterative=choosing.iterative,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),
     )
     return _kept(result, out)
 
@@ -254,24 +254,6 @@ def evaluate(
     return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=_dtype_name(model)), out)
 
 
-def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
-    """Name -> segments of every source; the shipped evaluation text where none is given."""
-    named: dict[str, Segments] = {}
-    for path in texts:
-        if Path(path).stem in named:
-            raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
-        named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
-    if tokens is not None:
-        if Path(tokens).stem in named:
-            raise UserError(f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name")
-        named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
-    if not named:
-        named["shipped"] = segments_of_text(shipped_text("evaluation"), model.tokenizer, protocol, "the shipped text")
-    for name, segments in named.items():
-        check_vocabulary(segments.tokens, model.vocabulary, f"the tokenizer on {name}")
-    return named
-
-
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
     """Raise a UserError unless both records are of the same weights."""
     if one.fingerprint != other.fingerprint or one.layers != other.layers:
@@ -290,18 +272,16 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 
 
 def _losses(model: Model, calibration: Calibration | None):
-    tokens, _ = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    """(masks -> mean NLL, the record of the tokens)."""
+    tokens, record = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
     walk = LossWalk(model, tokens)
+    _load(model)
 
     def losses(masks: Tensor, label: str) -> Tensor:
         with model.given(tokens.shape[1]):
             return walk(masks, label) / walk.predictions
 
-    return losses
-
-
-def _record_of(model: Model, calibration: Calibration | None):
-    return calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)[1]
+    return losses, record
 
 
 def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: Calibration | None):
@@ -326,13 +306,18 @@ def _seeded(method: ModuleType, settings: dict[str, str], calibration: Calibrati
     return settings
 
 
+def _load(model: Model) -> None:
+    """Load the weights before a clock starts."""
+    if not model.loaded:
+        say(f"loading {model.checkpoint.source}")
+    _ = model.stack
+
+
 @contextmanager
 def _timed(model: Model, method: ModuleType | None = None) -> Iterator[Peak]:
     """Seconds and peak memory of what runs inside, the loading of the model left out."""
     if method is None or method.EVIDENCE != "place":
-        if not model.loaded:
-            say(f"loading {model.checkpoint.source}")
-        _ = model.stack
+        _load(model)
     with Peak(model.device) as peak:
         yield peak
 

@@ -14,8 +14,9 @@ from .anatomy.loading import open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
 from .artifacts import Plan, Pruned, dumps
 from .errors import Refusal, UserError
-from .files import INDEX, PICKLES, Entry, new_folder, total_size, write_shards
+from .files import new_folder
 from .proof import verify
+from .tensors import INDEX, PICKLES, Entry, total_size, write_shards
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from shallower import UserError, drop, prune, surgery
-from shallower.files import read_header, read_index
+from shallower.tensors import read_header, read_index
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

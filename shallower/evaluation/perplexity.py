@@ -7,8 +7,9 @@ token. With ``stride`` below ``length`` the segments overlap and only tokens not
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..calibration import bos_rule, check_numbers, encode, token_hash
+from ..calibration import bos_rule, check_numbers, check_vocabulary, encode, read_text, read_tokens, shipped_text, token_hash
 from ..errors import UserError
 from ..progress import track
 from ..walk.losses import batches, token_nll
@@ -80,6 +81,24 @@ def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
     length = tokens.shape[1]
     described = {"length": length, "stride": length, "bos": "as given", "hash": token_hash(tokens)}
     return Segments(tokens, torch.ones(len(tokens), length - 1, dtype=torch.bool), described)
+
+
+def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
+    """Name -> segments of every source; the shipped evaluation text where none is given."""
+    named: dict[str, Segments] = {}
+    for path in texts:
+        if Path(path).stem in named:
+            raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
+        named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
+    if tokens is not None:
+        if Path(tokens).stem in named:
+            raise UserError(f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name")
+        named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
+    if not named:
+        named["shipped"] = segments_of_text(shipped_text("evaluation"), model.tokenizer, protocol, "the shipped text")
+    for name, segments in named.items():
+        check_vocabulary(segments.tokens, model.vocabulary, f"the tokenizer on {name}")
+    return named
 
 
 def perplexity(model: Model, segments: Segments, *, removed: Iterable[int] = (), label: str = "perplexity") -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""Safetensors read and written by byte ranges, so that nothing has to fit into memory; no other format is read."""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
+MAX_HEADER = 100 << 20  # the limit of the safetensors format
+COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: a file, its dtype name in safetensors' spelling, its shape and its bytes from start to end."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Tensor name -> Entry for one safetensors file, its structure checked against the file's length.
+
+    Raises:
+        UserError: the file is truncated, corrupt or no safetensors file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER + 1
+        if length > min(MAX_HEADER, size):
+            raise UserError(f"{file} is no safetensors file or is truncated ({size} bytes): download or save it again")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {name: _entry(file, item, 8 + length) for name, item in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{file} has a corrupt safetensors header ({reason}): download or save it again") from error
+    last = 8 + length
+    for entry in sorted(entries.values(), key=lambda item: (item.start, item.end)):
+        if entry.start != last:
+            raise UserError(f"{file} has a corrupt safetensors header (tensors overlap or leave holes): download or save it again")
+        last = entry.end
+    if last != size:
+        what = "truncated" if last > size else "longer than its header says"
+        raise UserError(f"{file} is {what} ({size} bytes where {last} are described): download or save it again")
+    return entries
+
+
+def _entry(file: Path, item: dict, base: int) -> Entry:
+    start, end = item["data_offsets"]
+    entry = Entry(file, item["dtype"], tuple(item["shape"]), base + start, base + end)
+    if not isinstance(entry.dtype, str) or not all(isinstance(size, int) and size >= 0 for size in (*entry.shape, start, end)):
+        raise ValueError("a dtype, shape or offset is not what it should be")
+    expected = ITEM_BYTES.get(entry.dtype)
+    if start > end or (expected is not None and entry.bytes != entry.count * expected):
+        raise ValueError("a tensor's bytes do not fit its shape")
+    return entry
+
+
+def read_index(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint folder, whether one file or sharded, in the order of the files.
+
+    Raises:
+        UserError: no safetensors weights, a path that leaves the folder, a missing shard, or a tensor that is not
+            where the index says.
+    """
+    index = folder / INDEX
+    shards = _read_map(folder, index) if index.is_file() else {}
+    if (folder / SINGLE).is_file():  # as transformers does, also where an index lies beside it
+        return read_header(folder / SINGLE)
+    if not index.is_file():
+        pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickled:
+            raise UserError(
+                f"{folder} holds only pickled weights ({pickled[0]}), which can run code when read: "
+                "convert it to safetensors first (load it where you trust it, then save_pretrained)"
+            )
+        raise UserError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}")
+    return _read_sharded(folder, shards)
+
+
+def _read_map(folder: Path, index: Path) -> dict[str, str]:
+    """Tensor name -> shard from an index file, checked to stay within the folder."""
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(where.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is not a readable index file ({str(error)[:80]}): download or save it again") from error
+    if not shards:
+        raise UserError(f"{index} names no weights: download or save it again")
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise UserError(f"{index} points outside its folder ({shard!r}): only plain file names are accepted")
+    return where
+
+
+def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
+    shards = sorted(set(where.values()))
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise UserError(f"{folder} lacks the shard {shard} that {INDEX} names: download it again")
+    headers = {shard: read_header(folder / shard) for shard in shards}
+    for name, shard in where.items():
+        if name not in headers[shard]:
+            raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
+    return {name: entry for shard in shards for name, entry in headers[shard].items() if where.get(name) == shard}
+
+
+def write_shards(folder: Path, tensors: dict[str, Entry], *, max_bytes: int, sources: dict | None = None) -> list[str]:
+    """Write tensors into ``folder`` by copying their bytes, split into shards of at most ``max_bytes`` where needed.
+
+    Args:
+        tensors: new name -> where its bytes lie now.
+        sources: new name -> (dtype name, bytes) for tensors whose content changes; a callable is asked for the bytes
+            when their turn comes, so that only one is in memory.
+    Returns:
+        The names of the files written.
+    """
+    sources = sources or {}
+    layout = [(name, *_described(entry, sources.get(name))) for name, entry in tensors.items()]
+    shards: list[list] = [[]]
+    filled = 0
+    for item in layout:
+        size = item[3]
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += size
+    total = len(shards)
+    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(folder / name, shard, tensors, sources)
+    if total > 1:
+        where = {item[0]: name for name, shard in zip(names, shards, strict=True) for item in shard}
+        total_bytes = sum(item[3] for item in layout)
+        content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
+        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return names
+
+
+def _described(entry: Entry, source: tuple | None) -> tuple[str, tuple[int, ...], int]:
+    dtype = source[0] if source else entry.dtype
+    return dtype, entry.shape, entry.count * ITEM_BYTES[dtype] if source else entry.bytes
+
+
+def _write_file(path: Path, shard: list, tensors: dict[str, Entry], sources: dict) -> None:
+    header: dict = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, size in shard:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(raw)))
+        out.write(raw)
+        for name, _, _, size in shard:
+            if name in sources:
+                content = sources[name][1]()
+                if len(content) != size:
+                    raise AssertionError(f"{name}: {len(content)} bytes where {size} were announced")
+                out.write(content)
+            else:
+                _copy_range(tensors[name], out)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _copy_range(entry: Entry, out) -> None:
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        left = entry.bytes
+        while left:
+            piece = stream.read(min(COPY_BYTES, left))
+            if not piece:
+                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            out.write(piece)
+            left -= len(piece)
+
+
+def total_size(text: str) -> int:
+    """Bytes of a size such as ``5GB`` or ``500MB`` (decimal units), or of a plain number.
+
+    Raises:
+        UserError: it is not a size.
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = (text[:-2], text[-2:].upper()) if text[-2:].upper() in units else (text, "")
+    try:
+        size = int(float(number) * units.get(unit, 1))
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise UserError(f"{text!r} is not a size; write for example 5GB or 500MB")
+    return size
