@@ -247,7 +247,7 @@ def short_table(content: dict) -> str:
     lines = ["| selection | criterion | protected |" + "".join(f" {size} of 30 removed |" for size in sizes)]
     lines.append("|---|---|---|" + "--:|" * len(sizes))
     for label, ratios in order:
-        lines.append(f"| {' | '.join(label)} |" + "".join(f" {ratios[size]:.2f} |" for size in sizes))
+        lines.append(f"| {' | '.join(label)} |" + "".join(f" {ratios[size]:.{2 if ratios[size] < 100 else 0}f} |" for size in sizes))
     return "\n".join(lines) + "\n"
 
 

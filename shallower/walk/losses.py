@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..progress import track
 from .replay import Recording, Replay
 
-LOGIT_BYTES = 256 << 20  # logits of large vocabularies exist only for so much at a time
+LOGIT_BYTES = 64 << 20  # logits of large vocabularies exist only for so much at a time
 BATCH_TOKENS = 4096
 
 
