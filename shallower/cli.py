@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import methods, stages, tables
-from .anatomy.loading import parse_dtype
+from .anatomy.loading import parse_dtype, quiet
 from .artifacts import dumps, load, versions
 from .calibration import BOS_RULES, Calibration
 from .demo import demo as run_demo
@@ -305,6 +305,6 @@ def _run(arguments: list[str]) -> int | None:
     if arguments == ["--version"]:
         print("shallower", versions()["shallower"])
     elif not _explain(arguments):
-        with shown():
+        with shown(), quiet():
             return app(args=arguments, standalone_mode=False)
     return None
