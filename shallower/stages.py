@@ -93,12 +93,9 @@ def score(
         out: also write the artifact there.
     """
     check_file(out, "scores")
-    method = methods.find("criteria", criterion)
-    options = methods.configure(method, _seeded(method, settings or {}, calibration))
+    method, options = _configured(criterion, settings, calibration)
     model = open_model(model, compute)
-    tokens, record = None, None
-    if method.EVIDENCE in DATA:
-        tokens, record = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    tokens, record = _tokens(model, calibration) if method.EVIDENCE in DATA else (None, None)
     with _timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
         found = gather(method, model, tokens, settings=options)
     result = Scores(
@@ -212,7 +209,7 @@ def prune(
     max_shard_size: str = "5GB",
     compute: Compute | None = None,
 ) -> Pruned:
-    """Write the pruned model as a plain checkpoint and prove it (see ``surgery.verify``).
+    """Write the pruned model as a plain checkpoint and prove it (see ``proof.verify``).
 
     Raises:
         UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at ``out``.
@@ -273,7 +270,7 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 
 def _losses(model: Model, calibration: Calibration | None):
     """(masks -> mean NLL, the record of the tokens)."""
-    tokens, record = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    tokens, record = _tokens(model, calibration)
     walk = LossWalk(model, tokens)
     _load(model)
 
@@ -285,11 +282,8 @@ def _losses(model: Model, calibration: Calibration | None):
 
 
 def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: Calibration | None):
-    method = methods.find("criteria", criterion)
-    options = methods.configure(method, _seeded(method, settings or {}, calibration))
-    tokens = None
-    if method.EVIDENCE in DATA:
-        tokens, _ = calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+    method, options = _configured(criterion, settings, calibration)
+    tokens = _tokens(model, calibration)[0] if method.EVIDENCE in DATA else None
 
     def rescore(removed: tuple[int, ...]) -> dict[int, float]:
         found: Gathered = gather(method, model, tokens, settings=options, removed=removed)
@@ -298,12 +292,16 @@ def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: 
     return rescore
 
 
-def _seeded(method: ModuleType, settings: dict[str, str], calibration: Calibration | None) -> dict[str, str]:
-    """The common seed also seeds a method that has one of its own, unless it is set apart."""
-    kind = getattr(method, "Settings", None)
-    if kind and "seed" in getattr(kind, "__dataclass_fields__", {}) and calibration is not None:
-        return {"seed": str(calibration.seed), **settings}
-    return settings
+def _configured(criterion: str, settings: dict[str, str] | None, calibration: Calibration | None):
+    """(criterion, its Settings); the common seed also seeds one that has a seed of its own, unless it is set apart."""
+    method = methods.find("criteria", criterion)
+    common = {"seed": str(calibration.seed)} if calibration is not None and "seed" in methods.setting_names(method) else {}
+    return method, methods.configure(method, common | (settings or {}))
+
+
+def _tokens(model: Model, calibration: Calibration | None):
+    """(calibration tokens, the record of them), by default of the shipped text."""
+    return calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
 
 
 def _load(model: Model) -> None:

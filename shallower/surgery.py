@@ -24,9 +24,8 @@ TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
 
 @dataclass(frozen=True)
 class Renaming:
-    """Where each tensor of the pruned checkpoint comes from: new name -> old name."""
+    """Where each tensor of the pruned checkpoint comes from (new name -> old name), and how many layers beyond the stack are left out."""
 
-    prefix: str
     sources: dict[str, str]
     dropped_beyond: int
 
@@ -98,7 +97,7 @@ def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
             beyond.add(number)
         elif number in place:
             sources[f"{prefix}.{place[number]}{rest}"] = name
-    return Renaming(prefix, sources, len(beyond))
+    return Renaming(sources, len(beyond))
 
 
 def _number(name: str, prefix: str) -> tuple[int | None, str]:
