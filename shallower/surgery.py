@@ -54,7 +54,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
+    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.outline.name)
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
@@ -77,16 +77,17 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     return [*solved.changes, *beyond]
 
 
-def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
+def rename(tensors: dict[str, Entry], kept: list[int], layers: int, stack_name: str = "") -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
-    On disk the stack is the prefix whose numbers are 0 … layers-1 and that holds most bytes; higher numbers under it are
-    prediction layers that no longer fit and are left out.
+    On disk the stack is the prefix whose numbers are 0 … layers-1 and that is named as in memory (or has one word more);
+    where none is, the one that holds most bytes. Higher numbers under it are prediction layers that no longer fit and are
+    left out.
 
     Raises:
         Refusal: no such prefix.
     """
-    prefix = _stack_prefix(tensors, layers)
+    prefix = _stack_prefix(tensors, layers, stack_name)
     place = {old: new for new, old in enumerate(kept)}
     sources, beyond = {}, set()
     for name in tensors:
@@ -108,7 +109,7 @@ def _number(name: str, prefix: str) -> tuple[int | None, str]:
     return (int(digits), dot + rest) if digits.isdigit() else (None, "")
 
 
-def _stack_prefix(tensors: dict[str, Entry], layers: int) -> str:
+def _stack_prefix(tensors: dict[str, Entry], layers: int, stack_name: str) -> str:
     numbers: dict[str, set[int]] = {}
     sizes: dict[str, int] = {}
     for name, entry in tensors.items():
@@ -119,7 +120,8 @@ def _stack_prefix(tensors: dict[str, Entry], layers: int) -> str:
     fitting = [prefix for prefix, found in numbers.items() if set(range(layers)) <= found]
     if not fitting:
         raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
-    return max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
+    exact = [prefix for prefix in fitting if stack_name in (prefix, prefix.partition(".")[2])]
+    return max(exact or fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
 
 
 def write_config(

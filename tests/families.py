@@ -79,7 +79,7 @@ SETTINGS: dict[str, Setting] = {
     "mamba2": Setting({"num_heads": 8, "head_dim": 16}),
     "qwen4_exp_text": Setting(
         {
-            "ple_layer_ids": [2, 5, 7],
+            "ple_layer_ids": [6, 7],
             "ngram_vocab_size_base": 64,
             "heads_per_ngram": 2,
             "split_ngram_parts": 2,
@@ -95,8 +95,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "cohere_compass_text": Setting({"layer_types": _every(3, "full_attention", "sliding_attention"), "rope_parameters": _ROPE_BY_KIND}),
     "dbrx": Setting({"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}, "ffn_config": {"hidden_size": 64, "moe_top_k": 2}}),
-    "dots3_note": Setting({"vision_config": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 32, "adapter_out_dim": 64}}),
-    "longcat_flash": Setting({"num_layers": 8, "head_dim": 8, "zero_expert_num": 2}),
+    "dots3_note": Setting(
+        {
+            "vision_config": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 32, "adapter_out_dim": 64},
+            "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 64},
+        }
+    ),
+    "longcat_flash": Setting({"num_hidden_layers": 16, "num_layers": 8, "head_dim": 8, "zero_expert_num": 2}),
     "reformer": Setting({"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 48], "attn_layers": ["local", "lsh"] * 4}),
     "gemma3n": Setting(absent="its image half needs a package that is not installed; the text part is a type of its own"),
     "gemma4_assistant": Setting(absent=_DRAFTER),
@@ -106,7 +111,38 @@ SETTINGS: dict[str, Setting] = {
     "xmod": Setting({"default_language": "en_XX"}),
     "zamba": Setting({"layers_block_type": _every(3, "hybrid", "linear_attention"), "attn_layer_period": 3}),
     "zamba2": Setting({"layers_block_type": _every(3, "hybrid", "linear_attention"), "head_dim": 32, "num_key_value_heads": 4}),
-    "zaya": Setting({"num_experts_per_tok": 1}),
+    "zaya": Setting(
+        {"num_experts_per_tok": 1},
+        removals=((2,), (1, 4), (3, 5, 6)),
+        illegal=((0, 3, 5),),
+        note="the router of layer 0 alone reads no earlier router's state, so no other layer can be first",
+    ),
+    "bamba": Setting({"attn_layer_indices": [1, 4, 6]}),
+    "granitemoehybrid": Setting({"layer_types": [*_every(3, "full_attention", "linear_attention")[:-1], "full_attention"]}),
+    "beam": Setting(
+        removals=((7,), (6, 7), (4, 5, 6, 7)),
+        illegal=((2,), (0,)),
+        note="attn_residual_add_idx depends on the layer's index: only the tail may go",
+    ),
+    "gemma4_unified_text": Setting(
+        removals=((2,), (1, 3), (0, 3)),
+        illegal=((1, 4), (0, 3, 5)),
+        note="the layers that make keys and values for the last two cannot go",
+    ),
+    "hy_v4": Setting(
+        {"indexer_types": ["full", "shared", "shared", "full", "shared", "full", "full", "shared"]},
+        removals=((2,), (1, 4), (0, 1, 2)),
+        illegal=((0, 3, 5),),
+        note="a shared indexer needs a full one before it",
+    ),
+    "nemotron_h": Setting(
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe", "mlp"]}
+    ),
+    "prophetnet": Setting({"num_decoder_layers": 8, "num_decoder_attention_heads": 4}),
+    "xlm": Setting({"causal": True}),
+    "xlnet": Setting({"attn_type": "uni"}),
+    "xlstm": Setting({"qk_dim_factor": 1.0}),
+    "minimax": Setting({"block_size": 8}),
     "youtu": Setting({"tie_word_embeddings": False}, note="with a tied head the unpruned model itself loses its embedding on reload"),
     "jamba": Setting(
         {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -168,6 +204,8 @@ def try_type(name: str, folder: Path) -> dict:
     try:
         config = zoo.shrink(name, awkward=True, **wanted.config)
         source = zoo.save(zoo.build(name, config), folder / "dense", with_tokenizer=False)
+        if json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"] != name:
+            config.save_pretrained(source)  # published files of a multimodal model hold the config of the whole
     except Exception as error:  # constructors raise anything
         return {"status": "not built", "reason": f"{type(error).__name__}: {_line(error)}"}
     try:

@@ -102,6 +102,15 @@ class ConfigSolver:
             seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
         return [seen[key] for key in keys]
 
+    def _alike(self) -> list[frozenset[int]]:
+        """Sets of layers that share a value of some attribute which other layers lack; those that share every value come first."""
+        kinds = self.kinds()
+        sets = [frozenset(i for i, kind in enumerate(kinds) if kind == letter) for letter in sorted(set(kinds))]
+        for key in dict.fromkeys(key for item in self.fingerprints for key in item):
+            values = [repr(item.get(key, "absent")) for item in self.fingerprints]
+            sets += [frozenset(i for i, value in enumerate(values) if value == one) for one in sorted(set(values))]
+        return [item for item in dict.fromkeys(sets) if len(item) < self.layers]
+
     def _finish(self, content: dict, changes: list[str]) -> Solved:
         return Solved(self._config(content), tuple(changes))
 
@@ -116,8 +125,8 @@ class ConfigSolver:
         owner = _subconfig(self.checkpoint.config, self.path)
         depth = owner.attribute_map.get("num_hidden_layers", "num_hidden_layers")
         changes = []
-        if depth in section or hasattr(owner, depth):
-            changes.append(f"{depth} {section.get(depth)} -> {len(kept)}")
+        if depth in section:  # else it is made from other fields, which ``_depth_edits`` finds
+            changes.append(f"{depth} {section[depth]} -> {len(kept)}")
             section[depth] = len(kept)
         for key, value in list(section.items()):
             new = _cut(key, value, kept, self.layers)
@@ -203,10 +212,9 @@ class ConfigSolver:
             return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
-        kinds = self.kinds()
-        for letter in sorted(set(kinds)):
+        for alike in self._alike():
             for offset in offsets:
-                values.append([new + offset for new, old in enumerate(kept) if kinds[old] == letter])
+                values.append([new + offset for new, old in enumerate(kept) if old in alike])
         values.append([])
         return [list(item) for item in dict.fromkeys(map(tuple, values))]
 
