@@ -204,15 +204,16 @@ def _mixed(value: list[str]) -> list[str]:
 def randomise(model: PreTrainedModel, seed: int) -> None:
     """Draw every matrix anew and shake every vector, so that each layer matters and no two are alike."""
     generator = torch.Generator().manual_seed(seed)
+    matrices = {parameter.data_ptr() for parameter in model.parameters() if parameter.dim() >= 2}  # saved tables of masks stay
     seen = set()
     for tensor in model.state_dict().values():  # parameters and saved buffers, shared ones several times
         if not tensor.is_floating_point() or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
         noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.dim() >= 2:
+        if tensor.data_ptr() in matrices:
             tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
-        else:  # norms (about 1, or 0 where the code adds 1), biases, router corrections
+        elif tensor.dim() < 2:  # norms (about 1, or 0 where the code adds 1), biases, router corrections
             tensor.add_(noise, alpha=0.1)
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -63,7 +63,7 @@ class ConfigSolver:
         self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
         self.outside = outside_shapes(dense, stack_name)
-        self.path = _config_path(dense, stack_name)
+        self.path = _config_path(dense, stack_name, checkpoint.config)
         self.shared = shared_between_layers(dense, stack_name)
         self.content = checkpoint.config.to_dict()
         self.rules: dict[str, list[int]] | None = None
@@ -242,24 +242,28 @@ class ConfigSolver:
         return None
 
 
-def _config_path(model: nn.Module, stack_name: str) -> tuple[str, ...]:
-    """Names that lead from the top config to the one that the stack's owner was built from."""
+def _config_path(model: nn.Module, stack_name: str, top: PreTrainedConfig) -> tuple[str, ...]:
+    """Names that lead from the top config to the one that the stack's owner was built from.
+
+    Where the model is only a part of what the top config describes, it holds a copy of that part's config.
+    """
     owner = stack_name
     config = None
     while config is None and owner:
         owner = owner.rpartition(".")[0]
         config = getattr(model.get_submodule(owner), "config", None)
 
-    def search(current: PreTrainedConfig, depth: int) -> tuple[str, ...] | None:
-        if current is config:
+    def search(current: PreTrainedConfig, depth: int, fits: Callable[[PreTrainedConfig], bool]) -> tuple[str, ...] | None:
+        if fits(current):
             return ()
         for name in current.sub_configs if depth else ():
             below = getattr(current, name, None)
-            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1)) is not None:
+            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1, fits)) is not None:
                 return (name, *found)
         return None
 
-    return search(model.config, 3) or ()
+    part = search(top, 3, lambda current: type(current) is type(model.config)) or ()
+    return part + (search(model.config, 3, lambda current: current is config) or ())
 
 
 def _section(content: dict, path: tuple[str, ...]) -> dict:
