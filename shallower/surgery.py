@@ -54,7 +54,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.outline.name)
+    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.outline.name, model.solver.shared)
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
@@ -77,8 +77,12 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     return [*solved.changes, *beyond]
 
 
-def rename(tensors: dict[str, Entry], kept: list[int], layers: int, stack_name: str = "") -> Renaming:
+def rename(
+    tensors: dict[str, Entry], kept: list[int], layers: int, stack_name: str = "", shared: dict[str, list[int]] | None = None
+) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
+
+    A tensor that several layers share is stored once, with one of them; if that one goes, the first kept one inherits it.
 
     On disk the stack is the prefix whose numbers are 0 … layers-1 and that is named as in memory (or has one word more);
     where none is, the one that holds most bytes. Higher numbers under it are prediction layers that no longer fit and are
@@ -98,6 +102,8 @@ def rename(tensors: dict[str, Entry], kept: list[int], layers: int, stack_name: 
             beyond.add(number)
         elif number in place:
             sources[f"{prefix}.{place[number]}{rest}"] = name
+        elif heirs := [index for index in (shared or {}).get(rest[1:], []) if index in place]:
+            sources.setdefault(f"{prefix}.{place[heirs[0]]}{rest}", name)
     return Renaming(sources, len(beyond))
 
 

@@ -73,7 +73,19 @@ _ROPE_BY_KIND = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+_SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}
 SETTINGS: dict[str, Setting] = {
+    "dots3_note_text": Setting(
+        {
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 4,
+            "swa_q_lora_rank": 24,
+            "swa_kv_lora_rank": 16,
+            "swa_head_dim": 24,
+            "swa_qk_nope_head_dim": 16,
+            "swa_v_head_dim": 16,
+        }
+    ),
     "dots1": Setting({"n_shared_experts": 1}),
     "gpt_neo": Setting({"attention_types": [[["global", "local"], 4]]}),
     "lfm2_moe": Setting({"layer_types": _every(3, "full_attention", "conv")}),
@@ -106,14 +118,26 @@ SETTINGS: dict[str, Setting] = {
     ),
     "longcat_flash": Setting({"num_hidden_layers": 16, "num_layers": 8, "head_dim": 8, "zero_expert_num": 2}),
     "reformer": Setting({"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 48], "attn_layers": ["local", "lsh"] * 4}),
+    "roc_bert": Setting({"pronunciation_embed_dim": 16, "shape_embed_dim": 16, "shape_vocab_size": zoo.VOCAB}),
+    "inkling_text": Setting(_SWA),
+    "inkling2_text": Setting(_SWA),
     "gemma3n": Setting(absent="its image half needs a package that is not installed; the text part is a type of its own"),
     "gemma4_assistant": Setting(absent=_DRAFTER),
     "gemma4_unified_assistant": Setting(absent=_DRAFTER),
     "musicgen": Setting(absent=_SOUND),
     "musicgen_melody": Setting(absent=_SOUND),
     "xmod": Setting({"default_language": "en_XX"}),
-    "zamba": Setting({"layers_block_type": _every(3, "hybrid", "linear_attention"), "attn_layer_period": 3}),
-    "zamba2": Setting({"layers_block_type": _every(3, "hybrid", "linear_attention"), "head_dim": 32, "num_key_value_heads": 4}),
+    "zamba": Setting(
+        {"layers_block_type": ["linear_attention", "linear_attention", *["hybrid", "linear_attention"] * 3]},
+        illegal=((2, 4),),
+        note="layers 2, 4 and 6 share one block; transformers cannot build a model with one such layer",
+    ),
+    "zamba2": Setting(
+        {"layers_block_type": _every(3, "hybrid", "linear_attention"), "head_dim": 32, "num_key_value_heads": 4, "time_step_min": 1e-9},
+        removals=((1,), (1, 4), (0, 3, 6)),
+        illegal=((2,), (0, 3, 5)),
+        note="layers 2 and 5 share a block that holds an adapter for each of them, so neither can go",
+    ),
     "zaya": Setting(
         {"num_experts_per_tok": 1},
         removals=((2,), (1, 4), (3, 5, 6)),
@@ -139,13 +163,13 @@ SETTINGS: dict[str, Setting] = {
         note="a shared indexer needs a full one before it",
     ),
     "nemotron_h": Setting(
-        {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe", "mlp"]}
+        {"time_step_min": 1e-9, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe", "mlp"]}
     ),
     "prophetnet": Setting({"num_decoder_layers": 8, "num_decoder_attention_heads": 4}),
     "xlm": Setting({"causal": True}),
     "xlnet": Setting({"attn_type": "uni"}),
     "xlstm": Setting({"qk_dim_factor": 1.0}),
-    "minimax": Setting({"block_size": 8}),
+    "minimax": Setting({"block_size": 8, "sliding_window": None}),
     "youtu": Setting({"tie_word_embeddings": False}, note="with a tied head the unpruned model itself loses its embedding on reload"),
     "jamba": Setting(
         {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -159,7 +183,6 @@ SETTINGS: dict[str, Setting] = {
     "diffllama": Setting(
         removals=((7,), (6, 7), (4, 5, 6, 7)), illegal=((2,), (0,)), note="lambda_init depends on the layer's index: only the tail may go"
     ),
-    "gpt_bigcode": Setting(),
     "minicpm3": Setting({"dim_model_base": 64}, note="scale_depth / sqrt(num_hidden_layers)"),
     "llama4_text": Setting({"num_experts_per_tok": 1, "floor_scale": 8}, note="moe_layers is a list of indices"),
 }
@@ -334,7 +357,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep results that another state of the code gave")
     options = parser.parse_args()
     content = load()
-    names = todo(content, options.only or (options.again if options.again else []), options.again, options.keep)
+    names = todo(content, options.only or options.again, options.again, options.keep)
     for number, name in enumerate(names, 1):
         start = time.monotonic()
         result = isolated(name, SECONDS)

@@ -80,8 +80,6 @@ class ConfigSolver:
         kept = [index for index in range(self.layers) if index not in removed]
         if not kept:
             raise Refusal("removing every layer leaves no model: keep at least one")
-        if self.shared:
-            raise Refusal(f"layers {self.shared[1]} share the tensor {self.shared[0]}: removing some of them would not write a plain model")
         base, changes = self._sliced(kept)
         best: Mismatch | str = self._judge(base, kept)
         if best is None:

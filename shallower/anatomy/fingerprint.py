@@ -119,19 +119,20 @@ def outside_shapes(model: nn.Module, stack_name: str) -> dict[str, tuple[int, ..
     return {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(stack_name + ".")}
 
 
-def shared_between_layers(model: nn.Module, stack_name: str) -> tuple[str, str] | None:
-    """(tensor, layers) where one tensor serves several layers, by identity or by declared ties."""
-    owners: dict[int, tuple[str, set[int]]] = {}
+def shared_between_layers(model: nn.Module, stack_name: str) -> dict[str, list[int]]:
+    """Name inside a layer -> the layers that one tensor of that name serves, by identity or by declared ties."""
+    owners: dict[object, tuple[str, set[int]]] = {}
     for index, layer in enumerate(model.get_submodule(stack_name)):
         for name, parameter in layer.named_parameters():
             owners.setdefault(id(parameter), (name, set()))[1].add(index)
-    for name, layers in owners.values():
-        if len(layers) > 1:
-            return name, ", ".join(map(str, sorted(layers)))
     ties = getattr(model, "all_tied_weights_keys", None) or {}
-    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.(.*)")
     for one, other in ties.items() if isinstance(ties, dict) else ():
         first, second = pattern.match(str(one)), pattern.match(str(other))
-        if first and second and first[1] != second[1]:
-            return str(one), ", ".join(sorted((first[1], second[1]), key=int))
-    return None
+        if first and second and first[2] == second[2]:
+            owners.setdefault(str(other), (first[2], set()))[1].update((int(first[1]), int(second[1])))
+    found: dict[str, list[int]] = {}
+    for name, layers in owners.values():
+        if len(layers) > 1:
+            found[name] = sorted({*found.get(name, []), *layers})
+    return found
