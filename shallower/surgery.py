@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .anatomy.config import Solved
 from .anatomy.loading import open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
+from .anatomy.names import Place, places
 from .artifacts import Plan, Pruned, dumps
 from .errors import Refusal, UserError
 from .files import new_folder
@@ -54,7 +55,8 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.outline.name, model.solver.shared)
+    found = places(checkpoint.build(), model.outline.name, {name: entry.bytes for name, entry in checkpoint.tensors.items()})
+    renaming = rename(checkpoint.tensors, found, plan.kept, plan.model.layers, model.solver.shared)
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
@@ -78,56 +80,34 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
 
 
 def rename(
-    tensors: dict[str, Entry], kept: list[int], layers: int, stack_name: str = "", shared: dict[str, list[int]] | None = None
+    tensors: dict[str, Entry], found: dict[str, Place], kept: list[int], layers: int, shared: dict[str, list[int]] | None = None
 ) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
-    A tensor that several layers share is stored once, with one of them; if that one goes, the first kept one inherits it.
+    Prediction layers numbered after the stack no longer fit and are left out. A tensor that several layers share is stored
+    once, with one of them; if that one goes, the first kept one inherits it.
 
-    On disk the stack is the prefix whose numbers are 0 … layers-1 and that is named as in memory (or has one word more);
-    where none is, the one that holds most bytes. Higher numbers under it are prediction layers that no longer fit and are
-    left out.
-
+    Args:
+        found: the layer of each tensor that has one.
+        shared: name inside a layer -> the layers that share it.
     Raises:
-        Refusal: no such prefix.
+        Refusal: no tensor belongs to a layer.
     """
-    prefix = _stack_prefix(tensors, layers, stack_name)
-    place = {old: new for new, old in enumerate(kept)}
+    if not found:
+        raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
+    new = {old: place for place, old in enumerate(kept)}
     sources, beyond = {}, set()
     for name in tensors:
-        number, rest = _number(name, prefix)
-        if number is None:
+        place = found.get(name)
+        if place is None:
             sources[name] = name
-        elif number >= layers:
-            beyond.add(number)
-        elif number in place:
-            sources[f"{prefix}.{place[number]}{rest}"] = name
-        elif heirs := [index for index in (shared or {}).get(rest[1:], []) if index in place]:
-            sources.setdefault(f"{prefix}.{place[heirs[0]]}{rest}", name)
+        elif place.layer >= layers:
+            beyond.add(place.layer)
+        elif place.layer in new:
+            sources[place.name(new[place.layer])] = name
+        elif heirs := [index for index in (shared or {}).get(place.tail.lstrip("."), []) if index in new]:
+            sources.setdefault(place.name(new[heirs[0]]), name)
     return Renaming(sources, len(beyond))
-
-
-def _number(name: str, prefix: str) -> tuple[int | None, str]:
-    head = prefix + "."
-    if not name.startswith(head):
-        return None, ""
-    digits, dot, rest = name[len(head) :].partition(".")
-    return (int(digits), dot + rest) if digits.isdigit() else (None, "")
-
-
-def _stack_prefix(tensors: dict[str, Entry], layers: int, stack_name: str) -> str:
-    numbers: dict[str, set[int]] = {}
-    sizes: dict[str, int] = {}
-    for name, entry in tensors.items():
-        for match in re.finditer(r"\.(\d+)(?=\.|$)", name):
-            prefix = name[: match.start()]
-            numbers.setdefault(prefix, set()).add(int(match[1]))
-            sizes[prefix] = sizes.get(prefix, 0) + entry.bytes
-    fitting = [prefix for prefix, found in numbers.items() if set(range(layers)) <= found]
-    if not fitting:
-        raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
-    exact = [prefix for prefix in fitting if stack_name in (prefix, prefix.partition(".")[2])]
-    return max(exact or fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
 
 
 def write_config(

@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from shallower.anatomy.bypass import bypass
 
+LOGITS_TOLERANCE = 1e-5  # of the largest logit
+EFFECT = 1e-2  # a removal that changes less shows nothing
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's package, w
 import torch
 import transformers
 import zoo
-from checks import compare
+from checks import EFFECT, LOGITS_TOLERANCE, compare
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -39,8 +39,6 @@ from shallower.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 SECONDS = 240  # per type
-LOGITS_TOLERANCE = 1e-5  # of the largest logit
-EFFECT = 1e-2  # a removal that changes less shows nothing
 DECIDING = ("shallower/anatomy", "shallower/surgery.py", "shallower/proof.py", "shallower/tensors.py", "tests/checks.py")
 
 
@@ -73,6 +71,8 @@ _ROPE_BY_KIND = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+_STEP = {"time_step_min": 1e-9}
+_STEP_NOTE = "time_step_min clamps the prefill alone: with a larger one the unpruned model's cache goes wrong"
 _SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}
 SETTINGS: dict[str, Setting] = {
     "dots3_note_text": Setting(
@@ -109,7 +109,13 @@ SETTINGS: dict[str, Setting] = {
         note="ple_layer_ids count from 1; the sizes of a layer's hash tables depend on how many tables come before it",
     ),
     "cohere_compass_text": Setting({"layer_types": _every(3, "full_attention", "sliding_attention"), "rope_parameters": _ROPE_BY_KIND}),
-    "dbrx": Setting({"d_model": 64, "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2}, "ffn_config": {"hidden_size": 64, "moe_top_k": 2}}),
+    "dbrx": Setting(
+        {
+            "d_model": 64,
+            "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2},
+            "ffn_config": {"hidden_size": 64, "moe_top_k": 2},
+        }
+    ),
     "dots3_note": Setting(
         {
             "vision_config": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": 32, "adapter_out_dim": 64},
@@ -120,7 +126,12 @@ SETTINGS: dict[str, Setting] = {
     "reformer": Setting({"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 48], "attn_layers": ["local", "lsh"] * 4}),
     "roc_bert": Setting({"pronunciation_embed_dim": 16, "shape_embed_dim": 16, "shape_vocab_size": zoo.VOCAB}),
     "inkling_text": Setting(_SWA),
-    "inkling2_text": Setting(_SWA),
+    "inkling2_text": Setting(
+        _SWA,
+        removals=((2,), (1, 4), (3, 5, 7)),
+        illegal=((0, 3, 5),),
+        note="layer 0 reads no earlier block, so no other layer can be first",
+    ),
     "gemma3n": Setting(absent="its image half needs a package that is not installed; the text part is a type of its own"),
     "gemma4_assistant": Setting(absent=_DRAFTER),
     "gemma4_unified_assistant": Setting(absent=_DRAFTER),
@@ -133,10 +144,10 @@ SETTINGS: dict[str, Setting] = {
         note="layers 2, 4 and 6 share one block; transformers cannot build a model with one such layer",
     ),
     "zamba2": Setting(
-        {"layers_block_type": _every(3, "hybrid", "linear_attention"), "head_dim": 32, "num_key_value_heads": 4, "time_step_min": 1e-9},
+        {"layers_block_type": _every(3, "hybrid", "linear_attention"), "head_dim": 32, "num_key_value_heads": 4, **_STEP},
         removals=((1,), (1, 4), (0, 3, 6)),
         illegal=((2,), (0, 3, 5)),
-        note="layers 2 and 5 share a block that holds an adapter for each of them, so neither can go",
+        note=f"layers 2 and 5 share a block that holds an adapter for each of them, so neither can go; {_STEP_NOTE}",
     ),
     "zaya": Setting(
         {"num_experts_per_tok": 1},
@@ -163,13 +174,18 @@ SETTINGS: dict[str, Setting] = {
         note="a shared indexer needs a full one before it",
     ),
     "nemotron_h": Setting(
-        {"time_step_min": 1e-9, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe", "mlp"]}
+        {
+            **_STEP,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe", "mlp"],
+        },
+        note=_STEP_NOTE,
     ),
     "prophetnet": Setting({"num_decoder_layers": 8, "num_decoder_attention_heads": 4}),
     "xlm": Setting({"causal": True}),
     "xlnet": Setting({"attn_type": "uni"}),
-    "xlstm": Setting({"qk_dim_factor": 1.0}),
-    "minimax": Setting({"block_size": 8, "sliding_window": None}),
+    "xlstm": Setting({"qk_dim_factor": 1.0}, note="with narrower queries the unpruned model cannot use its cache"),
+    "minimax": Setting({"block_size": 8, "sliding_window": None}, note="with a sliding window the unpruned model's cache goes wrong"),
+    "ernie4_5_moe": Setting({"moe_layer_start_index": 2, "moe_layer_end_index": 6}),
     "youtu": Setting({"tie_word_embeddings": False}, note="with a tied head the unpruned model itself loses its embedding on reload"),
     "jamba": Setting(
         {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -356,15 +372,16 @@ def main() -> None:
     parser.add_argument("--again", nargs="+", default=[], metavar="NAME", help="these types even if they have a result")
     parser.add_argument("--keep", action="store_true", help="keep results that another state of the code gave")
     options = parser.parse_args()
-    content = load()
+    content, code = load(), code_hash()
     names = todo(content, options.only or options.again, options.again, options.keep)
     for number, name in enumerate(names, 1):
         start = time.monotonic()
         result = isolated(name, SECONDS)
         seconds = round(time.monotonic() - start, 1)
-        content["types"][name] = result | {"seconds": seconds, "settings": settings_hash(name), "code": code_hash()}
+        made = {"seconds": seconds, "settings": settings_hash(name), "code": code}
+        content["types"][name] = {"status": result.pop("status"), "note": setting(name).note} | result | made
         save(content)
-        print(f"{number}/{len(names)} {name}: {result['status']} ({seconds} s) {result.get('reason', '')}", flush=True)
+        print(f"{number}/{len(names)} {name}: {content['types'][name]['status']} ({seconds} s) {result.get('reason', '')}", flush=True)
     print(dict(Counter(result["status"] for result in content["types"].values())))
 
 

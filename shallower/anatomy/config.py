@@ -7,6 +7,7 @@ families or field names is needed.
 """
 
 import copy
+import functools
 import itertools
 import math
 import re
@@ -100,6 +101,7 @@ class ConfigSolver:
             seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
         return [seen[key] for key in keys]
 
+    @functools.cached_property
     def _alike(self) -> list[frozenset[int]]:
         """Sets of layers that share a value of some attribute which other layers lack; those that share every value come first."""
         kinds = self.kinds()
@@ -128,10 +130,17 @@ class ConfigSolver:
             section[depth] = len(kept)
         for key, value in list(section.items()):
             new = _cut(key, value, kept, self.layers)
+            if new is None and self._names_a_kind(key, value):
+                new = [kept.index(index) for index in value if index in kept]
             if new is not None:
                 section[key] = new
                 changes.append(f"{key} cut to the kept layers")
         return content, changes
+
+    def _names_a_kind(self, key: str, value: object) -> bool:
+        """Whether a field lists the indices of all layers that share some attribute which the others lack."""
+        indices = isinstance(value, (list, tuple)) and bool(value) and all(type(item) is int for item in value)
+        return indices and re.search("layer|block|ids|idx|indices", key) is not None and frozenset(value) in self._alike
 
     def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | None:
         """None if the config builds the kept layers, else the first difference or the reason why it does not build."""
@@ -210,7 +219,7 @@ class ConfigSolver:
             return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
-        for alike in self._alike():
+        for alike in self._alike:
             for offset in offsets:
                 values.append([new + offset for new, old in enumerate(kept) if old in alike])
         values.append([])
