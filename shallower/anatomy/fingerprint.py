@@ -14,7 +14,7 @@ Fingerprint = dict[str, object]
 
 
 class Listed:
-    """A list with one entry per layer that a layer holds whole; only its own entry speaks of it."""
+    """A list about all layers that a layer holds whole; only its own entry, or its place in the list, speaks of it."""
 
     def __init__(self, items: list, own: object):
         self.items, self.own = items, own
@@ -26,10 +26,14 @@ class Listed:
 def layer_fingerprints(layers: nn.ModuleList) -> list[Fingerprint]:
     """One dictionary per layer of everything that tells layers apart, without what merely counts them."""
     raw = [_fingerprint(layer) for layer in layers]
-    for index, item in enumerate(raw):
-        for key, value in item.items():
-            if isinstance(value, (list, tuple)) and len(value) == len(raw) and not key.endswith((":shape", ":buffer")):
-                item[key] = Listed(list(value), value[index])
+    for key in {key for item in raw for key, value in item.items() if isinstance(value, list)}:
+        holders = [index for index, item in enumerate(raw) if key in item]
+        for index in holders:
+            value = raw[index][key]
+            if value == holders:  # the layers that hold it
+                raw[index][key] = Listed(value, holders.index(index))
+            elif isinstance(value, list) and len(value) == len(raw):
+                raw[index][key] = Listed(value, value[index])
     keys = {key for item in raw for key in item}
     counting = {key for key in keys if _counts(key, raw)}
     return [{key: value for key, value in item.items() if key not in counting} for item in raw]
@@ -41,7 +45,7 @@ def _fingerprint(layer: nn.Module) -> Fingerprint:
         found[f"{name}:class"] = type(module).__qualname__
         for key, value in vars(module).items():
             if not key.startswith("_") and key != "training" and _plain(value):
-                found[f"{name}.{key}".lstrip(".")] = value
+                found[f"{name}.{key}".lstrip(".")] = list(value) if isinstance(value, tuple) else value
         for key, parameter in module._parameters.items():
             found[f"{name}.{key}:shape".lstrip(".")] = tuple(parameter.shape) if parameter is not None else None
         for key, buffer in module._buffers.items():

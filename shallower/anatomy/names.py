@@ -1,4 +1,4 @@
-"""Which layer each tensor on disk belongs to, told by the rules by which transformers itself reads the files."""
+"""Which layer each tensor on disk belongs to; told by the rules by which transformers itself reads the files."""
 
 import re
 from collections import defaultdict
