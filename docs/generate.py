@@ -53,7 +53,7 @@ made from its results by `make docs`.
 {counts}
 
 Each type is built tiny and random from its config (8 layers, hidden size 64; the rules that tell its layers apart are set
-awkwardly, without a period where the type allows that) and pruned in three ways, one of them without layer 0 where that is
+awkwardly, without a period where the type allows that) and pruned in three ways, in one of them layer 0 goes where that is
 legal.
 
 - **exact**: all three are. Written, reloaded by plain transformers: no missing, unexpected or mismatched weights; logits

@@ -8,6 +8,7 @@ import zoo
 from checks import EFFECT, LOGITS_TOLERANCE, compare
 
 from shallower import Refusal, UserError, drop, open_model, prune
+from shallower.anatomy import names
 from shallower.proof import CACHED_TOLERANCE
 
 
@@ -80,3 +81,26 @@ def test_tail_of_the_multimodal_wrapper_is_carried(saved, tmp_path) -> None:
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as new, safe_open(saved("gemma3") / "model.safetensors", "pt") as old:
         assert vision
         assert all(torch.equal(new.get_tensor(name), old.get_tensor(name)) for name in vision)
+
+
+def test_the_config_of_the_whole_where_the_model_is_a_part(tmp_path) -> None:
+    """Published multimodal files hold the config of the whole; AutoModelForCausalLM builds the text part of it."""
+    config = zoo.shrink("qwen3_5")
+    source = zoo.save(zoo.build("qwen3_5", config), tmp_path / "in")
+    config.save_pretrained(source)
+    model = open_model(source)
+    prune(model, drop(model, (1, 4)), out=tmp_path / "out")
+    check_independently(model, (1, 4), tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (content["model_type"], content["text_config"]["num_hidden_layers"]) == ("qwen3_5", 6)
+
+
+def test_tensors_by_layer_under_other_names(tmp_path) -> None:
+    """A list that begins at layer 1, and a larger list of as many parts that is no stack."""
+    owners = {f"model.llm.layers.{index}.experts.{expert}.up": index for index in range(4) for expert in range(2)}
+    owners |= {f"model.llm.queries.{index}": index + 1 for index in range(3)}
+    found = names._by_owner(owners)
+    assert found["model.llm.layers.3.experts.1.up"].name(2) == "model.llm.layers.2.experts.1.up"
+    assert found["model.llm.queries.2"].name(1) == "model.llm.queries.0"
+    sizes = {f"vision.layers.{index}.w": 100 for index in range(9)} | {f"h.{index}.w": 10 for index in range(4)}
+    assert {place.head for place in names._by_size(sizes, 9).values()} == {"vision.layers."}

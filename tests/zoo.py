@@ -242,6 +242,13 @@ def _every(period: int, special: str, other: str) -> list[str]:
 
 _JAMBA = {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
 
+_ZAMBA2 = {
+    "layers_block_type": _every(3, "hybrid", "linear_attention"),
+    "head_dim": 32,
+    "num_key_value_heads": 4,
+    "time_step_min": 1e-9,
+}
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -260,6 +267,8 @@ FAMILIES: dict[str, Family] = {
         _family("gpt2"),
         _family("gpt_neox"),
         _family("gptj", rotary_dim=8),
+        _family("gpt_neo", attention_types=[[["global", "local"], 4]], note="every layer holds the whole list"),
+        _family("roberta", note="generation numbers positions otherwise than a bare forward"),
         _family("opt"),
         _family("bloom"),
         _family("falcon"),
@@ -298,6 +307,7 @@ FAMILIES: dict[str, Family] = {
             note="moe_layers is a list of indices",
         ),
         _family("gpt_oss"),
+        _family("longcat_flash", num_layers=LAYERS, num_hidden_layers=2 * LAYERS, head_dim=8, zero_expert_num=2, note="indices by two"),
         # recurrent layers
         _family("mamba"),
         _family("lfm2", layer_types=_every(3, "full_attention", "conv"), block_auto_adjust_ff_dim=False),
@@ -309,8 +319,17 @@ FAMILIES: dict[str, Family] = {
             linear_num_key_heads=2,
             linear_num_value_heads=4,
             decoder_sparse_step=2,
+            mlp_only_layers=[1],
+            note="dense layers of both kinds of attention",
         ),
-        _family("jamba", removals=((2,), (1, 4)), expect="refused", note="periods only, and what is kept has none", **_JAMBA),
+        _family(
+            "minimax",
+            block_size=8,
+            sliding_window=None,
+            layer_types=_every(3, "full_attention", "linear_attention"),
+            note="saved buffers that the constructor makes from the layer's index",
+        ),
+        _family("jamba", removals=((2,),), expect="refused", note="periods only, and what is kept has none", **_JAMBA),
         _family("jamba+period", removals=((4, 5, 6, 7), (0, 1, 2, 3)), note="one whole period removed", **_JAMBA),
         # constants that depend on the depth or on the layer's index
         _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
@@ -327,16 +346,20 @@ FAMILIES: dict[str, Family] = {
             num_kv_shared_layers=2,
             note="per-layer embeddings outside the layers, keys and values shared by layers",
         ),
+        _family("zamba2", removals=((1, 4),), **_ZAMBA2),
+        _family("zamba2+shared", removals=((2,),), expect="refused", note="layers 2 and 5 share a block with adapters", **_ZAMBA2),
         _family(
-            "zamba2",
-            expect="either",
-            layers_block_type=_every(3, "hybrid", "linear_attention"),
-            head_dim=32,
-            num_key_value_heads=4,
-            n_mamba_heads=8,
-            chunk_size=8,
-            adapter_rank=8,
-            note="layers 2 and 5 share one attention block; naive removal is exact for (1, 4) only",
+            "zamba",
+            removals=((2,), (0, 3, 5)),
+            layers_block_type=["linear_attention", "linear_attention", *["hybrid", "linear_attention"] * 3],
+            note="layers 2, 4 and 6 share one block, stored with layer 2",
+        ),
+        _family(
+            "hy_v4",
+            removals=((0, 3, 5),),
+            expect="refused",
+            indexer_types=["full", "shared", "shared", "full", "shared", "full", "full", "shared"],
+            note="a shared indexer needs a full one before it",
         ),
     )
 }
