@@ -144,7 +144,7 @@ def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Ten
 def cached_difference(model: nn.Module, tokens: Tensor, who: str) -> float:
     """How far cached decoding of given tokens is from uncached, as a share of the largest logit, in fp32.
 
-    Uncached is one forward; where generation without cache differs from that too, it is what counts.
+    One row is decoded. Uncached is one forward; where generation without cache differs from that too, it is what counts.
 
     The model is converted to fp32 in place: bf16 rounding alone can exceed any useful tolerance.
 

@@ -195,7 +195,6 @@ SETTINGS: dict[str, Setting] = {
     "xlstm": Setting({"qk_dim_factor": 1.0}, note="with narrower queries the unpruned model cannot use its cache"),
     "minimax": Setting({"block_size": 8, "sliding_window": None}, note="with a sliding window the unpruned model's cache goes wrong"),
     "ernie4_5_moe": Setting({"moe_layer_start_index": 2, "moe_layer_end_index": 6}),
-    "youtu": Setting({"tie_word_embeddings": False}, note="with a tied head the unpruned model itself loses its embedding on reload"),
     "jamba": Setting(
         {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
         removals=((4, 5, 6, 7), (0, 1, 2, 3), (6, 7)),

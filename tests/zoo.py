@@ -306,6 +306,14 @@ FAMILIES: dict[str, Family] = {
             floor_scale=8,
             note="moe_layers is a list of indices",
         ),
+        _family(
+            "llama4_text+every",
+            removals=((1, 4),),
+            num_experts_per_tok=1,
+            attention_chunk_size=8,
+            floor_scale=8,
+            note="moe_layers lists every index: as long as the stack, and yet no list by layer",
+        ),
         _family("gpt_oss"),
         _family("longcat_flash", num_layers=LAYERS, num_hidden_layers=2 * LAYERS, head_dim=8, zero_expert_num=2, note="indices by two"),
         # recurrent layers

@@ -293,12 +293,17 @@ def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
     if key in _GENERAL or "token" in key or layers < 2:
         return None
     if isinstance(value, (list, tuple)) and len(value) == layers:
-        return [value[index] for index in kept]
+        return list(range(len(kept))) if _every_index(value, layers) else [value[index] for index in kept]
     if isinstance(value, str) and len(value) == layers and "pattern" in key:
         return "".join(value[index] for index in kept)
     if isinstance(value, dict) and value and all(str(name).isdigit() and int(name) < layers for name in value):
         return {type(name)(kept.index(int(name))): item for name, item in value.items() if int(name) in kept}
     return None
+
+
+def _every_index(value: list | tuple, layers: int) -> bool:
+    """Whether a list holds the index of every layer, as one of the indices of a kind does where there is one kind only."""
+    return list(value) == list(range(layers)) and not any(isinstance(item, bool) for item in value)
 
 
 def _perturbed(value: object, kinds: list[str]) -> list:
@@ -315,7 +320,9 @@ def _perturbed(value: object, kinds: list[str]) -> list:
 
 
 def _expanded(value: object, kept: list[int], layers: int) -> list:
-    """A repeating pattern written out for every layer and cut."""
+    """A repeating pattern written out for every layer and cut; a list of numbers by layer that looked like one of indices, cut."""
+    if isinstance(value, (list, tuple)) and _every_index(value, layers):
+        return [[value[index] for index in kept]]
     if isinstance(value, (list, tuple)) and 1 < len(value) < layers and all(isinstance(item, str) for item in value):
         return [[value[index % len(value)] for index in kept]]
     return []
