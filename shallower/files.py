@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import DiskError, UserError
 
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full, read-only or failing disk into a UserError that names the target."""
+    """Turn a full, read-only or failing disk into a DiskError that names the target."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
+            raise DiskError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
         reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"cannot write {target}: {reason}; give a place that can be written") from error
+        raise DiskError(f"cannot write {target}: {reason}; give a place that can be written") from error
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
