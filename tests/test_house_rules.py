@@ -15,7 +15,7 @@ OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
     "errors files tensors methods progress memory artifacts",
-    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.loading anatomy.fingerprint anatomy.config anatomy.model",
+    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.loading anatomy.fingerprint anatomy.layer_tables anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.replay walk.losses walk.forward walk.backward walk.gather",
     "criteria evaluation selection",

@@ -86,7 +86,7 @@ def shrink(model_type: str, **overrides) -> PreTrainedConfig:
     cls = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(cls)} | set(cls.attribute_map)
     if "text_config" in known:
-        overrides["text_config"] = shrink(f"{model_type}_text").to_dict()
+        overrides["text_config"] = shrink(f"{model_type}_text", **overrides.get("text_config", {})).to_dict()
     return AutoConfig.for_model(model_type, **{k: v for k, v in SMALL.items() if k in known} | overrides)
 
 
@@ -135,6 +135,11 @@ _VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+
+_MIXED = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention", "full_attention"]
+_BY_LAYER = {"layer_types": _MIXED, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
+_ALTUP = {"laurel_rank": 8, "altup_num_inputs": 3}
+_SHARING = ((1,), (3, 5), (0, 1, 5))  # of layers 5 to 7, which use the keys and values that others make, some go and some stay
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -209,18 +214,50 @@ FAMILIES: dict[str, Family] = {
         # constants that depend on the depth or on the layer's index
         _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
         _family("diffllama", expect="refused", note="lambda_init depends on the layer's index"),
-        # state or weights shared across layers
+        # tensors outside the layers with a part per layer, keys and values shared by layers, sizes by layer
+        _family("gemma3n_text", removals=((1,), (0, 6), (1, 3, 7)), num_kv_shared_layers=3, **_ALTUP, **_BY_LAYER),
+        _family("gemma3n_text+noshare", num_kv_shared_layers=0, **_ALTUP, **_BY_LAYER),
         _family(
-            "gemma3n_text",
+            "gemma3n_text+refused",
+            removals=((4,), (0, 3, 4), (2, 5)),
             expect="refused",
-            layer_types=_every(3, "full_attention", "sliding_attention"),
-            vocab_size_per_layer_input=VOCAB,
-            hidden_size_per_layer_input=8,
-            laurel_rank=8,
-            altup_num_inputs=3,
-            num_kv_shared_layers=2,
-            note="per-layer embeddings outside the layers, keys and values shared by layers",
+            num_kv_shared_layers=3,
+            note="layers 2 (full) and 4 (sliding) make the keys and values of layers 5 to 7",
+            **_ALTUP,
+            **_BY_LAYER,
         ),
+        _family("gemma4_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=16, **_BY_LAYER),
+        _family("gemma4_text+noshare", removals=((2,), (1, 6), (0, 3, 5)), num_kv_shared_layers=0, global_head_dim=16, **_BY_LAYER),
+        _family(
+            "gemma4_text+hetero",
+            removals=_SHARING,
+            num_kv_shared_layers=3,
+            global_head_dim=32,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            use_double_wide_mlp=True,
+            note="per_layer_config: other head sizes in full attention",
+            **_BY_LAYER,
+        ),
+        _family(
+            "gemma4_text+refused",
+            removals=((4,), (2, 6), (7,)),
+            expect="refused",
+            num_kv_shared_layers=3,
+            global_head_dim=16,
+            note="layers 2 and 4 make the keys and values of layers 5 to 7; the last layer has to be full attention",
+            **_BY_LAYER,
+        ),
+        _family(
+            "gemma4",
+            removals=_SHARING,
+            vision_config=_VISION | {"num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 16},
+            text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, **_BY_LAYER},
+            note="multimodal wrapper of gemma4_text",
+        ),
+        _family("gemma4_unified_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=32, layer_types=_MIXED),
+        _family("gemma4_unified", removals=_SHARING, text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED}),
+        # weights shared across layers
         _family(
             "zamba2",
             expect="either",

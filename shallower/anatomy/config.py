@@ -12,13 +12,14 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .fingerprint import difference, digest, layer_fingerprints, outside_shapes, same, shared_between_layers
+from .fingerprint import difference, digest, layer_fingerprints, same, shared_between_layers
+from .layer_tables import layer_tables, outside_shapes, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
 
 OUTSIDE = "outside the layers"
@@ -27,10 +28,14 @@ NEAREST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Solved:
-    """A config for the kept layers, and what was changed in it, in words."""
+    """A config for the kept layers, what was changed in it, in words, and the tables that have to be cut.
+
+    tables: name in the model of each tensor outside the layers that has a part per layer -> the axis along which they lie.
+    """
 
     config: PreTrainedConfig
     changes: tuple[str, ...]
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,13 @@ class ConfigSolver:
         base, changes = self._sliced(kept)
         best: Mismatch | str = self._judge(base, kept)
         if best is None:
-            return self._finish(base, changes)
+            return self._finish(base, changes, kept)
         for edits in self._edits(base, kept, best, deep):
             candidate = copy.deepcopy(base)
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
             if verdict is None:
-                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()])
+                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], kept)
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
@@ -102,8 +107,15 @@ class ConfigSolver:
             seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
         return [seen[key] for key in keys]
 
-    def _finish(self, content: dict, changes: list[str]) -> Solved:
-        return Solved(self._config(content), tuple(changes))
+    def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
+        """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
+        return tables_on_disk(self.checkpoint.build(), tables, self.checkpoint.tensors) if tables else {}
+
+    def _finish(self, content: dict, changes: list[str], kept: list[int]) -> Solved:
+        config = self._config(content)
+        pruned = outside_shapes(self.checkpoint.build(config), self.stack_name)
+        tables = layer_tables(self.outside, pruned, self.layers, len(kept))
+        return Solved(config, (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
 
     def _config(self, content: dict) -> PreTrainedConfig:
         with quiet():
@@ -139,11 +151,8 @@ class ConfigSolver:
         if wrong:
             first = wrong[0]
             return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
-        outside = outside_shapes(model, self.stack_name)
-        for name, shape in self.outside.items():
-            if outside.get(name) != shape:
-                return f"{name} {OUTSIDE} has the shape {shape} and would need {outside.get(name)}"
-        return None
+        tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, len(kept))
+        return tables if isinstance(tables, str) else None
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""
@@ -199,8 +208,8 @@ class ConfigSolver:
         """Plausible values of a layer rule after the removal, the likeliest first."""
         value = _section(self.content, self.path)[key]
         if isinstance(value, int):
-            below = sum(index < value for index in kept)
-            return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
+            below, last = sum(index < value for index in kept), sum(index >= self.layers - value for index in kept)
+            return list(dict.fromkeys([below, last, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
         kinds = self.kinds()

@@ -80,11 +80,6 @@ def digest(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(repr(sorted(fingerprint.items(), key=lambda item: item[0])).encode()).hexdigest()
 
 
-def outside_shapes(model: nn.Module, stack_name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters that belong to no layer, such as embeddings; per-layer tables would show here."""
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(stack_name + ".")}
-
-
 def shared_between_layers(model: nn.Module, stack_name: str) -> tuple[str, str] | None:
     """(tensor, layers) where one tensor serves several layers, by identity or by declared ties."""
     owners: dict[int, tuple[str, set[int]]] = {}
