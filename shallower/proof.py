@@ -54,7 +54,10 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     pruned, info = written.load_reporting(dtype=save_dtype, device=model.device)
     check_whole("the written model", info)
     _check_unexpected(info, sources, dense_info)
-    got = _logits(pruned, tokens)
+    try:
+        got = _logits(pruned, tokens)
+    except (RuntimeError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the written model does not run ({one_line(error)}): nothing was kept") from error
     difference = _check_logits(wanted, got, dtype)
     cached = cached_difference(pruned, tokens, "the written model")
     return {

@@ -55,7 +55,9 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
     cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
+    prefix = _stack_prefix(checkpoint.tensors, plan.model.layers)
+    strays = model.solver.strays([name for name in checkpoint.tensors if not name.startswith(prefix + ".")], plan.kept)
+    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.solver.moved(plan.kept), strays)
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
@@ -79,12 +81,21 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     return [*solved.changes, *beyond]
 
 
-def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
+def rename(
+    tensors: dict[str, Entry],
+    kept: list[int],
+    layers: int,
+    moved: dict[str, int] | None = None,
+    strays: dict[str, str | None] | None = None,
+) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
     On disk the stack is the prefix whose numbers are 0 … layers-1 and that holds most bytes; higher numbers under it are
     prediction layers that no longer fit and are left out.
 
+    Args:
+        moved: name of a tensor -> the kept layer that takes it over from its own, where layers share it.
+        strays: new name, or None for none, of tensors that belong to a layer and do not lie under the prefix.
     Raises:
         Refusal: no such prefix.
     """
@@ -93,12 +104,14 @@ def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
     sources, beyond = {}, set()
     for name in tensors:
         number, rest = _number(name, prefix)
+        number = (moved or {}).get(name, number)
         if number is None:
-            sources[name] = name
+            sources[(strays or {}).get(name, name)] = name
         elif number >= layers:
             beyond.add(number)
         elif number in place:
             sources[f"{prefix}.{place[number]}{rest}"] = name
+    sources.pop(None, None)  # what belongs to a removed layer
     return Renaming(sources, len(beyond))
 
 

@@ -140,6 +140,29 @@ _MIXED = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sl
 _BY_LAYER = {"layer_types": _MIXED, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
 _ALTUP = {"laurel_rank": 8, "altup_num_inputs": 3}
 _SHARING = ((1,), (3, 5), (0, 1, 5))  # of layers 5 to 7, which use the keys and values that others make, some go and some stay
+_BLOCKS = {
+    "layer_types": _every(3, "hybrid", "hybrid_sliding"),
+    "n_layers_per_attn_res_block": 4,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "unpadded_vocab_size": VOCAB,
+    "rel_extent": 32,
+}
+_ZAMBA = {
+    "layers_block_type": ["hybrid" if index in (1, 3, 6) else "linear_attention" for index in range(LAYERS)],
+    "attention_head_dim": 32,
+    "num_key_value_heads": 4,
+}
+_ZAMBA2 = {
+    "layers_block_type": _every(3, "hybrid", "linear_attention"),
+    "head_dim": 32,
+    "num_key_value_heads": 4,
+    "n_mamba_heads": 8,
+    "chunk_size": 8,
+    "adapter_rank": 8,
+    "time_step_min": 1e-4,  # its cached decoding does not clamp the time step
+}
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -257,17 +280,19 @@ FAMILIES: dict[str, Family] = {
         ),
         _family("gemma4_unified_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=32, layer_types=_MIXED),
         _family("gemma4_unified", removals=_SHARING, text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED}),
+        # a residual across layers, told by each layer's place in its block of four; in the files its queries lie apart
+        _family("inkling2_text", removals=((7,), (6, 7), (5, 6, 7)), **_BLOCKS),
+        _family("inkling2_text+refused", removals=((2,), (0,)), expect="refused", **_BLOCKS),
         # weights shared across layers
+        _family("zamba", removals=((1,), (0, 4), (2, 3, 7)), note="layers 1, 3 and 6 share one block, which the files keep in 1", **_ZAMBA),
+        _family("zamba+refused", removals=((1, 3), (0, 3, 6)), expect="refused", note="its code needs two users of the block", **_ZAMBA),
+        _family("zamba2", removals=((0,), (1, 4), (3, 6, 7)), note="layers 2 and 5 share one block", **_ZAMBA2),
         _family(
-            "zamba2",
-            expect="either",
-            layers_block_type=_every(3, "hybrid", "linear_attention"),
-            head_dim=32,
-            num_key_value_heads=4,
-            n_mamba_heads=8,
-            chunk_size=8,
-            adapter_rank=8,
-            note="layers 2 and 5 share one attention block; naive removal is exact for (1, 4) only",
+            "zamba2+refused",
+            removals=((2,), (0, 3, 5)),
+            expect="refused",
+            note="the shared block of layers 2 and 5 has an adapter for each of them",
+            **_ZAMBA2,
         ),
     )
 }

@@ -1,5 +1,10 @@
-"""Tensors outside the layers that have a part per layer: told by their shapes, and found again under their names on disk."""
+"""Tensors that do not belong to one layer alone: tables outside the layers with a part per layer, and weights of several layers.
 
+Tables are told by their shapes. Both are found again under their names on disk, which may differ from those in memory.
+"""
+
+import re
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -8,6 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..errors import Refusal
 from ..tensors import Entry
+from .fingerprint import Shared
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -80,3 +86,57 @@ def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         return rename_source_key(name, [], [], prefix, state)[0] if new not in state and name in state else new
 
     return {name: renamed(name) for name in sorted(names)}
+
+
+def moved_on_disk(
+    model: nn.Module, stack_name: str, shared: Iterable[Shared], kept: list[int], tensors: dict[str, Entry]
+) -> dict[str, int]:
+    """Stored names of shared tensors whose layer goes while another that uses them stays -> the first of those that stay.
+
+    Raises:
+        Refusal: the tensor has another name in that layer.
+    """
+    stored = {name: disk for disk, name in names_in_model(model, tensors).items()}
+    moved = {}
+    for places in shared:
+        there = sorted((index, name) for index, name in places if f"{stack_name}.{index}.{name}" in stored)
+        users = sorted(item for item in places if item[0] in kept)
+        if not there or not users or any(index in kept for index, _ in there):
+            continue
+        (owner, name), (user, other) = there[0], users[0]
+        if name != other:
+            raise Refusal(f"layers {owner} and {user} share a tensor that is {name} in one and {other} in the other: it cannot be moved")
+        moved[stored[f"{stack_name}.{owner}.{name}"]] = user
+    return moved
+
+
+def strays_on_disk(model: nn.Module, stack_name: str, names: Iterable[str], kept: list[int]) -> dict[str, str | None]:
+    """New names of tensors that belong to a layer but lie apart from it in the files; None for those of removed layers.
+
+    Args:
+        names: the names in the files that do not lie under the stack's prefix.
+    Raises:
+        Refusal: no tensor of the unpruned model has the name that is needed.
+    """
+    known = names_in_model(model, names)
+    on_disk = {name: disk for disk, name in known.items()}
+    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.(.+)")
+    found: dict[str, str | None] = {}
+    for disk, match in ((disk, pattern.fullmatch(name)) for disk, name in known.items()):
+        if match and int(match[1]) not in kept:
+            found[disk] = None
+        elif match:
+            wanted = f"{stack_name}.{kept.index(int(match[1]))}.{match[2]}"
+            if wanted not in on_disk:
+                raise Refusal(f"{disk} belongs to layer {match[1]}, and no name in the files tells what {wanted} would be called")
+            found[disk] = on_disk[wanted]
+    return found
+
+
+def layer_sizes(model: nn.Module, stack_name: str, tables: dict[str, int]) -> list[int]:
+    """Number of parameters that go with each layer: those of no other layer, and its part of the tables."""
+    layers = [dict.fromkeys(layer.parameters()) for layer in model.get_submodule(stack_name)]
+    uses = Counter(parameter for layer in layers for parameter in layer)
+    parameters = dict(model.named_parameters())  # tied tensors once
+    part = sum(parameters[name].numel() for name in tables if name in parameters) // len(layers)
+    return [part + sum(parameter.numel() for parameter in layer if uses[parameter] == 1) for layer in layers]

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..artifacts import ModelRecord
 from ..errors import UserError
 from .config import ConfigSolver
+from .layer_tables import layer_sizes
 from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
 from .stack import Stack, check_causal, find_stack, parameter_count
 
@@ -96,15 +97,15 @@ class Model:
 
     @cached_property
     def record(self) -> ModelRecord:
-        layers = self._shapes.get_submodule(self.outline.name)
+        sizes = layer_sizes(self._shapes, self.outline.name, self.solver.tables)
         return ModelRecord(
             source=self.checkpoint.source,
             family=self.checkpoint.config.model_type,
-            layers=len(layers),
+            layers=len(sizes),
             parameters=parameter_count(self._shapes),
-            layer_parameters=[parameter_count(layer) for layer in layers],
+            layer_parameters=sizes,
             fingerprint=self.checkpoint.fingerprint,
-            original=self._original(len(layers)),
+            original=self._original(len(sizes)),
         )
 
     def _original(self, layers: int) -> list[int]:
