@@ -16,7 +16,7 @@ from .artifacts import Plan, Pruned, dumps
 from .errors import Refusal, UserError
 from .files import new_folder
 from .proof import verify
-from .tensors import INDEX, PICKLES, Entry, total_size, write_shards
+from .tensors import INDEX, ITEM_BYTES, PICKLES, Content, Cut, Entry, stored, total_size, write_shards
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,17 +54,21 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers)
+    cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
+    prefix = _stack_prefix(checkpoint.tensors, plan.model.layers)
+    strays = model.solver.strays([name for name in checkpoint.tensors if not name.startswith(prefix + ".")], plan.kept)
+    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.solver.moved(plan.kept), strays)
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
         raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
     with new_folder(out, overwrite=overwrite) as folder:
-        _check_space(folder, checkpoint.tensors, renaming)
+        contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
+        contents = {name: converted(content, save_dtype) for name, content in contents.items()}
+        _check_space(folder, sum(content.bytes for content in contents.values()))
         copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
         write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
-        tensors = {new: checkpoint.tensors[old] for new, old in renaming.sources.items()}
-        write_shards(folder, tensors, max_bytes=shard, sources=_converted(tensors, save_dtype))
+        write_shards(folder, contents, max_bytes=shard)
         proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
         pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
@@ -77,12 +81,21 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     return [*solved.changes, *beyond]
 
 
-def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
+def rename(
+    tensors: dict[str, Entry],
+    kept: list[int],
+    layers: int,
+    moved: dict[str, int] | None = None,
+    strays: dict[str, str | None] | None = None,
+) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
     On disk the stack is the prefix whose numbers are 0 … layers-1 and that holds most bytes; higher numbers under it are
     prediction layers that no longer fit and are left out.
 
+    Args:
+        moved: name of a tensor -> the kept layer that takes it over from its own, where layers share it.
+        strays: new name, or None for none, of tensors that belong to a layer and do not lie under the prefix.
     Raises:
         Refusal: no such prefix.
     """
@@ -91,12 +104,14 @@ def rename(tensors: dict[str, Entry], kept: list[int], layers: int) -> Renaming:
     sources, beyond = {}, set()
     for name in tensors:
         number, rest = _number(name, prefix)
+        number = (moved or {}).get(name, number)
         if number is None:
-            sources[name] = name
+            sources[(strays or {}).get(name, name)] = name
         elif number >= layers:
             beyond.add(number)
         elif number in place:
             sources[f"{prefix}.{place[number]}{rest}"] = name
+    sources.pop(None, None)  # what belongs to a removed layer
     return Renaming(sources, len(beyond))
 
 
@@ -163,8 +178,7 @@ def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None
             shutil.copyfile(path, target / path.name)
 
 
-def _check_space(folder: Path, tensors: dict[str, Entry], renaming: Renaming) -> None:
-    needed = sum(tensors[old].bytes for old in renaming.sources.values())
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -172,20 +186,15 @@ def _check_space(folder: Path, tensors: dict[str, Entry], renaming: Renaming) ->
         )
 
 
-def _converted(tensors: dict[str, Entry], dtype: torch.dtype | None) -> dict:
-    if dtype is None:
-        return {}
-    target = next(name for name, kind in TORCH_NAMES.items() if kind == dtype)
+def converted(content: Content, dtype: torch.dtype | None) -> Content:
+    """The same tensor in another floating dtype, a piece at a time; None, and tensors that are no floats, stay as they are."""
+    target = next((name for name, kind in TORCH_NAMES.items() if kind == dtype), content.dtype)
+    if target == content.dtype or content.dtype not in FLOATS:
+        return content
+    kind = TORCH_NAMES[content.dtype]
 
-    def content(entry: Entry):
-        def read() -> bytes:
-            with entry.file.open("rb") as stream:
-                stream.seek(entry.start)
-                raw = bytearray(stream.read(entry.bytes))
-            values = torch.frombuffer(raw, dtype=TORCH_NAMES[entry.dtype]).to(dtype)
-            return values.view(torch.uint8).numpy().tobytes()
+    def pieces():
+        for raw in content.pieces():
+            yield torch.frombuffer(bytearray(raw), dtype=kind).to(dtype).view(torch.uint8).numpy().tobytes()
 
-        return read
-
-    changed = {name: entry for name, entry in tensors.items() if entry.dtype in FLOATS - {target} and entry.count}
-    return {name: (target, content(entry)) for name, entry in changed.items()}
+    return Content(target, content.shape, content.bytes // ITEM_BYTES[content.dtype] * ITEM_BYTES[target], pieces)

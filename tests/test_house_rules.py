@@ -16,7 +16,7 @@ OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
 ORDER = [
     "errors files tensors methods memory progress ranks journal artifacts",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.kernels anatomy.loading",
-    "anatomy.fingerprint anatomy.offload anatomy.layer_tables anatomy.config anatomy.model",
+    "anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.losses",
     "walk.forward walk.backward walk.gather",

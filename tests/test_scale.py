@@ -197,9 +197,10 @@ def test_a_broken_journal_is_not_believed(saved, tmp_path, monkeypatch) -> None:
 
 
 def test_two_commands_do_not_share_an_out(tmp_path) -> None:
+    code = "import sys\nfrom shallower.journal import Journal, journaled\nwith journaled(sys.argv[1]): Journal({})"
     with journaled(tmp_path / "a.json"):
-        code = f"from shallower.journal import journaled\nwith journaled({str(tmp_path / 'a.json')!r}): pass"
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        Journal({})
+        ran = subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"], capture_output=True, text=True)
     assert "another process is writing" in ran.stderr
     assert not list(tmp_path.iterdir())
 

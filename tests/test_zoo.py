@@ -52,6 +52,7 @@ def check_independently(name: str, model, removed, out) -> None:
     assert (dense - wanted).abs().max() > 1e-2, "the removed layers did not matter: the test shows nothing"
     written = json.loads((out / "shallower.json").read_text())
     assert written["plan"]["removed"] == sorted(removed)
+    assert written["plan"]["params_after"] == sum(parameter.numel() for parameter in loaded.parameters())
     assert written["original"] == [index for index in range(zoo.LAYERS) if index not in removed]
 
 

@@ -12,13 +12,25 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .fingerprint import difference, digest, layer_fingerprints, outside_shapes, same, shared_between_layers
+from .fingerprint import (
+    Fingerprint,
+    difference,
+    digest,
+    index_lists,
+    layer_fingerprints,
+    remapped,
+    same,
+    shared_after,
+    shared_tensors,
+)
+from .layer_tables import layer_tables, moved_on_disk, outside_shapes, strays_on_disk, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
 
 OUTSIDE = "outside the layers"
@@ -27,10 +39,14 @@ NEAREST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Solved:
-    """A config for the kept layers, and what was changed in it, in words."""
+    """A config for the kept layers, what was changed in it, in words, and the tables that have to be cut.
+
+    tables: name in the model of each tensor outside the layers that has a part per layer -> the axis along which they lie.
+    """
 
     config: PreTrainedConfig
     changes: tuple[str, ...]
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,9 +80,12 @@ class ConfigSolver:
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
         self.outside = outside_shapes(dense, stack_name)
         self.path = _config_path(dense, stack_name)
-        self.shared = shared_between_layers(dense, stack_name)
+        self.shared = shared_tensors(dense, stack_name)
         self.content = checkpoint.config.to_dict()
         self.rules: dict[str, list[int]] | None = None
+        self.index_lists = index_lists(
+            {key: value for key, value in _section(self.content, self.path).items() if not _general(key)}, self.kinds()
+        )
 
     def solve(self, removed: tuple[int, ...], *, deep: bool = True) -> Solved:
         """The config without the removed layers.
@@ -80,18 +99,16 @@ class ConfigSolver:
         kept = [index for index in range(self.layers) if index not in removed]
         if not kept:
             raise Refusal("removing every layer leaves no model: keep at least one")
-        if self.shared:
-            raise Refusal(f"layers {self.shared[1]} share the tensor {self.shared[0]}: removing some of them would not write a plain model")
         base, changes = self._sliced(kept)
         best: Mismatch | str = self._judge(base, kept)
         if best is None:
-            return self._finish(base, changes)
+            return self._finish(base, changes, kept)
         for edits in self._edits(base, kept, best, deep):
             candidate = copy.deepcopy(base)
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
             if verdict is None:
-                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()])
+                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], kept)
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
@@ -102,8 +119,38 @@ class ConfigSolver:
             seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
         return [seen[key] for key in keys]
 
-    def _finish(self, content: dict, changes: list[str]) -> Solved:
-        return Solved(self._config(content), tuple(changes))
+    def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
+        """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
+        return tables_on_disk(self.checkpoint.build(), tables, self.checkpoint.tensors) if tables else {}
+
+    def moved(self, kept: list[int]) -> dict[str, int]:
+        """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them over."""
+        dense = self.checkpoint.build() if self.shared else None
+        return moved_on_disk(dense, self.stack_name, self.shared, kept, self.checkpoint.tensors) if self.shared else {}
+
+    def strays(self, names: list[str], kept: list[int]) -> dict[str, str | None]:
+        """New names of those of the tensors that belong to a layer; None where that one goes."""
+        return strays_on_disk(self.checkpoint.build(), self.stack_name, names, kept)
+
+    @cached_property
+    def tables(self) -> dict[str, int]:
+        """All tensors outside the layers that have a part per layer -> axis, told from a model with one layer less."""
+        for removed in reversed(range(self.layers)):
+            try:
+                base, _ = self._sliced([index for index in range(self.layers) if index != removed])
+                model = self.checkpoint.build(self._config(base))
+            except Exception:  # not every layer can go; what matters here is only the depth
+                continue
+            tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, self.layers - 1)
+            if isinstance(tables, dict) and len(model.get_submodule(self.stack_name)) == self.layers - 1:
+                return tables
+        return {}
+
+    def _finish(self, content: dict, changes: list[str], kept: list[int]) -> Solved:
+        config = self._config(content)
+        pruned = outside_shapes(self.checkpoint.build(config), self.stack_name)
+        tables = layer_tables(self.outside, pruned, self.layers, len(kept))
+        return Solved(config, (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
 
     def _config(self, content: dict) -> PreTrainedConfig:
         with quiet():
@@ -120,7 +167,7 @@ class ConfigSolver:
             changes.append(f"{depth} {section.get(depth)} -> {len(kept)}")
             section[depth] = len(kept)
         for key, value in list(section.items()):
-            new = _cut(key, value, kept, self.layers)
+            new = remapped(value, kept) if key in self.index_lists else _cut(key, value, kept, self.layers)
             if new is not None:
                 section[key] = new
                 changes.append(f"{key} cut to the kept layers")
@@ -135,15 +182,21 @@ class ConfigSolver:
             return one_line(error)
         if len(built) != len(kept):
             return f"builds {len(built)} layers instead of {len(kept)}"
-        wrong = [index for index, new in zip(kept, built, strict=True) if not same(self.fingerprints[index], new)]
+        wanted = {index: self._renumbered(index, kept) for index in kept}
+        wrong = [index for index, new in zip(kept, built, strict=True) if not same(wanted[index], new)]
         if wrong:
             first = wrong[0]
-            return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
-        outside = outside_shapes(model, self.stack_name)
-        for name, shape in self.outside.items():
-            if outside.get(name) != shape:
-                return f"{name} {OUTSIDE} has the shape {shape} and would need {outside.get(name)}"
-        return None
+            return Mismatch(first, *difference(wanted[first], built[kept.index(first)]), len(wrong))
+        tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, len(kept))
+        if isinstance(tables, str):
+            return tables
+        lost = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
+        return f"other layers would share the tensor {min(min(lost))[1]}" if lost else None
+
+    def _renumbered(self, index: int, kept: list[int]) -> Fingerprint:
+        """A kept layer's fingerprint, with the lists of layers that it copied from the config in the new numbers."""
+        lists = list(self.index_lists.values())
+        return {key: remapped(value, kept) if value in lists else value for key, value in self.fingerprints[index].items()}
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""
@@ -199,8 +252,8 @@ class ConfigSolver:
         """Plausible values of a layer rule after the removal, the likeliest first."""
         value = _section(self.content, self.path)[key]
         if isinstance(value, int):
-            below = sum(index < value for index in kept)
-            return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
+            below, last = sum(index < value for index in kept), sum(index >= self.layers - value for index in kept)
+            return list(dict.fromkeys([below, last, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
         kinds = self.kinds()
@@ -269,9 +322,13 @@ def _subconfig(config: PreTrainedConfig, path: tuple[str, ...]) -> PreTrainedCon
 _GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: token ids, labels, names; none is per layer
 
 
+def _general(key: str) -> bool:
+    return key in _GENERAL or "token" in key
+
+
 def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
     """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
-    if key in _GENERAL or "token" in key or layers < 2:
+    if _general(key) or layers < 2:
         return None
     if isinstance(value, (list, tuple)) and len(value) == layers:
         return [value[index] for index in kept]

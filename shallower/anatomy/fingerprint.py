@@ -10,6 +10,7 @@ from torch import nn
 INDEX_NAME = re.compile(r"(layer|block)_?(idx|index|id|number|num)$|^(idx|index)$")
 SMALL_BUFFER = 1 << 16
 Fingerprint = dict[str, object]
+Shared = frozenset[tuple[int, str]]  # (layer, name in the layer) of all places of one tensor
 
 
 def layer_fingerprints(layers: nn.ModuleList) -> list[Fingerprint]:
@@ -53,7 +54,7 @@ def _counts(key: str, raw: list[Fingerprint]) -> bool:
         return False
     gaps = {value - index for index, value in places}
     named = INDEX_NAME.search(key.rsplit(".", 1)[-1]) is not None
-    return len(gaps) == 1 and (named or (len(places) > 1 and gaps <= {0, 1}))
+    return len(gaps) == 1 and ((named and (len(places) > 1 or gaps <= {0, 1})) or (len(places) > 1 and gaps <= {0, 1}))
 
 
 def same(one: Fingerprint, other: Fingerprint) -> bool:
@@ -80,24 +81,36 @@ def digest(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(repr(sorted(fingerprint.items(), key=lambda item: item[0])).encode()).hexdigest()
 
 
-def outside_shapes(model: nn.Module, stack_name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters that belong to no layer, such as embeddings; per-layer tables would show here."""
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(stack_name + ".")}
-
-
-def shared_between_layers(model: nn.Module, stack_name: str) -> tuple[str, str] | None:
-    """(tensor, layers) where one tensor serves several layers, by identity or by declared ties."""
-    owners: dict[int, tuple[str, set[int]]] = {}
+def shared_tensors(model: nn.Module, stack_name: str) -> frozenset[Shared]:
+    """The tensors that serve several layers, each as the set of its (layer, name in the layer); ties have to be tied."""
+    owners: dict[int, set[tuple[int, str]]] = {}
     for index, layer in enumerate(model.get_submodule(stack_name)):
-        for name, parameter in layer.named_parameters():
-            owners.setdefault(id(parameter), (name, set()))[1].add(index)
-    for name, layers in owners.values():
-        if len(layers) > 1:
-            return name, ", ".join(map(str, sorted(layers)))
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.")
-    for one, other in ties.items() if isinstance(ties, dict) else ():
-        first, second = pattern.match(str(one)), pattern.match(str(other))
-        if first and second and first[1] != second[1]:
-            return str(one), ", ".join(sorted((first[1], second[1]), key=int))
-    return None
+        for name, parameter in layer.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), set()).add((index, name))
+    return frozenset(frozenset(places) for places in owners.values() if len({index for index, _ in places}) > 1)
+
+
+def shared_after(shared: frozenset[Shared], kept: list[int]) -> frozenset[Shared]:
+    """The same among the kept layers, with their new numbers."""
+    left = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
+    return frozenset(places for places in left if len({index for index, _ in places}) > 1)
+
+
+def index_lists(fields: dict, kinds: list[str]) -> dict[str, list[int]]:
+    """Config fields that list layers by their numbers: those that hold all layers of some kinds, and none of the others.
+
+    Args:
+        kinds: a letter per layer.
+    """
+    found = {}
+    for key, value in fields.items():
+        if isinstance(value, list) and 0 < len(value) < len(kinds) and all(type(item) is int for item in value):
+            listed = {kinds[index] for index in value if 0 <= index < len(kinds)}
+            if value == [index for index, kind in enumerate(kinds) if kind in listed]:
+                found[key] = value
+    return found
+
+
+def remapped(indices: list[int], kept: list[int]) -> list[int]:
+    """Those of the listed layers that are kept, by their new numbers."""
+    return [kept.index(index) for index in indices if index in kept]

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..memory import total_memory
 from ..progress import say
 from .config import ConfigSolver
+from .layer_tables import layer_sizes
 from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
 from .offload import Onloader, stand_ins
 from .stack import Stack, check_causal, find_stack, parameter_count
@@ -169,15 +170,15 @@ class Model:
 
     @cached_property
     def record(self) -> ModelRecord:
-        layers = self._shapes.get_submodule(self.outline.name)
+        sizes = layer_sizes(self._shapes, self.outline.name, self.solver.tables)
         return ModelRecord(
             source=self.checkpoint.source,
             family=self.checkpoint.config.model_type,
-            layers=len(layers),
+            layers=len(sizes),
             parameters=parameter_count(self._shapes),
-            layer_parameters=[parameter_count(layer) for layer in layers],
+            layer_parameters=sizes,
             fingerprint=self.checkpoint.fingerprint,
-            original=self._original(len(layers)),
+            original=self._original(len(sizes)),
         )
 
     def _original(self, layers: int) -> list[int]:

@@ -12,18 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from ..errors import UserError
 from ..memory import total_memory
 from ..tensors import Entry
-from .fingerprint import shared_between_layers
+from .fingerprint import shared_tensors
+from .layer_tables import names_in_model
 from .loading import Checkpoint, aligned, check_whole, one_line, quiet
 
 TORCH = {
@@ -111,19 +107,13 @@ class Onloader:
     def _units(self) -> dict[int, list[str]]:
         """Layer -> names of its tensors on disk, as transformers would rename them."""
         if getattr(self.checkpoint.config, "quantization_config", None) is not None:
-            raise UserError(f"{self.checkpoint.source} is quantised; --layered reads plain weights only: use a machine that holds it")
-        shared = shared_between_layers(self.skeleton, self.prefix[:-1])
-        if shared:
-            raise UserError(f"layers {shared[1]} share the tensor {shared[0]}, so they cannot be read one at a time: run without --layered")
+            raise UserError(f"{self.checkpoint.source} is quantised, and layers are read one at a time from plain weights only: run without --layered")
+        for places in shared_tensors(self.skeleton, self.prefix[:-1]):
+            listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
+            raise UserError(f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered")
         self.mapping = get_model_conversion_mapping(self.skeleton)
-        renamings = [entry for entry in self.mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self.mapping if isinstance(entry, WeightConverter)]
-        known, base = self.skeleton.state_dict(), self.skeleton.base_model_prefix
         units: dict[int, list[str]] = {index: [] for index in (OUTSIDE, *range(len(self.layers)))}
-        for name in self.checkpoint.tensors:
-            renamed, _ = rename_source_key(name, renamings, converters, base, known)
-            if renamed not in known and name in known:
-                renamed = name
+        for name, renamed in names_in_model(self.skeleton, self.checkpoint.tensors).items():
             number = renamed.removeprefix(self.prefix).partition(".")[0] if renamed.startswith(self.prefix) else ""
             unit = int(number) if number.isdigit() else OUTSIDE
             if unit in units:

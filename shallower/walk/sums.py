@@ -16,7 +16,7 @@ class Sums(dict[str, Tensor]):
         """Totals of one measurement: numbers and tensors, in float64 unless as large as a weight matrix."""
         total = cls()
         for name, value in measured.items():
-            tensor = torch.as_tensor(value).detach()
+            tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             total[name] = tensor.float() if tensor.numel() > LARGE else tensor.to("cpu", torch.float64)
         return total
 
