@@ -60,7 +60,7 @@ class _Beside:
 
     def close(self, *, drop: bool = False) -> None:
         if self.lock is not None:
-            if drop:
+            if drop or (not any(self.folder.rglob("done.json")) and not any(self.folder.rglob("*.safetensors"))):
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.lock.close()
             self.lock = None
@@ -131,6 +131,12 @@ class Journal:
             if ranks.rank() == 0:
                 write_atomic(self.folder / "done.json", json.dumps(self.done))
         return self.done[name]
+
+    def note(self, name: str, key: str, value: Any) -> None:
+        """Keep one value of the dictionary that ``done[name]`` is."""
+        self.done.setdefault(name, {})[key] = value
+        if self.folder is not None:
+            write_atomic(self.folder / "done.json", json.dumps(self.done))
 
     def spent(self) -> float:
         """Seconds of work in what is kept and in this process."""

@@ -12,11 +12,14 @@ from transformers import PreTrainedConfig
 from .anatomy.config import Solved
 from .anatomy.loading import open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
-from .artifacts import Plan, Pruned, dumps
+from .artifacts import Plan, Pruned, dumps, versions
 from .errors import Refusal, UserError
 from .files import new_folder
+from .journal import Journal, journaled
+from .progress import say
 from .proof import verify
-from .tensors import INDEX, ITEM_BYTES, PICKLES, Content, Cut, Entry, stored, total_size, write_shards
+from .shards import Content, Cut, stored, write_shards
+from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -62,13 +65,18 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
         raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
-    with new_folder(out, overwrite=overwrite) as folder:
+    key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
+    with journaled(out), new_folder(out, overwrite=overwrite, at=(journal := Journal(key)).folder) as folder:
         contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
         contents = {name: converted(content, save_dtype) for name, content in contents.items()}
-        _check_space(folder, sum(content.bytes for content in contents.values()))
+        total = sum(content.bytes for content in contents.values())
+        written = journal.done.get("written", {})
+        if journal.resumed:
+            say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
+        _check_space(folder, total - sum(written.values()))
         copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
         write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
-        write_shards(folder, contents, max_bytes=shard)
+        write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
         proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
         pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))

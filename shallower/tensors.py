@@ -1,10 +1,7 @@
-"""Safetensors read and written by byte ranges, so that nothing has to fit into memory; no other format is read."""
+"""Where the tensors of a safetensors checkpoint lie; no other format is read."""
 
 import json
-import math
-import os
 import struct
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +17,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 MAX_HEADER = 100 << 20  # the limit of the safetensors format
-COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -134,128 +130,6 @@ def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
         if name not in headers[shard]:
             raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
     return {name: entry for shard in shards for name, entry in headers[shard].items() if where.get(name) == shard}
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The parts of a tensor that stay: along ``axis`` lie ``of`` equal parts, and those in ``kept`` (ascending) are copied."""
-
-    axis: int
-    of: int
-    kept: tuple[int, ...]
-
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what stays of a tensor of the given shape."""
-        return (*shape[: self.axis], shape[self.axis] // self.of * len(self.kept), *shape[self.axis + 1 :])
-
-    def runs(self) -> list[tuple[int, int]]:
-        """(first part, the one after the last) of kept parts that lie side by side."""
-        starts = [part for part in self.kept if part - 1 not in self.kept]
-        ends = [part + 1 for part in self.kept if part + 1 not in self.kept]
-        return list(zip(starts, ends, strict=True))
-
-
-@dataclass(frozen=True)
-class Content:
-    """One tensor to write: its dtype in safetensors' spelling, its shape, its size, and its bytes piece by piece when asked."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-    pieces: Callable[[], Iterator[bytes]]
-
-
-def stored(entry: Entry, cut: Cut | None = None) -> Content:
-    """A tensor as it lies on disk, whole or cut; never more than a buffer of it is in memory.
-
-    Raises:
-        UserError: its bytes do not divide into the parts of the cut.
-    """
-    if cut is None:
-        return Content(entry.dtype, entry.shape, entry.bytes, lambda: _range(entry, entry.start, entry.end))
-    rows = math.prod(entry.shape[: cut.axis])
-    if entry.shape[cut.axis] % cut.of or not rows or entry.bytes % (rows * cut.of):
-        raise UserError(f"{entry.file}: a tensor of shape {entry.shape} does not divide into {cut.of} parts along axis {cut.axis}")
-    part = entry.bytes // (rows * cut.of)
-    return Content(entry.dtype, cut.shape(entry.shape), rows * part * len(cut.kept), lambda: _cut_pieces(entry, cut, rows, part))
-
-
-def _range(entry: Entry, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a file from start to end, a buffer at a time."""
-    with entry.file.open("rb") as stream:
-        stream.seek(start)
-        while start < end:
-            piece = stream.read(min(COPY_BYTES, end - start))
-            if not piece:
-                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            start += len(piece)
-            yield piece
-
-
-def _cut_pieces(entry: Entry, cut: Cut, rows: int, part: int) -> Iterator[bytes]:
-    """What stays of each row (what lies along the cut axis and behind it); short rows are read many at a time."""
-    row, runs = part * cut.of, [(first * part, end * part) for first, end in cut.runs()]
-    if row > COPY_BYTES:
-        for start in range(entry.start, entry.end, row):
-            for low, high in runs:
-                yield from _range(entry, start + low, start + high)
-        return
-    together = COPY_BYTES // max(row, 1)
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.start)
-        for first in range(0, rows, together):
-            wanted = min(together, rows - first) * row
-            block = memoryview(stream.read(wanted))
-            if len(block) != wanted:
-                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            yield b"".join(block[start + low : start + high] for start in range(0, wanted, row) for low, high in runs)
-
-
-def write_shards(folder: Path, contents: dict[str, Content], *, max_bytes: int) -> list[str]:
-    """Write tensors into ``folder``, split into shards of at most ``max_bytes`` where needed.
-
-    Args:
-        contents: name -> what to write; the bytes are asked for when their turn comes.
-    Returns:
-        The names of the files written.
-    """
-    shards: list[dict[str, Content]] = [{}]
-    filled = 0
-    for name, content in contents.items():
-        if shards[-1] and filled + content.bytes > max_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = content
-        filled += content.bytes
-    total = len(shards)
-    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
-    for file, shard in zip(names, shards, strict=True):
-        _write_file(folder / file, shard)
-    if total > 1:
-        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        total_bytes = sum(content.bytes for content in contents.values())
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return names
-
-
-def _write_file(path: Path, shard: dict[str, Content]) -> None:
-    header: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, content in shard.items():
-        header[name] = {"dtype": content.dtype, "shape": list(content.shape), "data_offsets": [offset, offset + content.bytes]}
-        offset += content.bytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
-    with path.open("wb") as out:
-        out.write(struct.pack("<Q", len(raw)))
-        out.write(raw)
-        for name, content in shard.items():
-            written = sum(out.write(piece) for piece in content.pieces())
-            if written != content.bytes:
-                raise AssertionError(f"{name}: {written} bytes where {content.bytes} were announced")
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def total_size(text: str) -> int:

@@ -14,7 +14,7 @@ OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
-    "errors files tensors methods memory progress ranks journal artifacts",
+    "errors files tensors methods memory progress shards ranks journal artifacts",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.kernels anatomy.loading",
     "anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",

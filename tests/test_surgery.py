@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from shallower import UserError, drop, prune, surgery, tensors
-from shallower.tensors import Cut, read_header, read_index, stored, write_shards
+from shallower.shards import Cut, stored, write_shards
+from shallower.tensors import read_header, read_index
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -107,7 +107,7 @@ class Onloader:
     def _units(self) -> dict[int, list[str]]:
         """Layer -> names of its tensors on disk, as transformers would rename them."""
         if getattr(self.checkpoint.config, "quantization_config", None) is not None:
-            raise UserError(f"{self.checkpoint.source} is quantised, and layers are read one at a time from plain weights only: run without --layered")
+            raise UserError(f"{self.checkpoint.source} is quantised, and only plain weights are read layer by layer: run without --layered")
         for places in shared_tensors(self.skeleton, self.prefix[:-1]):
             listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
             raise UserError(f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered")
