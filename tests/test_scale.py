@@ -240,6 +240,47 @@ def test_kill_minus_nine_from_outside(saved, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
+DYING = """
+import os, sys
+from shallower import cli, shards
+shards.MARK_BYTES, copied, copy = 0, [], shards._copy
+def dying(name, content, out):
+    copied.append(name)
+    if len(copied) == int(sys.argv[1]):
+        os.write(out.fileno(), b"half")
+        os._exit(9)
+    copy(name, content, out)
+shards._copy = dying
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+def test_killed_while_writing(shard: str, saved, tmp_path) -> None:
+    arguments = ["prune", str(saved("llama")), "--drop", "2", "--device", "cpu", "--max-shard-size", shard, "--out"]
+    for count in (9, 25):
+        dead = subprocess.run([sys.executable, "-c", DYING, str(count), *arguments, tmp_path / "out"], capture_output=True)
+        assert dead.returncode == 9
+        assert not (tmp_path / "out").exists()
+    again, whole = command(*arguments, tmp_path / "out"), command(*arguments, tmp_path / "whole")
+    assert "resuming at" in again.communicate()[1]
+    whole.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+    for path in (tmp_path / "whole").glob("*.safetensors*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(saved, tmp_path) -> None:
+    size = ("--samples", 64, "--length", 64, "--max-batch-tokens", 64, "--device", "cpu", "--criterion", "perplexity")
+    process = command("score", saved("llama"), *size, "--out", tmp_path / "s.json", env={"SHALLOWER_JOURNAL_SECONDS": "0"})
+    while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert re.search(r"stopped in losses, \d+ of \d+ steps are kept: the same command goes on from there", errors), errors
+
+
 # ---------------------------------------------------------------- many processes
 
 

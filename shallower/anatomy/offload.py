@@ -27,6 +27,7 @@ TORCH = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 PIECE = 64 << 20
+NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
 OUTSIDE = -1  # the unit of all weights that belong to no layer
 
 
@@ -187,17 +188,17 @@ def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
 
     Which way the stream takes through a model does not depend on its weights, so that can be judged without reading them.
     """
-    generator = torch.Generator().manual_seed(0)
     largest = max((parameter.numel() for parameter in skeleton.parameters()), default=1)
-    noise = torch.randn(largest, generator=generator).mul_(0.05)
-    kinds = {kind: noise.to(device, kind) for kind in {parameter.dtype for parameter in skeleton.parameters()}}
+    block = torch.randn(min(largest, NOISE), generator=torch.Generator().manual_seed(0)).mul_(0.05)
+    kinds = {parameter.dtype for parameter in skeleton.parameters()}
+    noise = {kind: block.to(device, kind).repeat(-(-largest // len(block))) for kind in kinds}
     swapped, made = [], {}
     for module in skeleton.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 swapped.append((module, key, parameter))
                 if id(parameter) not in made:
-                    values = kinds[parameter.dtype][: parameter.numel()].view(parameter.shape)
+                    values = noise[parameter.dtype][: parameter.numel()].view(parameter.shape)
                     made[id(parameter)] = nn.Parameter(values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False)
                 module._parameters[key] = made[id(parameter)]
         for key, buffer in module._buffers.items():
