@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import methods, stages, tables
+from . import methods, ranks, stages, tables
 from .anatomy.loading import parse_dtype, quiet
 from .artifacts import dumps, load, versions
 from .calibration import BOS_RULES, Calibration
@@ -16,6 +16,7 @@ from .demo import demo as run_demo
 from .errors import UserError
 from .evaluation.perplexity import Protocol
 from .files import check_free
+from .journal import journaled
 from .planning import Amount, Choosing, layers_of, parameters_of
 from .progress import shown
 from .tensors import total_size
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+TOGETHER = ("score", "plan")  # the verbs that many processes can share
 UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
 CRITERIA = ", ".join(methods.names("criteria"))
 SELECTIONS = ", ".join(methods.names("selection"))
@@ -38,6 +40,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="write the artifact ther
 Json = Annotated[bool, typer.Option("--json", help="print the artifact on stdout and nothing else")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="compute in fp32, bf16 or fp16; by default as stored")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0 …; by default CUDA where there is one")]
+LAYERED = "one layer in memory, the others on disk; by default where the weights would not fit"
+Layered = Annotated[bool | None, typer.Option("--layered/--resident", help=LAYERED, show_default=False)]
+BatchTokens = Annotated[int | None, typer.Option("--max-batch-tokens", help="tokens run through a layer at once; by default by device")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that comes with the model")]
 Text = Annotated[str | None, typer.Option("--text", help="calibration text: .txt, .jsonl or .parquet; by default the shipped prose")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Hub data set: NAME, NAME:CONFIG or NAME:CONFIG:SPLIT")]
@@ -78,6 +83,8 @@ def score(
     bos: Bos = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     out: Out = None,
     json: Json = False,
@@ -88,7 +95,7 @@ def score(
         criterion=criterion,
         settings=_pairs(settings),
         calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
-        compute=stages.Compute(dtype, device, trust_remote_code),
+        compute=stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens),
         out=out,
     )
     _finish(result, json, tables.scores, out)
@@ -115,6 +122,8 @@ def plan(
     bos: Bos = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     out: Out = None,
     json: Json = False,
@@ -128,7 +137,7 @@ def plan(
         criterion=criterion,
         settings=mine,
         calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
-        compute=stages.Compute(dtype, device, trust_remote_code),
+        compute=stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens),
         out=out,
     )
     _finish(result, json, tables.plan, out)
@@ -158,6 +167,8 @@ def prune(
     bos: Bos = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     save_dtype: Annotated[str | None, typer.Option("--save-dtype", help="store floating tensors in fp32, bf16 or fp16")] = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="largest weight file")] = "5GB",
@@ -173,22 +184,24 @@ def prune(
     total_size(max_shard_size)
     methods.find("criteria", criterion)
     methods.find("selection", selection)
-    opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code))
-    if plan is not None:
-        chosen = load(plan, "plan")
-    elif drop is not None:
-        chosen = stages.drop(opened, layers_of(drop))
-    else:
-        mine, its = _split_settings(_pairs(settings), criterion, selection)
-        chosen = stages.plan(
-            opened,
-            amount=_amount(remove, ratio, target_params),
-            choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
-            criterion=criterion,
-            settings=mine,
-            calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
-        )
-    result = stages.prune(opened, chosen, out=out, overwrite=overwrite, verify=verify, save_dtype=save_dtype, max_shard_size=max_shard_size)
+    with journaled(out):
+        opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens))
+        if plan is not None:
+            chosen = load(plan, "plan")
+        elif drop is not None:
+            chosen = stages.drop(opened, layers_of(drop))
+        else:
+            mine, its = _split_settings(_pairs(settings), criterion, selection)
+            chosen = stages.plan(
+                opened,
+                amount=_amount(remove, ratio, target_params),
+                choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
+                criterion=criterion,
+                settings=mine,
+                calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
+            )
+        options = {"overwrite": overwrite, "verify": verify, "save_dtype": save_dtype, "max_shard_size": max_shard_size}
+        result = stages.prune(opened, chosen, out=out, **options)
     _finish(result, json, tables.pruned, out)
 
 
@@ -205,6 +218,8 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="use only the start of each text")] = None,
     dtype: Dtype = None,
     device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     out: Out = None,
     json: Json = False,
@@ -215,7 +230,7 @@ def evaluate(
         texts=text or (),
         tokens=tokens,
         protocol=Protocol(length, stride, bos, max_tokens),
-        compute=stages.Compute(dtype, device, trust_remote_code),
+        compute=stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens),
         out=out,
     )
     _finish(result, json, tables.evaluation, out)
@@ -231,6 +246,8 @@ def demo(
 
 
 def _finish(result, json: bool, table: Callable[..., None], out: Path | None) -> None:
+    if ranks.rank():
+        return
     if json:
         sys.stdout.write(dumps(result))
     else:
@@ -305,6 +322,8 @@ def _run(arguments: list[str]) -> int | None:
     if arguments == ["--version"]:
         print("shallower", versions()["shallower"])
     elif not _explain(arguments):
-        with shown(), quiet():
+        if ranks.launched() > 1 and arguments[0] not in TOGETHER:
+            raise UserError(f"{arguments[0]} runs in one process: start it without torchrun; {' and '.join(TOGETHER)} run in many")
+        with ranks.joined(), shown(ranks.rank() == 0), quiet():
             return app(args=arguments, standalone_mode=False)
     return None

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class Refusal(UserError):
     """The removal cannot be expressed faithfully for this model; names the field, the layers and a legal alternative."""
+
+
+class DiskError(UserError):
+    """The disk is full, read-only or failing; what was kept so far stays, and the same command goes on once it is mended."""

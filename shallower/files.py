@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import DiskError, UserError
 
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full, read-only or failing disk into a UserError that names the target."""
+    """Turn a full, read-only or failing disk into a DiskError that names the target."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
+            raise DiskError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
         reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"cannot write {target}: {reason}; give a place that can be written") from error
+        raise DiskError(f"cannot write {target}: {reason}; give a place that can be written") from error
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -77,22 +77,33 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: str | Path, *, overwrite: bool = False, at: Path | None = None) -> Iterator[Path]:
     """A folder beside ``target`` to write into; it takes the target's place on success and vanishes on failure.
 
+    Args:
+        at: below which folder to write, on the same disk; what an interrupted process left there is found again.
     Raises:
         UserError: as ``check_free`` says, or the disk refuses.
     """
     check_free(target, overwrite=overwrite)
     target = Path(target).resolve()
     with disk_errors(target), made_parents(target):
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        if at is None:
+            beside = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        else:
+            beside = at / "model"
+            beside.mkdir(exist_ok=True)
         try:
             yield beside
             os.chmod(beside, 0o777 & ~_umask())
             _replace_folder(beside, target)
-        finally:
+        except KeyboardInterrupt:
+            if at is None:
+                shutil.rmtree(beside, ignore_errors=True)
+            raise
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def _replace_folder(new: Path, target: Path) -> None:

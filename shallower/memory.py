@@ -1,8 +1,10 @@
 """Seconds and peak memory of a stretch of work: CUDA memory on a GPU, else the process's resident memory."""
 
 import contextlib
+import os
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -42,3 +44,38 @@ def high_water() -> int:
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_use() -> int:
+    """Bytes in use now: of the GPU where it is used, else resident memory of the process."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return high_water()
+
+
+def total_memory(device: str = "cpu") -> int:
+    """Bytes that a process may have in all: of the GPU, or the machine's within the limit of the process's control group."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Memory limits of the control groups (version 1 and 2) that the process is in, and of those above them."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            base, name = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}.get(
+                controllers, (None, None)
+            )
+            if base is None:
+                continue
+            folder = Path(base) / path.lstrip("/")
+            for place in (folder, *folder.parents):
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((place / name).read_text())
+                if place == Path(base):
+                    break

@@ -1,5 +1,7 @@
 """Prove a written checkpoint: reloaded from disk, it is the virtually pruned model, with the unpruned one as control."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .anatomy.bypass import bypass
-from .anatomy.loading import check_whole, one_line, open_checkpoint, quiet
+from .anatomy.loading import Checkpoint, check_whole, one_line, open_checkpoint, quiet
 from .anatomy.model import Model
 from .anatomy.stack import check_causal, dry_tokens
 from .artifacts import Plan
@@ -16,6 +18,7 @@ from .errors import Refusal, UserError
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of the largest logit, where not bit for bit
 CACHED_TOLERANCE = 1e-3  # fp32: one product of many rows against many of one row
 PROBE = (2, 32)
+PROBE_LAYERED = (2, 16)  # each decoded token reads all weights
 PROBE_PREFIX = 12
 
 
@@ -35,11 +38,14 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     Raises:
         UserError: a check failed, for the unpruned or for the pruned model.
     """
-    dense, dense_info = model.checkpoint.load_reporting(dtype=save_dtype, device=model.device)
+    probe = PROBE_LAYERED if model.layered else PROBE
+    opened = partial(_opened, device=model.device, layered=model.layered)
+    dense, dense_info = opened(model.checkpoint, save_dtype)
     check_whole(model.checkpoint.source, dense_info)
-    check_causal(dense)
+    if not model.layered:  # else seen when it was opened
+        check_causal(dense)
     stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
-    tokens = dry_tokens(_vocabulary(dense), *PROBE).to(model.device)
+    tokens = dry_tokens(model.vocabulary, *probe).to(model.device)
     try:
         with bypass(stack, plan.removed):
             wanted = _logits(dense, tokens)
@@ -48,18 +54,19 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     except RuntimeError as error:  # shapes that no longer fit; what is missing altogether is refused by the bypass itself
         reason = f"other layers need what they make ({one_line(error)})"
         raise Refusal(f"the model does not run without layers {plan.removed}: {reason}") from error
-    control = cached_difference(dense, tokens, "the unpruned model")
-    del dense, stack
+    del stack
+    control, dense_info = _cached(dense, partial(opened, model.checkpoint), tokens, "the unpruned model", dense_info)
+    del dense
     written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
-    pruned, info = written.load_reporting(dtype=save_dtype, device=model.device)
+    pruned, info = opened(written, save_dtype)
     check_whole("the written model", info)
-    _check_unexpected(info, sources, dense_info)
     try:
         got = _logits(pruned, tokens)
     except Exception as error:  # constants by layer that no config field holds
         raise UserError(f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept") from error
+    _check_unexpected(info, sources, dense_info)
     difference = _check_logits(wanted, got, dtype)
-    cached = cached_difference(pruned, tokens, "the written model")
+    cached, _ = _cached(pruned, partial(opened, written), tokens, "the written model", info)
     return {
         "logits": "bit for bit" if difference == 0 else f"within {TOLERANCE[dtype]:g} of the largest logit",
         "logits_difference": difference,
@@ -69,14 +76,25 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
         "missing_keys": 0,
         "unexpected_keys": len(info["unexpected_keys"]),
         "dtype": str(dtype).removeprefix("torch."),
-        "tokens": list(PROBE),
+        "tokens": list(probe),
+        "layered": model.layered,
     }
 
 
-def _vocabulary(model: nn.Module) -> int:
-    """Number of token ids that can be both read and written."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return min(len(end.weight) for end in ends if getattr(end, "weight", None) is not None)
+def _opened(checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, layered: bool) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint and the report of its loading, which for a layered one grows as layers are read."""
+    if not layered:
+        return checkpoint.load_reporting(dtype=dtype, device=device)
+    trust = checkpoint.trust_remote_code
+    model = Model(checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust, layered=True)
+    return model.module, {"unexpected_keys": model.onloader.unexpected}
+
+
+def _cached(module: nn.Module, opened: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict) -> tuple[float, dict]:
+    """``cached_difference`` of a model in fp32, which a resident one becomes in place and a layered one is opened as."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        module, info = opened(torch.float32)
+    return cached_difference(module.float(), tokens, who), info
 
 
 @torch.no_grad()
@@ -146,12 +164,11 @@ def cached_difference(model: nn.Module, tokens: Tensor, who: str) -> float:
 
     One row is decoded. Uncached is one forward; where generation without cache differs from that too, it is what counts.
 
-    The model is converted to fp32 in place: bf16 rounding alone can exceed any useful tolerance.
+    The model must be in fp32: bf16 rounding alone can exceed any useful tolerance.
 
     Raises:
         UserError: beyond CACHED_TOLERANCE, or decoding fails.
     """
-    model.float()
     tokens = tokens[:1]  # some caches know one row only
     full = _logits(model, tokens)[:, PROBE_PREFIX - 1 : -1].float()
     step = _decoded(model, tokens, who, cached=True)

@@ -6,17 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import methods
+from . import methods, ranks
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
-from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save
+from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save, versions
 from .calibration import Calibration, calibration_tokens
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
 from .files import check_file, check_free
+from .journal import NO_JOURNAL, Journal, journaled
 from .memory import Peak
 from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
 from .progress import say, track
@@ -30,23 +33,34 @@ Source = str | Path | Model
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in what to compute: dtype None is the stored one, device None is CUDA where there is one."""
+    """Where and in what to compute.
+
+    Attributes:
+        dtype: fp32, bf16 or fp16; None is the stored one.
+        device: None is CUDA where there is one.
+        trust_remote_code: run code that comes with the model.
+        layered: keep one layer in memory, the others on disk; None does so where the weights would not fit.
+        max_batch_tokens: tokens that run through a layer at once; None follows from the device and its total memory.
+    """
 
     dtype: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
+    layered: bool | None = None
+    max_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
         checked_device(self.device)
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
+            raise UserError(f"--max-batch-tokens {self.max_batch_tokens}: a number of tokens, 1 or more")
 
 
 def open_model(source: Source, compute: Compute | None = None) -> Model:
     """A model by folder, Hub id or .gguf file; a Model is handed through, so that stages can share one loaded model."""
     if isinstance(source, Model):
         return source
-    compute = compute or Compute()
-    return Model(source, dtype=compute.dtype, device=compute.device, trust_remote_code=compute.trust_remote_code)
+    return Model(source, **vars(compute or Compute()))
 
 
 def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None) -> Inspection:
@@ -96,20 +110,26 @@ def score(
     method, options = _configured(criterion, settings, calibration)
     model = open_model(model, compute)
     tokens, record = _tokens(model, calibration) if method.EVIDENCE in DATA else (None, None)
-    with _timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
-        found = gather(method, model, tokens, settings=options)
-    result = Scores(
-        criterion=criterion,
-        settings=vars(options) if options else {},
-        scores=[found.scores[index] for index in range(model.record.layers)],
-        windows=found.windows,
-        model=model.record,
-        calibration=record,
-        seconds=peak.seconds,
-        peak_memory_bytes=peak.bytes,
-        dtype=_dtype_name(model),
-    )
-    return _kept(result, out)
+    own = vars(options) if options else {}
+    with journaled(out):
+        journal = _journal(model, record, criterion=criterion, settings=own) if method.EVIDENCE in DATA else NO_JOURNAL
+
+        def gathered() -> dict[str, Any]:
+            with _timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
+                found = gather(method, model, tokens, settings=options, journal=journal)
+            scores = [found.scores[index] for index in range(model.record.layers)]
+            seconds = journal.before + peak.seconds
+            return {"scores": scores, "windows": found.windows, "seconds": seconds, "peak_memory_bytes": peak.bytes}
+
+        result = Scores(
+            criterion=criterion,
+            settings=own,
+            model=model.record,
+            calibration=record,
+            dtype=_dtype_name(model),
+            **journal.memo("scores", gathered),
+        )
+        return _kept(result, out)
 
 
 def plan(
@@ -143,35 +163,36 @@ def plan(
     first, last = protection(record.layers, selection, choosing.keep_first, choosing.keep_last)
     allowed = tuple(range(first, record.layers - last))
     check_amount(amount, record, allowed)
-    if selection.NEEDS == "scores":
-        scores = scores or score(model, criterion=criterion, settings=settings, calibration=calibration)
-    else:
-        scores = None
-    losses, used = _losses(model, calibration) if selection.NEEDS == "losses" else (None, scores.calibration if scores else None)
-    started = time.monotonic()
-    problem = Problem(
-        layers=record.layers,
-        amount=0,
-        allowed=allowed,
-        scores=scores.scores if scores else None,
-        windows=scores.windows if scores else None,
-        losses=losses,
-        rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
-        iterative=choosing.iterative,
-        settings=own,
-    )
-    choice = select_amount(selection, problem, amount, record)
-    result = replace(
-        plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace)),
-        criterion=scores.criterion if scores else None,
-        scores=problem.scores,
-        settings=(scores.settings if scores else {}) | (vars(own) if own else {}),
-        keep_first=first,
-        keep_last=last,
-        iterative=choosing.iterative,
-        seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),
-    )
-    return _kept(result, out)
+    with journaled(out):
+        if selection.NEEDS == "scores":
+            scores = scores or score(model, criterion=criterion, settings=settings, calibration=calibration)
+        else:
+            scores = None
+        losses, used = _losses(model, calibration) if selection.NEEDS == "losses" else (None, scores.calibration if scores else None)
+        started = time.monotonic()
+        problem = Problem(
+            layers=record.layers,
+            amount=0,
+            allowed=allowed,
+            scores=scores.scores if scores else None,
+            windows=scores.windows if scores else None,
+            losses=losses,
+            rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
+            iterative=choosing.iterative,
+            settings=own,
+        )
+        choice = select_amount(selection, problem, amount, record)
+        result = replace(
+            plan_of(record, choice.order, choosing.selection, calibration=used, trace=list(choice.trace)),
+            criterion=scores.criterion if scores else None,
+            scores=problem.scores,
+            settings=(scores.settings if scores else {}) | (vars(own) if own else {}),
+            keep_first=first,
+            keep_last=last,
+            iterative=choosing.iterative,
+            seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),
+        )
+        return _kept(result, out)
 
 
 def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | None) -> None:
@@ -219,6 +240,7 @@ def prune(
     model = open_model(model, compute)
     plan = plan if isinstance(plan, Plan) else load(plan, "plan")
     check_same_model(plan.model, model.record, "the plan")
+    model.unload()  # the proof reads the model anew; two of them need not fit
     return prune_files(model, plan, out, **options)
 
 
@@ -271,25 +293,43 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 def _losses(model: Model, calibration: Calibration | None):
     """(masks -> mean NLL, the record of the tokens)."""
     tokens, record = _tokens(model, calibration)
-    walk = LossWalk(model, tokens)
     _load(model)
+    walk = LossWalk(model, tokens, _journal(model, record, losses=True))
 
-    def losses(masks: Tensor, label: str) -> Tensor:
+    def losses(masks: Tensor, label: str, *, bounded: bool = False) -> Tensor:
         with model.given(tokens.shape[1]):
-            return walk(masks, label) / walk.predictions
+            return walk(masks, label, bounded=bounded) / walk.predictions
 
     return losses, record
 
 
 def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: Calibration | None):
     method, options = _configured(criterion, settings, calibration)
-    tokens = _tokens(model, calibration)[0] if method.EVIDENCE in DATA else None
+    tokens, record = _tokens(model, calibration) if method.EVIDENCE in DATA else (None, None)
 
     def rescore(removed: tuple[int, ...]) -> dict[int, float]:
-        found: Gathered = gather(method, model, tokens, settings=options, removed=removed)
-        return found.scores
+        journal = _journal(model, record, criterion=criterion, settings=vars(options) if options else {}, removed=removed)
+
+        def gathered() -> dict[str, float]:
+            found: Gathered = gather(method, model, tokens, settings=options, removed=removed, journal=journal)
+            return {str(index): value for index, value in found.scores.items()}
+
+        return {int(index): value for index, value in journal.memo("scores", gathered).items()}
 
     return rescore
+
+
+def _journal(model: Model, tokens: Any, **what: Any) -> Journal:
+    """The journal of work that is decided, to the last bit, by the model, the tokens, how it is computed, and ``what``."""
+    how = {
+        "dtype": _dtype_name(model),
+        "device": torch.device(model.device).type,
+        "batch_tokens": model.batch_tokens,
+        "threads": torch.get_num_threads(),
+        "processes": ranks.size(),
+    }
+    tokens = tokens.hash if tokens is not None else None
+    return Journal({"model": model.record.fingerprint, "tokens": tokens, "how": how, "versions": versions(), **what})
 
 
 def _configured(criterion: str, settings: dict[str, str] | None, calibration: Calibration | None):
@@ -326,6 +366,6 @@ def _dtype_name(model: Model) -> str:
 
 
 def _kept(record, out: str | Path | None):
-    if out is not None:
+    if out is not None and ranks.rank() == 0:
         save(record, out)
     return record

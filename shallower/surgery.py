@@ -12,12 +12,15 @@ from transformers import PreTrainedConfig
 from .anatomy.config import Solved
 from .anatomy.loading import open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
-from .anatomy.names import Place, places
-from .artifacts import Plan, Pruned, dumps
+from .anatomy.names import Place
+from .artifacts import Plan, Pruned, dumps, versions
 from .errors import Refusal, UserError
 from .files import new_folder
+from .journal import Journal, journaled
+from .progress import say
 from .proof import verify
-from .tensors import INDEX, PICKLES, Entry, total_size, write_shards
+from .shards import Content, Cut, stored, write_shards
+from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -55,18 +58,24 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
-    found = places(checkpoint.build(), model.outline.name, {name: entry.bytes for name, entry in checkpoint.tensors.items()})
-    renaming = rename(checkpoint.tensors, found, plan.kept, plan.model.layers, model.solver.shared)
+    cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
+    renaming = rename(checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept))
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
         raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
-    with new_folder(out, overwrite=overwrite) as folder:
-        _check_space(folder, checkpoint.tensors, renaming)
+    key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
+    with journaled(out), new_folder(out, overwrite=overwrite, at=(journal := Journal(key)).folder) as folder:
+        contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
+        contents = {name: converted(content, save_dtype) for name, content in contents.items()}
+        total = sum(content.bytes for content in contents.values())
+        written = journal.done.get("written", {})
+        if journal.resumed:
+            say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
+        _check_space(folder, total - sum(written.values()))
         copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
         write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
-        tensors = {new: checkpoint.tensors[old] for new, old in renaming.sources.items()}
-        write_shards(folder, tensors, max_bytes=shard, sources=_converted(tensors, save_dtype))
+        write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
         proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
         pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
@@ -80,33 +89,31 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
 
 
 def rename(
-    tensors: dict[str, Entry], found: dict[str, Place], kept: list[int], layers: int, shared: dict[str, list[int]] | None = None
+    tensors: dict[str, Entry], places: dict[str, Place], kept: list[int], layers: int, moved: dict[str, int] | None = None
 ) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
-    Prediction layers numbered after the stack no longer fit and are left out. A tensor that several layers share is stored
-    once, with one of them; if that one goes, the first kept one inherits it.
+    Prediction layers numbered after the stack no longer fit and are left out.
 
     Args:
-        found: the layer of each tensor that has one.
-        shared: name inside a layer -> the layers that share it.
+        places: the place of each tensor that has a layer.
+        moved: name of a tensor -> the kept layer that takes it over from its own, where layers share it.
     Raises:
         Refusal: no tensor belongs to a layer.
     """
-    if not found:
+    if not places:
         raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
-    new = {old: place for place, old in enumerate(kept)}
+    new = {old: number for number, old in enumerate(kept)}
     sources, beyond = {}, set()
     for name in tensors:
-        place = found.get(name)
-        if place is None:
+        if name not in places:
             sources[name] = name
-        elif place.layer >= layers:
-            beyond.add(place.layer)
-        elif place.layer in new:
-            sources[place.name(new[place.layer])] = name
-        elif heirs := [index for index in (shared or {}).get(place.tail.lstrip("."), []) if index in new]:
-            sources.setdefault(place.name(new[heirs[0]]), name)
+            continue
+        layer = (moved or {}).get(name, places[name].layer)
+        if layer >= layers:
+            beyond.add(layer)
+        elif layer in new:
+            sources[places[name].name(new[layer])] = name
     return Renaming(sources, len(beyond))
 
 
@@ -151,8 +158,7 @@ def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None
             shutil.copyfile(path, target / path.name)
 
 
-def _check_space(folder: Path, tensors: dict[str, Entry], renaming: Renaming) -> None:
-    needed = sum(tensors[old].bytes for old in renaming.sources.values())
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -160,20 +166,15 @@ def _check_space(folder: Path, tensors: dict[str, Entry], renaming: Renaming) ->
         )
 
 
-def _converted(tensors: dict[str, Entry], dtype: torch.dtype | None) -> dict:
-    if dtype is None:
-        return {}
-    target = next(name for name, kind in TORCH_NAMES.items() if kind == dtype)
+def converted(content: Content, dtype: torch.dtype | None) -> Content:
+    """The same tensor in another floating dtype, a piece at a time; None, and tensors that are no floats, stay as they are."""
+    target = next((name for name, kind in TORCH_NAMES.items() if kind == dtype), content.dtype)
+    if target == content.dtype or content.dtype not in FLOATS:
+        return content
+    kind = TORCH_NAMES[content.dtype]
 
-    def content(entry: Entry):
-        def read() -> bytes:
-            with entry.file.open("rb") as stream:
-                stream.seek(entry.start)
-                raw = bytearray(stream.read(entry.bytes))
-            values = torch.frombuffer(raw, dtype=TORCH_NAMES[entry.dtype]).to(dtype)
-            return values.view(torch.uint8).numpy().tobytes()
+    def pieces():
+        for raw in content.pieces():
+            yield torch.frombuffer(bytearray(raw), dtype=kind).to(dtype).view(torch.uint8).numpy().tobytes()
 
-        return read
-
-    changed = {name: entry for name, entry in tensors.items() if entry.dtype in FLOATS - {target} and entry.count}
-    return {name: (target, content(entry)) for name, entry in changed.items()}
+    return Content(target, content.shape, content.bytes // ITEM_BYTES[content.dtype] * ITEM_BYTES[target], pieces)

@@ -1,7 +1,6 @@
-"""Safetensors read and written by byte ranges, so that nothing has to fit into memory; no other format is read."""
+"""Where the tensors of a safetensors checkpoint lie; no other format is read."""
 
 import json
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 MAX_HEADER = 100 << 20  # the limit of the safetensors format
-COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -132,79 +130,6 @@ def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
         if name not in headers[shard]:
             raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
     return {name: entry for shard in shards for name, entry in headers[shard].items() if where.get(name) == shard}
-
-
-def write_shards(folder: Path, tensors: dict[str, Entry], *, max_bytes: int, sources: dict | None = None) -> list[str]:
-    """Write tensors into ``folder`` by copying their bytes, split into shards of at most ``max_bytes`` where needed.
-
-    Args:
-        tensors: new name -> where its bytes lie now.
-        sources: new name -> (dtype name, bytes) for tensors whose content changes; a callable is asked for the bytes
-            when their turn comes, so that only one is in memory.
-    Returns:
-        The names of the files written.
-    """
-    sources = sources or {}
-    layout = [(name, *_described(entry, sources.get(name))) for name, entry in tensors.items()]
-    shards: list[list] = [[]]
-    filled = 0
-    for item in layout:
-        size = item[3]
-        if shards[-1] and filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(item)
-        filled += size
-    total = len(shards)
-    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, tensors, sources)
-    if total > 1:
-        where = {item[0]: name for name, shard in zip(names, shards, strict=True) for item in shard}
-        total_bytes = sum(item[3] for item in layout)
-        content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
-        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return names
-
-
-def _described(entry: Entry, source: tuple | None) -> tuple[str, tuple[int, ...], int]:
-    dtype = source[0] if source else entry.dtype
-    return dtype, entry.shape, entry.count * ITEM_BYTES[dtype] if source else entry.bytes
-
-
-def _write_file(path: Path, shard: list, tensors: dict[str, Entry], sources: dict) -> None:
-    header: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, dtype, shape, size in shard:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
-    with path.open("wb") as out:
-        out.write(struct.pack("<Q", len(raw)))
-        out.write(raw)
-        for name, _, _, size in shard:
-            if name in sources:
-                content = sources[name][1]()
-                if len(content) != size:
-                    raise AssertionError(f"{name}: {len(content)} bytes where {size} were announced")
-                out.write(content)
-            else:
-                _copy_range(tensors[name], out)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _copy_range(entry: Entry, out) -> None:
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.start)
-        left = entry.bytes
-        while left:
-            piece = stream.read(min(COPY_BYTES, left))
-            if not piece:
-                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            out.write(piece)
-            left -= len(piece)
 
 
 def total_size(text: str) -> int:

@@ -21,11 +21,13 @@ class Compared:
         difference: largest difference of a logit to the virtual removal, as a share of the largest logit.
         effect: largest change of a logit that the removal makes.
         keys: names of weights that were missing, unexpected or of another shape.
+        parameters: how many the written model has.
     """
 
     difference: float
     effect: float
     keys: list[str]
+    parameters: int
 
 
 @torch.no_grad()
@@ -38,4 +40,5 @@ def compare(model, removed: tuple[int, ...], out: Path) -> Compared:
     dense = model.module(input_ids=tokens, use_cache=False).logits
     got = loaded.eval()(input_ids=tokens, use_cache=False).logits
     keys = sorted(str(key) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info[kind])
-    return Compared(float((got - wanted).abs().max() / wanted.abs().max()), float((dense - wanted).abs().max()), keys)
+    parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    return Compared(float((got - wanted).abs().max() / wanted.abs().max()), float((dense - wanted).abs().max()), keys, parameters)

@@ -39,7 +39,14 @@ from shallower.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 SECONDS = 240  # per type
-DECIDING = ("shallower/anatomy", "shallower/surgery.py", "shallower/proof.py", "shallower/tensors.py", "tests/checks.py")
+DECIDING = (
+    "shallower/anatomy",
+    "shallower/surgery.py",
+    "shallower/proof.py",
+    "shallower/shards.py",
+    "shallower/tensors.py",
+    "tests/checks.py",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,9 @@ _ROPE_BY_KIND = {
 _STEP = {"time_step_min": 1e-9}
 _STEP_NOTE = "time_step_min clamps the prefill alone: with a larger one the unpruned model's cache goes wrong"
 _SWA = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}
+_MAKERS_STAY = ((2,), (1, 3), (0, 3, 6))
+_MAKERS_GO = ((1, 4), (0, 3, 5))
+_MAKERS_NOTE = "layers 4 and 5, which make keys and values for the last two, cannot go"
 SETTINGS: dict[str, Setting] = {
     "dots3_note_text": Setting(
         {
@@ -162,11 +172,9 @@ SETTINGS: dict[str, Setting] = {
         illegal=((2,), (0,)),
         note="attn_residual_add_idx depends on the layer's index: only the tail may go",
     ),
-    "gemma4_unified_text": Setting(
-        removals=((2,), (1, 3), (0, 3)),
-        illegal=((1, 4), (0, 3, 5)),
-        note="the layers that make keys and values for the last two cannot go",
-    ),
+    "gemma3n_text": Setting(removals=_MAKERS_STAY, illegal=_MAKERS_GO, note=_MAKERS_NOTE),
+    "gemma4_text": Setting(removals=_MAKERS_STAY, illegal=_MAKERS_GO, note=_MAKERS_NOTE),
+    "gemma4_unified_text": Setting(removals=_MAKERS_STAY, illegal=_MAKERS_GO, note=_MAKERS_NOTE),
     "hy_v4": Setting(
         {"indexer_types": ["full", "shared", "shared", "full", "shared", "full", "full", "shared"]},
         removals=((2,), (1, 4), (0, 1, 2)),

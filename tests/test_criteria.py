@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from shallower import Calibration, UserError, drop, methods, prune, score
 from shallower.anatomy.model import Model
-from shallower.walk import backward, forward, losses
+from shallower.walk import backward, batching, forward, losses
 from shallower.walk.gather import DATA, gather
 from shallower.walk.replay import Replay
 from shallower.walk.sums import Sums
@@ -136,7 +136,7 @@ def values(criterion: str, model: Model) -> list[float]:
 def cut(monkeypatch, count: int) -> None:
     """Walk in batches of that many samples from now on."""
     for module in (losses, backward, forward):
-        monkeypatch.setattr(module, "batches", lambda tokens, device: list(tokens.to(device).split(count)))
+        monkeypatch.setattr(module, "batches", lambda model, tokens, limit=None: list(tokens.to(model.device).split(count)))
 
 
 each_criterion = pytest.mark.parametrize("criterion", methods.names("criteria"))
@@ -162,9 +162,9 @@ def test_equals_the_formula(criterion, name, saved, monkeypatch) -> None:
 def test_split_equals_merged(criterion, name, saved, monkeypatch) -> None:
     model = opened(saved(name))
     merged = values(criterion, model)
-    for count, bytes_ in ((1, losses.LOGIT_BYTES), (3, losses.LOGIT_BYTES), (3, 4 * zoo.VOCAB * 7)):  # last: logits of 7 places
+    for count, bytes_ in ((1, batching.LOGIT_BYTES), (3, batching.LOGIT_BYTES), (3, 4 * zoo.VOCAB * 7)):  # last: logits of 7 places
         cut(monkeypatch, count)
-        monkeypatch.setattr(losses, "LOGIT_BYTES", bytes_)
+        monkeypatch.setattr(batching, "LOGIT_BYTES", bytes_)
         assert values(criterion, model) == pytest.approx(merged, rel=CLOSE)
 
 

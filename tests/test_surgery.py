@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from shallower import UserError, drop, prune, surgery
+from shallower import UserError, drop, prune, shards, surgery
+from shallower.shards import Cut, stored, write_shards
 from shallower.tensors import read_header, read_index
 
 
@@ -39,6 +40,46 @@ def test_save_dtype(save_dtype, saved, tmp_path) -> None:
     assert loaded.dtype == kind
     assert pruned.verified["logits"] == "bit for bit"
     assert torch.equal(loaded.state_dict()["model.layers.2.mlp.up_proj.weight"], wanted["model.layers.3.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("buffer", [8 << 20, 96, 40])  # rows together, a row at a time, rows longer than the buffer
+@pytest.mark.parametrize("save_dtype", [None, torch.float32])
+@pytest.mark.parametrize("kept", [(1, 2, 5), (0, 1, 2, 3, 4, 5), (3,)])
+def test_tables_by_layer_are_cut(kept, save_dtype, buffer, tmp_path, monkeypatch) -> None:
+    """Six parts of two along axis 0, 1 or 2, from two files into several."""
+    monkeypatch.setattr(shards, "COPY_BYTES", buffer)
+    shapes = {"rows": (12, 5), "columns": (7, 12), "middle": (3, 12, 4), "flat": (12,), "whole": (7, 12)}
+    wanted = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    save_file({name: wanted[name] for name in ("rows", "middle")}, tmp_path / "a.safetensors")
+    save_file({name: wanted[name] for name in ("columns", "flat", "whole")}, tmp_path / "b.safetensors")
+    entries = read_header(tmp_path / "a.safetensors") | read_header(tmp_path / "b.safetensors")
+    axes = {"rows": 0, "columns": 1, "middle": 1, "flat": 0}
+    contents = {name: stored(entry, Cut(axes[name], 6, kept) if name in axes else None) for name, entry in entries.items()}
+    contents = {name: surgery.converted(content, save_dtype) for name, content in contents.items()}
+    (tmp_path / "out").mkdir()
+    assert len(write_shards(tmp_path / "out", contents, max_bytes=200)) > 1
+    for name, entry in read_index(tmp_path / "out").items():
+        got = load_file(entry.file)[name]
+        places = [2 * part + within for part in kept for within in (0, 1)]
+        expected = wanted[name].index_select(axes[name], torch.tensor(places)) if name in axes else wanted[name]
+        assert torch.equal(got, expected.to(save_dtype or torch.bfloat16)), name
+
+
+def test_a_table_that_does_not_divide_is_not_cut(tmp_path) -> None:
+    save_file({"table": torch.zeros(4, 13)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="does not divide into 6 parts along axis 1"):
+        stored(read_header(tmp_path / "a.safetensors")["table"], Cut(1, 6, (0,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(None, "5GB"), ("60KB", "40KB")])
+def test_tables_by_layer_in_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
+    source = zoo.save("gemma3n_text+noshare", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
+    pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
+    assert pruned.verified["logits"] == "bit for bit"
+    old, new = read_index(source), read_index(tmp_path / "out")
+    cut = {name: (entry.shape, new[name].shape) for name, entry in old.items() if ".layers." not in name and entry.shape != new[name].shape}
+    assert sorted(cut.values()) == [((64, 64), (48, 64)), ((512, 64), (512, 48))]
 
 
 @pytest.mark.parametrize(("name", "tied"), [("llama", False), ("llama+tied", True)])

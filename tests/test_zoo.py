@@ -46,6 +46,7 @@ def check_independently(model, removed, out) -> None:
     assert found.effect > EFFECT, "the removed layers did not matter: the test shows nothing"
     written = json.loads((out / "shallower.json").read_text())
     assert written["plan"]["removed"] == sorted(removed)
+    assert written["plan"]["params_after"] == found.parameters
     assert written["original"] == [index for index in range(zoo.LAYERS) if index not in removed]
 
 

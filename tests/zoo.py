@@ -242,11 +242,27 @@ def _every(period: int, special: str, other: str) -> list[str]:
 
 _JAMBA = {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
 
+_MIXED = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention", "full_attention"]
+_SHARING = ((1,), (3, 5), (0, 1, 5))  # of layers 5 to 7, which use the keys and values that others make, some go and some stay
+_BLOCKS = {
+    "layer_types": _every(3, "hybrid", "hybrid_sliding"),
+    "n_layers_per_attn_res_block": 4,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "unpadded_vocab_size": VOCAB,
+    "rel_extent": 32,
+}
+_ZAMBA = {
+    "layers_block_type": ["hybrid" if index in (1, 3, 6) else "linear_attention" for index in range(LAYERS)],
+    "attention_head_dim": 32,
+    "num_key_value_heads": 4,
+}
 _ZAMBA2 = {
     "layers_block_type": _every(3, "hybrid", "linear_attention"),
     "head_dim": 32,
     "num_key_value_heads": 4,
-    "time_step_min": 1e-9,
+    "time_step_min": 1e-9,  # its cached decoding does not clamp the time step
 }
 
 FAMILIES: dict[str, Family] = {
@@ -342,32 +358,68 @@ FAMILIES: dict[str, Family] = {
         # constants that depend on the depth or on the layer's index
         _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
         _family("diffllama", expect="refused", note="lambda_init depends on the layer's index"),
-        # state or weights shared across layers
+        # tensors outside the layers with a part per layer, keys and values shared by layers, sizes by layer
+        _family("gemma3n_text", removals=((1,), (0, 6), (1, 3, 7)), num_kv_shared_layers=3, layer_types=_MIXED),
+        _family("gemma3n_text+noshare", num_kv_shared_layers=0, layer_types=_MIXED),
         _family(
-            "gemma3n_text",
+            "gemma3n_text+refused",
+            removals=((4,), (0, 3, 4), (2, 5)),
             expect="refused",
-            layer_types=_every(3, "full_attention", "sliding_attention"),
-            vocab_size_per_layer_input=VOCAB,
-            hidden_size_per_layer_input=8,
-            laurel_rank=8,
-            altup_num_inputs=3,
-            num_kv_shared_layers=2,
-            note="per-layer embeddings outside the layers, keys and values shared by layers",
+            num_kv_shared_layers=3,
+            note="layers 2 (full) and 4 (sliding) make the keys and values of layers 5 to 7",
+            layer_types=_MIXED,
         ),
-        _family("zamba2", removals=((1, 4),), **_ZAMBA2),
-        _family("zamba2+shared", removals=((2,),), expect="refused", note="layers 2 and 5 share a block with adapters", **_ZAMBA2),
+        _family("gemma4_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=16, layer_types=_MIXED),
+        _family("gemma4_text+noshare", removals=((2,), (1, 6), (0, 3, 5)), num_kv_shared_layers=0, global_head_dim=16, layer_types=_MIXED),
         _family(
-            "zamba",
-            removals=((2,), (0, 3, 5)),
-            layers_block_type=["linear_attention", "linear_attention", *["hybrid", "linear_attention"] * 3],
-            note="layers 2, 4 and 6 share one block, stored with layer 2",
+            "gemma4_text+hetero",
+            removals=_SHARING,
+            num_kv_shared_layers=3,
+            global_head_dim=32,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            use_double_wide_mlp=True,
+            note="per_layer_config: other head sizes in full attention",
+            layer_types=_MIXED,
         ),
+        _family(
+            "gemma4_text+refused",
+            removals=((4,), (2, 6), (7,)),
+            expect="refused",
+            num_kv_shared_layers=3,
+            global_head_dim=16,
+            note="layers 2 and 4 make the keys and values of layers 5 to 7; the last layer has to be full attention",
+            layer_types=_MIXED,
+        ),
+        _family(
+            "gemma4",
+            removals=_SHARING,
+            vision_config={"position_embedding_size": 16},
+            text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED},
+            note="multimodal wrapper of gemma4_text",
+        ),
+        _family("gemma4_unified_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=32, layer_types=_MIXED),
+        _family("gemma4_unified", removals=_SHARING, text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED}),
+        # a residual across layers, told by each layer's place in its block of four; in the files its queries lie apart
+        _family("inkling2_text", removals=((7,), (6, 7), (5, 6, 7)), **_BLOCKS),
+        _family("inkling2_text+refused", removals=((2,), (0,)), expect="refused", **_BLOCKS),
         _family(
             "hy_v4",
             removals=((0, 3, 5),),
             expect="refused",
             indexer_types=["full", "shared", "shared", "full", "shared", "full", "full", "shared"],
             note="a shared indexer needs a full one before it",
+        ),
+        # weights shared across layers
+        _family("zamba", removals=((1,), (0, 4), (2, 3, 7)), note="layers 1, 3 and 6 share one block, which the files keep in 1", **_ZAMBA),
+        _family("zamba+refused", removals=((1, 3), (0, 3, 6)), expect="refused", note="its code needs two users of the block", **_ZAMBA),
+        _family("zamba2", removals=((0,), (1, 4), (3, 6, 7)), note="layers 2 and 5 share one block", **_ZAMBA2),
+        _family(
+            "zamba2+refused",
+            removals=((2,), (0, 3, 5)),
+            expect="refused",
+            note="the shared block of layers 2 and 5 has an adapter for each of them",
+            **_ZAMBA2,
         ),
     )
 }

@@ -7,20 +7,22 @@ families or field names is needed.
 """
 
 import copy
-import functools
 import itertools
-import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .fingerprint import difference, digest, layer_fingerprints, outside_shapes, same, shared_between_layers
+from .edits import cut, expanded, neighbours, perturbed, rescaled
+from .fingerprint import difference, digest, layer_fingerprints, same, shared_after, shared_tensors
+from .layer_tables import layer_tables, moved_on_disk, outside_shapes, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
+from .names import Place, places
 
 OUTSIDE = "outside the layers"
 NEAREST_SECONDS = 5.0
@@ -28,10 +30,14 @@ NEAREST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Solved:
-    """A config for the kept layers, and what was changed in it, in words."""
+    """A config for the kept layers, what was changed in it, in words, and the tables that have to be cut.
+
+    tables: name in the model of each tensor outside the layers that has a part per layer -> the axis along which they lie.
+    """
 
     config: PreTrainedConfig
     changes: tuple[str, ...]
+    tables: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ConfigSolver:
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
         self.outside = outside_shapes(dense, stack_name)
         self.path = _config_path(dense, stack_name, checkpoint.config)
-        self.shared = shared_between_layers(dense, stack_name)
+        self.shared = shared_tensors(dense, stack_name)
         self.content = checkpoint.config.to_dict()
         self.rules: dict[str, list[int]] | None = None
 
@@ -84,13 +90,13 @@ class ConfigSolver:
         base, changes = self._sliced(kept)
         best: Mismatch | str = self._judge(base, kept)
         if best is None:
-            return self._finish(base, changes)
+            return self._finish(base, changes, kept)
         for edits in self._edits(base, kept, best, deep):
             candidate = copy.deepcopy(base)
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
             if verdict is None:
-                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()])
+                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], kept)
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
@@ -101,7 +107,22 @@ class ConfigSolver:
             seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
         return [seen[key] for key in keys]
 
-    @functools.cached_property
+    def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
+        """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
+        return tables_on_disk(self.checkpoint.build(), tables, self.checkpoint.tensors) if tables else {}
+
+    def places(self) -> dict[str, Place]:
+        """The places of the tensors in the files that belong to a layer."""
+        sizes = {name: entry.bytes for name, entry in self.checkpoint.tensors.items()}
+        return places(self.checkpoint.build(), self.stack_name, sizes)
+
+    def moved(self, kept: list[int]) -> dict[str, int]:
+        """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them over."""
+        if not self.shared:
+            return {}
+        return moved_on_disk(self.checkpoint.build(), self.stack_name, self.shared, kept, self.checkpoint.tensors)
+
+    @cached_property
     def _alike(self) -> list[frozenset[int]]:
         """Sets of layers that share a value of some attribute which other layers lack; those that share every value come first."""
         kinds = self.kinds()
@@ -111,8 +132,25 @@ class ConfigSolver:
             sets += [frozenset(i for i, value in enumerate(values) if value == one) for one in sorted(set(values))]
         return [item for item in dict.fromkeys(sets) if len(item) < self.layers]
 
-    def _finish(self, content: dict, changes: list[str]) -> Solved:
-        return Solved(self._config(content), tuple(changes))
+    @cached_property
+    def tables(self) -> dict[str, int]:
+        """All tensors outside the layers that have a part per layer -> axis, told from a model with one layer less."""
+        for removed in reversed(range(self.layers)):
+            try:
+                base, _ = self._sliced([index for index in range(self.layers) if index != removed])
+                model = self.checkpoint.build(self._config(base))
+            except Exception:  # not every layer can go; what matters here is only the depth
+                continue
+            tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, self.layers - 1)
+            if isinstance(tables, dict) and len(model.get_submodule(self.stack_name)) == self.layers - 1:
+                return tables
+        return {}
+
+    def _finish(self, content: dict, changes: list[str], kept: list[int]) -> Solved:
+        config = self._config(content)
+        pruned = outside_shapes(self.checkpoint.build(config), self.stack_name)
+        tables = layer_tables(self.outside, pruned, self.layers, len(kept))
+        return Solved(config, (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
 
     def _config(self, content: dict) -> PreTrainedConfig:
         with quiet():
@@ -129,7 +167,7 @@ class ConfigSolver:
             changes.append(f"{depth} {section[depth]} -> {len(kept)}")
             section[depth] = len(kept)
         for key, value in list(section.items()):
-            new = _cut(key, value, kept, self.layers)
+            new = cut(key, value, kept, self.layers)
             if new is None and self._names_a_kind(key, value):
                 new = [kept.index(index) for index in value if index in kept]
             if new is not None:
@@ -155,11 +193,11 @@ class ConfigSolver:
         if wrong:
             first = wrong[0]
             return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
-        outside = outside_shapes(model, self.stack_name)
-        for name, shape in self.outside.items():
-            if outside.get(name) != shape:
-                return f"{name} {OUTSIDE} has the shape {shape} and would need {outside.get(name)}"
-        return None
+        tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, len(kept))
+        if isinstance(tables, str):
+            return tables
+        lost = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
+        return f"other layers would share the tensor {min(min(lost))[1]}" if lost else None
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""
@@ -167,8 +205,8 @@ class ConfigSolver:
         if isinstance(first, str):
             yield from self._depth_edits(section, len(kept))
         singles = [(key, value) for key in self._rules() for value in self._values(key, kept)]
-        singles += [(key, value) for key in section for value in _expanded(section[key], kept, self.layers)]
-        singles += [(key, value) for key in section for value in _rescaled(key, section[key], len(kept) / self.layers)]
+        singles += [(key, value) for key in section for value in expanded(section[key], kept, self.layers)]
+        singles += [(key, value) for key in section for value in rescaled(key, section[key], len(kept) / self.layers)]
         singles = [(key, value) for key, value in singles if section.get(key) != value]
         yield from ({key: value} for key, value in singles)
         if deep:
@@ -191,7 +229,7 @@ class ConfigSolver:
             self.rules = {}
             section = _section(self.content, self.path)
             for key, value in section.items():
-                for other in _perturbed(value, self.kinds()):
+                for other in perturbed(value, self.kinds()):
                     layers = self._decided(key, other)
                     if 0 < len(layers) < self.layers:
                         self.rules.setdefault(key, layers)
@@ -215,8 +253,8 @@ class ConfigSolver:
         """Plausible values of a layer rule after the removal, the likeliest first."""
         value = _section(self.content, self.path)[key]
         if isinstance(value, int):
-            below = sum(index < value for index in kept)
-            return list(dict.fromkeys([below, 1, 0, *range(2, len(kept) + 1)]))
+            below, last = sum(index < value for index in kept), sum(index >= self.layers - value for index in kept)
+            return list(dict.fromkeys([below, last, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
         for alike in self._alike:
@@ -238,7 +276,7 @@ class ConfigSolver:
     def _nearest(self, removed: tuple[int, ...]) -> tuple[int, ...] | None:
         """The legal removal of the same size that is closest, or of another size where there is none, within a time limit."""
         deadline = time.monotonic() + NEAREST_SECONDS
-        for candidate in _neighbours(removed, self.layers):
+        for candidate in neighbours(removed, self.layers):
             if time.monotonic() > deadline:
                 return None
             try:
@@ -283,78 +321,6 @@ def _subconfig(config: PreTrainedConfig, path: tuple[str, ...]) -> PreTrainedCon
     for name in path:
         config = getattr(config, name)
     return config
-
-
-_GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: token ids, labels, names; none is per layer
-
-
-def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
-    """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
-    if key in _GENERAL or "token" in key or layers < 2:
-        return None
-    if isinstance(value, (list, tuple)) and len(value) == layers:
-        return list(range(len(kept))) if _every_index(value, layers) else [value[index] for index in kept]
-    if isinstance(value, str) and len(value) == layers and "pattern" in key:
-        return "".join(value[index] for index in kept)
-    if isinstance(value, dict) and value and all(str(name).isdigit() and int(name) < layers for name in value):
-        return {type(name)(kept.index(int(name))): item for name, item in value.items() if int(name) in kept}
-    return None
-
-
-def _every_index(value: list | tuple, layers: int) -> bool:
-    """Whether a list holds the index of every layer, as one of the indices of a kind does where there is one kind only."""
-    return list(value) == list(range(layers)) and not any(isinstance(item, bool) for item in value)
-
-
-def _perturbed(value: object, kinds: list[str]) -> list:
-    """Other values of a field that may be a layer rule; none for fields that cannot be one."""
-    layers = len(kinds)
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int):
-        return [other for other in (value + 1, value - 1) if other >= 0] if value <= layers + 1 else []
-    if isinstance(value, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= layers for i in value):
-        first = {kind: index for index, kind in reversed(list(enumerate(kinds))) if index not in value}
-        return [list(value[:-1])] * bool(value) + [sorted([*value, index]) for index in first.values()]
-    return []
-
-
-def _expanded(value: object, kept: list[int], layers: int) -> list:
-    """A repeating pattern written out for every layer and cut; a list of numbers by layer that looked like one of indices, cut."""
-    if isinstance(value, (list, tuple)) and _every_index(value, layers):
-        return [[value[index] for index in kept]]
-    if isinstance(value, (list, tuple)) and 1 < len(value) < layers and all(isinstance(item, str) for item in value):
-        return [[value[index % len(value)] for index in kept]]
-    return []
-
-
-def _rescaled(key: str, value: object, ratio: float) -> list:
-    """A float that a constructor divides by a power of the depth, so that the constant in the layers stays."""
-    if isinstance(value, float) and value and key not in _GENERAL and re.search("scale|depth|mult", key):
-        return [value * math.sqrt(ratio), value * ratio, value / math.sqrt(ratio), value / ratio]
-    return []
-
-
-def _neighbours(removed: tuple[int, ...], layers: int) -> Iterator[tuple[int, ...]]:
-    """Other removals: of the same size by growing distance, then one more, one fewer, up to half the stack away."""
-    size = len(removed)
-    seen = {tuple(sorted(removed))}
-    for distance in range(1, layers):
-        moves = []
-        for place, shift in itertools.product(range(size), (distance, -distance)):
-            moves.append(tuple(sorted(set(removed[:place] + removed[place + 1 :]) | {removed[place] + shift})))
-        moves.append(tuple(index + distance for index in sorted(removed)))
-        moves.append(tuple(index - distance for index in sorted(removed)))
-        for move in moves:
-            if len(move) == size and move not in seen and move[0] >= 0 and move[-1] < layers:
-                seen.add(move)
-                yield move
-    for other in sorted(range(1, layers), key=lambda count: (abs(count - size), count)):
-        for start in sorted(range(layers - other + 1), key=lambda s: abs(s - min(removed))):
-            window = tuple(range(start, start + other))
-            if window not in seen:
-                seen.add(window)
-                yield window
 
 
 def _listed(indices) -> str:

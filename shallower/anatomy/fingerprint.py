@@ -11,6 +11,7 @@ INDEX_NAME = re.compile(r"(layer|block)_?(idx|index|id|number|num)$|^(idx|index)
 DEPTH_NAME = re.compile(r"^(num|n)_(\w+_)?(layers|blocks)$")
 SMALL_BUFFER = 1 << 16
 Fingerprint = dict[str, object]
+Shared = frozenset[tuple[int, str]]  # (layer, name in the layer) of all places of one tensor
 
 
 class Listed:
@@ -78,8 +79,8 @@ def _counts(key: str, raw: list[Fingerprint]) -> bool:
     gaps = {value - index for index, value in places}
     if len(gaps) == 1 and len(places) > 1 and gaps <= {0, 1}:
         return True
-    if INDEX_NAME.search(name):
-        return len(gaps) == 1 or _steps(places)
+    if INDEX_NAME.search(name):  # of a single layer it may be another layer's index
+        return (len(gaps) == 1 and (len(places) > 1 or gaps <= {0, 1})) or _steps(places)
     return DEPTH_NAME.match(name) is not None and {value for _, value in places} == {len(raw)}
 
 
@@ -118,25 +119,16 @@ def digest(fingerprint: Fingerprint) -> str:
     return hashlib.sha256(repr(sorted(fingerprint.items(), key=lambda item: item[0])).encode()).hexdigest()
 
 
-def outside_shapes(model: nn.Module, stack_name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters that belong to no layer, such as embeddings; per-layer tables would show here."""
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(stack_name + ".")}
-
-
-def shared_between_layers(model: nn.Module, stack_name: str) -> dict[str, list[int]]:
-    """Name inside a layer -> the layers that one tensor of that name serves, by identity or by declared ties."""
-    owners: dict[object, tuple[str, set[int]]] = {}
+def shared_tensors(model: nn.Module, stack_name: str) -> frozenset[Shared]:
+    """The tensors that serve several layers, each as the set of its (layer, name in the layer); ties have to be tied."""
+    owners: dict[int, set[tuple[int, str]]] = {}
     for index, layer in enumerate(model.get_submodule(stack_name)):
-        for name, parameter in layer.named_parameters():
-            owners.setdefault(id(parameter), (name, set()))[1].add(index)
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.(.*)")
-    for one, other in ties.items() if isinstance(ties, dict) else ():
-        first, second = pattern.match(str(one)), pattern.match(str(other))
-        if first and second and first[2] == second[2]:
-            owners.setdefault(str(other), (first[2], set()))[1].update((int(first[1]), int(second[1])))
-    found: dict[str, list[int]] = {}
-    for name, layers in owners.values():
-        if len(layers) > 1:
-            found[name] = sorted({*found.get(name, []), *layers})
-    return found
+        for name, parameter in layer.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), set()).add((index, name))
+    return frozenset(frozenset(places) for places in owners.values() if len({index for index, _ in places}) > 1)
+
+
+def shared_after(shared: frozenset[Shared], kept: list[int]) -> frozenset[Shared]:
+    """The same among the kept layers, with their new numbers."""
+    left = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
+    return frozenset(places for places in left if len({index for index, _ in places}) > 1)

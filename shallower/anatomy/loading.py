@@ -25,6 +25,7 @@ from ..files import new_folder
 from ..tensors import Entry, read_index
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*"]
 SAMPLE_BYTES = 4096
@@ -45,7 +46,7 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
+def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """``fp32``, ``bf16``, ``fp16`` (or torch's own names) as a torch dtype; None stays None.
 
     Raises:
@@ -54,6 +55,8 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     if name is None or name == "auto":
         return None
+    if isinstance(name, torch.dtype):
+        return name
     if aliases.get(name, name) not in DTYPES:
         raise UserError(f"unknown dtype {name!r}; allowed are {', '.join(DTYPES)}")
     return DTYPES[aliases.get(name, name)]
@@ -129,6 +132,17 @@ class Checkpoint:
             raise UserError(f"{self.source}: transformers cannot build it from its config ({one_line(error)})") from error
         model.tie_weights()  # moving to the meta device separated tied parameters
         return model
+
+    def skeleton(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The model to compute with, its parameters on the meta device; ``dtype`` None is the stored one."""
+        stored = self.config.dtype
+        if stored is None:
+            kinds = [FLOATS[entry.dtype] for entry in self.tensors.values() if entry.dtype in FLOATS]
+            stored = kinds[0] if kinds else torch.float32
+        with init_empty_weights(include_buffers=False):
+            model = from_config(self.config, trust_remote_code=self.trust_remote_code, dtype=dtype or stored)
+        model.tie_weights()
+        return model.requires_grad_(False)
 
 
 def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> nn.Module:

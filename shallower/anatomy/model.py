@@ -13,11 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import ModelRecord
 from ..errors import UserError
+from ..memory import total_memory
+from ..progress import say
 from .config import ConfigSolver
+from .layer_tables import layer_sizes
 from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
+from .offload import Onloader, stand_ins
 from .stack import Stack, check_causal, find_stack, parameter_count
 
 SIDE_FILE = "shallower.json"
+SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
 
 
 class Model:
@@ -28,12 +33,51 @@ class Model:
         dtype: what to compute in (fp32, bf16, fp16); None for the stored one.
         device: a torch device; None for CUDA where there is one, else the CPU.
         trust_remote_code: run code that comes with the model.
+        layered: keep one layer in memory, the weights staying on disk; None does so where they would not fit.
+        max_batch_tokens: tokens that run through a layer at once; None follows from the device and its total memory.
     """
 
-    def __init__(self, source: str | Path, *, dtype: str | None = None, device: str | None = None, trust_remote_code: bool = False):
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        layered: bool | None = None,
+        max_batch_tokens: int | None = None,
+    ):
         self.dtype = parse_dtype(dtype)
         self.device = checked_device(device)
         self.checkpoint: Checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
+        self._layered = layered
+        self._batch_tokens = max_batch_tokens
+
+    @cached_property
+    def layered(self) -> bool:
+        """Whether one layer at a time is read from disk: as asked, else where the weights would not fit."""
+        if self._layered is not None:
+            return self._layered
+        size = torch.empty(0, dtype=self.dtype).element_size() if self.dtype else 0
+        needed = sum(max(entry.bytes, entry.count * size) for entry in self.checkpoint.tensors.values())
+        total = total_memory(self.device)
+        if needed > SHARE * total:
+            say(f"{needed / 1e9:.1f} GB of weights do not fit {total / 1e9:.1f} GB of memory: one layer at a time (--layered)")
+        return needed > SHARE * total
+
+    @cached_property
+    def batch_tokens(self) -> int:
+        """Most tokens that run through a layer at once in a walk that needs no gradients.
+
+        On a CPU about a thousand rows keep a layer's products busy while its streams stay in the cache; on a GPU more,
+        within a thirty-second of its memory. It follows from settings and total memory only, never from what is free.
+        """
+        if self._batch_tokens is not None:
+            return self._batch_tokens
+        if not self.device.startswith("cuda"):
+            return 1024
+        width = getattr(self.checkpoint.config.get_text_config(), "hidden_size", None) or 4096
+        return min(32768, max(1024, total_memory(self.device) // 32 // (128 * width)))
 
     @cached_property
     def outline(self) -> Stack:
@@ -43,14 +87,39 @@ class Model:
                 shapes = from_config(self.checkpoint.config, trust_remote_code=self.checkpoint.trust_remote_code, dtype=torch.bfloat16)
                 return find_stack(shapes)
         except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
-            return find_stack(self.module)
+            with self.dry() as module:
+                return find_stack(module)
 
     @cached_property
     def module(self) -> nn.Module:
-        """The loaded model, checked to be a decoder."""
-        module = self.checkpoint.load(dtype=self.dtype, device=self.device)
-        check_causal(module)
+        """The loaded model, checked to be a decoder; where it is layered, each layer comes from disk when it is called."""
+        if not self.layered:
+            module = self.checkpoint.load(dtype=self.dtype, device=self.device)
+            check_causal(module)
+            return module
+        module = self.checkpoint.skeleton(self.dtype)
+        with stand_ins(module, self.device):
+            check_causal(module)
+            name = find_stack(module).name
+        self.onloader = Onloader(self.checkpoint, module, name, self.device)
         return module
+
+    @contextlib.contextmanager
+    def dry(self) -> Iterator[nn.Module]:
+        """The module for seeing how it behaves: where it is layered, with stand-ins for the weights of its layers."""
+        if not self.layered:
+            yield self.module
+            return
+        module = self.module
+        with self.onloader.paused(), stand_ins(module, self.device):
+            yield module
+
+    def layer(self, index: int) -> nn.Module:
+        """A layer with its weights in memory."""
+        layer = self.stack.layers[index]
+        if self.layered:
+            self.onloader.need(index)
+        return layer
 
     @property
     def loaded(self) -> bool:
@@ -59,13 +128,18 @@ class Model:
 
     def unload(self) -> None:
         """Free the weights; they are loaded again when next needed."""
-        for name in ("module", "stack", "replay"):
+        for name in ("module", "stack", "replay", "onloader"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def stack(self) -> Stack:
         """The stack of the loaded model."""
         return self.outline.of(self.module)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of the residual stream per token."""
+        return self.stack.width * self.module.dtype.itemsize
 
     @cached_property
     def tokenizer(self):
@@ -87,8 +161,9 @@ class Model:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the embedding knows."""
-        return self._shapes.get_input_embeddings().weight.shape[0]
+        """Number of token ids that can be both read and written."""
+        ends = (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())
+        return min(len(end.weight) for end in ends if getattr(end, "weight", None) is not None)
 
     @cached_property
     def _shapes(self) -> nn.Module:
@@ -96,15 +171,15 @@ class Model:
 
     @cached_property
     def record(self) -> ModelRecord:
-        layers = self._shapes.get_submodule(self.outline.name)
+        sizes = layer_sizes(self._shapes, self.outline.name, self.solver.tables)
         return ModelRecord(
             source=self.checkpoint.source,
             family=self.checkpoint.config.model_type,
-            layers=len(layers),
+            layers=len(sizes),
             parameters=parameter_count(self._shapes),
-            layer_parameters=[parameter_count(layer) for layer in layers],
+            layer_parameters=sizes,
             fingerprint=self.checkpoint.fingerprint,
-            original=self._original(len(layers)),
+            original=self._original(len(sizes)),
         )
 
     def _original(self, layers: int) -> list[int]:

@@ -6,12 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
-
-try:  # not promised to stay; without them the sizes on disk decide
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-except ImportError:
-    rename_source_key = None
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 
@@ -41,22 +37,24 @@ def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[s
         Empty where no layer can be told.
     """
     layers = len(model.get_submodule(stack_name))
-    try:
-        found = _by_owner(_owners(model, stack_name, tensors)) if rename_source_key else {}
-    except (TypeError, AttributeError, ValueError, LookupError):  # another version's rules
-        found = {}
+    layer = re.compile(re.escape(stack_name) + r"\.(\d+)\.")
+    owners = {name: int(match[1]) for name, new in names_in_model(model, tensors).items() if (match := layer.match(new))}
+    found = _by_owner(owners)
     return found if {place.layer for place in found.values()} >= set(range(layers)) else _by_size(tensors, layers)
 
 
-def _owners(model: nn.Module, stack_name: str, names: Iterable[str]) -> dict[str, int]:
-    """Name on disk -> the layer that it is read into."""
-    layer = re.compile(re.escape(stack_name) + r"\.(\d+)\.")
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    known = model.state_dict()
-    renamed = ((name, rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0]) for name in names)
-    return {name: int(match[1]) for name, memory in renamed if (match := layer.match(memory))}
+def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Tensor names in the files -> in the model, by transformers' own renaming; names that it does not know stay."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+    converters = [item for item in transforms if isinstance(item, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+
+    def renamed(name: str) -> str:
+        new = rename_source_key(name, renamings, converters, prefix, state)[0]
+        return rename_source_key(name, [], [], prefix, state)[0] if new not in state and name in state else new
+
+    return {name: renamed(name) for name in sorted(names)}
 
 
 def _by_owner(owners: dict[str, int]) -> dict[str, Place]:

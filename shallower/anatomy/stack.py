@@ -64,6 +64,7 @@ class Stack:
         layers: the layers in order.
         interfaces: one per layer.
         batch_axis, position_axis: where batch and position lie in the residual stream.
+        width: numbers per token in the residual stream.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Stack:
     interfaces: tuple[Interface, ...]
     batch_axis: int
     position_axis: int
+    width: int
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -122,7 +124,8 @@ def find_stack(model: nn.Module) -> Stack:
         )
     name = max(streams, key=lambda item: parameter_count(lists[item]))
     batch_axis, position_axis = _axes(calls[name][0], streams[name][0])
-    return Stack(name, tuple(lists[name]), streams[name], batch_axis, position_axis)
+    width = streams[name][0].stream_in(calls[name][0][1], calls[name][0][2]).numel() // (BATCH * LENGTH)
+    return Stack(name, tuple(lists[name]), streams[name], batch_axis, position_axis, width)
 
 
 @contextmanager
@@ -196,7 +199,8 @@ def check_causal(model: nn.Module) -> None:
     tokens = dry_tokens(embedding.weight.shape[0]).to(embedding.weight.device)
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % embedding.weight.shape[0]
-    first, second = (model(input_ids=ids, use_cache=False).logits[:, : LENGTH - 1].float() for ids in (tokens, changed))
+    both = model(input_ids=torch.cat([tokens, changed]), use_cache=False).logits[:, : LENGTH - 1].float()
+    first, second = both.split(BATCH)
     scale = first.abs().max().clamp_min(1e-6)
     if not torch.isfinite(first).all():
         raise UserError(f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken")

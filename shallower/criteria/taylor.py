@@ -8,12 +8,19 @@ value is taken after. With the first 4 and the last 2 layers protected this is T
 Source: Shortened LLaMA (arXiv 2402.02834); the order of sum and absolute value follows the authors' code.
 """
 
+import torch
+from torch.linalg import vector_norm
+
 EVIDENCE = "gradients"
 
 
 def measure(evidence) -> dict:
-    return {name: weight.float() * evidence.gradients[name].float() for name, weight in evidence.weights.items()}
+    return {"product": evidence.weight.float() * evidence.gradient}
+
+
+def condense(sums) -> dict:
+    return {"importance": vector_norm(sums["product"], ord=1, dtype=torch.float64)}
 
 
 def score(sums) -> float:
-    return float(sum(product.abs().double().sum() for product in sums.values()))
+    return float(sums["importance"])

@@ -19,8 +19,7 @@ from torch import Tensor
 from ..anatomy.model import Model
 from ..calibration import bos_rule, check_numbers, check_vocabulary, encode, read_text, read_tokens, shipped_text, token_hash
 from ..errors import UserError
-from ..progress import track
-from ..walk.losses import batches, token_nll
+from ..walk.losses import all_nll
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,9 @@ def perplexity(model: Model, segments: Segments, *, removed: Iterable[int] = (),
     Raises:
         UserError: the model yields NaN or infinite losses.
     """
-    total, removed = 0.0, tuple(removed)
-    parts = batches(segments.tokens, model.device)
-    counted = segments.counted.split(len(parts[0]))
-    for part, mask in track(zip(parts, counted, strict=True), label, len(parts)):
-        total += float(token_nll(model, part, removed)[mask.to(model.device)].double().sum())
+    nll = all_nll(model, segments.tokens, removed, label)
     count = int(segments.counted.sum())
-    mean = total / count
+    mean = float(nll[segments.counted].double().sum()) / count
     if not math.isfinite(mean):
         raise UserError("the model yields NaN or infinite losses on this text: are its weights whole, and does the dtype suffice?")
     return {"value": math.exp(min(mean, 700.0)), "nll": mean, "tokens": count, "segments": len(segments.tokens), **segments.description}

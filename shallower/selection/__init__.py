@@ -23,7 +23,8 @@ class Problem:
         allowed: the layers that may go, in order.
         scores: one per layer, or None.
         windows: ``windows[n-1][s]`` for removing layers s … s+n-1, or None.
-        losses: masks (variant, layer), true where removed, and a label for progress -> mean NLL per variant, or None.
+        losses: masks (variant, layer), true where removed, and a label for progress -> mean NLL per variant, or None; with
+            ``bounded=True`` only the lowest is exact, and a variant that was seen to be worse is inf.
         rescore: removed layers -> scores of those that stay, or None; for iterative schedules.
         iterative: score anew after every removal.
     """
@@ -33,7 +34,7 @@ class Problem:
     allowed: tuple[int, ...]
     scores: list[float] | None = None
     windows: list[list[float]] | None = None
-    losses: Callable[[Tensor, str], Tensor] | None = None
+    losses: Callable[..., Tensor] | None = None
     rescore: Callable[[tuple[int, ...]], dict[int, float]] | None = None
     iterative: bool = False
     settings: Any = None

@@ -22,7 +22,7 @@ def select(problem: Problem) -> Choice:
         masks = torch.zeros(len(candidates), problem.layers, dtype=torch.bool)
         masks[:, order] = True
         masks[range(len(candidates)), candidates] = True
-        losses = problem.losses(masks, f"greedy {step + 1}/{problem.amount}")
+        losses = problem.losses(masks, f"greedy {step + 1}/{problem.amount}", bounded=True)
         best = int(losses.argmin())
         order.append(candidates[best])
         trace.append(float(losses[best]))

@@ -23,15 +23,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Gradients:
-    """A layer's parameters and the gradients of one batch's loss (``EVIDENCE = "gradients"``).
+    """One parameter of a layer and the gradient of one batch's loss (``EVIDENCE = "gradients"``).
 
     The loss of a batch is its summed NLL over all predicted tokens of the calibration set, so that the batches' losses
-    add up to the mean loss, whatever the batches.
+    add up to the mean loss, whatever the batches. A criterion of this kind measures each parameter by itself, and
+    ``condense`` turns a parameter's total, summed over all batches, into numbers that are added over the layer; so
+    weight-sized totals need not outlive their parameter.
     """
 
     index: int
-    weights: dict[str, Tensor]
-    gradients: dict[str, Tensor]
+    name: str
+    weight: Tensor
+    gradient: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Give a criterion the evidence it asks for, and read its scores."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..anatomy.model import Model
 from ..errors import UserError
+from ..journal import NO_JOURNAL, Journal
+from ..progress import track
 from .backward import gradient_sums
 from .evidence import Losses, Place, Weights
 from .forward import stream_sums
@@ -28,27 +31,39 @@ class Gathered:
 
 
 def gather(
-    criterion: ModuleType, model: Model, tokens: Int[Tensor, "sample position"] | None, *, settings=None, removed: tuple[int, ...] = ()
+    criterion: ModuleType,
+    model: Model,
+    tokens: Int[Tensor, "sample position"] | None,
+    *,
+    settings=None,
+    removed: tuple[int, ...] = (),
+    journal: Journal = NO_JOURNAL,
 ) -> Gathered:
     """Scores of the layers that stay, from one walk of the kind that the criterion names in ``EVIDENCE``.
 
     Raises:
         UserError: a score is not finite; names the layer.
     """
-    measure = criterion.measure if settings is None else (lambda evidence: criterion.measure(evidence, settings))
-    score = criterion.score if settings is None else (lambda sums: criterion.score(sums, settings))
+
+    def own(function: Callable) -> Callable:
+        return function if settings is None else lambda given: function(given, settings)
+
+    measure, score = own(criterion.measure), own(criterion.score)
     windows = None
     if criterion.EVIDENCE == "streams":
         spans = getattr(criterion, "SPANS", False) and not removed
         last = getattr(criterion, "POSITIONS", "all") == "last"
-        totals = stream_sums(model, tokens, measure, removed=removed, spans=spans, last=last)
+        totals = stream_sums(model, tokens, measure, removed=removed, spans=spans, last=last, journal=journal)
         scores = {start: score(sums) for (start, end), sums in totals.items() if end == start + 1}
         windows = _windows(totals, score, len(model.stack)) if spans else None
     elif criterion.EVIDENCE == "gradients":
-        scores = {index: score(sums) for index, sums in gradient_sums(model, tokens, measure, removed=removed)}
+        totals = gradient_sums(model, tokens, measure, own(criterion.condense), removed=removed, journal=journal)
+        scores = {index: score(sums) for index, sums in totals.items()}
+    elif criterion.EVIDENCE == "losses":
+        scores = {item.index: score(Sums.of(measure(item))) for item in _losses(LossWalk(model, tokens, journal), removed)}
     else:
-        kinds = {"losses": _losses, "weights": _weights, "place": _places}
-        scores = {index: score(Sums.of(measure(item))) for index, item in kinds[criterion.EVIDENCE](model, tokens, removed)}
+        kinds = {"weights": _weights, "place": _places}
+        scores = {index: score(Sums.of(measure(item))) for index, item in kinds[criterion.EVIDENCE](model, removed)}
     for index, value in scores.items():
         if not math.isfinite(value):
             raise UserError(f"the score of layer {index} is {value}: are the weights whole, and does the dtype suffice?")
@@ -63,21 +78,21 @@ def _stays(layers: int, removed: tuple[int, ...]) -> list[int]:
     return [index for index in range(layers) if index not in removed]
 
 
-def _losses(model: Model, tokens: Tensor, removed: tuple[int, ...]):
-    walk = LossWalk(model, tokens)
-    stays = _stays(len(model.stack), removed)
-    masks = torch.zeros(len(stays), len(model.stack), dtype=torch.bool)
+def _losses(walk: LossWalk, removed: tuple[int, ...]) -> Iterator[Losses]:
+    stays = _stays(len(walk.model.stack), removed)
+    masks = torch.zeros(len(stays), len(walk.model.stack), dtype=torch.bool)
     masks[:, list(removed)] = True
     masks[range(len(stays)), stays] = True
     for index, nll in zip(stays, walk(masks).tolist(), strict=True):
-        yield index, Losses(index, nll, walk.predictions)
+        yield Losses(index, nll, walk.predictions)
 
 
-def _weights(model: Model, _, removed: tuple[int, ...]):
-    for index in _stays(len(model.stack), removed):
-        yield index, Weights(index, {name: p.detach() for name, p in model.stack.layers[index].named_parameters()})
+def _weights(model: Model, removed: tuple[int, ...]) -> Iterator[tuple[int, Weights]]:
+    stays = _stays(len(model.stack), removed)
+    for index in track(stays, "weights", len(stays)):
+        yield index, Weights(index, {name: p.detach() for name, p in model.layer(index).named_parameters()})
 
 
-def _places(model: Model, _, removed: tuple[int, ...]):
+def _places(model: Model, removed: tuple[int, ...]) -> Iterator[tuple[int, Place]]:
     for index in _stays(model.record.layers, removed):
         yield index, Place(index)

@@ -1,86 +1,129 @@
 """losses(masks): the loss of many removals in one walk; two removals that are equal so far share one stream."""
 
-from collections.abc import Iterable
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from .. import ranks
 from ..anatomy.bypass import bypass
+from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..errors import UserError
-from ..progress import track
+from ..journal import NO_JOURNAL, Journal
+from ..progress import Meter, meter
+from .batching import batches, chunks, mine, part_of, rounds, total_predictions
 from .replay import Recording, Replay
-
-LOGIT_BYTES = 64 << 20  # logits of large vocabularies exist only for so much at a time
-BATCH_TOKENS = 4096
 
 
 def replay_of(model: Model) -> Replay | None:
     """The model's replay, or None where only whole forwards are faithful; found out once per model."""
     if "replay" not in model.__dict__:
         replay = Replay(model.module, model.stack)
-        model.__dict__["replay"] = replay if replay.faithful() else None
+        with model.dry():
+            model.__dict__["replay"] = replay if replay.faithful() else None
     return model.__dict__["replay"]
 
 
-def batches(tokens: Int[Tensor, "sample position"], device: str, limit: int = BATCH_TOKENS) -> list[Tensor]:
-    """The samples in order, in batches of at most ``limit`` tokens (at least one sample each), on the device."""
-    rows = max(1, limit // tokens.shape[1])
-    return [part.to(device) for part in tokens.split(rows)]
+def token_nll(
+    logits: Float[Tensor, "batch position vocabulary"], targets: Int[Tensor, "batch position"]
+) -> Float[Tensor, "batch position"]:
+    """NLL in nats of every target, float32; the logits are overwritten, because a second copy costs as much as the exponentials."""
+    logits = logits.float()
+    chosen = logits.gather(-1, targets[..., None])[..., 0]
+    highest = logits.amax(-1, keepdim=True)
+    return logits.sub_(highest).exp_().sum(-1).log_().add_(highest[..., 0]).sub_(chosen)
 
 
-def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
-    """Number of predicted tokens: all but the first of each sample."""
-    return tokens.shape[0] * (tokens.shape[1] - 1)
+def head_nll(replay: Replay, stream: Tensor, tokens: Int[Tensor, "batch position"], block: tuple[slice, slice]) -> Tensor:
+    """NLL of one block of predictions from the last stream."""
+    rows, places = block
+    return token_nll(replay.head(part_of(replay.axes, stream, rows, places)), tokens[rows, places.start + 1 : places.stop + 1])
 
 
 @torch.no_grad()
-def token_nll(model: Model, tokens: Int[Tensor, "batch position"], removed: Iterable[int] = ()) -> Float[Tensor, "batch predicted"]:
-    """NLL in nats of every predicted token, float32, for the model without the removed layers."""
+def all_nll(
+    model: Model, tokens: Int[Tensor, "sample position"], removed: Iterable[int] = (), label: str = "losses"
+) -> Float[Tensor, "sample predicted"]:
+    """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers."""
     replay, removed = replay_of(model), frozenset(removed)
-    if replay is not None:
-        return head_nll(replay, replay.forward(tokens, removed), tokens)
-    with bypass(model.stack, removed):
-        size = _rows(1 << 62, tokens.shape[1], model.vocabulary)
-        return torch.cat([_nll(model.module(input_ids=part, use_cache=False).logits[:, :-1], part[:, 1:]) for part in tokens.split(size)])
+    stays = [index for index in range(len(model.stack)) if index not in removed]
+    found = torch.empty(tokens.shape[0], tokens.shape[1] - 1)
+    pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
+    steps = sum(map(len, pieces)) * (1 if replay is None else len(stays) + 1)
+    start = 0
+    with meter(label, steps) as done, fast_products(model.module):
+        for part in pieces:
+            walked = _whole(model, part, removed, done) if replay is None else _walked(model, replay, part, stays, done)
+            for nll in walked:
+                found[start : start + len(nll)] = nll.cpu()
+                start += len(nll)
+    return found
 
 
-def head_nll(replay: Replay, stream: Tensor, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch predicted"]:
-    """NLL of every predicted token from the last stream, the logits made in chunks."""
-    nll = torch.empty(tokens.shape[0], tokens.shape[1] - 1, device=tokens.device)
-    for rows, places in chunks(replay, tokens):
-        nll[rows, places] = _nll(replay.head(part_of(replay, stream, rows, places)), tokens[rows, places.start + 1 : places.stop + 1])
-    return nll
+def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], done: Meter) -> Iterator[Tensor]:
+    recordings = [replay.record(batch) for batch in part]
+    streams = [recording.entering for recording in recordings]
+    for index in stays:
+        for i, recording in enumerate(recordings):
+            streams[i] = replay.step(recording, index, streams[i])
+            done.add()
+    for stream, batch in zip(streams, part, strict=True):
+        nll = torch.empty(batch.shape[0], batch.shape[1] - 1, device=batch.device)
+        for block in chunks(model.vocabulary, batch):
+            nll[block] = head_nll(replay, stream, batch, block)
+        done.add()
+        yield nll
 
 
-def part_of(replay: Replay, stream: Tensor, rows: slice, places: slice) -> Tensor:
-    """A block of samples and positions of the stream, whatever its layout."""
-    stack = replay.stack
-    part = stream.narrow(stack.batch_axis, rows.start, rows.stop - rows.start)
-    return part.narrow(stack.position_axis, places.start, places.stop - places.start)
+def _whole(model: Model, part: list[Tensor], removed: frozenset[int], done: Meter) -> Iterator[Tensor]:
+    for batch in part:
+        rows = max(1, chunks(model.vocabulary, batch)[0][0].stop)
+        with bypass(model.stack, removed):
+            pieces = batch.split(rows)
+            yield torch.cat([token_nll(model.module(input_ids=piece, use_cache=False).logits[:, :-1], piece[:, 1:]) for piece in pieces])
+        done.add()
 
 
-def chunks(replay: Replay, tokens: Int[Tensor, "batch position"]) -> list[tuple[slice, slice]]:
-    """Blocks (samples, predicting positions) whose logits stay within LOGIT_BYTES."""
-    count, predicted = tokens.shape[0], tokens.shape[1] - 1
-    vocabulary = replay.module.get_input_embeddings().weight.shape[0]
-    width = max(1, min(predicted, LOGIT_BYTES // (4 * vocabulary)))
-    rows = _rows(count, width, vocabulary)
-    return [
-        (slice(row, min(row + rows, count)), slice(place, min(place + width, predicted)))
-        for row in range(0, count, rows)
-        for place in range(0, predicted, width)
-    ]
+@dataclass
+class _Round:
+    """Samples that are walked together: their tokens, the arguments of the layers, and one stream for each prefix of removals."""
 
+    replay: Replay
+    tokens: Tensor
+    limit: int
+    recordings: dict[tuple[int, int, int], Recording] = field(default_factory=dict)
 
-def _rows(count: int, length: int, vocabulary: int) -> int:
-    return max(1, min(count, LOGIT_BYTES // (4 * vocabulary * length)))
+    def recording(self, start: int, stop: int, copies: int) -> Recording:
+        """The arguments for some of the samples, several times over."""
+        key = (start, stop, copies)
+        if key not in self.recordings:
+            self.recordings[key] = self.replay.record(self.tokens[start:stop].repeat(copies, 1))
+        return self.recordings[key]
 
+    def run(self, index: int, streams: list[Tensor]) -> list[Tensor]:
+        """One layer on every stream, in even batches: small rounds run several streams at once, large ones are cut."""
+        if not streams:
+            return []
+        axis, rows, count = self.replay.axes[0], len(self.tokens), len(streams)
+        fits = max(1, self.limit // self.tokens.shape[1])
+        if fits < 2 * rows:
+            cuts = torch.arange(rows).tensor_split(-(-rows // fits))
+            return [self._cut(index, stream, axis, [(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]) for stream in streams]
+        after: list[Tensor] = []
+        for places in torch.arange(count).tensor_split(-(-count // (fits // rows))):
+            together = torch.cat([streams[place] for place in places], dim=axis)
+            out = self.replay.step(self.recording(0, rows, len(places)), index, together)
+            after += [piece.clone() for piece in out.split(rows, dim=axis)]  # a view would keep its neighbours alive
+        return after
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+    def _cut(self, index: int, stream: Tensor, axis: int, cuts: list[tuple[int, int]]) -> Tensor:
+        pieces = [self.replay.step(self.recording(a, b, 1), index, stream.narrow(axis, a, b - a)) for a, b in cuts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
 
 class LossWalk:
@@ -88,50 +131,109 @@ class LossWalk:
 
     Args:
         model: the model.
-        tokens: calibration tokens.
+        tokens: calibration tokens of all processes.
+        journal: where finished calls and the streams of the current one are kept.
     """
 
-    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"]):
-        self.model = model
-        self.batches = batches(tokens, model.device)
+    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], journal: Journal = NO_JOURNAL):
+        self.model, self.tokens, self.journal = model, tokens, journal
         self.predictions = total_predictions(tokens)
 
-    def __call__(self, masks: Tensor, label: str = "losses") -> Float[Tensor, "variant"]:
+    def __call__(self, masks: Bool[Tensor, "variant layer"], label: str = "losses", *, bounded: bool = False) -> Float[Tensor, "variant"]:
         """Summed NLL in nats of each variant; ``masks[variant, layer]`` is true where the layer is removed.
 
-        All leave-one-out variants of N layers cost N(N+1)/2 layer forwards.
+        All leave-one-out variants of N layers cost N(N+1)/2 layer forwards and one reading of the weights.
+
+        Args:
+            bounded: only the lowest loss is wanted: a variant whose loss so far exceeds it is dropped, its value is inf.
         """
-        total = torch.zeros(len(masks), dtype=torch.float64)
-        replay = replay_of(self.model)
-        for batch in self.batches:
-            total += self._shared(replay, batch, masks, label) if replay is not None else self._whole(batch, masks, label)
-        if not torch.isfinite(total).all():
+        keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
+        which = hashlib.sha256(repr(keys).encode()).hexdigest()[:16]
+        found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, label, which, bounded))
+        total = torch.tensor([found[key] for key in keys], dtype=torch.float64)
+        if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
         return total
 
-    def _whole(self, batch: Tensor, masks: Tensor, label: str) -> Tensor:
-        variants = track(masks, label, len(masks))
-        return torch.stack([token_nll(self.model, batch, mask.nonzero().flatten().tolist()).double().sum().cpu() for mask in variants])
-
     @torch.no_grad()
-    def _shared(self, replay: Replay, batch: Tensor, masks: Tensor, label: str) -> Tensor:
-        recording = replay.record(batch)
-        streams: dict[bytes, Tensor] = {b"": recording.entering}
-        keys = [bytes(mask.to(torch.uint8).tolist()) for mask in masks]
-        depth = masks.shape[1]
-        for index in track(range(depth), label, depth):
-            streams = self._layer(replay, recording, index, streams, keys)
-        losses = {key: head_nll(replay, stream, batch).double().sum().cpu() for key, stream in streams.items()}
-        return torch.stack([losses[key] for key in keys])
+    def _walk(self, keys: list[str], label: str, which: str, bounded: bool) -> dict[str, float]:
+        replay = replay_of(self.model)
+        order = sorted(set(keys))
+        with fast_products(self.model.module):
+            if replay is None:
+                found = self._variants(order, label, which)
+            else:
+                found = self._shared(replay, order, label, which, bounded and ranks.size() == 1)
+        total = ranks.added(torch.tensor([found[key] for key in order], dtype=torch.float64))
+        return dict(zip(order, total.tolist(), strict=True))
 
-    @staticmethod
-    def _layer(replay: Replay, recording: Recording, index: int, streams: dict, keys: list[bytes]) -> dict[bytes, Tensor]:
-        """Every stream that some variant still needs after this layer, by the removals so far."""
-        wanted = {key[: index + 1] for key in keys}
-        after = {}
-        for prefix, stream in streams.items():
-            if prefix + b"\1" in wanted:
-                after[prefix + b"\1"] = stream
-            if prefix + b"\0" in wanted:
-                after[prefix + b"\0"] = replay.step(recording, index, stream)
-        return after
+    def _variants(self, order: list[str], label: str, which: str) -> dict[str, float]:
+        """Every variant by whole forwards."""
+        with self.journal.part(label, len(order), which) as part:
+            state = part.resume()
+            found: dict[str, float] = state.notes.get("found", {})
+            with meter(label, len(order), len(found)) as done:
+                for key in order[len(found) :]:
+                    removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
+                    nll = _whole(self.model, batches(self.model, mine(self.tokens)), removed, Meter("", 0))
+                    found[key] = sum(float(values.double().sum()) for values in nll)
+                    part.keep(len(found), {}, {"found": found})
+                    done.add()
+        return found
+
+    def _shared(self, replay: Replay, order: list[str], label: str, which: str, bounded: bool) -> dict[str, float]:
+        depth, total = len(order[0]), dict.fromkeys(order, 0.0)
+        pieces = rounds(self.model, self.tokens, len(order) + 2)
+        wanted = [{key[:k] for key in order} for k in range(depth + 1)]
+        forwards = sum(prefix.endswith("0") for level in wanted for prefix in level)
+        head = max(1, round(self.model.vocabulary * self.model.stack.width * depth / max(1, sum(self.model.record.layer_parameters))))
+        with self.journal.part(label, len(pieces) * (depth + 1), which) as part:
+            state = part.resume()
+            total |= state.notes.get("total", {})
+            first, level = divmod(state.step, depth + 1)
+            past = first * (forwards + head * len(order)) + sum(p.endswith("0") for k in range(level) for p in wanted[k + 1])
+            with meter(label, len(pieces) * (forwards + head * len(order)), past) as done:
+                for number in range(first, len(pieces)):
+                    work = _Round(replay, pieces[number].to(self.model.device), self.model.batch_tokens)
+                    streams = {"": work.recording(0, len(work.tokens), 1).entering}
+                    if number == first and level:
+                        streams = {key: tensor.to(self.model.device) for key, tensor in state.tensors.items()}
+                    state.tensors = {}
+                    base = number * (depth + 1)
+                    for k in range(level if number == first else 0, depth):
+                        streams = _layer(work, k, streams, wanted[k + 1])
+                        done.add(sum(key.endswith("0") for key in streams), f"layer {k + 1}/{depth}, {len(streams)} streams")
+                        part.keep(base + k + 1, streams, {"total": total})
+                    last = bounded and number == len(pieces) - 1
+                    total = self._heads(work, streams, total, bounded=last, advance=lambda n: done.add(head, f"losses {n}/{len(order)}"))
+                    part.keep(base + depth + 1, {}, {"total": total})
+        return total
+
+    def _heads(self, work: _Round, streams: dict, total: dict, *, bounded: bool, advance: Callable[[int], None]) -> dict[str, float]:
+        """The totals with this round's losses added, the most promising variants first where only the lowest counts."""
+        blocks = chunks(self.model.vocabulary, work.tokens)
+
+        def loss(key: str, block: tuple[slice, slice]) -> float:
+            return float(head_nll(work.replay, streams[key], work.tokens, block).double().sum())
+
+        begun = {key: total[key] + loss(key, blocks[0]) for key in streams}
+        best, found = math.inf, {}
+        for key in sorted(streams, key=lambda key: begun[key]) if bounded else streams:
+            value = begun[key]
+            for block in blocks[1:]:
+                if value > best:  # exact: a loss only grows
+                    break
+                value += loss(key, block)
+            best = min(best, value) if bounded else best
+            found[key] = value if value <= best else math.inf
+            advance(len(found))
+        return found
+
+
+def _layer(work: _Round, index: int, streams: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Every stream that some variant still needs after this layer, by the removals so far."""
+    after = {prefix + "1": stream for prefix, stream in streams.items() if prefix + "1" in wanted}
+    stepped = [prefix for prefix in streams if prefix + "0" in wanted]
+    ran = work.run(index, [streams[prefix] for prefix in stepped])
+    after |= {prefix + "0": stream for prefix, stream in zip(stepped, ran, strict=True)}
+    return dict(sorted(after.items()))

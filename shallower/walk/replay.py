@@ -37,6 +37,11 @@ class Replay:
         self.module = module
         self.stack = stack
 
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of batch and position in the stream."""
+        return self.stack.batch_axis, self.stack.position_axis
+
     @torch.no_grad()
     def record(self, tokens: Int[Tensor, "batch position"]) -> Recording:
         """Embed the tokens and note what every layer would be given; no layer is run."""

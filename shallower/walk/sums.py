@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-LARGE = 1 << 20  # elements; larger totals stay float32, smaller ones are float64
+from .. import ranks
+
+LARGE = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
 
 
 class Sums(dict[str, Tensor]):
@@ -14,16 +16,19 @@ class Sums(dict[str, Tensor]):
         """Totals of one measurement: numbers and tensors, in float64 unless as large as a weight matrix."""
         total = cls()
         for name, value in measured.items():
-            tensor = torch.as_tensor(value).detach()
-            total[name] = tensor.to(torch.float32 if tensor.numel() > LARGE else torch.float64)
+            tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            total[name] = tensor.float() if tensor.numel() > LARGE else tensor.to("cpu", torch.float64)
         return total
 
     def __iadd__(self, other: "Sums") -> "Sums":  # type: ignore[override,misc]
         if self and self.keys() != other.keys():
             raise AssertionError(f"a measurement named {sorted(other)} where {sorted(self)} were named before")
         for name, value in other.items():
-            if name in self:
-                self[name] += value
-            else:
-                self[name] = value.clone()
+            self[name] = self[name] + value if name in self else value  # not in place: the first value may be somebody's own
+        return self
+
+    def added(self) -> "Sums":
+        """These totals over all processes."""
+        for name in sorted(self):
+            self[name] = ranks.added(self[name])
         return self

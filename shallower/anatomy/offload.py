@@ -1,0 +1,210 @@
+"""One layer in memory: a skeleton without weights whose layers are read from disk when they are called, the next one ahead.
+
+A layer goes through transformers' own conversion, because many families have other tensor names on disk than in memory.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+
+from ..errors import UserError
+from ..memory import total_memory
+from ..tensors import Entry
+from .fingerprint import shared_tensors
+from .loading import Checkpoint, aligned, check_whole, one_line, quiet
+from .names import names_in_model
+
+TORCH = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+PIECE = 64 << 20
+NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
+OUTSIDE = -1  # the unit of all weights that belong to no layer
+
+
+class Onloader:
+    """Reads the layers of a skeleton from disk when they are called; one is in memory, one is on its way.
+
+    Args:
+        checkpoint: where the weights are.
+        skeleton: the model with parameters on the meta device, in the dtype to compute in.
+        stack_name: dotted name of its decoder stack.
+        device: where the layers go.
+    Raises:
+        UserError: weights are missing, quantised, or shared by layers.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str):
+        self.checkpoint, self.skeleton, self.prefix, self.device = checkpoint, skeleton, stack_name + ".", device
+        self.layers = skeleton.get_submodule(stack_name)
+        self.unexpected: set[str] = set()  # weights that the model has no place for, as far as they have been read
+        self.units = self._units()
+        self.present: int | None = None
+        self.step = 1
+        self.reader = ThreadPoolExecutor(1, "reader")
+        self.coming: tuple[int, Future] | None = None
+        self.uncached = sum(entry.bytes for entry in checkpoint.tensors.values()) > total_memory("cpu") / 2
+        self.asleep = False
+        self._attach()
+
+    def _attach(self) -> None:
+        """Load what is outside the layers and let every layer be read when it is called."""
+        self._install(OUTSIDE, self._read(OUTSIDE))
+        self.skeleton.tie_weights()
+        for name, tensor in (*self.skeleton.named_parameters(), *self.skeleton.named_buffers()):
+            if tensor.is_meta and not name.startswith(self.prefix):
+                raise UserError(f"{self.checkpoint.source} lacks {name}, which would be drawn at random: download or save it again")
+        for module in self.skeleton.modules():
+            for key, buffer in module._buffers.items():
+                module._buffers[key] = None if buffer is None else buffer.to(self.device)
+        for index, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(lambda layer, _, index=index: self._called(layer, index))
+
+    def _called(self, layer: nn.Module, index: int) -> None:
+        if not self.asleep and "forward" not in layer.__dict__:  # a replaced forward needs no weights
+            self.need(index)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Read nothing while inside."""
+        self.asleep = True
+        try:
+            yield
+        finally:
+            self.asleep = False
+
+    def need(self, index: int) -> None:
+        """Have this layer in memory and no other; begin to read the one that will follow."""
+        if self.present == index:
+            return
+        before, self.present = self.present, None
+        if before is not None:
+            self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
+            self._drop(before)
+        self._install(index, self._taken(index))
+        self.present = index
+        following = (index + self.step) % len(self.layers)
+        if following != index:
+            self.coming = (following, self.reader.submit(self._read, following))
+
+    def _taken(self, index: int) -> dict[str, Tensor]:
+        coming, self.coming = self.coming, None
+        if coming is not None:
+            found = coming[1].result()
+            if coming[0] == index:
+                return found
+            del found
+        return self._read(index)
+
+    def _units(self) -> dict[int, list[str]]:
+        """Layer -> names of its tensors on disk, as transformers would rename them."""
+        if getattr(self.checkpoint.config, "quantization_config", None) is not None:
+            raise UserError(f"{self.checkpoint.source} is quantised, and only plain weights are read layer by layer: run without --layered")
+        for places in shared_tensors(self.skeleton, self.prefix[:-1]):
+            listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
+            raise UserError(f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered")
+        self.mapping = get_model_conversion_mapping(self.skeleton)
+        units: dict[int, list[str]] = {index: [] for index in (OUTSIDE, *range(len(self.layers)))}
+        for name, renamed in names_in_model(self.skeleton, self.checkpoint.tensors).items():
+            number = renamed.removeprefix(self.prefix).partition(".")[0] if renamed.startswith(self.prefix) else ""
+            unit = int(number) if number.isdigit() else OUTSIDE
+            if unit in units:
+                units[unit].append(name)
+            else:  # prediction layers behind the stack
+                self.unexpected.add(renamed)
+        return units
+
+    def _read(self, unit: int) -> dict[str, Tensor]:
+        return {name: read_tensor(self.checkpoint.tensors[name], uncached=self.uncached) for name in self.units[unit]}
+
+    def _install(self, unit: int, tensors: dict[str, Tensor]) -> None:
+        """Put tensors as they are on disk into their places, converted and cast as ``from_pretrained`` does."""
+        kind = self.skeleton.dtype
+        plan = self.skeleton._get_dtype_plan(kind)
+        settings = LoadStateDictConfig(weight_mapping=self.mapping, dtype=kind, dtype_plan=plan, device_map={"": torch.device(self.device)})
+        try:
+            with quiet():
+                info, _ = convert_and_load_state_dict_in_model(self.skeleton, tensors, settings)
+        except Exception as error:  # conversions fail in many ways
+            raise UserError(f"{self.checkpoint.source}: layer {unit} cannot be read ({one_line(error)})") from error
+        self.skeleton._adjust_missing_and_unexpected_keys(info)
+        self.unexpected |= info.unexpected_keys
+        mine = self._names(unit)
+        check_whole(self.checkpoint.source, {"missing_keys": info.missing_keys & mine, "mismatched_keys": info.mismatched_keys})
+        if unit != OUTSIDE:
+            aligned(self.layers[unit]).requires_grad_(False)
+        else:
+            self.skeleton.requires_grad_(False)
+
+    def _names(self, unit: int) -> set[str]:
+        """Names in memory of a layer's weights; of those outside a tied one may rightly be absent."""
+        if unit == OUTSIDE:
+            return set()
+        return {f"{self.prefix}{unit}.{name}" for name in self.layers[unit].state_dict()}
+
+    def _drop(self, index: int) -> None:
+        for module in self.layers[index].modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def read_tensor(entry: Entry, *, uncached: bool = False) -> Tensor:
+    """One tensor read into aligned memory; ``uncached`` leaves nothing of it in the system's file cache.
+
+    Raises:
+        UserError: the file ended early.
+    """
+    raw = torch.empty(entry.bytes, dtype=torch.uint8)
+    view, done = memoryview(np.asarray(raw)) if entry.bytes else memoryview(b""), 0
+    handle = os.open(entry.file, os.O_RDONLY)
+    try:
+        while done < entry.bytes:
+            count = os.preadv(handle, [view[done : done + PIECE]], entry.start + done)
+            if not count:
+                raise UserError(f"{entry.file} ended early while it was read: is it being changed?")
+            if uncached and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, entry.start + done, count, os.POSIX_FADV_DONTNEED)
+            done += count
+    finally:
+        os.close(handle)
+    if entry.dtype not in TORCH:
+        raise UserError(f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it")
+    return raw.view(TORCH[entry.dtype]).view(entry.shape)
+
+
+@contextlib.contextmanager
+def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
+    """Give a skeleton random weights that take the memory of its largest tensor, to see how it behaves; then none again.
+
+    Which way the stream takes through a model does not depend on its weights, so that can be judged without reading them.
+    """
+    largest = max((parameter.numel() for parameter in skeleton.parameters()), default=1)
+    block = torch.randn(min(largest, NOISE), generator=torch.Generator().manual_seed(0)).mul_(0.05)
+    kinds = {parameter.dtype for parameter in skeleton.parameters()}
+    noise = {kind: block.to(device, kind).repeat(-(-largest // len(block))) for kind in kinds}
+    swapped, made = [], {}
+    for module in skeleton.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                swapped.append((module, key, parameter))
+                if id(parameter) not in made:
+                    values = noise[parameter.dtype][: parameter.numel()].view(parameter.shape)
+                    made[id(parameter)] = nn.Parameter(values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False)
+                module._parameters[key] = made[id(parameter)]
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else buffer.to(device)
+    try:
+        yield
+    finally:
+        for module, key, parameter in swapped:
+            module._parameters[key] = parameter

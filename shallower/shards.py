@@ -1,0 +1,223 @@
+"""Safetensors written by copying byte ranges, so that nothing has to fit into memory, and going on after a kill."""
+
+import errno
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from .errors import UserError
+from .progress import Meter, meter
+from .tensors import INDEX, SINGLE, Entry
+
+COPY_BYTES = 8 << 20
+MARK_BYTES = 256 << 20  # written between two marks of how far a file has come
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The parts of a tensor that stay: along ``axis`` lie ``of`` equal parts, and those in ``kept`` (ascending) are copied."""
+
+    axis: int
+    of: int
+    kept: tuple[int, ...]
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what stays of a tensor of the given shape."""
+        return (*shape[: self.axis], shape[self.axis] // self.of * len(self.kept), *shape[self.axis + 1 :])
+
+    def runs(self) -> list[tuple[int, int]]:
+        """(first part, the one after the last) of kept parts that lie side by side."""
+        starts = [part for part in self.kept if part - 1 not in self.kept]
+        ends = [part + 1 for part in self.kept if part + 1 not in self.kept]
+        return list(zip(starts, ends, strict=True))
+
+
+@dataclass(frozen=True)
+class Content:
+    """One tensor to write: its dtype in safetensors' spelling, its shape, its size, and its bytes piece by piece when asked.
+
+    ``source`` is where it lies as it is, if it does.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    pieces: Callable[[], Iterator[bytes]]
+    source: Entry | None = None
+
+
+def stored(entry: Entry, cut: Cut | None = None) -> Content:
+    """A tensor as it lies on disk, whole or cut; never more than a buffer of it is in memory.
+
+    Raises:
+        UserError: its bytes do not divide into the parts of the cut.
+    """
+    if cut is None:
+        return Content(entry.dtype, entry.shape, entry.bytes, lambda: _range(entry, entry.start, entry.end), entry)
+    rows = math.prod(entry.shape[: cut.axis])
+    if entry.shape[cut.axis] % cut.of or not rows or entry.bytes % (rows * cut.of):
+        raise UserError(f"{entry.file}: a tensor of shape {entry.shape} does not divide into {cut.of} parts along axis {cut.axis}")
+    part = entry.bytes // (rows * cut.of)
+    return Content(entry.dtype, cut.shape(entry.shape), rows * part * len(cut.kept), lambda: _cut_pieces(entry, cut, rows, part))
+
+
+def _range(entry: Entry, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a file from start to end, a buffer at a time."""
+    with entry.file.open("rb") as stream:
+        stream.seek(start)
+        while start < end:
+            piece = stream.read(min(COPY_BYTES, end - start))
+            if not piece:
+                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            start += len(piece)
+            yield piece
+
+
+def _cut_pieces(entry: Entry, cut: Cut, rows: int, part: int) -> Iterator[bytes]:
+    """What stays of each row (what lies along the cut axis and behind it); short rows are read many at a time."""
+    row, runs = part * cut.of, [(first * part, end * part) for first, end in cut.runs()]
+    if row > COPY_BYTES:
+        for start in range(entry.start, entry.end, row):
+            for low, high in runs:
+                yield from _range(entry, start + low, start + high)
+        return
+    together = COPY_BYTES // max(row, 1)
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        for first in range(0, rows, together):
+            wanted = min(together, rows - first) * row
+            block = memoryview(stream.read(wanted))
+            if len(block) != wanted:
+                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            yield b"".join(block[start + low : start + high] for start in range(0, wanted, row) for low, high in runs)
+
+
+def write_shards(
+    folder: Path,
+    contents: dict[str, Content],
+    *,
+    max_bytes: int,
+    written: dict[str, int] | None = None,
+    mark: Callable[[str, int], None] = lambda file, position: None,
+) -> list[str]:
+    """Write tensors into ``folder``, split into shards of at most ``max_bytes`` where needed.
+
+    Args:
+        contents: name -> what to write; the bytes are asked for when their turn comes.
+        written: file -> how many of its bytes an earlier, interrupted call has brought to the disk.
+        mark: told a file and how many of its bytes are on the disk, now and then.
+    Returns:
+        The names of the files written.
+    """
+    shards: list[dict[str, Content]] = [{}]
+    filled = 0
+    for name, content in contents.items():
+        if shards[-1] and filled + content.bytes > max_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = content
+        filled += content.bytes
+    total = len(shards)
+    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+    total_bytes, written = sum(content.bytes for content in contents.values()), written or {}
+    before = sum(written.values())
+    with meter("writing MB", total_bytes // 10**6, before // 10**6) as done, ThreadPoolExecutor(1) as syncer:
+        for file, shard in zip(names, shards, strict=True):
+            _File(folder / file, shard, mark, syncer).write(written.get(file, 0), done)
+    if total > 1:
+        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return names
+
+
+class _File:
+    """One file being written; what it has so far is brought to the disk beside the copying."""
+
+    def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], syncer: ThreadPoolExecutor):
+        self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
+        self.marked, self.syncing = 0, None
+
+    def header(self) -> bytes:
+        described: dict = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, content in self.shard.items():
+            described[name] = {"dtype": content.dtype, "shape": list(content.shape), "data_offsets": [offset, offset + content.bytes]}
+            offset += content.bytes
+        raw = json.dumps(described, separators=(",", ":")).encode()
+        raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
+        return struct.pack("<Q", len(raw)) + raw
+
+    def write(self, start: int, done: Meter) -> None:
+        """Write the file from ``start`` on, the end of some tensor in it."""
+        going_on = start and self.path.is_file() and self.path.stat().st_size >= start
+        header, self.marked = self.header(), start if going_on else 0
+        position = len(header)
+        with self.path.open("r+b" if going_on else "wb", buffering=0) as out:
+            if going_on:
+                out.truncate(start)
+                out.seek(start)
+            else:
+                _all(out, header)
+            for name, content in self.shard.items():
+                position += content.bytes
+                if going_on and position <= start:
+                    continue
+                _copy(name, content, out)
+                done.add(content.bytes // 10**6, self.path.name)
+                self._sync(out.fileno(), position)
+            if self.syncing is not None:
+                self.syncing.result()
+            os.fsync(out.fileno())
+        self.mark(self.path.name, position)
+
+    def _sync(self, handle: int, position: int) -> None:
+        if position - self.marked < MARK_BYTES or (self.syncing is not None and not self.syncing.done()):
+            return
+        if self.syncing is not None:
+            self.syncing.result()
+        self.marked, self.syncing = position, self.syncer.submit(self._synced, handle, position)
+
+    def _synced(self, handle: int, position: int) -> None:
+        os.fsync(handle)
+        self.mark(self.path.name, position)
+
+
+def _all(out: FileIO, piece: bytes) -> int:
+    view = memoryview(piece)
+    while view:
+        view = view[out.write(view) :]
+    return len(piece)
+
+
+def _copy(name: str, content: Content, out: FileIO) -> None:
+    done = _copy_inside(content.source, out) if content.source is not None else 0
+    if not done:
+        done = sum(_all(out, piece) for piece in content.pieces())
+    if done != content.bytes:
+        raise AssertionError(f"{name}: {done} bytes where {content.bytes} were announced")
+
+
+def _copy_inside(entry: Entry, out: FileIO) -> int:
+    """Bytes copied by the kernel without a detour through this process; 0 where it cannot."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    start = entry.start
+    with entry.file.open("rb") as source:
+        while start < entry.end:
+            try:
+                count = os.copy_file_range(source.fileno(), out.fileno(), entry.end - start, start)
+            except OSError as error:
+                if start == entry.start and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                    return 0
+                raise
+            if not count:
+                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            start += count
+    return entry.bytes

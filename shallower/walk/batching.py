@@ -1,0 +1,63 @@
+"""How tokens are cut: rounds that share one reading of the weights, batches that run at once, blocks of logits."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .. import ranks
+from ..anatomy.model import Model
+from ..memory import total_memory
+
+LOGIT_ROWS = 128  # positions whose logits exist at once: enough for a fast product, few enough to stay in the cache
+LOGIT_BYTES = 64 << 20  # and never more logits than this
+STREAM_SHARE = 8  # all streams of a round take at most this part of the memory
+GRADIENT_BATCHES = 4  # batches that run with gradients are so many times larger, since each adds weight-sized sums
+
+
+def mine(tokens: Int[Tensor, "sample position"]) -> Int[Tensor, "share position"]:
+    """The samples of this process."""
+    return ranks.share(tokens)
+
+
+def batches(model: Model, tokens: Int[Tensor, "sample position"], limit: int | None = None) -> list[Tensor]:
+    """The samples in order, in even batches of at most ``limit`` tokens (at least one sample each), on the device."""
+    rows = max(1, (limit or model.batch_tokens) // tokens.shape[1])
+    return [part.to(model.device) for part in tokens.tensor_split(-(-len(tokens) // rows))]
+
+
+def rounds(model: Model, tokens: Int[Tensor, "sample position"], streams: int) -> list[Tensor]:
+    """The samples of all processes in rounds, each so small that so many streams per sample fit in memory together."""
+    budget = total_memory(model.device) // STREAM_SHARE
+    share = -(-len(tokens) // ranks.size())  # the largest part that a process has: all go the same number of rounds
+    rows = max(1, budget // (streams * tokens.shape[1] * model.stream_bytes))
+    return list(mine(tokens).tensor_split(-(-share // rows)))
+
+
+def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
+    """Number of predicted tokens: all but the first of each sample."""
+    return tokens.shape[0] * (tokens.shape[1] - 1)
+
+
+def chunks(vocabulary: int, tokens: Int[Tensor, "batch position"]) -> list[tuple[slice, slice]]:
+    """Blocks (samples, predicting positions) whose logits are few enough to exist together."""
+    count, predicted = tokens.shape[0], tokens.shape[1] - 1
+    most = max(1, min(LOGIT_ROWS, LOGIT_BYTES // (4 * vocabulary)))
+    width = min(predicted, most)
+    rows = max(1, most // width)
+    return [
+        (slice(row, min(row + rows, count)), slice(place, min(place + width, predicted)))
+        for row in range(0, count, rows)
+        for place in range(0, predicted, width)
+    ]
+
+
+def part_of(axes: tuple[int, int], stream: Tensor, rows: slice, places: slice) -> Tensor:
+    """A block of samples and positions of the stream; ``axes`` are those of batch and position in its layout."""
+    batch, position = axes
+    part = stream.narrow(batch, rows.start, rows.stop - rows.start)
+    return part.narrow(position, places.start, places.stop - places.start)
+
+
+def split(stream: Tensor, axis: int, sizes: list[int]) -> list[Tensor]:
+    """A stream of several batches taken apart again."""
+    return [part.contiguous() for part in torch.split(stream, sizes, dim=axis)]
