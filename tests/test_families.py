@@ -4,6 +4,7 @@ import json
 
 import families
 import pytest
+import settings
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -41,7 +42,7 @@ def test_finished_types_are_skipped(monkeypatch) -> None:
     content = {"types": {name: {"settings": families.settings_hash(name), "code": code}}}
     assert families.todo(content, [name], [], False) == []
     assert families.todo(content, [name], [name], False) == [name]
-    monkeypatch.setitem(families.SETTINGS, name, families.Setting({"hidden_size": 32}))
+    monkeypatch.setitem(settings.SETTINGS, name, settings.Setting({"hidden_size": 32}))
     assert families.todo(content, [name], [], True) == [name]
     monkeypatch.undo()
     content["types"][name]["code"] = "another"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import shrinking
 import torch
 import zoo
 from checks import EFFECT, LOGITS_TOLERANCE, compare
@@ -86,7 +87,7 @@ def test_tail_of_the_multimodal_wrapper_is_carried(saved, tmp_path) -> None:
 
 def test_the_config_of_the_whole_where_the_model_is_a_part(tmp_path) -> None:
     """Published multimodal files hold the config of the whole; AutoModelForCausalLM builds the text part of it."""
-    config = zoo.shrink("qwen3_5")
+    config = shrinking.shrink("qwen3_5")
     source = zoo.save(zoo.build("qwen3_5", config), tmp_path / "in")
     config.save_pretrained(source)
     model = open_model(source)
