@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from shallower import UserError, drop, prune, surgery, tensors
+from shallower import UserError, drop, prune, shards, surgery
 from shallower.shards import Cut, stored, write_shards
 from shallower.tensors import read_header, read_index
 
@@ -23,8 +23,8 @@ def test_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
     source = zoo.save("llama", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
     pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
     assert pruned.verified["logits"] == "bit for bit"
-    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert (len(shards) > 1) == (outputs != "5GB")
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert (len(files) > 1) == (outputs != "5GB")
     tensors = read_index(tmp_path / "out")
     assert {entry.dtype for entry in tensors.values()} == {{torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
     assert all(sum(item.bytes for item in read_header(path).values()) <= 200e3 for path in (tmp_path / "out").glob("model-*.safetensors"))
@@ -47,7 +47,7 @@ def test_save_dtype(save_dtype, saved, tmp_path) -> None:
 @pytest.mark.parametrize("kept", [(1, 2, 5), (0, 1, 2, 3, 4, 5), (3,)])
 def test_tables_by_layer_are_cut(kept, save_dtype, buffer, tmp_path, monkeypatch) -> None:
     """Six parts of two along axis 0, 1 or 2, from two files into several."""
-    monkeypatch.setattr(tensors, "COPY_BYTES", buffer)
+    monkeypatch.setattr(shards, "COPY_BYTES", buffer)
     shapes = {"rows": (12, 5), "columns": (7, 12), "middle": (3, 12, 4), "flat": (12,), "whole": (7, 12)}
     wanted = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
     save_file({name: wanted[name] for name in ("rows", "middle")}, tmp_path / "a.safetensors")
