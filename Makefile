@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup demo test test-slow lint bench-criteria docs clean
+.PHONY: setup demo test test-slow families lint bench-criteria docs clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ test: setup
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow
+
+families: setup
+	$(PYTHON) tests/families.py
 
 lint: setup
 	$(PYTHON) -m ruff check --fix shallower tests benchmarks

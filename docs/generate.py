@@ -1,4 +1,4 @@
-"""Make the generated parts of the docs: docs/methods.md from docstrings, the README's tree and table (``make docs``)."""
+"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types from results, the README's tree and table."""
 
 import ast
 import importlib.util
@@ -10,6 +10,7 @@ from shallower import methods
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "criteria.json"
+FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
 METHOD_FOLDERS = ("criteria", "selection")
 
 
@@ -19,7 +20,10 @@ def pages() -> dict[Path, str]:
     readme = between(readme, "tree", "```\n" + tree() + "```\n")
     if RESULTS.is_file():
         readme = between(readme, "table", readme_table())
-    return {ROOT / "docs" / "methods.md": method_page(), ROOT / "README.md": readme}
+    made = {ROOT / "docs" / "methods.md": method_page(), ROOT / "README.md": readme}
+    if FAMILIES.is_file():
+        made[ROOT / "docs" / "families.md"] = family_page(json.loads(FAMILIES.read_text(encoding="utf-8")))
+    return made
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -36,6 +40,56 @@ def method_page() -> str:
         for name in methods.names(kind):
             lines += [f"### {name}", "", "```text", methods.describe(methods.find(kind, name)), "```", ""]
     return "\n".join(lines)
+
+
+FAMILY_INTRO = """\
+# Model types
+
+Every causal-LM type of transformers {transformers}, tried by `make families` (torch {torch}, Python {python}); this page is
+made from its results by `make docs`.
+
+| | types |
+|---|--:|
+{counts}
+
+Each type is built tiny and random from its config (8 layers, hidden size 64; the rules that tell its layers apart are set
+awkwardly, without a period where the type allows that) and pruned in three ways, in one of them layer 0 goes where that is
+legal.
+
+- **exact**: all three are. Written, reloaded by plain transformers: no missing, unexpected or mismatched weights; logits
+  equal those of the unpruned model with the layers bypassed (within 1e-5 of the largest logit, on two inputs; mostly bit for
+  bit); cached generation equals uncached; and the removed layers mattered. The unpruned model passes the same checks.
+- **refused**: at least one of the three is not written, for the reason given. A refusal in parentheses is one that is wanted:
+  no config of that type describes what would be left.
+- **not built**: no tiny model of it is a causal language model by itself.
+- **WRONG** or **crash** would be a bug; {bugs}.
+
+| type | status | removed | config fields changed | remarks |
+|---|---|---|---|---|
+"""
+STATUSES = ("exact", "refused", "not built", "crash", "WRONG")
+
+
+def family_page(content: dict) -> str:
+    """docs/families.md from the results of ``make families``."""
+    types = content["types"]
+    counts = {status: sum(result["status"] == status for result in types.values()) for status in STATUSES}
+    rows = "\n".join(f"| {status} | {count} |" for status, count in counts.items() if count or status in STATUSES[:3])
+    bugs = "there is none" if not counts["crash"] + counts["WRONG"] else "see below"
+    intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs)
+    return intro + "".join(family_row(name, types[name]) for name in sorted(types))
+
+
+def family_row(name: str, result: dict) -> str:
+    """One line of the table."""
+    sets, illegal = result.get("sets", []), result.get("illegal", [])
+    removed = [", ".join(map(str, item["removed"])) for item in sets if item["outcome"] == "exact"]
+    removed += [f"({', '.join(map(str, item['removed']))} refused)" for item in illegal if item["outcome"] == "refused"]
+    changes = dict.fromkeys(re.split(r" ", change)[0] for item in sets for change in item.get("changes", []))
+    reasons = dict.fromkeys(re.sub(r"^cannot remove layers? [\d, ]+: ", "", item["reason"]) for item in sets if item.get("reason"))
+    remarks = [result.get("reason", ""), result.get("note", ""), *reasons]
+    cells = [name, result["status"], "; ".join(removed), ", ".join(f"`{change}`" for change in changes), "; ".join(filter(None, remarks))]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def tree() -> str:

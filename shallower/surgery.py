@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .anatomy.config import Solved
 from .anatomy.loading import open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
+from .anatomy.names import Place
 from .artifacts import Plan, Pruned, dumps, versions
 from .errors import Refusal, UserError
 from .files import new_folder
@@ -58,9 +59,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved = model.solver.solve(tuple(plan.removed))
     cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
-    prefix = _stack_prefix(checkpoint.tensors, plan.model.layers)
-    strays = model.solver.strays([name for name in checkpoint.tensors if not name.startswith(prefix + ".")], plan.kept)
-    renaming = rename(checkpoint.tensors, plan.kept, plan.model.layers, model.solver.moved(plan.kept), strays)
+    renaming = rename(checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept))
     announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
     if renaming.dropped_beyond > announced:
         found = plan.model.layers + renaming.dropped_beyond
@@ -100,59 +99,32 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
 
 
 def rename(
-    tensors: dict[str, Entry],
-    kept: list[int],
-    layers: int,
-    moved: dict[str, int] | None = None,
-    strays: dict[str, str | None] | None = None,
+    tensors: dict[str, Entry], places: dict[str, Place], kept: list[int], layers: int, moved: dict[str, int] | None = None
 ) -> Renaming:
     """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
 
-    On disk the stack is the prefix whose numbers are 0 … layers-1 and that holds most bytes; higher numbers under it are
-    prediction layers that no longer fit and are left out.
+    Prediction layers numbered after the stack no longer fit and are left out.
 
     Args:
+        places: the place of each tensor that has a layer.
         moved: name of a tensor -> the kept layer that takes it over from its own, where layers share it.
-        strays: new name, or None for none, of tensors that belong to a layer and do not lie under the prefix.
     Raises:
-        Refusal: no such prefix.
+        Refusal: no tensor belongs to a layer.
     """
-    prefix = _stack_prefix(tensors, layers)
-    place = {old: new for new, old in enumerate(kept)}
+    if not places:
+        raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
+    new = {old: number for number, old in enumerate(kept)}
     sources, beyond = {}, set()
     for name in tensors:
-        number, rest = _number(name, prefix)
-        number = (moved or {}).get(name, number)
-        if number is None:
-            sources[(strays or {}).get(name, name)] = name
-        elif number >= layers:
-            beyond.add(number)
-        elif number in place:
-            sources[f"{prefix}.{place[number]}{rest}"] = name
-    sources.pop(None, None)  # what belongs to a removed layer
+        if name not in places:
+            sources[name] = name
+            continue
+        layer = (moved or {}).get(name, places[name].layer)
+        if layer >= layers:
+            beyond.add(layer)
+        elif layer in new:
+            sources[places[name].name(new[layer])] = name
     return Renaming(sources, len(beyond))
-
-
-def _number(name: str, prefix: str) -> tuple[int | None, str]:
-    head = prefix + "."
-    if not name.startswith(head):
-        return None, ""
-    digits, dot, rest = name[len(head) :].partition(".")
-    return (int(digits), dot + rest) if digits.isdigit() else (None, "")
-
-
-def _stack_prefix(tensors: dict[str, Entry], layers: int) -> str:
-    numbers: dict[str, set[int]] = {}
-    sizes: dict[str, int] = {}
-    for name, entry in tensors.items():
-        for match in re.finditer(r"\.(\d+)(?=\.|$)", name):
-            prefix = name[: match.start()]
-            numbers.setdefault(prefix, set()).add(int(match[1]))
-            sizes[prefix] = sizes.get(prefix, 0) + entry.bytes
-    fitting = [prefix for prefix, found in numbers.items() if set(range(layers)) <= found]
-    if not fitting:
-        raise Refusal(f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to which layer")
-    return max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
 
 
 def write_config(

@@ -16,6 +16,7 @@ import sys
 
 import numpy as np
 import pytest
+import shrinking
 import torch
 import zoo
 from safetensors.torch import load_file, save_file
@@ -159,7 +160,7 @@ def bert(kind):
 
 
 def of_type(name: str, **fields):
-    return AutoModelForCausalLM.from_config(zoo.shrink(name, **fields))
+    return AutoModelForCausalLM.from_config(shrinking.shrink(name, **fields))
 
 
 def nan(tensors: dict) -> None:

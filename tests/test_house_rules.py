@@ -15,7 +15,7 @@ OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
     "errors files tensors methods memory progress shards ranks journal artifacts",
-    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.kernels anatomy.loading",
+    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.losses",

@@ -49,7 +49,7 @@ def test_layered_equals_resident(name: str, saved) -> None:
         assert got.windows == wanted.windows
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom", "roberta"])
 def test_a_layered_proof_and_evaluation(name: str, saved, tmp_path) -> None:
     layered = opened(saved(name), layered=True)
     proof = prune(layered, drop(layered, (1, 4)), out=tmp_path / "out").verified

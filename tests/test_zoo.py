@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import shrinking
 import torch
 import zoo
-from transformers import AutoModelForCausalLM
+from checks import EFFECT, LOGITS_TOLERANCE, compare
 
 from shallower import Refusal, UserError, drop, open_model, prune
-from shallower.anatomy.bypass import bypass
+from shallower.anatomy import names
 from shallower.proof import CACHED_TOLERANCE
 
 
@@ -26,7 +27,7 @@ def test_family(name: str, saved, tmp_path) -> None:
             continue
         assert pruned.verified["logits_difference"] == 0
         assert pruned.verified["cached_difference"] <= CACHED_TOLERANCE
-        check_independently(name, model, removed, out)
+        check_independently(model, removed, out)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -38,21 +39,15 @@ def attempt(model, removed, out):
         return None, refusal
 
 
-@torch.no_grad()
-def check_independently(name: str, model, removed, out) -> None:
-    """The verdict again without surgery's own comparison: another input, plain transformers."""
-    tokens = zoo.tokens(seed=7)
-    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, dtype="auto")
-    assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"))
-    with bypass(model.stack, removed):
-        wanted = model.module(input_ids=tokens, use_cache=False).logits
-    dense = model.module(input_ids=tokens, use_cache=False).logits
-    got = loaded.eval()(input_ids=tokens, use_cache=False).logits
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
-    assert (dense - wanted).abs().max() > 1e-2, "the removed layers did not matter: the test shows nothing"
+def check_independently(model, removed, out) -> None:
+    """The verdict again without surgery's own comparison."""
+    found = compare(model, removed, out)
+    assert not found.keys
+    assert found.difference <= LOGITS_TOLERANCE
+    assert found.effect > EFFECT, "the removed layers did not matter: the test shows nothing"
     written = json.loads((out / "shallower.json").read_text())
     assert written["plan"]["removed"] == sorted(removed)
-    assert written["plan"]["params_after"] == sum(parameter.numel() for parameter in loaded.parameters())
+    assert written["plan"]["params_after"] == found.parameters
     assert written["original"] == [index for index in range(zoo.LAYERS) if index not in removed]
 
 
@@ -88,3 +83,26 @@ def test_tail_of_the_multimodal_wrapper_is_carried(saved, tmp_path) -> None:
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as new, safe_open(saved("gemma3") / "model.safetensors", "pt") as old:
         assert vision
         assert all(torch.equal(new.get_tensor(name), old.get_tensor(name)) for name in vision)
+
+
+def test_the_config_of_the_whole_where_the_model_is_a_part(tmp_path) -> None:
+    """Published multimodal files hold the config of the whole; AutoModelForCausalLM builds the text part of it."""
+    config = shrinking.shrink("qwen3_5")
+    source = zoo.save(zoo.build("qwen3_5", config), tmp_path / "in")
+    config.save_pretrained(source)
+    model = open_model(source)
+    prune(model, drop(model, (1, 4)), out=tmp_path / "out")
+    check_independently(model, (1, 4), tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (content["model_type"], content["text_config"]["num_hidden_layers"]) == ("qwen3_5", 6)
+
+
+def test_tensors_by_layer_under_other_names(tmp_path) -> None:
+    """A list that begins at layer 1, and a larger list of as many parts that is no stack."""
+    owners = {f"model.llm.layers.{index}.experts.{expert}.up": index for index in range(4) for expert in range(2)}
+    owners |= {f"model.llm.queries.{index}": index + 1 for index in range(3)}
+    found = names._by_owner(owners)
+    assert found["model.llm.layers.3.experts.1.up"].name(2) == "model.llm.layers.2.experts.1.up"
+    assert found["model.llm.queries.2"].name(1) == "model.llm.queries.0"
+    sizes = {f"vision.layers.{index}.w": 100 for index in range(9)} | {f"h.{index}.w": 10 for index in range(4)}
+    assert {place.head for place in names._by_size(sizes, 9).values()} == {"vision.layers."}

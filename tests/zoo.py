@@ -8,17 +8,15 @@ import copy
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from shrinking import LAYERS, VOCAB, shrink
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-LAYERS = 8
-VOCAB = 512
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3
 REMOVALS = ((2,), (1, 4), (0, 3, 5))
 
@@ -37,84 +35,37 @@ class Family:
     note: str = ""
 
 
-# ---------------------------------------------------------------- configs
-
-# Wanted sizes, under every name a config class may give them; each class takes those it knows.
-SMALL = {
-    "vocab_size": VOCAB,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "cls_token_id": 1,
-    "sep_token_id": 2,
-    "max_position_embeddings": 256,
-    "num_hidden_layers": LAYERS,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
-    "sliding_window": 8,
-    # feed-forward
-    "intermediate_size": 96,
-    "intermediate_size_mlp": 96,
-    "ffn_dim": 96,
-    "ffn_hidden_size": 96,
-    "n_inner": 96,
-    # experts
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "shared_expert_intermediate_size": 48,
-    # latent attention
-    "kv_lora_rank": 16,
-    "q_lora_rank": 24,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    # recurrent layers
-    "state_size": 8,
-    "mamba_d_state": 8,
-    "use_mamba_kernels": False,
-}
-
-
-def shrink(model_type: str, **overrides) -> PreTrainedConfig:
-    """The tiny config of a model type: SMALL where the class has the field, then the overrides."""
-    cls = CONFIG_MAPPING[model_type]
-    known = {field.name for field in fields(cls)} | set(cls.attribute_map)
-    if "text_config" in known:
-        overrides["text_config"] = shrink(f"{model_type}_text", **overrides.get("text_config", {})).to_dict()
-    return AutoConfig.for_model(model_type, **{k: v for k, v in SMALL.items() if k in known} | overrides)
-
-
 # ---------------------------------------------------------------- models
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
     """Draw every matrix anew and shake every vector, so that each layer matters and no two are alike."""
     generator = torch.Generator().manual_seed(seed)
+    matrices = {parameter.data_ptr() for parameter in model.parameters() if parameter.dim() >= 2}  # saved tables of masks stay
     seen = set()
     for tensor in model.state_dict().values():  # parameters and saved buffers, shared ones several times
         if not tensor.is_floating_point() or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
         noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.dim() >= 2:
+        if tensor.data_ptr() in matrices:
             tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
-        else:  # norms (about 1, or 0 where the code adds 1), biases, router corrections
+        elif tensor.dim() < 2:  # norms (about 1, or 0 where the code adds 1), biases, router corrections
             tensor.add_(noise, alpha=0.1)
 
 
-def _build(name: str, config: dict) -> PreTrainedModel:
+def build(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The random model of a config; the name alone decides the weights."""
     seed = zlib.crc32(name.encode())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)  # a few constructors draw vectors
-        model = AutoModelForCausalLM.from_config(shrink(name.partition("+")[0], **config), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         randomise(model, seed)
     return model.eval()
+
+
+def _build(name: str, config: dict) -> PreTrainedModel:
+    return build(name, shrink(name.partition("+")[0], **config))
 
 
 def _family(name: str, removals=REMOVALS, expect: str = "exact", note: str = "", **config) -> Family:
@@ -127,18 +78,8 @@ def _every(period: int, special: str, other: str) -> list[str]:
 
 
 _JAMBA = {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
-_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 
 _MIXED = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention", "full_attention"]
-_BY_LAYER = {"layer_types": _MIXED, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
-_ALTUP = {"laurel_rank": 8, "altup_num_inputs": 3}
 _SHARING = ((1,), (3, 5), (0, 1, 5))  # of layers 5 to 7, which use the keys and values that others make, some go and some stay
 _BLOCKS = {
     "layer_types": _every(3, "hybrid", "hybrid_sliding"),
@@ -158,10 +99,7 @@ _ZAMBA2 = {
     "layers_block_type": _every(3, "hybrid", "linear_attention"),
     "head_dim": 32,
     "num_key_value_heads": 4,
-    "n_mamba_heads": 8,
-    "chunk_size": 8,
-    "adapter_rank": 8,
-    "time_step_min": 1e-4,  # its cached decoding does not clamp the time step
+    "time_step_min": 1e-9,  # its cached decoding does not clamp the time step
 }
 
 FAMILIES: dict[str, Family] = {
@@ -182,6 +120,8 @@ FAMILIES: dict[str, Family] = {
         _family("gpt2"),
         _family("gpt_neox"),
         _family("gptj", rotary_dim=8),
+        _family("gpt_neo", attention_types=[[["global", "local"], 4]], note="every layer holds the whole list"),
+        _family("roberta", note="generation numbers positions otherwise than a bare forward"),
         _family("opt"),
         _family("bloom"),
         _family("falcon"),
@@ -189,7 +129,7 @@ FAMILIES: dict[str, Family] = {
         _family("qwen2", use_sliding_window=True, layer_types=_every(3, "full_attention", "sliding_attention")),
         _family("gemma2"),
         _family("gemma3_text"),
-        _family("gemma3", vision_config=_VISION, mm_tokens_per_image=4, note="multimodal wrapper of gemma3_text"),
+        _family("gemma3", note="multimodal wrapper of gemma3_text"),
         _family("smollm3", note="no rope in every 4th layer"),
         _family("cohere2", logit_scale=1.0),
         _family(
@@ -219,7 +159,16 @@ FAMILIES: dict[str, Family] = {
             floor_scale=8,
             note="moe_layers is a list of indices",
         ),
+        _family(
+            "llama4_text+every",
+            removals=((1, 4),),
+            num_experts_per_tok=1,
+            attention_chunk_size=8,
+            floor_scale=8,
+            note="moe_layers lists every index: as long as the stack, and yet no list by layer",
+        ),
         _family("gpt_oss"),
+        _family("longcat_flash", num_layers=LAYERS, num_hidden_layers=2 * LAYERS, head_dim=8, zero_expert_num=2, note="indices by two"),
         # recurrent layers
         _family("mamba"),
         _family("lfm2", layer_types=_every(3, "full_attention", "conv"), block_auto_adjust_ff_dim=False),
@@ -231,26 +180,34 @@ FAMILIES: dict[str, Family] = {
             linear_num_key_heads=2,
             linear_num_value_heads=4,
             decoder_sparse_step=2,
+            mlp_only_layers=[1],
+            note="dense layers of both kinds of attention",
         ),
-        _family("jamba", removals=((2,), (1, 4)), expect="refused", note="periods only, and what is kept has none", **_JAMBA),
+        _family(
+            "minimax",
+            block_size=8,
+            sliding_window=None,
+            layer_types=_every(3, "full_attention", "linear_attention"),
+            note="saved buffers that the constructor makes from the layer's index",
+        ),
+        _family("jamba", removals=((2,),), expect="refused", note="periods only, and what is kept has none", **_JAMBA),
         _family("jamba+period", removals=((4, 5, 6, 7), (0, 1, 2, 3)), note="one whole period removed", **_JAMBA),
         # constants that depend on the depth or on the layer's index
         _family("minicpm3", num_key_value_heads=4, dim_model_base=64, note="scale_depth / sqrt(num_hidden_layers)"),
         _family("diffllama", expect="refused", note="lambda_init depends on the layer's index"),
         # tensors outside the layers with a part per layer, keys and values shared by layers, sizes by layer
-        _family("gemma3n_text", removals=((1,), (0, 6), (1, 3, 7)), num_kv_shared_layers=3, **_ALTUP, **_BY_LAYER),
-        _family("gemma3n_text+noshare", num_kv_shared_layers=0, **_ALTUP, **_BY_LAYER),
+        _family("gemma3n_text", removals=((1,), (0, 6), (1, 3, 7)), num_kv_shared_layers=3, layer_types=_MIXED),
+        _family("gemma3n_text+noshare", num_kv_shared_layers=0, layer_types=_MIXED),
         _family(
             "gemma3n_text+refused",
             removals=((4,), (0, 3, 4), (2, 5)),
             expect="refused",
             num_kv_shared_layers=3,
             note="layers 2 (full) and 4 (sliding) make the keys and values of layers 5 to 7",
-            **_ALTUP,
-            **_BY_LAYER,
+            layer_types=_MIXED,
         ),
-        _family("gemma4_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=16, **_BY_LAYER),
-        _family("gemma4_text+noshare", removals=((2,), (1, 6), (0, 3, 5)), num_kv_shared_layers=0, global_head_dim=16, **_BY_LAYER),
+        _family("gemma4_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=16, layer_types=_MIXED),
+        _family("gemma4_text+noshare", removals=((2,), (1, 6), (0, 3, 5)), num_kv_shared_layers=0, global_head_dim=16, layer_types=_MIXED),
         _family(
             "gemma4_text+hetero",
             removals=_SHARING,
@@ -260,7 +217,7 @@ FAMILIES: dict[str, Family] = {
             attention_k_eq_v=True,
             use_double_wide_mlp=True,
             note="per_layer_config: other head sizes in full attention",
-            **_BY_LAYER,
+            layer_types=_MIXED,
         ),
         _family(
             "gemma4_text+refused",
@@ -269,20 +226,25 @@ FAMILIES: dict[str, Family] = {
             num_kv_shared_layers=3,
             global_head_dim=16,
             note="layers 2 and 4 make the keys and values of layers 5 to 7; the last layer has to be full attention",
-            **_BY_LAYER,
+            layer_types=_MIXED,
         ),
         _family(
             "gemma4",
             removals=_SHARING,
-            vision_config=_VISION | {"num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 16},
-            text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, **_BY_LAYER},
+            vision_config={"position_embedding_size": 16},
+            text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED},
             note="multimodal wrapper of gemma4_text",
         ),
-        _family("gemma4_unified_text", removals=_SHARING, num_kv_shared_layers=3, global_head_dim=32, layer_types=_MIXED),
-        _family("gemma4_unified", removals=_SHARING, text_config={"num_kv_shared_layers": 3, "global_head_dim": 32, "layer_types": _MIXED}),
         # a residual across layers, told by each layer's place in its block of four; in the files its queries lie apart
         _family("inkling2_text", removals=((7,), (6, 7), (5, 6, 7)), **_BLOCKS),
-        _family("inkling2_text+refused", removals=((2,), (0,)), expect="refused", **_BLOCKS),
+        _family("inkling2_text+refused", removals=((2,),), expect="refused", **_BLOCKS),
+        _family(
+            "hy_v4",
+            removals=((0, 3, 5),),
+            expect="refused",
+            indexer_types=["full", "shared", "shared", "full", "shared", "full", "full", "shared"],
+            note="a shared indexer needs a full one before it",
+        ),
         # weights shared across layers
         _family("zamba", removals=((1,), (0, 4), (2, 3, 7)), note="layers 1, 3 and 6 share one block, which the files keep in 1", **_ZAMBA),
         _family("zamba+refused", removals=((1, 3), (0, 3, 6)), expect="refused", note="its code needs two users of the block", **_ZAMBA),

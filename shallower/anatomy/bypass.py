@@ -42,7 +42,7 @@ def bypass(stack: Stack, removed: Iterable[int]) -> Iterator[None]:
     with replaced_forwards((stack.layers[index], skip(index)) for index in removed):
         try:
             yield
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
             if not removed:
                 raise
             reason = f"another layer needs what they leave behind ({type(error).__name__}: {error})"

@@ -8,10 +8,9 @@ families or field names is needed.
 
 import copy
 import itertools
-import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,19 +18,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .fingerprint import (
-    Fingerprint,
-    difference,
-    digest,
-    index_lists,
-    layer_fingerprints,
-    remapped,
-    same,
-    shared_after,
-    shared_tensors,
-)
-from .layer_tables import layer_tables, moved_on_disk, outside_shapes, strays_on_disk, tables_on_disk
+from .edits import cut, expanded, neighbours, perturbed, rescaled
+from .fingerprint import difference, digest, layer_fingerprints, same, shared_after, shared_tensors
+from .layer_tables import layer_tables, moved_on_disk, outside_shapes, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
+from .names import Place, places
 
 OUTSIDE = "outside the layers"
 NEAREST_SECONDS = 5.0
@@ -79,13 +70,10 @@ class ConfigSolver:
         self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
         self.outside = outside_shapes(dense, stack_name)
-        self.path = _config_path(dense, stack_name)
+        self.path = _config_path(dense, stack_name, checkpoint.config)
         self.shared = shared_tensors(dense, stack_name)
         self.content = checkpoint.config.to_dict()
         self.rules: dict[str, list[int]] | None = None
-        self.index_lists = index_lists(
-            {key: value for key, value in _section(self.content, self.path).items() if not _general(key)}, self.kinds()
-        )
 
     def solve(self, removed: tuple[int, ...], *, deep: bool = True) -> Solved:
         """The config without the removed layers.
@@ -123,14 +111,26 @@ class ConfigSolver:
         """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
         return tables_on_disk(self.checkpoint.build(), tables, self.checkpoint.tensors) if tables else {}
 
+    def places(self) -> dict[str, Place]:
+        """The places of the tensors in the files that belong to a layer."""
+        sizes = {name: entry.bytes for name, entry in self.checkpoint.tensors.items()}
+        return places(self.checkpoint.build(), self.stack_name, sizes)
+
     def moved(self, kept: list[int]) -> dict[str, int]:
         """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them over."""
-        dense = self.checkpoint.build() if self.shared else None
-        return moved_on_disk(dense, self.stack_name, self.shared, kept, self.checkpoint.tensors) if self.shared else {}
+        if not self.shared:
+            return {}
+        return moved_on_disk(self.checkpoint.build(), self.stack_name, self.shared, kept, self.checkpoint.tensors)
 
-    def strays(self, names: list[str], kept: list[int]) -> dict[str, str | None]:
-        """New names of those of the tensors that belong to a layer; None where that one goes."""
-        return strays_on_disk(self.checkpoint.build(), self.stack_name, names, kept)
+    @cached_property
+    def _alike(self) -> list[frozenset[int]]:
+        """Sets of layers that share a value of some attribute which other layers lack; those that share every value come first."""
+        kinds = self.kinds()
+        sets = [frozenset(i for i, kind in enumerate(kinds) if kind == letter) for letter in sorted(set(kinds))]
+        for key in dict.fromkeys(key for item in self.fingerprints for key in item):
+            values = [repr(item.get(key, "absent")) for item in self.fingerprints]
+            sets += [frozenset(i for i, value in enumerate(values) if value == one) for one in sorted(set(values))]
+        return [item for item in dict.fromkeys(sets) if len(item) < self.layers]
 
     @cached_property
     def tables(self) -> dict[str, int]:
@@ -163,15 +163,22 @@ class ConfigSolver:
         owner = _subconfig(self.checkpoint.config, self.path)
         depth = owner.attribute_map.get("num_hidden_layers", "num_hidden_layers")
         changes = []
-        if depth in section or hasattr(owner, depth):
-            changes.append(f"{depth} {section.get(depth)} -> {len(kept)}")
+        if depth in section:  # else it is made from other fields, which ``_depth_edits`` finds
+            changes.append(f"{depth} {section[depth]} -> {len(kept)}")
             section[depth] = len(kept)
         for key, value in list(section.items()):
-            new = remapped(value, kept) if key in self.index_lists else _cut(key, value, kept, self.layers)
+            new = cut(key, value, kept, self.layers)
+            if new is None and self._names_a_kind(key, value):
+                new = [kept.index(index) for index in value if index in kept]
             if new is not None:
                 section[key] = new
                 changes.append(f"{key} cut to the kept layers")
         return content, changes
+
+    def _names_a_kind(self, key: str, value: object) -> bool:
+        """Whether a field lists the indices of all layers that share some attribute which the others lack."""
+        indices = isinstance(value, (list, tuple)) and bool(value) and all(type(item) is int for item in value)
+        return indices and re.search("layer|block|ids|idx|indices", key) is not None and frozenset(value) in self._alike
 
     def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | None:
         """None if the config builds the kept layers, else the first difference or the reason why it does not build."""
@@ -182,21 +189,15 @@ class ConfigSolver:
             return one_line(error)
         if len(built) != len(kept):
             return f"builds {len(built)} layers instead of {len(kept)}"
-        wanted = {index: self._renumbered(index, kept) for index in kept}
-        wrong = [index for index, new in zip(kept, built, strict=True) if not same(wanted[index], new)]
+        wrong = [index for index, new in zip(kept, built, strict=True) if not same(self.fingerprints[index], new)]
         if wrong:
             first = wrong[0]
-            return Mismatch(first, *difference(wanted[first], built[kept.index(first)]), len(wrong))
+            return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
         tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, len(kept))
         if isinstance(tables, str):
             return tables
         lost = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
         return f"other layers would share the tensor {min(min(lost))[1]}" if lost else None
-
-    def _renumbered(self, index: int, kept: list[int]) -> Fingerprint:
-        """A kept layer's fingerprint, with the lists of layers that it copied from the config in the new numbers."""
-        lists = list(self.index_lists.values())
-        return {key: remapped(value, kept) if value in lists else value for key, value in self.fingerprints[index].items()}
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""
@@ -204,8 +205,8 @@ class ConfigSolver:
         if isinstance(first, str):
             yield from self._depth_edits(section, len(kept))
         singles = [(key, value) for key in self._rules() for value in self._values(key, kept)]
-        singles += [(key, value) for key in section for value in _expanded(section[key], kept, self.layers)]
-        singles += [(key, value) for key in section for value in _rescaled(key, section[key], len(kept) / self.layers)]
+        singles += [(key, value) for key in section for value in expanded(section[key], kept, self.layers)]
+        singles += [(key, value) for key in section for value in rescaled(key, section[key], len(kept) / self.layers)]
         singles = [(key, value) for key, value in singles if section.get(key) != value]
         yield from ({key: value} for key, value in singles)
         if deep:
@@ -228,7 +229,7 @@ class ConfigSolver:
             self.rules = {}
             section = _section(self.content, self.path)
             for key, value in section.items():
-                for other in _perturbed(value, self.kinds()):
+                for other in perturbed(value, self.kinds()):
                     layers = self._decided(key, other)
                     if 0 < len(layers) < self.layers:
                         self.rules.setdefault(key, layers)
@@ -256,10 +257,9 @@ class ConfigSolver:
             return list(dict.fromkeys([below, last, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
-        kinds = self.kinds()
-        for letter in sorted(set(kinds)):
+        for alike in self._alike:
             for offset in offsets:
-                values.append([new + offset for new, old in enumerate(kept) if kinds[old] == letter])
+                values.append([new + offset for new, old in enumerate(kept) if old in alike])
         values.append([])
         return [list(item) for item in dict.fromkeys(map(tuple, values))]
 
@@ -276,7 +276,7 @@ class ConfigSolver:
     def _nearest(self, removed: tuple[int, ...]) -> tuple[int, ...] | None:
         """The legal removal of the same size that is closest, or of another size where there is none, within a time limit."""
         deadline = time.monotonic() + NEAREST_SECONDS
-        for candidate in _neighbours(removed, self.layers):
+        for candidate in neighbours(removed, self.layers):
             if time.monotonic() > deadline:
                 return None
             try:
@@ -287,24 +287,28 @@ class ConfigSolver:
         return None
 
 
-def _config_path(model: nn.Module, stack_name: str) -> tuple[str, ...]:
-    """Names that lead from the top config to the one that the stack's owner was built from."""
+def _config_path(model: nn.Module, stack_name: str, top: PreTrainedConfig) -> tuple[str, ...]:
+    """Names that lead from the top config to the one that the stack's owner was built from.
+
+    Where the model is only a part of what the top config describes, it holds a copy of that part's config.
+    """
     owner = stack_name
     config = None
     while config is None and owner:
         owner = owner.rpartition(".")[0]
         config = getattr(model.get_submodule(owner), "config", None)
 
-    def search(current: PreTrainedConfig, depth: int) -> tuple[str, ...] | None:
-        if current is config:
+    def search(current: PreTrainedConfig, depth: int, fits: Callable[[PreTrainedConfig], bool]) -> tuple[str, ...] | None:
+        if fits(current):
             return ()
         for name in current.sub_configs if depth else ():
             below = getattr(current, name, None)
-            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1)) is not None:
+            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1, fits)) is not None:
                 return (name, *found)
         return None
 
-    return search(model.config, 3) or ()
+    part = search(top, 3, lambda current: type(current) is type(model.config)) or ()
+    return part + (search(model.config, 3, lambda current: current is config) or ())
 
 
 def _section(content: dict, path: tuple[str, ...]) -> dict:
@@ -317,75 +321,6 @@ def _subconfig(config: PreTrainedConfig, path: tuple[str, ...]) -> PreTrainedCon
     for name in path:
         config = getattr(config, name)
     return config
-
-
-_GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: token ids, labels, names; none is per layer
-
-
-def _general(key: str) -> bool:
-    return key in _GENERAL or "token" in key
-
-
-def _cut(key: str, value: object, kept: list[int], layers: int) -> object:
-    """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
-    if _general(key) or layers < 2:
-        return None
-    if isinstance(value, (list, tuple)) and len(value) == layers:
-        return [value[index] for index in kept]
-    if isinstance(value, str) and len(value) == layers and "pattern" in key:
-        return "".join(value[index] for index in kept)
-    if isinstance(value, dict) and value and all(str(name).isdigit() and int(name) < layers for name in value):
-        return {type(name)(kept.index(int(name))): item for name, item in value.items() if int(name) in kept}
-    return None
-
-
-def _perturbed(value: object, kinds: list[str]) -> list:
-    """Other values of a field that may be a layer rule; none for fields that cannot be one."""
-    layers = len(kinds)
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int):
-        return [other for other in (value + 1, value - 1) if other >= 0] if value <= layers + 1 else []
-    if isinstance(value, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= layers for i in value):
-        first = {kind: index for index, kind in reversed(list(enumerate(kinds))) if index not in value}
-        return [list(value[:-1])] * bool(value) + [sorted([*value, index]) for index in first.values()]
-    return []
-
-
-def _expanded(value: object, kept: list[int], layers: int) -> list:
-    """A repeating pattern written out for every layer and cut."""
-    if isinstance(value, (list, tuple)) and 1 < len(value) < layers and all(isinstance(item, str) for item in value):
-        return [[value[index % len(value)] for index in kept]]
-    return []
-
-
-def _rescaled(key: str, value: object, ratio: float) -> list:
-    """A float that a constructor divides by a power of the depth, so that the constant in the layers stays."""
-    if isinstance(value, float) and value and key not in _GENERAL and re.search("scale|depth|mult", key):
-        return [value * math.sqrt(ratio), value * ratio, value / math.sqrt(ratio), value / ratio]
-    return []
-
-
-def _neighbours(removed: tuple[int, ...], layers: int) -> Iterator[tuple[int, ...]]:
-    """Other removals: of the same size by growing distance, then one more, one fewer, up to half the stack away."""
-    size = len(removed)
-    seen = {tuple(sorted(removed))}
-    for distance in range(1, layers):
-        moves = []
-        for place, shift in itertools.product(range(size), (distance, -distance)):
-            moves.append(tuple(sorted(set(removed[:place] + removed[place + 1 :]) | {removed[place] + shift})))
-        moves.append(tuple(index + distance for index in sorted(removed)))
-        moves.append(tuple(index - distance for index in sorted(removed)))
-        for move in moves:
-            if len(move) == size and move not in seen and move[0] >= 0 and move[-1] < layers:
-                seen.add(move)
-                yield move
-    for other in sorted(range(1, layers), key=lambda count: (abs(count - size), count)):
-        for start in sorted(range(layers - other + 1), key=lambda s: abs(s - min(removed))):
-            window = tuple(range(start, start + other))
-            if window not in seen:
-                seen.add(window)
-                yield window
 
 
 def _listed(indices) -> str:

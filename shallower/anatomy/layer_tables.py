@@ -3,17 +3,15 @@
 Tables are told by their shapes. Both are found again under their names on disk, which may differ from those in memory.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import Refusal
 from ..tensors import Entry
 from .fingerprint import Shared
+from .names import names_in_model
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -74,20 +72,6 @@ def tables_on_disk(model: nn.Module, tables: dict[str, int], tensors: dict[str, 
     return {disk: tables[name] for disk, name in found.items()}
 
 
-def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Tensor names in the files -> in the model, by transformers' own renaming; names that it does not know stay."""
-    transforms = get_model_conversion_mapping(model)
-    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
-    converters = [item for item in transforms if isinstance(item, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
-
-    def renamed(name: str) -> str:
-        new = rename_source_key(name, renamings, converters, prefix, state)[0]
-        return rename_source_key(name, [], [], prefix, state)[0] if new not in state and name in state else new
-
-    return {name: renamed(name) for name in sorted(names)}
-
-
 def moved_on_disk(
     model: nn.Module, stack_name: str, shared: Iterable[Shared], kept: list[int], tensors: dict[str, Entry]
 ) -> dict[str, int]:
@@ -108,29 +92,6 @@ def moved_on_disk(
             raise Refusal(f"layers {owner} and {user} share a tensor that is {name} in one and {other} in the other: it cannot be moved")
         moved[stored[f"{stack_name}.{owner}.{name}"]] = user
     return moved
-
-
-def strays_on_disk(model: nn.Module, stack_name: str, names: Iterable[str], kept: list[int]) -> dict[str, str | None]:
-    """New names of tensors that belong to a layer but lie apart from it in the files; None for those of removed layers.
-
-    Args:
-        names: the names in the files that do not lie under the stack's prefix.
-    Raises:
-        Refusal: no tensor of the unpruned model has the name that is needed.
-    """
-    known = names_in_model(model, names)
-    on_disk = {name: disk for disk, name in known.items()}
-    pattern = re.compile(re.escape(stack_name) + r"\.(\d+)\.(.+)")
-    found: dict[str, str | None] = {}
-    for disk, match in ((disk, pattern.fullmatch(name)) for disk, name in known.items()):
-        if match and int(match[1]) not in kept:
-            found[disk] = None
-        elif match:
-            wanted = f"{stack_name}.{kept.index(int(match[1]))}.{match[2]}"
-            if wanted not in on_disk:
-                raise Refusal(f"{disk} belongs to layer {match[1]}, and no name in the files tells what {wanted} would be called")
-            found[disk] = on_disk[wanted]
-    return found
 
 
 def layer_sizes(model: nn.Module, stack_name: str, tables: dict[str, int]) -> list[int]:

@@ -133,7 +133,6 @@ class Checkpoint:
         model.tie_weights()  # moving to the meta device separated tied parameters
         return model
 
-
     def skeleton(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The model to compute with, its parameters on the meta device; ``dtype`` None is the stored one."""
         stored = self.config.dtype

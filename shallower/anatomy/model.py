@@ -166,8 +166,9 @@ class Model:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the embedding knows."""
-        return self._shapes.get_input_embeddings().weight.shape[0]
+        """Number of token ids that can be both read and written."""
+        ends = (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())
+        return min(len(end.weight) for end in ends if getattr(end, "weight", None) is not None)
 
     @cached_property
     def _shapes(self) -> nn.Module:

@@ -19,8 +19,8 @@ from ..errors import UserError
 from ..memory import total_memory
 from ..tensors import Entry
 from .fingerprint import shared_tensors
-from .layer_tables import names_in_model
 from .loading import Checkpoint, aligned, check_whole, one_line, quiet
+from .names import names_in_model
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

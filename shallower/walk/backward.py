@@ -149,9 +149,7 @@ def trainable(parameters) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _whole(
-    model: Model, parts: list[Tensor], method: tuple[Measure, Condense], removed: tuple[int, ...], scale: float
-) -> dict[int, Sums]:
+def _whole(model: Model, parts: list[Tensor], method: tuple[Measure, Condense], removed: tuple[int, ...], scale: float) -> dict[int, Sums]:
     """The same totals by a plain forward and backward per batch."""
     if model.layered:
         raise UserError(
