@@ -131,6 +131,13 @@ def uncache(*folders: Path) -> None:
         os.close(handle)
 
 
+def clear(work: Path) -> None:
+    """Remove what earlier runs wrote, and what killed ones left: a journal would let the next one begin in the middle."""
+    for name in ("limited-out", "written", "reference"):
+        for path in (*work.glob(f"{name}*"), *work.glob(f".{name}*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def dropped(settings: dict) -> str:
     return ",".join(map(str, settings["drop"]))
 
@@ -144,8 +151,7 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     }
     score = ["-m", "shallower", "score", model, "--criterion", what, "--tokens", tokens, "--out", out.with_suffix(".json")]
     command = [str(part) for part in commands.get(what, score)]
-    for path in (out, out.with_suffix(".json")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    clear(work)
     if what == "prune":
         room(work, int(1.02 * bytes_of(settings["shape"])), "pruning")
     uncache(model)
@@ -164,7 +170,7 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     elif what != "plain backward":
         found["seconds"] = json.loads(out.with_suffix(".json").read_text())["seconds"]
     found["layered"] = any("one layer at a time" in line for line in said)
-    shutil.rmtree(out, ignore_errors=True)
+    clear(work)
     return found
 
 
@@ -199,8 +205,7 @@ def recipe(model: Path, settings: dict) -> str:
 def writing(work: Path, settings: dict) -> dict:
     """Ours, cp of files with the same number of bytes, and mergekit in turn; each begins with its input out of the file cache."""
     model, out, reference = prepare(work, settings["shape"]), work / "written", work / "reference"
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.rmtree(reference, ignore_errors=True)
+    clear(work)
     room(work, int(2.04 * bytes_of(settings["shape"])), "writing")
     tool, about = mergekit(work)
     (work / "merge.yaml").write_text(recipe(model, settings))
