@@ -4,6 +4,7 @@ A layer goes through transformers' own conversion, because many families have ot
 """
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,6 +103,7 @@ class Onloader:
         if before is not None:
             self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
             self._free(self.layers[before].modules())
+            trim()
         self._install(index, self._taken(index))
         self.present = index
         following = (index + self.step) % len(self.layers)
@@ -193,6 +195,12 @@ def read_tensor(entry: Entry, *, uncached: bool = False) -> Tensor:
     if entry.dtype not in TORCH:
         raise UserError(f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it")
     return raw.view(TORCH[entry.dtype]).view(entry.shape)
+
+
+def trim() -> None:
+    """Give freed memory back to the system: the C library keeps blocks below 32 MiB, which are whole layers of many models."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
