@@ -79,8 +79,9 @@ def _counts(key: str, raw: list[Fingerprint]) -> bool:
     gaps = {value - index for index, value in places}
     if len(gaps) == 1 and len(places) > 1 and gaps <= {0, 1}:
         return True
-    if INDEX_NAME.search(name):  # of a single layer it may be another layer's index
-        return (len(gaps) == 1 and (len(places) > 1 or gaps <= {0, 1})) or _steps(places)
+    if INDEX_NAME.search(name):
+        other = len(places) == 1 and not gaps <= {0, 1} and places[0][1] > 0  # perhaps another layer's index
+        return (len(gaps) == 1 and not other) or _steps(places)
     return DEPTH_NAME.match(name) is not None and {value for _, value in places} == {len(raw)}
 
 
