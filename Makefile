@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup demo test test-slow families lint bench-criteria docs clean
+.PHONY: setup demo test test-slow families lint bench-criteria bench-speed docs clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ lint: setup
 
 bench-criteria: setup
 	$(PYTHON) benchmarks/criteria.py
+
+bench-speed: setup
+	$(PYTHON) benchmarks/speed.py $(ARGS)
 
 docs: setup
 	$(PYTHON) docs/generate.py

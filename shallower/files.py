@@ -14,15 +14,15 @@ from .errors import DiskError, UserError
 
 
 @contextlib.contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full, read-only or failing disk into a DiskError that names the target."""
+def disk_errors(target: Path, hint: str = "") -> Iterator[None]:
+    """Turn a full, read-only or failing disk into a DiskError that names the target; ``hint`` is added to its text."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(f"no space left on the disk of {target}: free some space or write elsewhere") from error
+            raise DiskError(f"no space left on the disk of {target}: free some space or write elsewhere{hint}") from error
         reason = (error.strerror or type(error).__name__).lower()
-        raise DiskError(f"cannot write {target}: {reason}; give a place that can be written") from error
+        raise DiskError(f"cannot write {target}: {reason}; give a place that can be written{hint}") from error
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

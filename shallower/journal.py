@@ -40,6 +40,7 @@ class _Beside:
 
     def __init__(self, out: Path):
         self.out, self.folder, self.lock = out, out.parent / f".{out.name}.journal", None
+        self.made: list[Path] = []
 
     def claim(self) -> Path:
         """The folder, ours until the process ends.
@@ -48,9 +49,15 @@ class _Beside:
             UserError: another process writes to the same output.
         """
         if ranks.rank() == 0 and self.lock is None:
+            self.made = [folder for folder in self.folder.parents if not folder.exists()]
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
-                self.lock = (self.folder / "lock").open("w")
+                try:
+                    self.lock = (self.folder / "lock").open("w")
+                except OSError:
+                    with suppress(OSError):
+                        self.folder.rmdir()
+                    raise
                 try:
                     fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
@@ -62,6 +69,9 @@ class _Beside:
         if self.lock is not None:
             if drop or (not any(self.folder.rglob("done.json")) and not any(self.folder.rglob("*.safetensors"))):
                 shutil.rmtree(self.folder, ignore_errors=True)
+                for folder in self.made:  # made for this folder; what has come into them since keeps them
+                    with suppress(OSError):
+                        folder.rmdir()
             self.lock.close()
             self.lock = None
 
@@ -138,6 +148,12 @@ class Journal:
         if self.folder is not None:
             write_atomic(self.folder / "done.json", json.dumps(self.done))
 
+    def drop(self) -> None:
+        """Forget all of this work."""
+        self.done = {}
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def spent(self) -> float:
         """Seconds of work in what is kept and in this process."""
         return self.before + time.monotonic() - self.started
@@ -176,7 +192,7 @@ class Part:
         name = self.pattern.replace("*", str(step))
         target, beside = self.journal.folder / name, self.journal.folder / f".{name}"
         header = {"state": json.dumps({"step": step, "notes": notes, "spent": self.journal.spent()})}
-        with disk_errors(target):
+        with disk_errors(target, f"; {self.kept} of {self.total} steps are kept, and the same command goes on from there"):
             try:
                 _save(tensors, beside, header)
                 os.replace(beside, target)

@@ -65,22 +65,32 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         found = plan.model.layers + renaming.dropped_beyond
         raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
     key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
-    with journaled(out), new_folder(out, overwrite=overwrite, at=(journal := Journal(key)).folder) as folder:
-        contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
-        contents = {name: converted(content, save_dtype) for name, content in contents.items()}
-        total = sum(content.bytes for content in contents.values())
-        written = journal.done.get("written", {})
-        if journal.resumed:
-            say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
-        _check_space(folder, total - sum(written.values()))
-        copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
-        write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
-        write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
-        proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
-        written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
-        pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
-        (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+    contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
+    contents = {name: converted(content, save_dtype) for name, content in contents.items()}
+    with journaled(out):
+        journal = Journal(key)
+        try:
+            with new_folder(out, overwrite=overwrite, at=journal.folder) as folder:
+                copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
+                write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
+                _write(folder, contents, shard, journal, out)
+                proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
+                written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
+                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
+                (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+        except Exception:
+            journal.drop()
+            raise
     return pruned
+
+
+def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> None:
+    """Write the weights, going on where an interrupted process stood."""
+    total, written = sum(content.bytes for content in contents.values()), journal.done.get("written", {})
+    if journal.resumed:
+        say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
+    _check_space(out, total - sum(written.values()))
+    write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
 
 
 def _changes(solved: Solved, renaming: Renaming) -> list[str]:
@@ -158,11 +168,12 @@ def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None
             shutil.copyfile(path, target / path.name)
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_space(out: Path, needed: int) -> None:
+    place = out.absolute().parent
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"not enough space for {needed / 1e9:.2f} GB at {folder.parent} ({free / 1e9:.2f} GB free): free some or write elsewhere"
+            f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere"
         )
 
 

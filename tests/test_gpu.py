@@ -18,6 +18,14 @@ def test_scores_agree_with_the_cpu(criterion, saved) -> None:
     assert on["cuda"] == pytest.approx(on["cpu"], rel=2e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "perplexity", "block_influence", "angular"])
+def test_layered_equals_resident(criterion, dtype, saved) -> None:
+    ways = [shallower.Compute(device="cuda", dtype=dtype, layered=layered) for layered in (False, True)]
+    resident, layered = (shallower.score(saved("llama"), criterion=criterion, compute=compute).scores for compute in ways)
+    assert layered == resident
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "gpt2"])
 def test_bf16_surgery(name, tmp_path) -> None:
     source = zoo.save(name, tmp_path / "in", dtype=torch.bfloat16)

@@ -23,8 +23,8 @@ def test_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
     source = zoo.save("llama", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
     pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
     assert pruned.verified["logits"] == "bit for bit"
-    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert (len(shards) > 1) == (outputs != "5GB")
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert (len(files) > 1) == (outputs != "5GB")
     tensors = read_index(tmp_path / "out")
     assert {entry.dtype for entry in tensors.values()} == {{torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
     assert all(sum(item.bytes for item in read_header(path).values()) <= 200e3 for path in (tmp_path / "out").glob("model-*.safetensors"))

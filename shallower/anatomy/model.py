@@ -121,6 +121,11 @@ class Model:
             self.onloader.need(index)
         return layer
 
+    def rest(self) -> None:
+        """Free what lies outside the layers of a layered model; the next whole forward, or recording, reads it again."""
+        if self.layered:
+            self.onloader.rest()
+
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""

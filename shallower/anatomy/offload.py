@@ -4,8 +4,9 @@ A layer goes through transformers' own conversion, because many families have ot
 """
 
 import contextlib
+import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -58,8 +59,8 @@ class Onloader:
 
     def _attach(self) -> None:
         """Load what is outside the layers and let every layer be read when it is called."""
-        self._install(OUTSIDE, self._read(OUTSIDE))
-        self.skeleton.tie_weights()
+        self._wake()
+        self.skeleton.register_forward_pre_hook(lambda *_: self._wake() if self.resting else None)
         for name, tensor in (*self.skeleton.named_parameters(), *self.skeleton.named_buffers()):
             if tensor.is_meta and not name.startswith(self.prefix):
                 raise UserError(f"{self.checkpoint.source} lacks {name}, which would be drawn at random: download or save it again")
@@ -68,6 +69,18 @@ class Onloader:
                 module._buffers[key] = None if buffer is None else buffer.to(self.device)
         for index, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(lambda layer, _, index=index: self._called(layer, index))
+
+    def _wake(self) -> None:
+        self._install(OUTSIDE, self._read(OUTSIDE))
+        self.skeleton.tie_weights()
+        self.resting = False
+
+    def rest(self) -> None:
+        """Free what lies outside the layers until the model is called."""
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
+        self._free(module for module in self.skeleton.modules() if id(module) not in inside)
+        self.skeleton.tie_weights()
+        self.resting = True
 
     def _called(self, layer: nn.Module, index: int) -> None:
         if not self.asleep and "forward" not in layer.__dict__:  # a replaced forward needs no weights
@@ -89,7 +102,8 @@ class Onloader:
         before, self.present = self.present, None
         if before is not None:
             self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
-            self._drop(before)
+            self._free(self.layers[before].modules())
+            trim()
         self._install(index, self._taken(index))
         self.present = index
         following = (index + self.step) % len(self.layers)
@@ -151,8 +165,9 @@ class Onloader:
             return set()
         return {f"{self.prefix}{unit}.{name}" for name in self.layers[unit].state_dict()}
 
-    def _drop(self, index: int) -> None:
-        for module in self.layers[index].modules():
+    @staticmethod
+    def _free(modules: Iterable[nn.Module]) -> None:
+        for module in modules:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
@@ -180,6 +195,12 @@ def read_tensor(entry: Entry, *, uncached: bool = False) -> Tensor:
     if entry.dtype not in TORCH:
         raise UserError(f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it")
     return raw.view(TORCH[entry.dtype]).view(entry.shape)
+
+
+def trim() -> None:
+    """Give freed memory back to the system: the C library keeps blocks below 32 MiB, which are whole layers of many models."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,19 @@ Source: Shortened LLaMA (arXiv 2402.02834); the order of sum and absolute value 
 """
 
 import torch
-from torch.linalg import vector_norm
+
+from ..walk.sums import total_of
 
 EVIDENCE = "gradients"
 
 
 def measure(evidence) -> dict:
-    return {"product": evidence.weight.float() * evidence.gradient}
+    product = evidence.weight.to(torch.float32, copy=True)
+    return {"product": product.mul_(evidence.gradient)}
 
 
 def condense(sums) -> dict:
-    return {"importance": vector_norm(sums["product"], ord=1, dtype=torch.float64)}
+    return {"importance": total_of(sums["product"], torch.abs)}
 
 
 def score(sums) -> float:

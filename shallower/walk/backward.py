@@ -57,15 +57,15 @@ def gradient_sums(
             else:
                 inputs = _way_up(replay, recordings, stays, done)
                 flowing = [_top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(inputs.pop(), parts, strict=True)]
+            model.rest()
             for index in back:
-                totals: dict[str, Sums] = {}
-                layer, entering = model.layer(index), inputs.pop()
+                layer, entering, totals = model.layer(index), inputs.pop(), _Totals(index, measure, condense)
                 for i, recording in enumerate(recordings):
                     gradients = _layer_back(replay, layer, recording, index, (entering[i], flowing[i]))
                     flowing[i] = gradients.pop(STREAM).contiguous()  # as it comes back from a journal, so that the same kernels run
                     entering[i] = None
-                    _measured(index, layer, gradients, measure, totals)
-                found[index] = _condensed(totals, condense)
+                    totals.add(layer, gradients, last=i == len(recordings) - 1)
+                found[index] = totals.numbers
                 done.add(3, f"layer {index}")
                 part.keep(len(found), {f"flowing/{i}": gradient for i, gradient in enumerate(flowing)}, _numbers(found))
     return dict(sorted(found.items()))
@@ -113,22 +113,27 @@ def _layer_back(
     return dict(zip((STREAM, *weights), found, strict=True))
 
 
-@torch.no_grad()
-def _measured(index: int, layer: nn.Module, gradients: dict[str, Tensor | None], measure: Measure, totals: dict[str, Sums]) -> None:
-    """Add each parameter's measurement to its total, each gradient freed as soon as it has been looked at."""
-    for name, weight in layer.named_parameters():
-        gradient = gradients.pop(name)
-        gradient = torch.zeros_like(weight) if gradient is None else gradient
-        totals.setdefault(name, Sums())
-        totals[name] += Sums.of(measure(Gradients(index, name, weight.detach(), gradient)))
+class _Totals:
+    """The totals of a layer's parameters while batches are added, and the numbers that they condense to.
 
+    With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked at.
+    """
 
-def _condensed(totals: dict[str, Sums], condense: Condense) -> Sums:
-    """The numbers of a layer; every process takes part, parameter by parameter."""
-    numbers = Sums()
-    for name in list(totals):
-        numbers += Sums.of(condense(totals.pop(name).added()))
-    return numbers
+    def __init__(self, index: int, measure: Measure, condense: Condense):
+        self.index, self.measure, self.condense = index, measure, condense
+        self.sums: dict[str, Sums] = {}
+        self.numbers = Sums()
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], *, last: bool) -> None:
+        """Measure each parameter; its gradient is freed as soon as it has been looked at. All processes do this in step."""
+        for name, weight in layer.named_parameters():
+            gradient = gradients.pop(name)
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            total = self.sums.setdefault(name, Sums())
+            total += Sums.of(self.measure(Gradients(self.index, name, weight.detach(), gradient)))
+            if last:
+                self.numbers += Sums.of(self.condense(self.sums.pop(name).added()))
 
 
 @contextmanager
@@ -153,7 +158,7 @@ def _whole(model: Model, parts: list[Tensor], method: tuple[Measure, Condense], 
         )
     layers = {i: layer for i, layer in enumerate(model.stack.layers) if i not in removed}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
-    totals: dict[int, dict[str, Sums]] = {index: {} for index in layers}
+    totals = {index: _Totals(index, *method) for index in layers}
     with meter("gradients", len(parts)) as done:
         for batch in parts:
             with bypass(model.stack, removed), trainable(every), torch.enable_grad():
@@ -162,6 +167,6 @@ def _whole(model: Model, parts: list[Tensor], method: tuple[Measure, Condense], 
                 found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
                 gradients = {name: found[id(weight)] for name, weight in layer.named_parameters()}
-                _measured(index, layer, gradients, method[0], totals[index])
+                totals[index].add(layer, gradients, last=batch is parts[-1])
             done.add()
-    return {index: _condensed(total, method[1]) for index, total in totals.items()}
+    return {index: total.numbers for index, total in totals.items()}

@@ -1,6 +1,5 @@
 """How tokens are cut: rounds that share one reading of the weights, batches that run at once, blocks of logits."""
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -8,8 +7,9 @@ from .. import ranks
 from ..anatomy.model import Model
 from ..memory import total_memory
 
-LOGIT_ROWS = 128  # positions whose logits exist at once: enough for a fast product, few enough to stay in the cache
+LOGIT_ROWS = 128  # positions whose logits exist at once on a CPU: enough for a fast product, few enough to stay in the cache
 LOGIT_BYTES = 64 << 20  # and never more logits than this
+LOGIT_GPU = 8  # a GPU takes so many times more
 STREAM_SHARE = 8  # all streams of a round take at most this part of the memory
 GRADIENT_BATCHES = 4  # batches that run with gradients are so many times larger, since each adds weight-sized sums
 
@@ -30,7 +30,7 @@ def rounds(model: Model, tokens: Int[Tensor, "sample position"], streams: int) -
     budget = total_memory(model.device) // STREAM_SHARE
     share = -(-len(tokens) // ranks.size())  # the largest part that a process has: all go the same number of rounds
     rows = max(1, budget // (streams * tokens.shape[1] * model.stream_bytes))
-    return list(mine(tokens).tensor_split(-(-share // rows)))
+    return list(mine(tokens).tensor_split(min(-(-share // rows), len(tokens) // ranks.size())))
 
 
 def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
@@ -41,7 +41,8 @@ def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
 def chunks(vocabulary: int, tokens: Int[Tensor, "batch position"]) -> list[tuple[slice, slice]]:
     """Blocks (samples, predicting positions) whose logits are few enough to exist together."""
     count, predicted = tokens.shape[0], tokens.shape[1] - 1
-    most = max(1, min(LOGIT_ROWS, LOGIT_BYTES // (4 * vocabulary)))
+    most = LOGIT_BYTES // (4 * vocabulary)
+    most = max(1, min(LOGIT_ROWS, most) if tokens.device.type == "cpu" else LOGIT_GPU * most)
     width = min(predicted, most)
     rows = max(1, most // width)
     return [
@@ -56,8 +57,3 @@ def part_of(axes: tuple[int, int], stream: Tensor, rows: slice, places: slice) -
     batch, position = axes
     part = stream.narrow(batch, rows.start, rows.stop - rows.start)
     return part.narrow(position, places.start, places.stop - places.start)
-
-
-def split(stream: Tensor, axis: int, sizes: list[int]) -> list[Tensor]:
-    """A stream of several batches taken apart again."""
-    return [part.contiguous() for part in torch.split(stream, sizes, dim=axis)]

@@ -1,11 +1,22 @@
 """Named totals and counts. All statistics are sums, so merging batches, ranks or resumed runs is adding."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .. import ranks
 
+BLOCK = 1 << 20
 LARGE = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
+
+
+def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of itself."""
+    total = torch.zeros((), dtype=torch.float64, device=value.device)
+    for block in value.flatten().split(BLOCK):
+        total += function(block.double()).sum()
+    return total.cpu()
 
 
 class Sums(dict[str, Tensor]):
