@@ -114,7 +114,7 @@ class Small:
         """Ours against the sum of its parts: each layer's forward and the head, measured alone with the same kernels."""
         model, reference = self.model(kind), self.model(kind)
         tokens, replay = self.tokens(reference), replay_of(reference)
-        depth, parts, blocks = len(reference.stack), batches(reference, tokens), chunks(reference.vocabulary, tokens)
+        depth, parts, blocks = len(reference.stack), batches(reference, tokens), chunks(reference.vocabulary, tokens, 2 if kind == "bf16" else 4)
         recordings = [replay.record(part) for part in parts]
         sums, needed = [], []
 

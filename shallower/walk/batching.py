@@ -7,7 +7,7 @@ from .. import ranks
 from ..anatomy.model import Model
 from ..memory import total_memory
 
-LOGIT_ROWS = 128  # positions whose logits exist at once on a CPU: enough for a fast product, few enough to stay in the cache
+LOGIT_ROWS = 128  # positions whose fp32 logits exist at once on a CPU: enough for a fast product, few enough for the cache
 LOGIT_BYTES = 64 << 20  # and never more logits than this
 LOGIT_GPU = 8  # a GPU takes so many times more
 STREAM_SHARE = 8  # all streams of a round take at most this part of the memory
@@ -38,11 +38,11 @@ def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
     return tokens.shape[0] * (tokens.shape[1] - 1)
 
 
-def chunks(vocabulary: int, tokens: Int[Tensor, "batch position"]) -> list[tuple[slice, slice]]:
-    """Blocks (samples, predicting positions) whose logits are few enough to exist together."""
+def chunks(vocabulary: int, tokens: Int[Tensor, "batch position"], itemsize: int = 4) -> list[tuple[slice, slice]]:
+    """Blocks (samples, predicting positions) whose logits, of ``itemsize`` bytes each, are few enough to exist together."""
     count, predicted = tokens.shape[0], tokens.shape[1] - 1
     most = LOGIT_BYTES // (4 * vocabulary)
-    most = max(1, min(LOGIT_ROWS, most) if tokens.device.type == "cpu" else LOGIT_GPU * most)
+    most = max(1, min(LOGIT_ROWS * 4 // itemsize, most) if tokens.device.type == "cpu" else LOGIT_GPU * most)
     width = min(predicted, most)
     rows = max(1, most // width)
     return [

@@ -19,6 +19,8 @@ from ..progress import Meter, meter
 from .batching import batches, chunks, mine, part_of, rounds, total_predictions
 from .replay import Recording, Replay
 
+NLL_ROWS = 64  # positions whose losses are taken at once on a CPU, so that five passes over their fp32 logits stay in the cache
+
 
 def replay_of(model: Model) -> Replay | None:
     """The model's replay, or None where only whole forwards are faithful; found out once per model."""
@@ -29,9 +31,7 @@ def replay_of(model: Model) -> Replay | None:
     return model.__dict__["replay"]
 
 
-def token_nll(
-    logits: Float[Tensor, "batch position vocabulary"], targets: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch position"]:
+def token_nll(logits: Float[Tensor, "*places vocabulary"], targets: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
     """NLL in nats of every target, float32; the logits are overwritten, because a second copy costs as much as the exponentials."""
     logits = logits.float()
     chosen = logits.gather(-1, targets[..., None])[..., 0]
@@ -40,9 +40,14 @@ def token_nll(
 
 
 def head_nll(replay: Replay, stream: Tensor, tokens: Int[Tensor, "batch position"], block: tuple[slice, slice]) -> Tensor:
-    """NLL of one block of predictions from the last stream."""
+    """NLL of one block of predictions, (rows, places), from the last stream."""
     rows, places = block
-    return token_nll(replay.head(part_of(replay.axes, stream, rows, places)), tokens[rows, places.start + 1 : places.stop + 1])
+    logits = replay.head(part_of(replay.axes, stream, rows, places))
+    targets = tokens[rows, places.start + 1 : places.stop + 1]
+    if logits.device.type != "cpu":
+        return token_nll(logits, targets)
+    pieces = zip(logits.flatten(0, 1).split(NLL_ROWS), targets.flatten().split(NLL_ROWS), strict=True)
+    return torch.cat([token_nll(*piece) for piece in pieces]).view(targets.shape)
 
 
 @torch.no_grad()
@@ -74,7 +79,7 @@ def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], 
             done.add()
     for stream, batch in zip(streams, part, strict=True):
         nll = torch.empty(batch.shape[0], batch.shape[1] - 1, device=batch.device)
-        for block in chunks(model.vocabulary, batch):
+        for block in chunks(model.vocabulary, batch, stream.element_size()):
             nll[block] = head_nll(replay, stream, batch, block)
         done.add()
         yield nll
@@ -211,7 +216,7 @@ class LossWalk:
 
     def _heads(self, work: _Round, streams: dict, total: dict, *, bounded: bool, advance: Callable[[int], None]) -> dict[str, float]:
         """The totals with this round's losses added, the most promising variants first where only the lowest counts."""
-        blocks = chunks(self.model.vocabulary, work.tokens)
+        blocks = chunks(self.model.vocabulary, work.tokens, next(iter(streams.values())).element_size())
 
         def loss(key: str, block: tuple[slice, slice]) -> float:
             return float(head_nll(work.replay, streams[key], work.tokens, block).double().sum())

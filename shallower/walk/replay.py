@@ -117,7 +117,7 @@ class Replay:
             return False  # a weight that serves several layers has its gradient from all of them
         tokens = dry_tokens(self.module.get_input_embeddings().weight.shape[0]).to(self.module.device)
         try:
-            return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0}), frozenset({len(self.stack) // 2})))
+            return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0, len(self.stack) // 2})))
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
             return False
 
