@@ -114,7 +114,8 @@ class Small:
         """Ours against the sum of its parts: each layer's forward and the head, measured alone with the same kernels."""
         model, reference = self.model(kind), self.model(kind)
         tokens, replay = self.tokens(reference), replay_of(reference)
-        depth, parts, blocks = len(reference.stack), batches(reference, tokens), chunks(reference.vocabulary, tokens, 2 if kind == "bf16" else 4)
+        depth, parts = len(reference.stack), batches(reference, tokens)
+        blocks = chunks(reference.vocabulary, tokens, reference.module.dtype.itemsize)
         recordings = [replay.record(part) for part in parts]
         sums, needed = [], []
 
