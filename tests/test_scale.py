@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -221,23 +220,41 @@ def command(*arguments: object, env: dict | None = None, **options):
     return subprocess.Popen(names, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | (env or {}), **options)
 
 
-def test_kill_minus_nine_from_outside(saved, tmp_path) -> None:
-    out = tmp_path / "scores.json"
-    size = ("--samples", 40, "--length", 64, "--max-batch-tokens", 64, "--device", "cpu")
-    arguments = ("score", saved("llama"), "--criterion", "perplexity", *size)
-    journal = tmp_path / ".scores.json.journal"
-    process = command(*arguments, "--out", out, env={"SHALLOWER_JOURNAL_SECONDS": "0"})
-    deadline = time.monotonic() + 120
-    while not list(journal.rglob("*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert journal.exists(), "it was too fast to be killed"
-    again = command(*arguments, "--out", out)
-    assert "resuming at losses" in again.communicate()[1]
+SIGNALLED = """
+import os, sys
+from shallower import cli, journal
+keep = journal.Part.keep
+def signalled(self, step, tensors, notes):
+    keep(self, step, tensors, notes)
+    if step == 3:
+        os.kill(os.getpid(), int(sys.argv[1]))
+journal.Part.keep = signalled
+cli.main(sys.argv[2:])
+"""
+SIZE = ("--criterion", "perplexity", "--samples", "4", "--length", "16", "--device", "cpu")
+
+
+def signalled(number: int, *arguments: object) -> subprocess.CompletedProcess:
+    """A command that gets a signal when its journal holds three steps."""
+    names = [sys.executable, "-c", SIGNALLED, str(int(number)), *map(str, arguments)]
+    return subprocess.run(names, capture_output=True, text=True, env=os.environ | {"SHALLOWER_JOURNAL_SECONDS": "0"}, timeout=240)
+
+
+def test_kill_minus_nine(saved, tmp_path) -> None:
+    arguments = ("score", saved("llama"), *SIZE)
+    assert signalled(signal.SIGKILL, *arguments, "--out", tmp_path / "scores.json").returncode == -signal.SIGKILL
+    assert list((tmp_path / ".scores.json.journal").rglob("*.safetensors"))
+    again = command(*arguments, "--out", tmp_path / "scores.json")
+    assert re.search("resuming at losses [123] of 9", again.communicate()[1])  # a slow disk keeps fewer steps
     whole = command(*arguments, "--json")
-    assert json.loads(whole.communicate()[0])["scores"] == json.loads(out.read_text())["scores"]
+    assert json.loads(whole.communicate()[0])["scores"] == json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_ctrl_c_says_how_to_go_on(saved, tmp_path) -> None:
+    ran = signalled(signal.SIGINT, "score", saved("llama"), *SIZE, "--out", tmp_path / "scores.json")
+    assert ran.returncode == 130
+    assert re.search("stopped in losses, [123] of 9 steps are kept: the same command goes on from there", ran.stderr)
 
 
 DYING = """
@@ -268,17 +285,6 @@ def test_killed_while_writing(shard: str, saved, tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     for path in (tmp_path / "whole").glob("*.safetensors*"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-
-
-def test_ctrl_c_says_how_to_go_on(saved, tmp_path) -> None:
-    size = ("--samples", 64, "--length", 64, "--max-batch-tokens", 64, "--device", "cpu", "--criterion", "perplexity")
-    process = command("score", saved("llama"), *size, "--out", tmp_path / "s.json", env={"SHALLOWER_JOURNAL_SECONDS": "0"})
-    while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate()[1]
-    assert process.returncode == 130
-    assert re.search(r"stopped in losses, \d+ of \d+ steps are kept: the same command goes on from there", errors), errors
 
 
 # ---------------------------------------------------------------- many processes
