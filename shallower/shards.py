@@ -209,7 +209,9 @@ def _copy_inside(entry: Entry, out: FileIO) -> int:
     if not hasattr(os, "copy_file_range"):
         return 0
     start = entry.start
-    with entry.file.open("rb") as source:
+    with entry.file.open("rb", buffering=0) as source:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(source.fileno(), entry.start, entry.bytes, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead
         while start < entry.end:
             try:
                 count = os.copy_file_range(source.fileno(), out.fileno(), entry.end - start, start)
