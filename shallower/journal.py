@@ -54,14 +54,14 @@ class _Beside:
                 self.folder.mkdir(exist_ok=True)
                 try:
                     self.lock = (self.folder / "lock").open("w")
-                except OSError:
-                    with suppress(OSError):
-                        self.folder.rmdir()
-                    raise
-                try:
                     fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    self.close()
+                except OSError as error:
+                    if not isinstance(error, BlockingIOError):
+                        with suppress(OSError):
+                            self.folder.rmdir()
+                        raise
+                    self.lock.close()
+                    self.lock = None  # the folder is the other's
                     raise UserError(f"another process is writing {self.out}: wait for it or give another --out") from error
         return self.folder
 
@@ -138,14 +138,16 @@ class Journal:
             return compute()
         if name not in self.done:
             self.done[name] = compute()
-            if ranks.rank() == 0:
-                write_atomic(self.folder / "done.json", json.dumps(self.done))
+            self._write()
         return self.done[name]
 
     def note(self, name: str, key: str, value: Any) -> None:
         """Keep one value of the dictionary that ``done[name]`` is."""
         self.done.setdefault(name, {})[key] = value
-        if self.folder is not None:
+        self._write()
+
+    def _write(self) -> None:
+        if self.folder is not None and ranks.rank() == 0:
             write_atomic(self.folder / "done.json", json.dumps(self.done))
 
     def drop(self) -> None:
@@ -164,7 +166,7 @@ class Journal:
 
 
 class Part:
-    """A stretch of steps whose state is kept now and then: ``resume`` first, then ``keep`` after each step, then ``close``."""
+    """A stretch of steps whose state is kept now and then: entered with ``with``, ``resume`` first, ``keep`` after each step."""
 
     def __init__(self, journal: Journal, label: str, total: int, which: str):
         self.journal, self.label, self.total = journal, label, total

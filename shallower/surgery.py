@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from .anatomy.config import Solved
-from .anatomy.loading import open_checkpoint, quiet
+from .anatomy.loading import FLOATS, open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
 from .anatomy.names import Place
 from .artifacts import Plan, Pruned, dumps, versions
@@ -21,9 +21,6 @@ from .progress import say
 from .proof import verify
 from .shards import Content, Cut, stored, write_shards
 from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
-
-FLOATS = {"F64", "F32", "F16", "BF16"}
-TORCH_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -172,17 +169,15 @@ def _check_space(out: Path, needed: int) -> None:
     place = out.absolute().parent
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise UserError(
-            f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere"
-        )
+        raise UserError(f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere")
 
 
 def converted(content: Content, dtype: torch.dtype | None) -> Content:
     """The same tensor in another floating dtype, a piece at a time; None, and tensors that are no floats, stay as they are."""
-    target = next((name for name, kind in TORCH_NAMES.items() if kind == dtype), content.dtype)
+    target = next((name for name, kind in FLOATS.items() if kind == dtype), content.dtype)
     if target == content.dtype or content.dtype not in FLOATS:
         return content
-    kind = TORCH_NAMES[content.dtype]
+    kind = FLOATS[content.dtype]
 
     def pieces():
         for raw in content.pieces():

@@ -65,7 +65,7 @@ class ConfigSolver:
     def __init__(self, checkpoint: Checkpoint, stack_name: str):
         self.checkpoint = checkpoint
         self.stack_name = stack_name
-        dense = checkpoint.build()
+        self.dense = dense = checkpoint.build()
         self.layers = len(dense.get_submodule(stack_name))
         self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
@@ -88,15 +88,15 @@ class ConfigSolver:
         if not kept:
             raise Refusal("removing every layer leaves no model: keep at least one")
         base, changes = self._sliced(kept)
-        best: Mismatch | str = self._judge(base, kept)
-        if best is None:
-            return self._finish(base, changes, kept)
+        best = self._judge(base, kept)
+        if isinstance(best, dict):
+            return self._solved(base, changes, best)
         for edits in self._edits(base, kept, best, deep):
             candidate = copy.deepcopy(base)
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
-            if verdict is None:
-                return self._finish(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], kept)
+            if isinstance(verdict, dict):
+                return self._solved(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], verdict)
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
@@ -109,18 +109,18 @@ class ConfigSolver:
 
     def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
         """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
-        return tables_on_disk(self.checkpoint.build(), tables, self.checkpoint.tensors) if tables else {}
+        return tables_on_disk(self.dense, tables, self.checkpoint.tensors) if tables else {}
 
     def places(self) -> dict[str, Place]:
         """The places of the tensors in the files that belong to a layer."""
         sizes = {name: entry.bytes for name, entry in self.checkpoint.tensors.items()}
-        return places(self.checkpoint.build(), self.stack_name, sizes)
+        return places(self.dense, self.stack_name, sizes)
 
     def moved(self, kept: list[int]) -> dict[str, int]:
         """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them over."""
         if not self.shared:
             return {}
-        return moved_on_disk(self.checkpoint.build(), self.stack_name, self.shared, kept, self.checkpoint.tensors)
+        return moved_on_disk(self.dense, self.stack_name, self.shared, kept, self.checkpoint.tensors)
 
     @cached_property
     def _alike(self) -> list[frozenset[int]]:
@@ -146,11 +146,8 @@ class ConfigSolver:
                 return tables
         return {}
 
-    def _finish(self, content: dict, changes: list[str], kept: list[int]) -> Solved:
-        config = self._config(content)
-        pruned = outside_shapes(self.checkpoint.build(config), self.stack_name)
-        tables = layer_tables(self.outside, pruned, self.layers, len(kept))
-        return Solved(config, (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
+    def _solved(self, content: dict, changes: list[str], tables: dict[str, int]) -> Solved:
+        return Solved(self._config(content), (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
 
     def _config(self, content: dict) -> PreTrainedConfig:
         with quiet():
@@ -180,8 +177,8 @@ class ConfigSolver:
         indices = isinstance(value, (list, tuple)) and bool(value) and all(type(item) is int for item in value)
         return indices and re.search("layer|block|ids|idx|indices", key) is not None and frozenset(value) in self._alike
 
-    def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | None:
-        """None if the config builds the kept layers, else the first difference or the reason why it does not build."""
+    def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | dict[str, int]:
+        """The tables to cut if the config builds the kept layers, else the first difference or why it does not build."""
         try:
             model = self.checkpoint.build(self._config(content))
             built = layer_fingerprints(model.get_submodule(self.stack_name))
@@ -197,7 +194,7 @@ class ConfigSolver:
         if isinstance(tables, str):
             return tables
         lost = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
-        return f"other layers would share the tensor {min(min(lost))[1]}" if lost else None
+        return f"other layers would share the tensor {min(min(lost))[1]}" if lost else tables
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""

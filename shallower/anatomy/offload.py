@@ -20,13 +20,11 @@ from ..errors import UserError
 from ..memory import total_memory
 from ..tensors import Entry
 from .fingerprint import shared_tensors
-from .loading import Checkpoint, aligned, check_whole, one_line, quiet
+from .loading import FLOATS, Checkpoint, aligned, check_whole, one_line, quiet
 from .names import names_in_model
 
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+KINDS = FLOATS | WHOLE  # safetensors' spelling -> torch
 PIECE = 64 << 20
 NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
 OUTSIDE = -1  # the unit of all weights that belong to no layer
@@ -149,7 +147,8 @@ class Onloader:
             with quiet():
                 info, _ = convert_and_load_state_dict_in_model(self.skeleton, tensors, settings)
         except Exception as error:  # conversions fail in many ways
-            raise UserError(f"{self.checkpoint.source}: layer {unit} cannot be read ({one_line(error)})") from error
+            what = "what lies outside the layers" if unit == OUTSIDE else f"layer {unit}"
+            raise UserError(f"{self.checkpoint.source}: {what} cannot be read ({one_line(error)})") from error
         self.skeleton._adjust_missing_and_unexpected_keys(info)
         self.unexpected |= info.unexpected_keys
         mine = self._names(unit)
@@ -192,9 +191,9 @@ def read_tensor(entry: Entry, *, uncached: bool = False) -> Tensor:
             done += count
     finally:
         os.close(handle)
-    if entry.dtype not in TORCH:
+    if entry.dtype not in KINDS:
         raise UserError(f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it")
-    return raw.view(TORCH[entry.dtype]).view(entry.shape)
+    return raw.view(KINDS[entry.dtype]).view(entry.shape)
 
 
 def trim() -> None:

@@ -8,13 +8,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .. import ranks
 from ..anatomy.bypass import bypass
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import Meter, meter
-from .batching import GRADIENT_BATCHES, batches, chunks, mine, part_of, total_predictions
+from .batching import GRADIENT_BATCHES, batches, chunks, part_of, total_predictions
 from .evidence import Gradients
 from .losses import replay_of
 from .replay import Recording, Replay
@@ -40,7 +41,7 @@ def gradient_sums(
     replayed get one plain backward through everything instead.
     """
     replay = replay_of(model)
-    parts = batches(model, mine(tokens), GRADIENT_BATCHES * model.batch_tokens)
+    parts = batches(model, ranks.share(tokens), GRADIENT_BATCHES * model.batch_tokens)
     scale = 1 / total_predictions(tokens)
     stays = [index for index in range(len(model.stack)) if index not in removed]
     if replay is None:

@@ -14,11 +14,6 @@ STREAM_SHARE = 8  # all streams of a round take at most this part of the memory
 GRADIENT_BATCHES = 4  # batches that run with gradients are so many times larger, since each adds weight-sized sums
 
 
-def mine(tokens: Int[Tensor, "sample position"]) -> Int[Tensor, "share position"]:
-    """The samples of this process."""
-    return ranks.share(tokens)
-
-
 def batches(model: Model, tokens: Int[Tensor, "sample position"], limit: int | None = None) -> list[Tensor]:
     """The samples in order, in even batches of at most ``limit`` tokens (at least one sample each), on the device."""
     rows = max(1, (limit or model.batch_tokens) // tokens.shape[1])
@@ -30,7 +25,7 @@ def rounds(model: Model, tokens: Int[Tensor, "sample position"], streams: int) -
     budget = total_memory(model.device) // STREAM_SHARE
     share = -(-len(tokens) // ranks.size())  # the largest part that a process has: all go the same number of rounds
     rows = max(1, budget // (streams * tokens.shape[1] * model.stream_bytes))
-    return list(mine(tokens).tensor_split(min(-(-share // rows), len(tokens) // ranks.size())))
+    return list(ranks.share(tokens).tensor_split(min(-(-share // rows), len(tokens) // ranks.size())))
 
 
 def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .. import ranks
 from ..anatomy.bypass import bypass
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal, Part, State
 from ..progress import meter
-from .batching import batches, mine, rounds
+from .batching import batches, rounds
 from .evidence import Streams
 from .losses import replay_of
 from .replay import Replay
@@ -84,7 +85,7 @@ def stream_sums(
     replay = replay_of(model)
     taps = _Taps(model, measure, spans, last)
     stays = [index for index in range(len(model.stack)) if index not in removed]
-    pieces = rounds(model, tokens, len(model.stack) + 2 if spans and not last else 2) if replay else [mine(tokens)]
+    pieces = rounds(model, tokens, len(model.stack) + 2 if spans and not last else 2) if replay else [ranks.share(tokens)]
     with journal.part("streams", len(pieces) * len(stays)) as part, fast_products(model.module):
         if replay is None:
             _whole(taps, batches(model, pieces[0]), removed)

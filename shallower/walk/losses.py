@@ -16,7 +16,7 @@ from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import Meter, meter
-from .batching import batches, chunks, mine, part_of, rounds, total_predictions
+from .batching import batches, chunks, part_of, rounds, total_predictions
 from .replay import Recording, Replay
 
 NLL_ROWS = 64  # positions whose losses are taken at once on a CPU, so that five passes over their fp32 logits stay in the cache
@@ -180,7 +180,7 @@ class LossWalk:
             with meter(label, len(order), len(found)) as done:
                 for key in order[len(found) :]:
                     removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
-                    nll = _whole(self.model, batches(self.model, mine(self.tokens)), removed, Meter("", 0))
+                    nll = _whole(self.model, batches(self.model, ranks.share(self.tokens)), removed, Meter("", 0))
                     found[key] = sum(float(values.double().sum()) for values in nll)
                     part.keep(len(found), {}, {"found": found})
                     done.add()
