@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from .. import ranks
 from ..anatomy.bypass import bypass
@@ -19,7 +20,7 @@ from ..progress import Meter, meter
 from .batching import batches, chunks, part_of, rounds, total_predictions
 from .replay import Recording, Replay
 
-NLL_ROWS = 64  # positions whose losses are taken at once on a CPU, so that five passes over their fp32 logits stay in the cache
+NLL_ROWS = 16  # positions whose losses are taken at once on a CPU, so that their fp32 logits stay in the cache
 
 
 def replay_of(model: Model) -> Replay | None:
@@ -32,11 +33,8 @@ def replay_of(model: Model) -> Replay | None:
 
 
 def token_nll(logits: Float[Tensor, "*places vocabulary"], targets: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
-    """NLL in nats of every target, float32; the logits are overwritten, because a second copy costs as much as the exponentials."""
-    logits = logits.float()
-    chosen = logits.gather(-1, targets[..., None])[..., 0]
-    highest = logits.amax(-1, keepdim=True)
-    return logits.sub_(highest).exp_().sum(-1).log_().add_(highest[..., 0]).sub_(chosen)
+    """NLL in nats of every target, float32."""
+    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def head_nll(replay: Replay, stream: Tensor, tokens: Int[Tensor, "batch position"], block: tuple[slice, slice]) -> Tensor:
