@@ -16,7 +16,7 @@ from .progress import Meter, meter
 from .tensors import INDEX, SINGLE, Entry
 
 COPY_BYTES = 8 << 20
-MARK_BYTES = 256 << 20  # written between two marks of how far a file has come
+MARK_BYTES = 1 << 30  # written between two marks of how far a file has come
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class _File:
     def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], syncer: ThreadPoolExecutor):
         self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
         self.marked, self.syncing = 0, None
+        self.reading: FileIO | None = None
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -169,13 +170,49 @@ class _File:
                 position += content.bytes
                 if going_on and position <= start:
                     continue
-                _copy(name, content, out)
+                self._copy(name, content, out)
                 done.add(content.bytes // 10**6, self.path.name)
                 self._sync(out.fileno(), position)
             if self.syncing is not None:
                 self.syncing.result()
             os.fsync(out.fileno())
+        if self.reading is not None:
+            self.reading.close()
         self.mark(self.path.name, position)
+
+    def _copy(self, name: str, content: Content, out: FileIO) -> None:
+        done = self._copy_inside(content.source, out) if content.source is not None else 0
+        if not done:
+            done = sum(_all(out, piece) for piece in content.pieces())
+        if done != content.bytes:
+            raise AssertionError(f"{name}: {done} bytes where {content.bytes} were announced")
+
+    def _copy_inside(self, entry: Entry, out: FileIO) -> int:
+        """Bytes copied by the kernel without a detour through this process; 0 where it cannot."""
+        if not hasattr(os, "copy_file_range"):
+            return 0
+        source, start = self._opened(entry.file), entry.start
+        while start < entry.end:
+            try:
+                count = os.copy_file_range(source, out.fileno(), entry.end - start, start)
+            except OSError as error:
+                if start == entry.start and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                    return 0
+                raise
+            if not count:
+                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            start += count
+        return entry.bytes
+
+    def _opened(self, file: Path) -> int:
+        """The handle of a source, kept from tensor to tensor: the system reads ahead of a handle as far as it has seen it read in order."""
+        if self.reading is None or self.reading.name != str(file):
+            if self.reading is not None:
+                self.reading.close()
+            self.reading = FileIO(str(file))
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self.reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return self.reading.fileno()
 
     def _sync(self, handle: int, position: int) -> None:
         if position - self.marked < MARK_BYTES or (self.syncing is not None and not self.syncing.done()):
@@ -194,32 +231,3 @@ def _all(out: FileIO, piece: bytes) -> int:
     while view:
         view = view[out.write(view) :]
     return len(piece)
-
-
-def _copy(name: str, content: Content, out: FileIO) -> None:
-    done = _copy_inside(content.source, out) if content.source is not None else 0
-    if not done:
-        done = sum(_all(out, piece) for piece in content.pieces())
-    if done != content.bytes:
-        raise AssertionError(f"{name}: {done} bytes where {content.bytes} were announced")
-
-
-def _copy_inside(entry: Entry, out: FileIO) -> int:
-    """Bytes copied by the kernel without a detour through this process; 0 where it cannot."""
-    if not hasattr(os, "copy_file_range"):
-        return 0
-    start = entry.start
-    with entry.file.open("rb", buffering=0) as source:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(source.fileno(), entry.start, entry.bytes, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead
-        while start < entry.end:
-            try:
-                count = os.copy_file_range(source.fileno(), out.fileno(), entry.end - start, start)
-            except OSError as error:
-                if start == entry.start and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-                    return 0
-                raise
-            if not count:
-                raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            start += count
-    return entry.bytes

@@ -260,14 +260,14 @@ def test_ctrl_c_says_how_to_go_on(saved, tmp_path) -> None:
 DYING = """
 import os, sys
 from shallower import cli, shards
-shards.MARK_BYTES, copied, copy = 0, [], shards._copy
-def dying(name, content, out):
+shards.MARK_BYTES, copied, copy = 0, [], shards._File._copy
+def dying(self, name, content, out):
     copied.append(name)
     if len(copied) == int(sys.argv[1]):
         os.write(out.fileno(), b"half")
         os._exit(9)
-    copy(name, content, out)
-shards._copy = dying
+    copy(self, name, content, out)
+shards._File._copy = dying
 cli.main(sys.argv[2:])
 """
 
