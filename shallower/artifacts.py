@@ -133,8 +133,37 @@ class Pruned:
     original: list[int]
     fingerprint: str
     config_changes: list[str]
+    compensation: dict[str, Any] | None = None
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "pruned"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How a pruned model was repaired without training.
+
+    ``loss`` holds the mean NLL in nats on held-out calibration tokens: ``dense``, ``before`` and ``after`` (of the pruned
+    model); ``changed`` names the changed weights, none where nothing helped. ``layers`` holds, per retained layer, the
+    shift and the relative error of the stream behind it before and after, on the held-out tokens.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    model: ModelRecord
+    removed: list[int]
+    calibration: CalibrationRecord
+    fitted_tokens: int
+    held_out_tokens: int
+    loss: dict[str, float]
+    changed: list[str]
+    layers: list[dict[str, Any]]
+    notes: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    dtype: str
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "compensation"
     schema: int = 1
 
 
@@ -169,8 +198,15 @@ class Inspection:
     schema: int = 1
 
 
-RECORDS = {"scores": Scores, "plan": Plan, "pruned": Pruned, "evaluation": Evaluation, "inspection": Inspection}
-Record = Scores | Plan | Pruned | Evaluation | Inspection
+RECORDS = {
+    "scores": Scores,
+    "plan": Plan,
+    "pruned": Pruned,
+    "compensation": Compensation,
+    "evaluation": Evaluation,
+    "inspection": Inspection,
+}
+Record = Scores | Plan | Pruned | Compensation | Evaluation | Inspection
 
 
 def dumps(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Calibration:
         tokens: a .npy file of integers, (sample, position), used exactly as it is.
         samples, length: how many samples of how many tokens (BOS counted).
         seed: which parts of the text are taken.
+        at_most: take fewer samples where the text has no more.
         bos: where the BOS token goes: ``first`` sample only, ``every``, ``none``; ``auto`` is ``every`` for models whose
             tokenizer adds one, else ``none``.
     """
@@ -40,6 +41,7 @@ class Calibration:
     length: int = 128
     seed: int = 1234
     bos: str = "auto"
+    at_most: bool = False
 
     def __post_init__(self) -> None:
         if sum(source is not None for source in (self.text, self.dataset, self.tokens)) > 1:
@@ -78,6 +80,8 @@ def calibration_tokens(wanted: Calibration, tokenizer, vocabulary: int) -> tuple
     body = wanted.length - (bos == "every")
     ids = encode(coder, text)
     segments = len(ids) // body if body else 0
+    if wanted.at_most and segments:
+        wanted = replace(wanted, samples=min(wanted.samples, segments))
     if segments < wanted.samples:
         raise UserError(
             f"{source} has {len(ids)} tokens, enough for {segments} samples of {wanted.length}; "

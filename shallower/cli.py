@@ -34,6 +34,7 @@ TOGETHER = ("score", "plan")  # the verbs that many processes can share
 UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
 CRITERIA = ", ".join(methods.names("criteria"))
 SELECTIONS = ", ".join(methods.names("selection"))
+COMPENSATIONS = ", ".join(methods.names("compensation"))
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, a Hub id or a .gguf file", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="write the artifact there; parent folders are made")]
@@ -59,6 +60,12 @@ KeepLast = Annotated[str, typer.Option("--keep-last", help="layers at the end th
 Remove = Annotated[int | None, typer.Option("--remove", help="number of layers to remove")]
 Ratio = Annotated[float | None, typer.Option("--ratio", help="share of all parameters to remove, to the nearest number of layers")]
 Target = Annotated[str | None, typer.Option("--target-params", help="parameters that may be left, such as 5.5B")]
+CompensateSamples = Annotated[int, typer.Option("--compensate-samples", help="samples to fit --compensate on, at most")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="reload what was written and prove it")]
+SaveDtype = Annotated[str | None, typer.Option("--save-dtype", help="store floating tensors in fp32, bf16 or fp16")]
+ShardSize = Annotated[str, typer.Option("--max-shard-size", help="largest weight file")]
+PrunedOut = Annotated[Path, typer.Option("--out", help="folder for the pruned model; it appears only when complete")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="a method's own setting, key=value; may be repeated")]
 
 
@@ -129,7 +136,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Decide which layers go."""
-    mine, its = _split_settings(_pairs(settings), criterion, selection)
+    mine, its, _ = _split_settings(_pairs(settings), criterion, selection)
     result = stages.plan(
         source,
         amount=_amount(remove, ratio, target_params),
@@ -146,7 +153,7 @@ def plan(
 @app.command()
 def prune(
     model: ModelArg,
-    out: Annotated[Path, typer.Option("--out", help="folder for the pruned model; it appears only when complete")],
+    out: PrunedOut,
     plan: Annotated[str | None, typer.Option("--plan", help="a plan.json made for this model")] = None,
     drop: Annotated[str | None, typer.Option("--drop", help="exactly these layers, such as 3,4,5; ignores protection")] = None,
     remove: Remove = None,
@@ -170,10 +177,12 @@ def prune(
     layered: Layered = None,
     max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
-    save_dtype: Annotated[str | None, typer.Option("--save-dtype", help="store floating tensors in fp32, bf16 or fp16")] = None,
-    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="largest weight file")] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="reload what was written and prove it")] = True,
+    compensate: Annotated[str | None, typer.Option("--compensate", help=f"repair what is left: {COMPENSATIONS}")] = None,
+    compensate_samples: CompensateSamples = stages.FITTED,
+    save_dtype: SaveDtype = None,
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    verify: Verify = True,
     json: Json = False,
 ) -> None:
     """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
@@ -184,6 +193,11 @@ def prune(
     total_size(max_shard_size)
     methods.find("criteria", criterion)
     methods.find("selection", selection)
+    mine, its, theirs = _split_settings(_pairs(settings), criterion, selection, compensate)
+    repair = None
+    if compensate is not None:
+        fitting = Calibration(text, dataset, tokens, compensate_samples, length, seed, bos, at_most=True)
+        repair = stages.Compensating(compensate, theirs, fitting)
     with journaled(out):
         opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens))
         if plan is not None:
@@ -191,7 +205,6 @@ def prune(
         elif drop is not None:
             chosen = stages.drop(opened, layers_of(drop))
         else:
-            mine, its = _split_settings(_pairs(settings), criterion, selection)
             chosen = stages.plan(
                 opened,
                 amount=_amount(remove, ratio, target_params),
@@ -201,7 +214,45 @@ def prune(
                 calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
             )
         options = {"overwrite": overwrite, "verify": verify, "save_dtype": save_dtype, "max_shard_size": max_shard_size}
-        result = stages.prune(opened, chosen, out=out, **options)
+        result = stages.prune(opened, chosen, out=out, compensating=repair, **options)
+    _finish(result, json, tables.pruned, out)
+
+
+@app.command()
+def compensate(
+    model: ModelArg,
+    plan: Annotated[str, typer.Option("--plan", help="a plan.json made for this model")],
+    out: PrunedOut,
+    method: Annotated[str, typer.Option("--method", help=COMPENSATIONS)] = "sequential",
+    settings: Settings = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    tokens: Tokens = None,
+    samples: Annotated[int, typer.Option("--samples", help="samples to fit on, at most")] = stages.FITTED,
+    length: Length = 128,
+    seed: Seed = 1234,
+    bos: Bos = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
+    trust_remote_code: Trust = False,
+    save_dtype: SaveDtype = None,
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    verify: Verify = True,
+    json: Json = False,
+) -> None:
+    """Remove what a plan says, repair what is left without training, write it and prove it."""
+    check_free(out, overwrite=overwrite)
+    parse_dtype(save_dtype)
+    total_size(max_shard_size)
+    fitting = Calibration(text, dataset, tokens, samples, length, seed, bos, at_most=True)
+    how = stages.Compensating(method, _pairs(settings), fitting)
+    with journaled(out):
+        opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens))
+        options = {"overwrite": overwrite, "verify": verify, "save_dtype": save_dtype, "max_shard_size": max_shard_size}
+        result = stages.compensate(opened, plan, compensating=how, out=out, **options)
     _finish(result, json, tables.pruned, out)
 
 
@@ -264,14 +315,17 @@ def _pairs(settings: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _split_settings(given: dict[str, str], criterion: str, selection: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Settings of the criterion and of the selection; what neither knows stays with the one that has settings."""
-    known = methods.setting_names(methods.find("selection", selection))
-    its = {key: value for key, value in given.items() if key in known}
-    rest = {key: value for key, value in given.items() if key not in known}
-    if known and rest and not methods.setting_names(methods.find("criteria", criterion)):
-        return {}, its | rest
-    return rest, its
+def _split_settings(
+    given: dict[str, str], criterion: str, selection: str, compensation: str | None = None
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Settings of the criterion, the selection and the compensation; what none knows stays with one that has settings, to be refused."""
+    named = [("compensation", compensation), ("selection", selection), ("criteria", criterion)]
+    known = {kind: methods.setting_names(methods.find(kind, name)) if name else () for kind, name in named}
+    last = next((kind for kind in ("criteria", "selection", "compensation") if known[kind]), "criteria")
+    parts: dict[str, dict[str, str]] = {kind: {} for kind in known}
+    for key, value in given.items():
+        parts[next((kind for kind in known if key in known[kind]), last)][key] = value
+    return parts["criteria"], parts["selection"], parts["compensation"]
 
 
 def _kept(end: str, text: str) -> int | None:
@@ -293,7 +347,9 @@ def _explain(arguments: list[str]) -> bool:
             if arguments[2] in methods.names(kind):
                 print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
                 return True
-        raise UserError(f"unknown method {arguments[2]!r}: criteria are {CRITERIA}; selections are {SELECTIONS}")
+        raise UserError(
+            f"unknown method {arguments[2]!r}: criteria are {CRITERIA}; selections are {SELECTIONS}; compensations are {COMPENSATIONS}"
+        )
     return False
 
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from .anatomy.bypass import bypass
 from .anatomy.loading import Checkpoint, check_whole, one_line, open_checkpoint, quiet
 from .anatomy.model import Model
+from .anatomy.patch import Patch, patched
 from .anatomy.stack import check_causal, dry_tokens
 from .artifacts import Plan
 from .errors import Refusal, UserError
@@ -22,7 +23,15 @@ PROBE_LAYERED = (2, 16)  # each decoded token reads all weights
 PROBE_PREFIX = 12
 
 
-def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save_dtype: torch.dtype | None = None) -> dict:
+def verify(
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    sources: dict[str, str],
+    *,
+    save_dtype: torch.dtype | None = None,
+    patch: Patch | None = None,
+) -> dict:
     """Reload the written files with plain transformers and prove them equal to the virtual removal.
 
     Checked, with the unpruned model as control: no missing, mismatched or new unexpected keys; logits equal to those of
@@ -33,6 +42,7 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
         folder: the written checkpoint.
         sources: its tensor names -> those of the unpruned model.
         save_dtype: what it was stored in; None for as before.
+        patch: the changes of weights that the written model is meant to have; the virtual one gets them too.
     Returns:
         What was compared and how far apart it was, for ``shallower.json``.
     Raises:
@@ -47,7 +57,7 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
     stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
     tokens = dry_tokens(model.vocabulary, *probe).to(model.device)
     try:
-        with bypass(stack, plan.removed):
+        with patched(dense, patch or {}), bypass(stack, plan.removed):
             wanted = _logits(dense, tokens)
         if not torch.isfinite(wanted).all():
             raise UserError("the virtually pruned model yields NaN or infinite logits; another removal or dtype may help")
@@ -78,6 +88,7 @@ def verify(model: Model, plan: Plan, folder: Path, sources: dict[str, str], save
         "dtype": str(dtype).removeprefix("torch."),
         "tokens": list(probe),
         "layered": model.layered,
+        "changed_weights": len(patch or {}),
     }
 
 

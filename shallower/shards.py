@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -143,7 +144,7 @@ class _File:
     def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], syncer: ThreadPoolExecutor):
         self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
         self.marked, self.syncing = 0, None
-        self.reading: FileIO | None = None
+        self.sources, self.reading = ExitStack(), None
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -160,7 +161,7 @@ class _File:
         going_on = start and self.path.is_file() and self.path.stat().st_size >= start
         header, self.marked = self.header(), start if going_on else 0
         position = len(header)
-        with self.path.open("r+b" if going_on else "wb", buffering=0) as out:
+        with ExitStack() as self.sources, self.path.open("r+b" if going_on else "wb", buffering=0) as out:
             if going_on:
                 out.truncate(start)
                 out.seek(start)
@@ -176,8 +177,6 @@ class _File:
             if self.syncing is not None:
                 self.syncing.result()
             os.fsync(out.fileno())
-        if self.reading is not None:
-            self.reading.close()
         self.mark(self.path.name, position)
 
     def _copy(self, name: str, content: Content, out: FileIO) -> None:
@@ -207,9 +206,8 @@ class _File:
     def _opened(self, file: Path) -> int:
         """The handle of a source, kept from tensor to tensor: the system reads ahead of a handle as far as it has seen it read in order."""
         if self.reading is None or self.reading.name != str(file):
-            if self.reading is not None:
-                self.reading.close()
-            self.reading = FileIO(str(file))
+            self.sources.close()
+            self.reading = self.sources.enter_context(FileIO(str(file)))
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self.reading.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return self.reading.fileno()

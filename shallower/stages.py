@@ -1,9 +1,10 @@
 """The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,21 +15,27 @@ from torch import Tensor
 from . import methods, ranks
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
-from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, load, save, versions
+from .anatomy.patch import Patch
+from .artifacts import Compensation, Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save, versions
 from .calibration import Calibration, calibration_tokens
+from .compensation import Case
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
 from .files import check_file, check_free
 from .journal import NO_JOURNAL, Journal, journaled
 from .memory import Peak
+from .pictures import drift_picture
 from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
 from .progress import say, track
 from .selection import Problem
 from .surgery import prune_files
 from .walk.gather import DATA, Gathered, gather
-from .walk.losses import LossWalk
+from .walk.losses import LossWalk, all_nll
+from .walk.paired import drift
 
 Source = str | Path | Model
+FITTED = 256  # samples that a compensation takes by default
+HELD_OUT = 8  # one sample in so many is not fitted on
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,18 @@ class Compute:
         checked_device(self.device)
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise UserError(f"--max-batch-tokens {self.max_batch_tokens}: a number of tokens, 1 or more")
+
+
+@dataclass(frozen=True)
+class Compensating:
+    """How what is left is repaired: a method from ``methods.names("compensation")``, its settings, and which tokens."""
+
+    method: str = "sequential"
+    settings: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=lambda: Calibration(samples=FITTED, at_most=True))
+
+    def __post_init__(self) -> None:
+        methods.configure(methods.find("compensation", self.method), self.settings)
 
 
 def open_model(source: Source, compute: Compute | None = None) -> Model:
@@ -228,10 +247,13 @@ def prune(
     verify: bool = True,
     save_dtype: str | None = None,
     max_shard_size: str = "5GB",
+    compensating: Compensating | None = None,
     compute: Compute | None = None,
 ) -> Pruned:
     """Write the pruned model as a plain checkpoint and prove it (see ``proof.verify``).
 
+    Args:
+        compensating: repair what is left without training; the changes are folded into the written weights.
     Raises:
         UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at ``out``.
     """
@@ -240,8 +262,24 @@ def prune(
     model = open_model(model, compute)
     plan = plan if isinstance(plan, Plan) else load(plan, "plan")
     check_same_model(plan.model, model.record, "the plan")
+    if compensating is not None:
+        patch, report = compensated(model, plan.removed, compensating)
+        options |= {"patch": patch, "report": _brief(report)}
+        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift_picture(report)}
     model.unload()  # the proof reads the model anew; two of them need not fit
     return prune_files(model, plan, out, **options)
+
+
+def compensate(
+    model: Source,
+    plan: Plan | str | Path,
+    *,
+    compensating: Compensating | None = None,
+    out: str | Path,
+    **options: Any,
+) -> Pruned:
+    """Remove what the plan says, repair what is left without training, write it and prove it: ``prune`` with a compensation."""
+    return prune(model, plan, out=out, compensating=compensating or Compensating(), **options)
 
 
 def evaluate(
@@ -271,6 +309,71 @@ def evaluate(
             with model.given(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
     return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=_dtype_name(model)), out)
+
+
+def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tuple[Patch, Compensation]:
+    """Find the changes of weights that repair the model without these layers; none where the held-out loss does not fall.
+
+    Raises:
+        Refusal: the architecture has no weights into which the method's changes fold; names the layer.
+    """
+    method = methods.find("compensation", how.method)
+    settings = methods.configure(method, how.settings)
+    tokens, record = _tokens(model, how.calibration)
+    fitted, held_out = _split(model, tokens)
+    removed = tuple(sorted(removed))
+
+    def loss(patch: Patch, gone: tuple[int, ...] = removed) -> float:
+        with model.patched(patch):
+            value = float(all_nll(model, held_out, gone, "held-out loss").double().mean())
+        return value if math.isfinite(value) else math.inf
+
+    with _timed(model) as peak, model.given(tokens.shape[1]):
+        before = loss({})
+        found = method.fit(Case(model, removed, fitted, held_out, loss, settings))
+        after = loss(found.patch) if found.patch else before
+        patch = found.patch if after < before else {}
+        if not patch:
+            say(f"{how.method} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
+        old = drift(model, held_out, removed, {})
+        new = drift(model, held_out, removed, patch) if patch else old
+    report = Compensation(
+        method=how.method,
+        settings=vars(settings) if settings else {},
+        model=model.record,
+        removed=list(removed),
+        calibration=record,
+        fitted_tokens=fitted.numel(),
+        held_out_tokens=held_out.numel(),
+        loss={"dense": loss({}, ()), "before": before, "after": min(before, after)},
+        changed=sorted(patch),
+        layers=[{"layer": one.layer, "before": vars(one), "after": vars(other)} for one, other in zip(old, new, strict=True)],
+        notes=found.notes,
+        seconds=peak.seconds,
+        peak_memory_bytes=peak.bytes,
+        dtype=_dtype_name(model),
+    )
+    return patch, report
+
+
+def _brief(report: Compensation) -> dict[str, Any]:
+    """What ``shallower.json`` tells of a compensation; the rest is in the file beside it."""
+    return {name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "changed")}
+
+
+def _split(model: Model, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(what is fitted on, what is decided by): every eighth sample is held out."""
+    if len(tokens) < 2:
+        raise UserError("a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise --samples")
+    last = len(tokens) - max(1, len(tokens) // HELD_OUT)
+    fitted, width = tokens[:last], model.outline.width
+    if fitted.numel() < width:
+        least = -(-width // tokens.shape[1])
+        say(
+            f"{fitted.numel()} tokens to fit {width} features on: at least {least} samples of {tokens.shape[1]} would determine them; "
+            "the regularisation decides the rest"
+        )
+    return fitted, tokens[last:]
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 from .anatomy.config import Solved
 from .anatomy.loading import FLOATS, open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
-from .anatomy.names import Place
+from .anatomy.names import Place, names_in_model
+from .anatomy.patch import Edit, Patch
 from .artifacts import Plan, Pruned, dumps, versions
 from .errors import Refusal, UserError
 from .files import new_folder
@@ -21,6 +22,8 @@ from .progress import say
 from .proof import verify
 from .shards import Content, Cut, stored, write_shards
 from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
+
+PICTURES = ("compensation.json", "compensation.png")  # of an earlier repair, of the model that is pruned now
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         model: the unpruned model.
         plan: which layers go, in the model's own numbering.
         out: the folder to write.
+        patch: changes of kept layers' weights, in the model's own numbering.
+        report: what is to be told about them in ``shallower.json``.
+        files: further files by name, such as pictures.
         overwrite: replace a non-empty folder.
         verify: reload and compare (see ``verify``).
         save_dtype: convert floating tensors (torch dtype); None keeps each one's own.
@@ -46,7 +52,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         Refusal: the config cannot describe the kept layers.
         UserError: the disk, or the proof failed; nothing is left at ``out``.
     """
-    overwrite, check = options.get("overwrite", False), options.get("verify", True)
+    overwrite, check, patch = options.get("overwrite", False), options.get("verify", True), options.get("patch") or {}
     save_dtype, shard = options.get("save_dtype"), total_size(str(options.get("max_shard_size", "5GB")))
     checkpoint = model.checkpoint
     out = Path(out)
@@ -64,6 +70,9 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
     contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
     contents = {name: converted(content, save_dtype) for name, content in contents.items()}
+    for name, edit in edits_on_disk(model, patch, renaming.sources).items():
+        contents[name] = changed(contents[name], edit)
+        key["patch"] = key.get("patch", "") + edit.digest()
     with journaled(out):
         journal = Journal(key)
         try:
@@ -71,9 +80,16 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
                 copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
                 write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
                 _write(folder, contents, shard, journal, out)
-                proof = verify(model, plan, folder, renaming.sources, save_dtype) if check else {"skipped": "--no-verify was given"}
+                proof = (
+                    verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
+                    if check
+                    else {"skipped": "--no-verify was given"}
+                )
                 written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
-                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, _changes(solved, renaming))
+                changes = _changes(solved, renaming)
+                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, options.get("report"))
+                for name, content in options.get("files", {}).items():
+                    (folder / name).write_bytes(content)
                 (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
         except Exception:
             journal.drop()
@@ -157,12 +173,44 @@ def _renumber(value, kept: list[int]):
 def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None:
     """Carry over tokenizer, chat template, generation config, licence and other small files; no weights, no model card."""
     weights = {path for pattern in ("*.safetensors", "*.gguf", "*.h5", "*.msgpack", "*.onnx", *PICKLES) for path in source.glob(pattern)}
-    skipped = {"config.json", INDEX, SIDE_FILE, "README.md", "pytorch_model.bin.index.json"}
+    skipped = {"config.json", INDEX, SIDE_FILE, "README.md", "pytorch_model.bin.index.json", *PICTURES}
     for path in sorted(source.iterdir()):
         if not path.is_file() or path in weights or path.name in skipped or path.name.startswith("."):
             continue
         if path.suffix != ".py" or python:
             shutil.copyfile(path, target / path.name)
+
+
+def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:
+    """The changes by the names of the tensors to write.
+
+    Raises:
+        Refusal: a changed weight is not in the files, or in another form than in memory.
+    """
+    if not patch:
+        return {}
+    tensors, shapes = model.checkpoint.tensors, {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()}
+    known = names_in_model(model.solver.dense, tensors)
+    new = {old: name for name, old in sources.items()}
+    found, reached = {}, set()
+    for old, name in known.items():
+        if name in patch and old in new:
+            found[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
+            reached.add(name)
+    if missing := sorted(patch.keys() - reached):
+        raise Refusal(f"{missing[0]} is not in the weight files under a name that tells it apart, so it cannot be changed there")
+    return found
+
+
+def changed(content: Content, edit: Edit) -> Content:
+    """The same tensor with an edit applied; it is in memory as a whole while it is written."""
+    kind = FLOATS[content.dtype]
+
+    def pieces():
+        raw = bytearray().join(content.pieces())
+        yield edit.of(torch.frombuffer(raw, dtype=kind).view(content.shape)).view(torch.uint8).numpy().tobytes()
+
+    return Content(content.dtype, content.shape, content.bytes, pieces)
 
 
 def _check_space(out: Path, needed: int) -> None:

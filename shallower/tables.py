@@ -84,6 +84,14 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
     console = plain_console()
     for change in found.config_changes:
         console.print("config:", change, soft_wrap=True)
+    if found.compensation:
+        loss, count = found.compensation["loss"], len(found.compensation["changed"])
+        what = f"{count} weights changed" if count else "nothing changed"
+        console.print(
+            f"{found.compensation['method']}: {what}; held-out loss {loss['before']:.4f} -> {loss['after']:.4f} nats "
+            f"(unpruned {loss['dense']:.4f})",
+            soft_wrap=True,
+        )
     proof = found.verified
     if "skipped" in proof:
         console.print(f"not verified: {proof['skipped']}", soft_wrap=True)

@@ -19,6 +19,7 @@ from .config import ConfigSolver
 from .layer_tables import layer_sizes
 from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
 from .offload import Onloader, stand_ins
+from .patch import Patch, patched
 from .stack import Stack, check_causal, find_stack, parameter_count
 
 SIDE_FILE = "shallower.json"
@@ -120,6 +121,10 @@ class Model:
         if self.layered:
             self.onloader.need(index)
         return layer
+
+    def patched(self, patch: Patch) -> contextlib.AbstractContextManager[None]:
+        """Change weights while inside."""
+        return patched(self.module, patch)
 
     def rest(self) -> None:
         """Free what lies outside the layers of a layered model; the next whole forward, or recording, reads it again."""

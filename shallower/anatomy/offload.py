@@ -22,6 +22,7 @@ from ..tensors import Entry
 from .fingerprint import shared_tensors
 from .loading import FLOATS, Checkpoint, aligned, check_whole, one_line, quiet
 from .names import names_in_model
+from .patch import Patch
 
 WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 KINDS = FLOATS | WHOLE  # safetensors' spelling -> torch
@@ -53,6 +54,8 @@ class Onloader:
         self.coming: tuple[int, Future] | None = None
         self.uncached = sum(entry.bytes for entry in checkpoint.tensors.values()) > total_memory("cpu") / 2
         self.asleep = False
+        self.patch: Patch = {}
+        skeleton.onloader = self
         self._attach()
 
     def _attach(self) -> None:
@@ -92,6 +95,25 @@ class Onloader:
             yield
         finally:
             self.asleep = False
+
+    @contextlib.contextmanager
+    def patched(self, patch: Patch) -> Iterator[None]:
+        """Change the weights as they are read while inside."""
+        before = self.patch
+        self._take(before | patch)
+        try:
+            yield
+        finally:
+            self._take(before)
+
+    def _take(self, patch: Patch) -> None:
+        changed = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
+        self.patch = patch
+        if self.present is not None and any(name.startswith(f"{self.prefix}{self.present}.") for name in changed):
+            self._free(self.layers[self.present].modules())
+            self.present = None
+        if not self.resting and not all(name.startswith(self.prefix) for name in changed):
+            self.rest()
 
     def need(self, index: int) -> None:
         """Have this layer in memory and no other; begin to read the one that will follow."""
@@ -157,6 +179,12 @@ class Onloader:
             aligned(self.layers[unit]).requires_grad_(False)
         else:
             self.skeleton.requires_grad_(False)
+        for name, edit in self.patch.items():
+            if name.startswith(f"{self.prefix}{unit}." if unit != OUTSIDE else "") and (
+                unit != OUTSIDE or not name.startswith(self.prefix)
+            ):
+                parameter = self.skeleton.get_parameter(name)
+                parameter.data = edit.of(parameter.data)
 
     def _names(self, unit: int) -> set[str]:
         """Names in memory of a layer's weights; of those outside a tied one may rightly be absent."""

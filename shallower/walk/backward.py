@@ -16,20 +16,20 @@ from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import Meter, meter
 from .batching import GRADIENT_BATCHES, batches, chunks, part_of, total_predictions
-from .evidence import Gradients
+from .evidence import Flows, Gradients
 from .losses import replay_of
 from .replay import Recording, Replay
 from .sums import Sums
 
 STREAM = ""  # the name under which a layer's gradients hold the one of its input
-Measure = Callable[[Gradients], dict]
 Condense = Callable[[Sums], dict]
+Visit = Callable[[int, list[Recording], list[Tensor | None], list[Tensor]], Sums]  # changes the gradients to those of the input
 
 
 def gradient_sums(
     model: Model,
     tokens: Int[Tensor, "sample position"],
-    measure: Measure,
+    measure: Callable[[Gradients], dict],
     condense: Condense,
     *,
     removed: tuple[int, ...] = (),
@@ -41,11 +41,56 @@ def gradient_sums(
     replayed get one plain backward through everything instead.
     """
     replay = replay_of(model)
-    parts = batches(model, ranks.share(tokens), GRADIENT_BATCHES * model.batch_tokens)
+    if replay is None:
+        return _whole_gradients(model, tokens, (measure, condense), removed)
+
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> Sums:
+        layer, totals = model.layer(index), _Totals(index, measure, condense)
+        for i, recording in enumerate(recordings):
+            gradients = _layer_back(replay, layer, recording, index, (entering[i], flowing[i]))
+            flowing[i] = gradients.pop(STREAM).contiguous()  # as it comes back from a journal, so that the same kernels run
+            entering[i] = None
+            totals.add(layer, gradients, last=i == len(recordings) - 1)
+        return totals.numbers
+
+    return _reverse(model, tokens, visit, removed, journal)
+
+
+def flow_sums(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    measure: Callable[[Flows], dict],
+    *,
+    removed: tuple[int, ...] = (),
+    journal: Journal = NO_JOURNAL,
+) -> dict[int, Sums]:
+    """Layer -> totals of a measurement of the stream around it and the loss's gradient there; no weight gets a gradient."""
+    replay, stack = replay_of(model), model.stack
+    if replay is None:
+        return _whole_flows(model, tokens, measure, removed)
+
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> Sums:
+        _, totals = model.layer(index), Sums()
+        for i, recording in enumerate(recordings):
+            before, gradient = entering[i].detach().requires_grad_(), flowing[i]
+            with torch.enable_grad():
+                after = replay.step(recording, index, before)
+            flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
+            entering[i] = None
+            streams = (stack.tokens_first(stream.detach()) for stream in (before, after, gradient))
+            totals += Sums.of(measure(Flows(index, *streams)))
+        return totals.added()
+
+    return _reverse(model, tokens, visit, removed, journal)
+
+
+def _reverse(
+    model: Model, tokens: Int[Tensor, "sample position"], visit: Visit, removed: tuple[int, ...], journal: Journal
+) -> dict[int, Sums]:
+    """Up through the layers that stay, then back from the loss to the first, visiting each."""
+    replay, parts = replay_of(model), _parts(model, tokens)
     scale = 1 / total_predictions(tokens)
     stays = [index for index in range(len(model.stack)) if index not in removed]
-    if replay is None:
-        return _whole(model, parts, (measure, condense), removed, scale)
     with journal.part("gradients", len(stays)) as part, fast_products(model.module):
         state = part.resume()
         found = {int(index): Sums.of(numbers) for index, numbers in state.notes.items()}
@@ -60,16 +105,14 @@ def gradient_sums(
                 flowing = [_top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(inputs.pop(), parts, strict=True)]
             model.rest()
             for index in back:
-                layer, entering, totals = model.layer(index), inputs.pop(), _Totals(index, measure, condense)
-                for i, recording in enumerate(recordings):
-                    gradients = _layer_back(replay, layer, recording, index, (entering[i], flowing[i]))
-                    flowing[i] = gradients.pop(STREAM).contiguous()  # as it comes back from a journal, so that the same kernels run
-                    entering[i] = None
-                    totals.add(layer, gradients, last=i == len(recordings) - 1)
-                found[index] = totals.numbers
+                found[index] = visit(index, recordings, inputs.pop(), flowing)
                 done.add(3, f"layer {index}")
                 part.keep(len(found), {f"flowing/{i}": gradient for i, gradient in enumerate(flowing)}, _numbers(found))
     return dict(sorted(found.items()))
+
+
+def _parts(model: Model, tokens: Int[Tensor, "sample position"]) -> list[Tensor]:
+    return batches(model, ranks.share(tokens), GRADIENT_BATCHES * model.batch_tokens)
 
 
 def _numbers(found: dict[int, Sums]) -> dict:
@@ -120,7 +163,7 @@ class _Totals:
     With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked at.
     """
 
-    def __init__(self, index: int, measure: Measure, condense: Condense):
+    def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense):
         self.index, self.measure, self.condense = index, measure, condense
         self.sums: dict[str, Sums] = {}
         self.numbers = Sums()
@@ -150,24 +193,69 @@ def trainable(parameters) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _whole(model: Model, parts: list[Tensor], method: tuple[Measure, Condense], removed: tuple[int, ...], scale: float) -> dict[int, Sums]:
-    """The same totals by a plain forward and backward per batch."""
+def _check_whole(model: Model) -> None:
     if model.layered:
         raise UserError(
             f"{model.checkpoint.source}: its layers hand more than the stream to each other, so gradients need the whole model "
             "in memory: run without --layered, or choose a criterion without gradients"
         )
+
+
+def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
+    logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+    return cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum") * scale
+
+
+def _whole_gradients(
+    model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removed: tuple[int, ...]
+) -> dict[int, Sums]:
+    """The same totals by a plain forward and backward per batch."""
+    _check_whole(model)
+    parts, scale = _parts(model, tokens), 1 / total_predictions(tokens)
     layers = {i: layer for i, layer in enumerate(model.stack.layers) if i not in removed}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
     totals = {index: _Totals(index, *method) for index in layers}
     with meter("gradients", len(parts)) as done:
         for batch in parts:
             with bypass(model.stack, removed), trainable(every), torch.enable_grad():
-                logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-                loss = cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum") * scale
+                loss = _whole_loss(model, batch, scale)
                 found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
                 gradients = {name: found[id(weight)] for name, weight in layer.named_parameters()}
                 totals[index].add(layer, gradients, last=batch is parts[-1])
             done.add()
     return {index: total.numbers for index, total in totals.items()}
+
+
+def _whole_flows(
+    model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removed: tuple[int, ...]
+) -> dict[int, Sums]:
+    """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
+    _check_whole(model)
+    stack, parts, scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
+    stays = [index for index in range(len(stack)) if index not in removed]
+    totals = {index: Sums() for index in stays}
+    streams: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def see(index: int, args: tuple, kwargs: dict, output) -> None:
+        streams[index] = (stack.interfaces[index].stream_in(args, kwargs), stack.interfaces[index].stream_out(output))
+
+    handles = [
+        stack.layers[index].register_forward_hook(lambda _, args, kwargs, out, index=index: see(index, args, kwargs, out), with_kwargs=True)
+        for index in stays
+    ]
+    embedding = model.module.get_input_embeddings()
+    try:
+        with meter("gradients", len(parts)) as done:
+            for batch in parts:
+                with bypass(stack, removed), trainable(embedding.parameters()), torch.enable_grad():
+                    loss = _whole_loss(model, batch, scale)
+                    found = torch.autograd.grad(loss, [streams[index][1] for index in stays])
+                for index, gradient in zip(stays, found, strict=True):
+                    around = (stack.tokens_first(stream.detach()) for stream in (*streams[index], gradient))
+                    totals[index] += Sums.of(measure(Flows(index, *around)))
+                done.add()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {index: sums.added() for index, sums in totals.items()}

@@ -1,4 +1,7 @@
-"""What a criterion may look at, one small record per kind; a criterion names its kind in ``EVIDENCE``."""
+"""What a criterion may look at, one small record per kind; a criterion names its kind in ``EVIDENCE``.
+
+Where the kind depends on the settings, its function ``evidence(settings)`` says which of them.
+"""
 
 from dataclasses import dataclass
 
@@ -49,6 +52,19 @@ class Streams:
     end: int
     before: Float[Tensor, "batch position feature"]
     after: Float[Tensor, "batch position feature"]
+
+
+@dataclass(frozen=True)
+class Flows:
+    """The residual stream around a layer and the gradient of one batch's loss where it leaves (``EVIDENCE = "flows"``).
+
+    The loss is scaled as for ``Gradients``, so that sums over tokens and batches are those of the mean loss.
+    """
+
+    index: int
+    before: Float[Tensor, "batch position feature"]
+    after: Float[Tensor, "batch position feature"]
+    gradient: Float[Tensor, "batch position feature"]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import track
-from .backward import gradient_sums
+from .backward import flow_sums, gradient_sums
 from .evidence import Losses, Place, Weights
 from .forward import stream_sums
 from .losses import LossWalk
 from .sums import Sums
 
-DATA = ("streams", "gradients", "losses")  # kinds of evidence that need calibration tokens
+DATA = ("streams", "gradients", "flows", "losses")  # kinds of evidence that need calibration tokens
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,24 @@ def gather(
 
     measure, score = own(criterion.measure), own(criterion.score)
     windows = None
-    if criterion.EVIDENCE == "streams":
+    kind = criterion.evidence(settings) if hasattr(criterion, "evidence") else criterion.EVIDENCE
+    if kind == "streams":
         spans = getattr(criterion, "SPANS", False) and not removed
         last = getattr(criterion, "POSITIONS", "all") == "last"
         totals = stream_sums(model, tokens, measure, removed=removed, spans=spans, last=last, journal=journal)
         scores = {start: score(sums) for (start, end), sums in totals.items() if end == start + 1}
         windows = _windows(totals, score, len(model.stack)) if spans else None
-    elif criterion.EVIDENCE == "gradients":
+    elif kind == "gradients":
         totals = gradient_sums(model, tokens, measure, own(criterion.condense), removed=removed, journal=journal)
         scores = {index: score(sums) for index, sums in totals.items()}
-    elif criterion.EVIDENCE == "losses":
+    elif kind == "flows":
+        totals = flow_sums(model, tokens, measure, removed=removed, journal=journal)
+        scores = {index: score(sums) for index, sums in totals.items()}
+    elif kind == "losses":
         scores = {item.index: score(Sums.of(measure(item))) for item in _losses(LossWalk(model, tokens, journal), removed)}
     else:
         kinds = {"weights": _weights, "place": _places}
-        scores = {index: score(Sums.of(measure(item))) for index, item in kinds[criterion.EVIDENCE](model, removed)}
+        scores = {index: score(Sums.of(measure(item))) for index, item in kinds[kind](model, removed)}
     for index, value in scores.items():
         if not math.isfinite(value):
             raise UserError(f"the score of layer {index} is {value}: are the weights whole, and does the dtype suffice?")

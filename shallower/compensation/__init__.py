@@ -1,0 +1,85 @@
+"""Training-free repair of a pruned model: paired streams -> changes of weights; one file per method, the file name is its name.
+
+A file has a docstring (claim, formula, source, what is our reconstruction) and ``fit(case)`` that returns a ``Fitted``.
+A ``Settings`` dataclass, if present, arrives as ``case.settings``. Whatever a method proposes is taken only if the loss
+on held-out calibration tokens falls.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..anatomy.patch import Edit, Patch
+from ..walk.paired import PairedWalk
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a compensation is given.
+
+    Attributes:
+        model: the unpruned model.
+        removed: the layers that go.
+        tokens: calibration tokens to fit on.
+        held_out: calibration tokens that nothing is fitted on, to decide by.
+        loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
+        settings: the method's own.
+    """
+
+    model: Model
+    removed: tuple[int, ...]
+    tokens: Int[Tensor, "sample position"]
+    held_out: Int[Tensor, "sample position"]
+    loss: Callable[[Patch], float]
+    settings: Any = None
+
+    def walk(self, **options: Any) -> PairedWalk:
+        """The fitting tokens through both models."""
+        return PairedWalk(self.model, self.tokens, self.removed, **options)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Changes of weights, and what is worth telling about how they were found."""
+
+    patch: Patch
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def best_of(case: Case, before: tuple[Patch, float], candidates: Iterable[tuple[Any, Patch]]) -> tuple[Patch, float, Any, list[dict]]:
+    """The candidate with the lowest held-out loss on top of ``before``, or ``before`` itself.
+
+    Args:
+        before: changes taken so far, and their loss.
+        candidates: (label, further changes).
+    Returns:
+        The changes, their loss, the chosen label or None, and every candidate's loss.
+    """
+    patch, best = before
+    chosen, tried = None, []
+    for label, further in candidates:
+        loss = case.loss(before[0] | further)
+        tried.append({"candidate": label, "loss": loss})
+        if loss < best:
+            patch, best, chosen = before[0] | further, loss, label
+    return patch, best, chosen, tried
+
+
+def edits(kind: str, value: Tensor, weights: Iterable[tuple[str, int]]) -> Patch:
+    """One change for all weights of a writer, (full name, axis) each."""
+    return {name: Edit(kind, value, axis) for name, axis in weights}
+
+
+def halved(patch: Patch) -> Patch:
+    """The same changes at half strength."""
+    whole = {
+        "map": lambda value: torch.eye(len(value)).to(value),
+        "scale": torch.ones_like,
+        "add": torch.zeros_like,
+    }
+    return {name: replace(edit, value=(edit.value + whole[edit.kind](edit.value)) / 2) for name, edit in patch.items()}

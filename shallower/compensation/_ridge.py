@@ -1,0 +1,45 @@
+"""Ridge regression from sums, so that no more than one batch of rows is in memory."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ROWS = 2048
+GRID = (0.001, 0.01, 0.1, 1.0)  # regularisation, relative to the mean diagonal
+FLOOR = 1e-6
+
+
+class Normal:
+    """Sums XᵀX and XᵀR over rows in float64, the products of each block of rows in the precision of the rows.
+
+    Solves min_D E ‖ R - X D ‖² + λ ‖D‖²_F, with λ relative to the mean diagonal of E[XᵀX].
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.left: Tensor | None = None
+        self.right: Tensor | None = None
+
+    def add(self, x: Float[Tensor, "row feature"], rest: Float[Tensor, "row output"]) -> None:
+        """Add rows: what the correction may use, and what it should make of it."""
+        if self.left is None:
+            self.left = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+            self.right = torch.zeros(x.shape[1], rest.shape[1], dtype=torch.float64, device=x.device)
+        self.rows += len(x)
+        for some, wanted in zip(x.float().split(ROWS), rest.float().split(ROWS), strict=True):
+            self.left += (some.T @ some).double()
+            self.right += (some.T @ wanted).double()
+
+    def solve(self, strength: float) -> Float[Tensor, "feature output"]:
+        """D; where X is zero everywhere, or too few rows determine it, the regularisation keeps it small and finite."""
+        size = self.left.diagonal().mean()
+        if not size > 0:
+            return torch.zeros_like(self.right)
+        ridge = max(strength, FLOOR) * size * torch.eye(len(self.left), dtype=torch.float64, device=self.left.device)
+        return torch.cholesky_solve(self.right, torch.linalg.cholesky(self.left + ridge))
+
+
+def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
+    """P = I + Dᵀ, float32: Pᵀ = (MᵀM/T + λI)⁻¹ (MᵀY/T + λI) with Y = M + R."""
+    found = normal.solve(strength).T
+    return (found + torch.eye(len(found), dtype=found.dtype, device=found.device)).float()

@@ -1,0 +1,83 @@
+"""Sequential: layer by layer, what writes the stream is fitted anew, so that the pruned model writes the unpruned stream.
+
+    min_D  E w ‖ h⁰ - h^p - s D x ‖²  +  λ ‖ D ‖²_F,    W ← W + D        w = 1 / ‖ h⁰ ‖²
+
+with x what enters the down projection W (whose output is scaled by s on its way) in the model repaired so far, h^p the
+stream behind it, and h⁰ the unpruned stream in front of the next retained layer: before a gap that is the end of the gap,
+as in linear. Each layer sees what the repaired layers before it really make. With ``attention`` the writers in front of
+the last one are fitted first, to the unpruned stream in the middle of the layer. Where a writer is no plain product, as in
+a mixture of experts, a map of its output is fitted in place of D.
+
+λ is relative to the mean diagonal of the sums. With ``accept = layer`` a fit is taken with the λ that gives the rest of
+the model, run on to its end, the lowest loss on held-out tokens, or not at all; with ``end`` one λ serves all layers in a single
+reading of the weights, and all fits are taken at full or half strength, or not at all. ``auto`` is ``end`` for layered models.
+
+Source: ours; the target at gaps is that of ReplaceMe (arXiv 2505.02819).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..anatomy.patch import Patch
+from ..anatomy.writers import Writer
+from ..walk.paired import Stop
+from ..walk.tail import Tail
+from . import Case, Fitted, best_of, edits, halved
+from ._ridge import Normal, map_of
+
+GRID = (0.1, 0.3, 1.0)
+TINY = 1e-6  # length of a stream, below which a token counts no more
+
+
+@dataclass(frozen=True)
+class Settings:
+    attention: bool = True
+    accept: Literal["auto", "layer", "end"] = "auto"
+    strength: float = 0.0  # λ; 0 chooses
+
+
+def fit(case: Case) -> Fitted:
+    own, patch, steps = case.settings, {}, []
+    by_layer = own.accept == "layer" or (own.accept == "auto" and not case.model.layered)
+    tail = Tail(case.model, case.held_out, case.removed) if by_layer else None
+    for stop in case.walk(middles=own.attention):
+        if stop.touched:
+            if tail is not None:
+                tail.pass_on(stop.index - 1, {})
+            writers = stop.writers()
+            for place in range(0 if own.attention else len(writers) - 1, len(writers)):
+                grid = (own.strength,) if own.strength else GRID if by_layer else GRID[1:2]
+                fits = _fits(stop, writers[: place + 1], grid)
+                steps.append({"layer": stop.index, "writer": writers[place].module} | _taken(stop, fits, tail))
+        if tail is not None:
+            tail.pass_on(stop.index, stop.patch)
+        patch |= stop.patch
+    if not by_layer:
+        patch, _, chosen, tried = best_of(case, ({}, case.loss({})), [("full", patch), ("half", halved(patch))])
+        steps.append({"taken": chosen, "tried": tried})
+    return Fitted(patch, {"steps": steps})
+
+
+def _fits(stop: Stop, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
+    """λ -> the change of the last of these writers that it gives."""
+    normal, writer = Normal(), writers[-1]
+    for look in stop.looks(*writers):
+        weight = look.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
+        given = look.features if writer.features else look.output / writer.scale
+        normal.add(given * weight, (look.target - look.reached) * weight / writer.scale)
+    if not writer.features:
+        return {strength: edits("map", map_of(normal, strength), stop.weights(writer)) for strength in grid}
+    return {strength: stop.added(writer, normal.solve(strength).T.float()) for strength in grid}
+
+
+def _taken(stop: Stop, fits: dict[float, Patch], tail: Tail | None) -> dict:
+    """Change the layer as the held-out loss says, or, where it is asked at the end only, by the one fit there is."""
+    if tail is None:
+        stop.take(next(iter(fits.values())))
+        return {"strength": next(iter(fits))}
+    losses = {strength: tail.loss(stop.index, stop.patch | patch) for strength, patch in fits.items()}
+    before = tail.loss(stop.index, stop.patch)
+    best = min(losses, key=losses.get)
+    if losses[best] < before:
+        stop.take(fits[best])
+    return {"strength": best if losses[best] < before else None, "loss_before": before, "losses": losses}
