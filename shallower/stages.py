@@ -26,7 +26,7 @@ from .progress import say, track
 from .selection import Problem
 from .surgery import prune_files
 from .walk.gather import DATA, Gathered, gather
-from .walk.losses import LossWalk
+from .walk.losses import LossWalk, Objective
 
 Source = str | Path | Model
 
@@ -291,14 +291,14 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 
 
 def _losses(model: Model, calibration: Calibration | None):
-    """(masks -> mean NLL, the record of the tokens)."""
+    """(masks -> mean of the objective over all predicted tokens, the record of the tokens)."""
     tokens, record = _tokens(model, calibration)
     _load(model)
     walk = LossWalk(model, tokens, _journal(model, record, losses=True))
 
-    def losses(masks: Tensor, label: str, *, bounded: bool = False) -> Tensor:
+    def losses(masks: Tensor, label: str, *, bounded: int = 0, objective: Objective = "loss") -> Tensor:
         with model.given(tokens.shape[1]):
-            return walk(masks, label, bounded=bounded) / walk.predictions
+            return walk(masks, label, bounded=bounded, objective=objective) / walk.predictions
 
     return losses, record
 
