@@ -11,7 +11,7 @@ from shallower import methods
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "criteria.json"
 FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
-METHOD_FOLDERS = ("criteria", "selection")
+METHOD_FOLDERS = ("criteria", "selection", "compensation")
 
 
 def pages() -> dict[Path, str]:

@@ -92,7 +92,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers go and which stay, in MODEL's own numbering; ``order`` is the order of removal."""
+    """Which layers go and which stay, in MODEL's own numbering; ``order`` is the order of removal, ``budget`` in seconds."""
 
     removed: list[int]
     kept: list[int]
@@ -109,6 +109,7 @@ class Plan:
     calibration: CalibrationRecord | None
     trace: list[float] = field(default_factory=list)
     scores: list[float] | None = None
+    budget: float | None = None
     seconds: float = 0.0
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "plan"

@@ -17,7 +17,7 @@ from .errors import UserError
 from .evaluation.perplexity import Protocol
 from .files import check_free
 from .journal import journaled
-from .planning import Amount, Choosing, layers_of, parameters_of
+from .planning import Amount, Choosing, layers_of, parameters_of, seconds_of
 from .progress import shown
 from .tensors import total_size
 
@@ -50,11 +50,13 @@ Dataset = Annotated[str | None, typer.Option("--dataset", help="Hub data set: NA
 Tokens = Annotated[str | None, typer.Option("--tokens", help="a .npy file of integers, (sample, position), used exactly as it is")]
 Samples = Annotated[int, typer.Option("--samples", help="number of calibration samples")]
 Length = Annotated[int, typer.Option("--length", help="tokens per sample or segment, BOS counted")]
-Seed = Annotated[int, typer.Option("--seed", help="which parts of the text are taken; also seeds random")]
+Seed = Annotated[int, typer.Option("--seed", help="which parts of the text are taken; also seeds methods that draw")]
 Bos = Annotated[str, typer.Option("--bos", help=" | ".join(BOS_RULES))]
 CriterionOpt = Annotated[str, typer.Option("--criterion", help=CRITERIA)]
 SelectionOpt = Annotated[str, typer.Option("--selection", help=SELECTIONS)]
 Iterative = Annotated[bool, typer.Option("--iterative", help="score anew after every removal")]
+BUDGET = "time for a selection that searches, such as 120s, 10m or 2h; then the best so far, at least greedy's, is the result"
+Budget = Annotated[str | None, typer.Option("--budget", help=BUDGET)]
 KeepFirst = Annotated[str, typer.Option("--keep-first", help="layers at the start that never go, or auto")]
 KeepLast = Annotated[str, typer.Option("--keep-last", help="layers at the end that never go, or auto")]
 Remove = Annotated[int | None, typer.Option("--remove", help="number of layers to remove")]
@@ -117,6 +119,7 @@ def plan(
     criterion: CriterionOpt = "taylor",
     selection: SelectionOpt = "lowest",
     iterative: Iterative = False,
+    budget: Budget = None,
     keep_first: KeepFirst = "auto",
     keep_last: KeepLast = "auto",
     settings: Settings = None,
@@ -140,7 +143,7 @@ def plan(
     result = stages.plan(
         source,
         amount=_amount(remove, ratio, target_params),
-        choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
+        choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative, _seconds(budget)),
         criterion=criterion,
         settings=mine,
         calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
@@ -162,6 +165,7 @@ def prune(
     criterion: CriterionOpt = "taylor",
     selection: SelectionOpt = "lowest",
     iterative: Iterative = False,
+    budget: Budget = None,
     keep_first: KeepFirst = "auto",
     keep_last: KeepLast = "auto",
     settings: Settings = None,
@@ -208,7 +212,7 @@ def prune(
             chosen = stages.plan(
                 opened,
                 amount=_amount(remove, ratio, target_params),
-                choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative),
+                choosing=Choosing(selection, its, _kept("first", keep_first), _kept("last", keep_last), iterative, _seconds(budget)),
                 criterion=criterion,
                 settings=mine,
                 calibration=Calibration(text, dataset, tokens, samples, length, seed, bos),
@@ -334,6 +338,10 @@ def _kept(end: str, text: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise UserError(f"--keep-{end} {text}: give a number of layers, or auto")
     return int(text)
+
+
+def _seconds(text: str | None) -> float | None:
+    return seconds_of(text) if text is not None else None
 
 
 def _amount(remove: int | None, ratio: float | None, target: str | None) -> Amount:

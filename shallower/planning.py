@@ -1,13 +1,17 @@
-"""How much goes and what is protected: amounts, protection, and running a selection until the amount is met."""
+"""How much goes, what is protected and how long it may take: running a selection until the amount is met."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
+from torch import Tensor
+
+from . import ranks
 from .artifacts import CalibrationRecord, ModelRecord, Plan
 from .errors import UserError
-from .selection import Choice, Problem
+from .selection import Choice, Problem, greedy
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,48 @@ class Amount:
 
 @dataclass(frozen=True)
 class Choosing:
-    """How layers are chosen: the method of selection and its settings, protection (None: auto), and the schedule."""
+    """How layers are chosen: the method of selection and its settings, protection (None: auto), the schedule, and the time.
+
+    ``budget`` is in seconds, for a selection that searches: counted from its first loss on, greedy's part included.
+    """
 
     selection: str = "lowest"
     settings: dict[str, str] = field(default_factory=dict)
     keep_first: int | None = None
     keep_last: int | None = None
     iterative: bool = False
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 <= self.budget < math.inf:
+            raise UserError(f"--budget {self.budget:g}: a number of seconds, 0 or more")
+
+
+class Stopwatch:
+    """Keeps a search within its time, counted from now on; all processes go by the clock of the first.
+
+    Args:
+        budget: seconds, or None for no limit.
+    """
+
+    def __init__(self, budget: float | None):
+        self.budget, self.started, self.pace = budget, time.monotonic(), 0.0
+
+    def timed(self, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The same losses; the seconds that each variant of the last call took are noted."""
+
+        def call(masks: Tensor, label: str, **options) -> Tensor:
+            started = time.monotonic()
+            found = losses(masks, label, **options)
+            self.pace = (time.monotonic() - started) / len(masks)
+            return found
+
+        return call
+
+    def affords(self, variants: int) -> bool:
+        """Whether so many variants would end in time, at the pace of the last call."""
+        ends = time.monotonic() - self.started + self.pace * variants
+        return self.budget is None or ranks.gathered(ends)[0] <= self.budget
 
 
 def protection(layers: int, selection: ModuleType | None = None, first: int | None = None, last: int | None = None) -> tuple[int, int]:
@@ -90,6 +129,20 @@ def parameters_of(text: str) -> float:
         raise UserError(f"--target-params {text!r}: give a number such as 5.5B or 110M") from error
 
 
+def seconds_of(text: str) -> float:
+    """Seconds from text such as ``120s``, ``10m``, ``2h`` or ``120``.
+
+    Raises:
+        UserError: not a time.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    unit = text.strip()[-1:].lower()
+    try:
+        return float(text.strip()[:-1]) * units[unit] if unit in units else float(text)
+    except ValueError as error:
+        raise UserError(f"--budget {text!r}: give a time such as 120s, 10m or 2h") from error
+
+
 def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) -> int:
     """The number of layers to start with.
 
@@ -107,10 +160,11 @@ def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) ->
 
 
 def select_amount(selection: ModuleType, problem: Problem, amount: Amount, record: ModelRecord) -> Choice:
-    """Run the selection; for a parameter target, with more layers until it is met."""
+    """Run the selection, from greedy's choice where it searches; for a parameter target, with more layers until it is met."""
     size = check_amount(amount, record, problem.allowed)
     while True:
-        choice = selection.select(replace(problem, amount=size))
+        sized = replace(problem, amount=size)
+        choice = selection.select(replace(sized, start=greedy.select(sized)) if searches(selection) else sized)
         left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
         if amount.target_params is None or left <= amount.target_params:
             return choice
@@ -120,6 +174,11 @@ def select_amount(selection: ModuleType, problem: Problem, amount: Amount, recor
                 f"--target-params {amount.target_params:g} cannot be met: without {size - 1} layers "
                 f"{left} parameters are left, and no more may go; raise it, or lower --keep-first or --keep-last"
             )
+
+
+def searches(selection: ModuleType) -> bool:
+    """Whether a selection starts from greedy's choice and keeps to a time budget."""
+    return getattr(selection, "SEARCHES", False)
 
 
 def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:

@@ -25,12 +25,12 @@ from .files import check_file, check_free
 from .journal import NO_JOURNAL, Journal, journaled
 from .memory import Peak
 from .pictures import drift_picture
-from .planning import Amount, Choosing, check_amount, plan_of, protection, select_amount
+from .planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount
 from .progress import say, track
 from .selection import Problem
 from .surgery import prune_files
 from .walk.gather import DATA, Gathered, gather
-from .walk.losses import LossWalk, all_nll
+from .walk.losses import LossWalk, Objective, all_nll
 from .walk.paired import drift
 
 Source = str | Path | Model
@@ -174,7 +174,7 @@ def plan(
     choosing = choosing or Choosing()
     selection = methods.find("selection", choosing.selection)
     methods.find("criteria", criterion)
-    own = methods.configure(selection, choosing.settings)
+    own = _seeded(selection, choosing.settings, calibration)
     scores = _scores_of(source)
     model = None if scores else open_model(source, compute)
     _check_schedule(selection, choosing, model)
@@ -188,17 +188,18 @@ def plan(
         else:
             scores = None
         losses, used = _losses(model, calibration) if selection.NEEDS == "losses" else (None, scores.calibration if scores else None)
-        started = time.monotonic()
+        started, watch = time.monotonic(), Stopwatch(choosing.budget)
         problem = Problem(
             layers=record.layers,
             amount=0,
             allowed=allowed,
             scores=scores.scores if scores else None,
             windows=scores.windows if scores else None,
-            losses=losses,
+            losses=watch.timed(losses) if losses else None,
             rescore=_rescorer(model, criterion, settings, calibration) if choosing.iterative else None,
             iterative=choosing.iterative,
             settings=own,
+            affords=watch.affords,
         )
         choice = select_amount(selection, problem, amount, record)
         result = replace(
@@ -209,6 +210,7 @@ def plan(
             keep_first=first,
             keep_last=last,
             iterative=choosing.iterative,
+            budget=choosing.budget,
             seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),
         )
         return _kept(result, out)
@@ -218,6 +220,9 @@ def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | No
     if choosing.iterative and not getattr(selection, "ITERATIVE", False):
         able = [name for name in methods.names("selection") if getattr(methods.find("selection", name), "ITERATIVE", False)]
         raise UserError(f"--iterative has no meaning for --selection {choosing.selection}; it goes with {', '.join(able)}")
+    if choosing.budget is not None and not searches(selection):
+        able = [name for name in methods.names("selection") if searches(methods.find("selection", name))]
+        raise UserError(f"--budget has no meaning for --selection {choosing.selection}; it goes with {', '.join(able)}")
     if model is None and (selection.NEEDS == "losses" or choosing.iterative):
         given = "--iterative" if choosing.iterative else f"--selection {choosing.selection}"
         raise UserError(f"{given} runs the model: give MODEL instead of scores")
@@ -394,14 +399,14 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 
 
 def _losses(model: Model, calibration: Calibration | None):
-    """(masks -> mean NLL, the record of the tokens)."""
+    """(masks -> mean of the objective over all predicted tokens, the record of the tokens)."""
     tokens, record = _tokens(model, calibration)
     _load(model)
     walk = LossWalk(model, tokens, _journal(model, record, losses=True))
 
-    def losses(masks: Tensor, label: str, *, bounded: bool = False) -> Tensor:
+    def losses(masks: Tensor, label: str, *, bounded: int = 0, objective: Objective = "loss") -> Tensor:
         with model.given(tokens.shape[1]):
-            return walk(masks, label, bounded=bounded) / walk.predictions
+            return walk(masks, label, bounded=bounded, objective=objective) / walk.predictions
 
     return losses, record
 
@@ -436,10 +441,15 @@ def _journal(model: Model, tokens: Any, **what: Any) -> Journal:
 
 
 def _configured(criterion: str, settings: dict[str, str] | None, calibration: Calibration | None):
-    """(criterion, its Settings); the common seed also seeds one that has a seed of its own, unless it is set apart."""
+    """(criterion, its Settings)."""
     method = methods.find("criteria", criterion)
+    return method, _seeded(method, settings, calibration)
+
+
+def _seeded(method: ModuleType, settings: dict[str, str] | None, calibration: Calibration | None):
+    """A method's Settings; the common seed also seeds one that has a seed of its own, unless it is set apart."""
     common = {"seed": str(calibration.seed)} if calibration is not None and "seed" in methods.setting_names(method) else {}
-    return method, methods.configure(method, common | (settings or {}))
+    return methods.configure(method, common | (settings or {}))
 
 
 def _tokens(model: Model, calibration: Calibration | None):

@@ -222,7 +222,10 @@ plan --remove 2 --keep-first ² -> keep-first
 plan --remove 2 --selection lowset -> did you mean lowest
 plan --remove 2 --selection positional --set {strategy=nix|nix=1|strategy} -> {allowed are max-gap|settings: strategy|write key=value}
 plan --remove 2 --selection {greedy|window} --iterative -> --iterative
-$ plan scores.json --remove 2 --selection greedy -> give MODEL instead of scores
+plan --remove 2 --selection beam --budget {soon|10d|-5s|nan} -> --budget .*{such as 120s, 10m or 2h|such as 120s|0 or more|0 or more}
+plan --remove 2 {|--selection greedy} --budget 10s -> --budget has no meaning .* beam, evolution
+plan --remove 2 --selection {beam --set width=0|evolution --set objective=ppl} -> {width=0: at least 1|allowed are loss, kl}
+$ plan scores.json --remove 2 --selection {greedy|beam} -> give MODEL instead of scores
 $ plan {plan|no|few|nan}.json --remove 2 -> {is a plan; expected a scores file|is not JSON|8 finite scores, found 1|finite}
 $ plan {counts|runs}.json --remove 2 --selection window -> json
 score --criterion {tailor|random --set seed=x} -> {did you mean taylor|seed=x: expected int}

@@ -33,7 +33,7 @@ def paragraphs(method) -> list[str]:
 
 def test_the_methods_are_those_of_the_papers() -> None:
     assert {"angular", "block_influence", "magnitude", "perplexity", "random", "taylor"} <= set(methods.names("criteria"))
-    assert {"greedy", "lowest", "positional", "window"} <= set(methods.names("selection"))
+    assert {"beam", "evolution", "greedy", "lowest", "positional", "window"} <= set(methods.names("selection"))
 
 
 @each_method
@@ -74,6 +74,8 @@ def test_selection(name) -> None:
     assert method.NEEDS in NEEDS
     assert callable(method.select)
     assert getattr(method, "ITERATIVE", False) in (True, False)
+    if getattr(method, "SEARCHES", False):
+        assert method.NEEDS == "losses" and {"objective"} <= set(methods.setting_names(method))
     first, last = getattr(method, "PROTECT", (0, 0))
     assert {type(first), type(last)} == {int}
     assert min(first, last) >= 0

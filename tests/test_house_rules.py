@@ -18,7 +18,7 @@ ORDER = [
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
-    "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.losses",
+    "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather",
     "criteria evaluation selection",
     "proof surgery planning stages tables demo cli __main__ __init__",

@@ -307,6 +307,22 @@ def test_two_processes_give_the_same_scores(criterion: str, saved, tmp_path) -> 
     assert [path.name for path in Path(tmp_path).iterdir()] == ["two.json"]
 
 
+@pytest.mark.parametrize("objective", ["loss", "kl"])
+def test_two_processes_search_alike(objective: str, saved, tmp_path) -> None:
+    """Divergences are added over processes, and both stop at the same time."""
+    options = ("--remove", 3, "--selection", "beam", "--set", f"objective={objective}", "--keep-first", 0, "--device", "cpu")
+    size = ("--samples", 7, "--length", 16)
+    ran = torchrun(2, "plan", saved("qwen3"), *options, *size, "--budget", "1h", "--out", tmp_path / "two.json")
+    assert ran.returncode == 0, ran.stderr
+    two = json.loads((tmp_path / "two.json").read_text())
+    choosing = Choosing("beam", {"objective": objective}, keep_first=0)
+    one = plan(opened(saved("qwen3")), amount=Amount(remove=3), choosing=choosing, calibration=Calibration(samples=7, length=16))
+    assert two["order"] == one.order
+    assert two["trace"] == pytest.approx(one.trace, rel=1e-5)
+    cut = torchrun(2, "plan", saved("qwen3"), *options, *size, "--budget", "0.01s", "--out", tmp_path / "cut.json")
+    assert cut.returncode == 0 and cut.stderr.count("greedy's choice stays") == 1, cut.stderr
+
+
 def test_what_runs_in_one_process_says_so(saved, tmp_path) -> None:
     ran = torchrun(2, "prune", saved("qwen3"), "--drop", "2", "--out", tmp_path / "out")
     assert "runs in one process" in ran.stderr

@@ -1,15 +1,16 @@
 """From scores or losses to the layers that go; one file per selection, the file name is its name.
 
 A file has a docstring (rule, source, what is our reconstruction), ``NEEDS`` (scores, losses or nothing) and
-``select(problem)`` that returns a ``Choice``; ``ITERATIVE = True`` where it can score anew after every removal. A
-``Settings`` dataclass, if present, arrives as ``problem.settings``;
-``PROTECT = (first, last)`` replaces the usual protection where the paper has its own.
+``select(problem)`` that returns a ``Choice``; ``ITERATIVE = True`` where it can score anew after every removal,
+``SEARCHES = True`` where it starts from greedy's choice and keeps to a time budget. A ``Settings`` dataclass, if present,
+arrives as ``problem.settings``; ``PROTECT = (first, last)`` replaces the usual protection where the paper has its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,9 +25,12 @@ class Problem:
         scores: one per layer, or None.
         windows: ``windows[n-1][s]`` for removing layers s … s+n-1, or None.
         losses: masks (variant, layer), true where removed, and a label for progress -> mean NLL per variant, or None; with
-            ``bounded=True`` only the lowest is exact, and a variant that was seen to be worse is inf.
+            ``bounded=k`` only the k lowest are exact, and a variant that was seen to be worse is inf; with
+            ``objective="kl"`` the mean KL divergence from the dense model instead.
         rescore: removed layers -> scores of those that stay, or None; for iterative schedules.
         iterative: score anew after every removal.
+        start: greedy's choice, for a selection that searches.
+        affords: number of variants -> whether their losses would be known before the time budget ends.
     """
 
     layers: int
@@ -38,6 +42,16 @@ class Problem:
     rescore: Callable[[tuple[int, ...]], dict[int, float]] | None = None
     iterative: bool = False
     settings: Any = None
+    start: "Choice | None" = None
+    affords: Callable[[int], bool] = lambda variants: True
+
+    def values(self, sets: Collection[frozenset[int]], label: str, *, bounded: int = 0) -> dict[frozenset[int], float]:
+        """The objective that the settings name, of the model without each of these sets of layers, all walked together."""
+        masks = torch.zeros(len(sets), self.layers, dtype=torch.bool)
+        for mask, removed in zip(masks, sets, strict=True):
+            mask[sorted(removed)] = True
+        found = self.losses(masks, label, bounded=bounded, objective=self.settings.objective)
+        return dict(zip(sets, found.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from .. import ranks
 from ..anatomy.bypass import bypass
@@ -17,10 +17,12 @@ from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import Meter, meter
-from .batching import batches, chunks, part_of, rounds, total_predictions
+from .batching import batches, chunks, rounds, total_predictions
+from .heads import head_kl, head_logits, head_nll, log_probabilities, token_kl, token_nll
 from .replay import Recording, Replay
 
-NLL_ROWS = 16  # positions whose losses are taken at once on a CPU, so that their fp32 logits stay in the cache
+KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
+Objective = Literal["loss", "kl"]
 
 
 def replay_of(model: Model) -> Replay | None:
@@ -30,22 +32,6 @@ def replay_of(model: Model) -> Replay | None:
         with model.dry():
             model.__dict__["replay"] = replay if replay.faithful() else None
     return model.__dict__["replay"]
-
-
-def token_nll(logits: Float[Tensor, "*places vocabulary"], targets: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
-    """NLL in nats of every target, float32."""
-    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
-
-
-def head_nll(replay: Replay, stream: Tensor, tokens: Int[Tensor, "batch position"], block: tuple[slice, slice]) -> Tensor:
-    """NLL of one block of predictions, (rows, places), from the last stream."""
-    rows, places = block
-    logits = replay.head(part_of(replay.axes, stream, rows, places))
-    targets = tokens[rows, places.start + 1 : places.stop + 1]
-    if logits.device.type != "cpu":
-        return token_nll(logits, targets)
-    pieces = zip(logits.flatten(0, 1).split(NLL_ROWS), targets.flatten().split(NLL_ROWS), strict=True)
-    return torch.cat([token_nll(*piece) for piece in pieces]).view(targets.shape)
 
 
 @torch.no_grad()
@@ -83,13 +69,21 @@ def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], 
         yield nll
 
 
-def _whole(model: Model, part: list[Tensor], removed: frozenset[int], done: Meter) -> Iterator[Tensor]:
+def _whole(model: Model, part: list[Tensor], removed: frozenset[int], done: Meter, objective: Objective = "loss") -> Iterator[Tensor]:
+    def values(piece: Tensor) -> Tensor:
+        if objective == "loss":
+            return token_nll(_logits(model, piece, removed), piece[:, 1:])
+        return token_kl(log_probabilities(_logits(model, piece)), _logits(model, piece, removed))
+
     for batch in part:
         rows = max(1, chunks(model.vocabulary, batch)[0][0].stop)
-        with bypass(model.stack, removed):
-            pieces = batch.split(rows)
-            yield torch.cat([token_nll(model.module(input_ids=piece, use_cache=False).logits[:, :-1], piece[:, 1:]) for piece in pieces])
+        yield torch.cat([values(piece) for piece in batch.split(rows)])
         done.add()
+
+
+def _logits(model: Model, tokens: Tensor, removed: frozenset[int] = frozenset()) -> Tensor:
+    with bypass(model.stack, removed):
+        return model.module(input_ids=tokens, use_cache=False).logits[:, :-1]
 
 
 @dataclass
@@ -128,6 +122,25 @@ class _Round:
         pieces = [self.replay.step(self.recording(a, b, 1), index, stream.narrow(axis, a, b - a)) for a, b in cuts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
+    def values(self, streams: dict[str, Tensor], keys: list[str], block: tuple[slice, slice], objective: Objective) -> list[float]:
+        """The objective summed over a block of predictions for each of some streams that have left the last layer."""
+        if objective == "loss":
+            found = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
+        else:
+            dense = log_probabilities(head_logits(self.replay, streams["0" * len(keys[0])], block))
+            found = (head_kl(self.replay, streams[key], dense, block) for key in keys)
+        return [float(values.double().sum()) for values in found]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What one call asks for: its name, how many of the lowest values count (0: all), and the values of what."""
+
+    label: str
+    which: str
+    bounded: int
+    objective: Objective
+
 
 class LossWalk:
     """``losses(masks)`` over a fixed set of tokens.
@@ -142,60 +155,67 @@ class LossWalk:
         self.model, self.tokens, self.journal = model, tokens, journal
         self.predictions = total_predictions(tokens)
 
-    def __call__(self, masks: Bool[Tensor, "variant layer"], label: str = "losses", *, bounded: bool = False) -> Float[Tensor, "variant"]:
+    def __call__(
+        self, masks: Bool[Tensor, "variant layer"], label: str = "losses", *, bounded: int = 0, objective: Objective = "loss"
+    ) -> Float[Tensor, "variant"]:
         """Summed NLL in nats of each variant; ``masks[variant, layer]`` is true where the layer is removed.
 
         All leave-one-out variants of N layers cost N(N+1)/2 layer forwards and one reading of the weights.
 
         Args:
-            bounded: only the lowest loss is wanted: a variant whose loss so far exceeds it is dropped, its value is inf.
+            bounded: only so many of the lowest values are wanted (True: one): a variant that exceeds them so far is dropped,
+                its value is inf; 0 wants all.
+            objective: ``loss`` is the NLL; ``kl`` the divergence from the dense model's predictions, summed over the same
+                places, for which the dense stream is walked along.
         """
         keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
-        which = hashlib.sha256(repr(keys).encode()).hexdigest()[:16]
-        found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, label, which, bounded))
+        which = hashlib.sha256(repr((objective, int(bounded), keys)).encode()).hexdigest()[:16]
+        walk = _Walk(label, which, bounded if ranks.size() == 1 else 0, objective)
+        found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, walk))
         total = torch.tensor([found[key] for key in keys], dtype=torch.float64)
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
         return total
 
     @torch.no_grad()
-    def _walk(self, keys: list[str], label: str, which: str, bounded: bool) -> dict[str, float]:
+    def _walk(self, keys: list[str], walk: _Walk) -> dict[str, float]:
         replay = replay_of(self.model)
         order = sorted(set(keys))
         with fast_products(self.model.module):
             if replay is None:
-                found = self._variants(order, label, which)
+                found = self._variants(order, walk)
             else:
-                found = self._shared(replay, order, label, which, bounded and ranks.size() == 1)
+                found = self._shared(replay, order, walk)
         total = ranks.added(torch.tensor([found[key] for key in order], dtype=torch.float64))
         return dict(zip(order, total.tolist(), strict=True))
 
-    def _variants(self, order: list[str], label: str, which: str) -> dict[str, float]:
-        """Every variant by whole forwards."""
-        with self.journal.part(label, len(order), which) as part:
+    def _variants(self, order: list[str], walk: _Walk) -> dict[str, float]:
+        """Every variant by whole forwards; for divergences each time beside the dense one."""
+        with self.journal.part(walk.label, len(order), walk.which) as part:
             state = part.resume()
             found: dict[str, float] = state.notes.get("found", {})
-            with meter(label, len(order), len(found)) as done:
+            with meter(walk.label, len(order), len(found)) as done:
                 for key in order[len(found) :]:
                     removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
-                    nll = _whole(self.model, batches(self.model, ranks.share(self.tokens)), removed, Meter("", 0))
-                    found[key] = sum(float(values.double().sum()) for values in nll)
+                    mine = batches(self.model, ranks.share(self.tokens))
+                    found[key] = sum(float(v.double().sum()) for v in _whole(self.model, mine, removed, Meter("", 0), walk.objective))
                     part.keep(len(found), {}, {"found": found})
                     done.add()
         return found
 
-    def _shared(self, replay: Replay, order: list[str], label: str, which: str, bounded: bool) -> dict[str, float]:
+    def _shared(self, replay: Replay, order: list[str], walk: _Walk) -> dict[str, float]:
         depth, total = len(order[0]), dict.fromkeys(order, 0.0)
-        pieces = rounds(self.model, self.tokens, len(order) + 2)
-        wanted = [{key[:k] for key in order} for k in range(depth + 1)]
+        walked = set(order) | ({"0" * depth} if walk.objective == "kl" else set())
+        pieces = rounds(self.model, self.tokens, len(walked) + 2)
+        wanted = [{key[:k] for key in walked} for k in range(depth + 1)]
         forwards = sum(prefix.endswith("0") for level in wanted for prefix in level)
         head = max(1, round(self.model.vocabulary * self.model.stack.width * depth / max(1, sum(self.model.record.layer_parameters))))
-        with self.journal.part(label, len(pieces) * (depth + 1), which) as part:
+        with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
             state = part.resume()
             total |= state.notes.get("total", {})
             first, level = divmod(state.step, depth + 1)
             past = first * (forwards + head * len(order)) + sum(p.endswith("0") for k in range(level) for p in wanted[k + 1])
-            with meter(label, len(pieces) * (forwards + head * len(order)), past) as done:
+            with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
                 for number in range(first, len(pieces)):
                     work = _Round(replay, pieces[number].to(self.model.device), self.model.batch_tokens)
                     streams = {"": work.recording(0, len(work.tokens), 1).entering}
@@ -207,29 +227,33 @@ class LossWalk:
                         streams = _layer(work, k, streams, wanted[k + 1])
                         done.add(sum(key.endswith("0") for key in streams), f"layer {k + 1}/{depth}, {len(streams)} streams")
                         part.keep(base + k + 1, streams, {"total": total})
-                    last = bounded and number == len(pieces) - 1
-                    total = self._heads(work, streams, total, bounded=last, advance=lambda n: done.add(head, f"losses {n}/{len(order)}"))
+                    bounded = walk.bounded if number == len(pieces) - 1 else 0
+                    total = self._heads(work, streams, total, replace(walk, bounded=bounded), lambda new, note: done.add(head * new, note))
                     part.keep(base + depth + 1, {}, {"total": total})
         return total
 
-    def _heads(self, work: _Round, streams: dict, total: dict, *, bounded: bool, advance: Callable[[int], None]) -> dict[str, float]:
-        """The totals with this round's losses added, the most promising variants first where only the lowest counts."""
-        blocks = chunks(self.model.vocabulary, work.tokens, next(iter(streams.values())).element_size())
+    def _heads(self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]) -> dict[str, float]:
+        """The totals with this round's values added, the most promising variants first where only the lowest count."""
+        size = next(iter(streams.values())).element_size() if walk.objective == "loss" else 4  # log-probabilities are float32
+        blocks = chunks(self.model.vocabulary, work.tokens, size)
 
-        def loss(key: str, block: tuple[slice, slice]) -> float:
-            return float(head_nll(work.replay, streams[key], work.tokens, block).double().sum())
+        def grown(values: dict[str, float], block: tuple[slice, slice]) -> dict[str, float]:
+            keys = list(values)
+            return {key: values[key] + more for key, more in zip(keys, work.values(streams, keys, block, walk.objective), strict=True)}
 
-        begun = {key: total[key] + loss(key, blocks[0]) for key in streams}
-        best, found = math.inf, {}
-        for key in sorted(streams, key=lambda key: begun[key]) if bounded else streams:
-            value = begun[key]
+        begun = grown(total, blocks[0])
+        keys = sorted(begun, key=begun.__getitem__) if walk.bounded else list(begun)
+        step = 1 if walk.objective == "loss" else KL_VARIANTS
+        limit, found = math.inf, {}
+        for place in range(0, len(keys), step):
+            group = {key: begun[key] for key in keys[place : place + step]}
             for block in blocks[1:]:
-                if value > best:  # exact: a loss only grows
-                    break
-                value += loss(key, block)
-            best = min(best, value) if bounded else best
-            found[key] = value if value <= best else math.inf
-            advance(len(found))
+                alive = {key: value for key, value in group.items() if value <= limit}  # exact: values only grow
+                group |= grown(alive, block) if alive else {}
+            found |= {key: value if value <= limit else math.inf for key, value in group.items()}
+            if 0 < walk.bounded <= len(found):
+                limit = sorted(found.values())[walk.bounded - 1]
+            advance(len(group), f"losses {len(found)}/{len(total)}")
         return found
 
 
