@@ -1,19 +1,22 @@
-"""shallower makes decoder language models shallower: score, plan, prune, prove, evaluate.
+"""shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate.
 
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
 from .planning import Amount, Choosing
-from .stages import Compute, drop, evaluate, inspect, open_model, plan, prune, score
+from .repairs import Compensating
+from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score
 
 __all__ = [
     "Amount",
     "Calibration",
     "Choosing",
+    "Compensating",
+    "Compensation",
     "Compute",
     "Evaluation",
     "Inspection",
@@ -23,6 +26,7 @@ __all__ = [
     "Refusal",
     "Scores",
     "UserError",
+    "compensate",
     "drop",
     "evaluate",
     "inspect",

@@ -19,6 +19,7 @@ from .files import check_free
 from .journal import journaled
 from .planning import Amount, Choosing, layers_of, parameters_of, seconds_of
 from .progress import shown
+from .repairs import FITTED, Compensating
 from .tensors import total_size
 
 app = typer.Typer(
@@ -182,7 +183,7 @@ def prune(
     max_batch_tokens: BatchTokens = None,
     trust_remote_code: Trust = False,
     compensate: Annotated[str | None, typer.Option("--compensate", help=f"repair what is left: {COMPENSATIONS}")] = None,
-    compensate_samples: CompensateSamples = stages.FITTED,
+    compensate_samples: CompensateSamples = FITTED,
     save_dtype: SaveDtype = None,
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
@@ -201,7 +202,7 @@ def prune(
     repair = None
     if compensate is not None:
         fitting = Calibration(text, dataset, tokens, compensate_samples, length, seed, bos, at_most=True)
-        repair = stages.Compensating(compensate, theirs, fitting)
+        repair = Compensating(compensate, theirs, fitting)
     with journaled(out):
         opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens))
         if plan is not None:
@@ -232,7 +233,7 @@ def compensate(
     text: Text = None,
     dataset: Dataset = None,
     tokens: Tokens = None,
-    samples: Annotated[int, typer.Option("--samples", help="samples to fit on, at most")] = stages.FITTED,
+    samples: Annotated[int, typer.Option("--samples", help="samples to fit on, at most")] = FITTED,
     length: Length = 128,
     seed: Seed = 1234,
     bos: Bos = "auto",
@@ -252,7 +253,7 @@ def compensate(
     parse_dtype(save_dtype)
     total_size(max_shard_size)
     fitting = Calibration(text, dataset, tokens, samples, length, seed, bos, at_most=True)
-    how = stages.Compensating(method, _pairs(settings), fitting)
+    how = Compensating(method, _pairs(settings), fitting)
     with journaled(out):
         opened = stages.open_model(model, stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens))
         options = {"overwrite": overwrite, "verify": verify, "save_dtype": save_dtype, "max_shard_size": max_shard_size}

@@ -1,41 +1,34 @@
 """The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import methods, ranks
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
-from .anatomy.patch import Patch
-from .artifacts import Compensation, Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save, versions
-from .calibration import Calibration, calibration_tokens
-from .compensation import Case
+from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
+from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
 from .files import check_file, check_free
-from .journal import NO_JOURNAL, Journal, journaled
-from .memory import Peak
+from .journal import NO_JOURNAL, journaled
 from .pictures import drift_picture
 from .planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount
-from .progress import say, track
+from .progress import track
+from .repairs import Compensating, brief, compensated
+from .runs import dtype_name, journal_of, load_weights, timed, tokens_of
 from .selection import Problem
 from .surgery import prune_files
 from .walk.gather import DATA, Gathered, gather
-from .walk.losses import LossWalk, Objective, all_nll
-from .walk.paired import drift
+from .walk.losses import LossWalk, Objective
 
 Source = str | Path | Model
-FITTED = 256  # samples that a compensation takes by default
-HELD_OUT = 8  # one sample in so many is not fitted on
 
 
 @dataclass(frozen=True)
@@ -61,18 +54,6 @@ class Compute:
         checked_device(self.device)
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise UserError(f"--max-batch-tokens {self.max_batch_tokens}: a number of tokens, 1 or more")
-
-
-@dataclass(frozen=True)
-class Compensating:
-    """How what is left is repaired: a method from ``methods.names("compensation")``, its settings, and which tokens."""
-
-    method: str = "sequential"
-    settings: dict[str, str] = field(default_factory=dict)
-    calibration: Calibration = field(default_factory=lambda: Calibration(samples=FITTED, at_most=True))
-
-    def __post_init__(self) -> None:
-        methods.configure(methods.find("compensation", self.method), self.settings)
 
 
 def open_model(source: Source, compute: Compute | None = None) -> Model:
@@ -128,13 +109,13 @@ def score(
     check_file(out, "scores")
     method, options = _configured(criterion, settings, calibration)
     model = open_model(model, compute)
-    tokens, record = _tokens(model, calibration) if method.EVIDENCE in DATA else (None, None)
+    tokens, record = tokens_of(model, calibration) if method.EVIDENCE in DATA else (None, None)
     own = vars(options) if options else {}
     with journaled(out):
-        journal = _journal(model, record, criterion=criterion, settings=own) if method.EVIDENCE in DATA else NO_JOURNAL
+        journal = journal_of(model, record, criterion=criterion, settings=own) if method.EVIDENCE in DATA else NO_JOURNAL
 
         def gathered() -> dict[str, Any]:
-            with _timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
+            with timed(model, method) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
                 found = gather(method, model, tokens, settings=options, journal=journal)
             scores = [found.scores[index] for index in range(model.record.layers)]
             seconds = journal.before + peak.seconds
@@ -145,7 +126,7 @@ def score(
             settings=own,
             model=model.record,
             calibration=record,
-            dtype=_dtype_name(model),
+            dtype=dtype_name(model),
             **journal.memo("scores", gathered),
         )
         return _kept(result, out)
@@ -269,7 +250,7 @@ def prune(
     check_same_model(plan.model, model.record, "the plan")
     if compensating is not None:
         patch, report = compensated(model, plan.removed, compensating)
-        options |= {"patch": patch, "report": _brief(report)}
+        options |= {"patch": patch, "report": brief(report)}
         options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift_picture(report)}
     model.unload()  # the proof reads the model anew; two of them need not fit
     return prune_files(model, plan, out, **options)
@@ -309,76 +290,11 @@ def evaluate(
     model = open_model(model, compute)
     named = evaluation_segments(model, texts, tokens, protocol or Protocol())
     found = {}
-    with _timed(model) as peak:
+    with timed(model) as peak:
         for name, segments in named.items():
             with model.given(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
-    return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=_dtype_name(model)), out)
-
-
-def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tuple[Patch, Compensation]:
-    """Find the changes of weights that repair the model without these layers; none where the held-out loss does not fall.
-
-    Raises:
-        Refusal: the architecture has no weights into which the method's changes fold; names the layer.
-    """
-    method = methods.find("compensation", how.method)
-    settings = methods.configure(method, how.settings)
-    tokens, record = _tokens(model, how.calibration)
-    fitted, held_out = _split(model, tokens)
-    removed = tuple(sorted(removed))
-
-    def loss(patch: Patch, gone: tuple[int, ...] = removed) -> float:
-        with model.patched(patch):
-            value = float(all_nll(model, held_out, gone, "held-out loss").double().mean())
-        return value if math.isfinite(value) else math.inf
-
-    with _timed(model) as peak, model.given(tokens.shape[1]):
-        before = loss({})
-        found = method.fit(Case(model, removed, fitted, held_out, loss, settings))
-        after = loss(found.patch) if found.patch else before
-        patch = found.patch if after < before else {}
-        if not patch:
-            say(f"{how.method} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
-        old = drift(model, held_out, removed, {})
-        new = drift(model, held_out, removed, patch) if patch else old
-    report = Compensation(
-        method=how.method,
-        settings=vars(settings) if settings else {},
-        model=model.record,
-        removed=list(removed),
-        calibration=record,
-        fitted_tokens=fitted.numel(),
-        held_out_tokens=held_out.numel(),
-        loss={"dense": loss({}, ()), "before": before, "after": min(before, after)},
-        changed=sorted(patch),
-        layers=[{"layer": one.layer, "before": vars(one), "after": vars(other)} for one, other in zip(old, new, strict=True)],
-        notes=found.notes,
-        seconds=peak.seconds,
-        peak_memory_bytes=peak.bytes,
-        dtype=_dtype_name(model),
-    )
-    return patch, report
-
-
-def _brief(report: Compensation) -> dict[str, Any]:
-    """What ``shallower.json`` tells of a compensation; the rest is in the file beside it."""
-    return {name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "changed")}
-
-
-def _split(model: Model, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(what is fitted on, what is decided by): every eighth sample is held out."""
-    if len(tokens) < 2:
-        raise UserError("a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise --samples")
-    last = len(tokens) - max(1, len(tokens) // HELD_OUT)
-    fitted, width = tokens[:last], model.outline.width
-    if fitted.numel() < width:
-        least = -(-width // tokens.shape[1])
-        say(
-            f"{fitted.numel()} tokens to fit {width} features on: at least {least} samples of {tokens.shape[1]} would determine them; "
-            "the regularisation decides the rest"
-        )
-    return fitted, tokens[last:]
+    return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=dtype_name(model)), out)
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
@@ -400,9 +316,9 @@ def _scores_of(source: Source | Scores) -> Scores | None:
 
 def _losses(model: Model, calibration: Calibration | None):
     """(masks -> mean of the objective over all predicted tokens, the record of the tokens)."""
-    tokens, record = _tokens(model, calibration)
-    _load(model)
-    walk = LossWalk(model, tokens, _journal(model, record, losses=True))
+    tokens, record = tokens_of(model, calibration)
+    load_weights(model)
+    walk = LossWalk(model, tokens, journal_of(model, record, losses=True))
 
     def losses(masks: Tensor, label: str, *, bounded: int = 0, objective: Objective = "loss") -> Tensor:
         with model.given(tokens.shape[1]):
@@ -413,10 +329,10 @@ def _losses(model: Model, calibration: Calibration | None):
 
 def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: Calibration | None):
     method, options = _configured(criterion, settings, calibration)
-    tokens, record = _tokens(model, calibration) if method.EVIDENCE in DATA else (None, None)
+    tokens, record = tokens_of(model, calibration) if method.EVIDENCE in DATA else (None, None)
 
     def rescore(removed: tuple[int, ...]) -> dict[int, float]:
-        journal = _journal(model, record, criterion=criterion, settings=vars(options) if options else {}, removed=removed)
+        journal = journal_of(model, record, criterion=criterion, settings=vars(options) if options else {}, removed=removed)
 
         def gathered() -> dict[str, float]:
             found: Gathered = gather(method, model, tokens, settings=options, removed=removed, journal=journal)
@@ -425,19 +341,6 @@ def _rescorer(model: Model, criterion: str, settings: dict | None, calibration: 
         return {int(index): value for index, value in journal.memo("scores", gathered).items()}
 
     return rescore
-
-
-def _journal(model: Model, tokens: Any, **what: Any) -> Journal:
-    """The journal of work that is decided, to the last bit, by the model, the tokens, how it is computed, and ``what``."""
-    how = {
-        "dtype": _dtype_name(model),
-        "device": torch.device(model.device).type,
-        "batch_tokens": model.batch_tokens,
-        "threads": torch.get_num_threads(),
-        "processes": ranks.size(),
-    }
-    tokens = tokens.hash if tokens is not None else None
-    return Journal({"model": model.record.fingerprint, "tokens": tokens, "how": how, "versions": versions(), **what})
 
 
 def _configured(criterion: str, settings: dict[str, str] | None, calibration: Calibration | None):
@@ -450,32 +353,6 @@ def _seeded(method: ModuleType, settings: dict[str, str] | None, calibration: Ca
     """A method's Settings; the common seed also seeds one that has a seed of its own, unless it is set apart."""
     common = {"seed": str(calibration.seed)} if calibration is not None and "seed" in methods.setting_names(method) else {}
     return methods.configure(method, common | (settings or {}))
-
-
-def _tokens(model: Model, calibration: Calibration | None):
-    """(calibration tokens, the record of them), by default of the shipped text."""
-    return calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
-
-
-def _load(model: Model) -> None:
-    """Load the weights before a clock starts."""
-    if not model.loaded:
-        say(f"loading {model.checkpoint.source}")
-    _ = model.stack
-
-
-@contextmanager
-def _timed(model: Model, method: ModuleType | None = None) -> Iterator[Peak]:
-    """Seconds and peak memory of what runs inside, the loading of the model left out."""
-    if method is None or method.EVIDENCE != "place":
-        _load(model)
-    with Peak(model.device) as peak:
-        yield peak
-
-
-def _dtype_name(model: Model) -> str:
-    kind = model.dtype or model.checkpoint.config.dtype
-    return str(kind).removeprefix("torch.")
 
 
 def _kept(record, out: str | Path | None):

@@ -14,7 +14,7 @@ import pytest
 import shallower
 from shallower import Amount, Choosing, UserError, cli, methods, plan, score
 
-EVIDENCE = {"place", "weights", "streams", "gradients", "losses"}
+EVIDENCE = {"place", "weights", "streams", "gradients", "flows", "losses"}
 NEEDS = {"scores", "losses", "nothing"}
 LINES = 80
 BOTH = [(kind, name) for kind in ("criteria", "selection") for name in methods.names(kind)]

@@ -34,7 +34,7 @@ class Case:
     model: Model
     removed: tuple[int, ...]
     tokens: Int[Tensor, "sample position"]
-    held_out: Int[Tensor, "sample position"]
+    held_out: Int[Tensor, "held_out position"]
     loss: Callable[[Patch], float]
     settings: Any = None
 

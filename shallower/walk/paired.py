@@ -66,6 +66,7 @@ class PairedWalk:
         self.probe = replay.record(tokens[: PROBE[0], : PROBE[1]].to(model.device))
         self.dense = [recording.entering for recording in self.recordings]
         self.pruned = list(self.dense)
+        self.known: dict[int, tuple[Writer, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.model.stack) - len(self.removed)
@@ -115,12 +116,14 @@ class PairedWalk:
         Raises:
             Refusal: it has none into which a map folds; names the layer.
         """
-        layer, interface = self.model.layer(index), self.model.stack.interfaces[index]
-        args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
-        try:
-            return find_writers(layer, interface, args, kwargs)
-        except Refusal as refusal:
-            raise Refusal(f"layer {index}: {refusal}") from refusal
+        if index not in self.known:
+            layer, interface = self.model.layer(index), self.model.stack.interfaces[index]
+            args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
+            try:
+                self.known[index] = find_writers(layer, interface, args, kwargs)
+            except Refusal as refusal:
+                raise Refusal(f"layer {index}: {refusal}") from refusal
+        return self.known[index]
 
     def small(self, index: int) -> Tensor:
         """A few tokens of the stream that enters the layer."""
@@ -157,7 +160,7 @@ class Stop:
         Args:
             writers: the layer's writers up to and with the one to look at, in order, or that one alone; none for streams only.
         """
-        walk, after, last = self.walk, [], len(self.writers()) == len(writers) or not self.middles[0]
+        walk, after, last = self.walk, [], not writers or len(writers) > len(self.middles[0])
         layer, rows = walk.model.layer(self.index), self._rows
         with self._changed():
             for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
