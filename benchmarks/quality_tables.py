@@ -159,6 +159,11 @@ def long_table(content: dict) -> str:
     return markdown(head, rows, left=3) if rows else OPEN
 
 
+def shared(made: list[dict]) -> str:
+    """How many cores others used meanwhile: with them, seconds are too many."""
+    return f"{mean(piece.get('cores_used_by_others', 0.0) for piece in made):.1f}"
+
+
 def cost_table(content: dict) -> str:
     """What planning costs: one scoring, or the whole plan where it runs the model."""
     rows = []
@@ -166,9 +171,9 @@ def cost_table(content: dict) -> str:
         if key.startswith("score ") or piece.get("walks"):
             memory = f"{piece['peak_memory_bytes'] / 2**20:.0f}"
             planned = piece.get("planned", "any")
-            rows.append([key, planned, f"{piece['seconds']:.2f}", memory, *map(str, piece["passes"])])
+            rows.append([key, planned, f"{piece['seconds']:.2f}", shared([piece]), memory, *map(str, piece["passes"])])
     rows.sort(key=lambda row: float(row[2]))
-    return markdown(["piece", "layers planned", "seconds", "peak memory, MiB", "layer forwards", "layer backwards"], rows)
+    return markdown(["piece", "layers planned", "seconds", "shared", "peak memory, MiB", "layer forwards", "layer backwards"], rows)
 
 
 def repair_table(content: dict) -> str:
@@ -182,7 +187,9 @@ def repair_table(content: dict) -> str:
                 peak = max(piece["peak_memory_bytes"] for piece in made) / 2**20
                 fell = mean(piece["loss"]["after"] - piece["loss"]["before"] for piece in made)
                 tested, changed = mean(piece["evaluation_seconds"] for piece in made), mean(piece["changed"] for piece in made)
-                rows.append([size, name, len(made), f"{took:.0f}", f"{tested:.0f}", f"{peak:.0f}", f"{changed:.0f}", f"{fell:+.3f}"])
+                rows.append(
+                    [size, name, len(made), f"{took:.0f}", f"{tested:.0f}", shared(made), f"{peak:.0f}", f"{changed:.0f}", f"{fell:+.3f}"]
+                )
     head = [
         "removed",
         "compensation",
@@ -228,7 +235,7 @@ def parts(content: dict) -> list[str]:
         "## Cost\n\nOf planning: a forward is one layer run over all scoring tokens, a backward the same with gradients. They are "
         "counted, not timed: criteria on streams need N forwards, those on gradients N, N more to run each layer again, and N backwards, "
         "for each decision; the losses of removals one for every distinct beginning of the removals that ends in a layer that runs. "
-        "The head is left out. "
+        "The head is left out. `shared` is how many cores other work took meanwhile: what is far from 0 says too many seconds. "
         f"Searches include greedy's part and end after {settings['budget']:.0f} s.\n\n{cost_table(content)}"
     )
     found.append(f"Of compensating, mean over the plans (memory: the most):\n\n{repair_table(content)}")
@@ -283,9 +290,11 @@ def picture(content: dict) -> bytes:
     for size, goal in content["settings"]["goals"].items():
         axes.plot(int(size), goal["ratio"], marker="x", markersize=9, color="#000000", linestyle="none")
     axes.set_yscale("log")
+    highest = max((value for line in lines(content).values() for value in line["values"].values()), default=2.0)
     axes.set_yticks(ticks := [1, 1.2, 1.4, 1.7, 2, 2.5, 3, 4, 6, 10, 15])
     axes.set_yticklabels(map(str, ticks))
     axes.minorticks_off()
+    axes.set_ylim(0.97, 1.1 * min(highest, 15))
     axes.set_xticks([0, *sizes_of(content)])
     axes.set_xlabel(f"layers removed, of {content['layers']} (x: goals)")
     axes.set_ylabel("perplexity / dense perplexity, mean of the texts")
