@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup demo test test-slow families lint bench-criteria bench-speed docs clean
+.PHONY: setup demo test test-slow families lint bench-criteria bench-speed bench-quality docs clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,9 @@ bench-criteria: setup
 
 bench-speed: setup
 	$(PYTHON) benchmarks/speed.py $(ARGS)
+
+bench-quality: setup
+	$(PYTHON) benchmarks/quality.py $(ARGS)
 
 docs: setup
 	$(PYTHON) docs/generate.py

@@ -1,16 +1,20 @@
-"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types from results, the README's tree and table."""
+"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types and quality from results, README's parts."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from shallower import methods
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "criteria.json"
 FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
+QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
+QUALITY_PAGE, QUALITY_PICTURE = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
 METHOD_FOLDERS = ("criteria", "selection", "compensation")
 
 
@@ -23,7 +27,32 @@ def pages() -> dict[Path, str]:
     made = {ROOT / "docs" / "methods.md": method_page(), ROOT / "README.md": readme}
     if FAMILIES.is_file():
         made[ROOT / "docs" / "families.md"] = family_page(json.loads(FAMILIES.read_text(encoding="utf-8")))
+    if QUALITY.is_file():
+        made[QUALITY_PAGE] = quality_page(json.loads(QUALITY.read_text(encoding="utf-8")))
     return made
+
+
+def pictures() -> dict[Path, tuple[str, bytes]]:
+    """Path -> what stands in an up-to-date file, and the file, of every generated picture (its other bytes depend on fonts)."""
+    if not QUALITY.is_file():
+        return {}
+    content, tables = json.loads(QUALITY.read_text(encoding="utf-8")), benchmark("quality_tables")
+    return {QUALITY_PICTURE: (tables.digest(content), tables.picture(content))}
+
+
+def benchmark(name: str) -> ModuleType:
+    """A file of the benchmarks, which import each other."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def quality_page(content: dict) -> str:
+    """docs/quality.md from the results of ``make bench-quality``; the reading, which is written by hand, stays."""
+    before = QUALITY_PAGE.read_text(encoding="utf-8") if QUALITY_PAGE.is_file() else ""
+    reading = re.search(r"<!-- reading -->\n(.*?)<!-- /reading -->", before, re.S)
+    return benchmark("quality_tables").page(content, reading[1] if reading else "")
 
 
 def between(text: str, name: str, content: str) -> str:
@@ -117,13 +146,13 @@ def entry(depth: int, name: str, path: Path) -> str:
 
 def readme_table() -> str:
     """The benchmark's own short table, from the committed result file."""
-    spec = importlib.util.spec_from_file_location("criteria_bench", ROOT / "benchmarks" / "criteria.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    return bench.short_table(json.loads(RESULTS.read_text(encoding="utf-8")))
+    return benchmark("criteria").short_table(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
     for target, text in pages().items():
         target.write_text(text, encoding="utf-8")
+        print("wrote", target.relative_to(ROOT))
+    for target, (_, drawn) in pictures().items():
+        target.write_bytes(drawn)
         print("wrote", target.relative_to(ROOT))

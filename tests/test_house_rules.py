@@ -110,6 +110,8 @@ def test_the_readme_tree_equals_the_disk_and_docs_are_made() -> None:
     spec.loader.exec_module(generate)
     for path, text in generate.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.relative_to(ROOT)} is out of date: run make docs"
+    for path, (digest, _) in generate.pictures().items():
+        assert digest.encode() in path.read_bytes(), f"{path.relative_to(ROOT)} is out of date: run make docs"
 
 
 def test_no_path_of_this_machine_is_committed() -> None:
