@@ -62,7 +62,7 @@ FULL = {
     "search": {"beam loss": {"width": "4"}, "evolution loss": {}, "evolution kl": {}},
     "budget": 900.0,
     "published": PUBLISHED,
-    "plans": ["plan"],  # what their names begin with
+    "plans": ["plan lowest", "plan window", "plan positional middle", "plan greedy"],  # what their names begin with
     "goals": {"6": {"ratio": 1.4, "share": 0.7}, "9": {"ratio": 2.0}},
 }
 QUICK = FULL | {
@@ -81,7 +81,7 @@ QUICK = FULL | {
     "goals": {"2": {"ratio": 1.4, "share": 0.7}},
 }
 LEADING = 2  # rows of each size that are repaired before the searches begin
-GUESSES = {"score": 20, "score perplexity": 60, "repair sequential": 900, "repair": 220}  # seconds, until one has been made
+GUESSES = {"score": 20, "score perplexity": 60, "repair sequential": 240, "repair": 90}  # seconds, until one has been made
 
 
 class Job(NamedTuple):
@@ -201,8 +201,8 @@ class Quality(Bench):
             if name := scoring(spec):
                 found[name] = Job(name, GUESSES.get(name, GUESSES["score"]), partial(self.score, spec))
         found |= {key: Job(key, 1 + spec.step * max(self.sizes), partial(self.plan, key, spec)) for key, spec in plans.items()}
-        found |= self.evaluations(set().union({()}, *(sets(self.content, size) for size in self.sizes)), self.short)
         for size in self.sizes:
+            found |= self.evaluations({(), *sets(self.content, size)}, self.short)
             found |= self.repairs(size, self.rows(size)[:LEADING], METHODS)
         for size in self.sizes:
             found |= self.searches(size)

@@ -256,10 +256,20 @@ def test_what_makes_it_worse_is_not_taken(saved, tokens_file, tmp_path, monkeypa
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
 
 
+def test_sequential_layer_by_layer_lowers_the_loss_at_every_step(saved) -> None:
+    found = fitted(saved("llama"), "sequential", accept="layer")
+    steps = found.notes["steps"]
+    assert {step["layer"] for step in steps} == {1, 3, 4, 6, 7}  # what stands in front of a gap or behind one
+    assert len(steps) == 10  # attention and down projection
+    for step, following in zip(steps, steps[1:], strict=False):
+        reached = min(step["loss_before"], *step["losses"].values())
+        assert following["loss_before"] == pytest.approx(reached, rel=1e-5)
+        assert (step["strength"] is None) == (reached == step["loss_before"])
+
+
 @each_map
 def test_layered_is_resident(method, saved) -> None:
-    settings = {"accept": "end"} if method == "sequential" else {}
-    one, other = (fitted(saved("llama"), method, layered=layered, **settings) for layered in (False, True))
+    one, other = (fitted(saved("llama"), method, layered=layered) for layered in (False, True))
     assert one.notes == other.notes
     assert one.patch.keys() == other.patch.keys()
     assert all(torch.equal(edit.value, other.patch[name].value) for name, edit in one.patch.items())
@@ -291,7 +301,7 @@ def test_constant_tokens_give_no_nan() -> None:
     ("gemma2", ["--method", "projection"], "layer 1: no map folds into what"),
     ("llama", ["--method", "mean_shift"], "has no bias, and a checkpoint of this architecture has no place for one"),
     ("llama", ["--method", "sequentially"], "unknown compensation 'sequentially': did you mean sequential"),
-    ("llama", ["--method", "sequential", "--set", "accept=never"], "allowed are auto, layer, end"),
+    ("llama", ["--method", "sequential", "--set", "accept=never"], "allowed are end, layer"),
     ("llama", ["--method", "linear", "--set", "top_k=2"], "linear has no setting 'top_k'"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_a_line(name, arguments, message, saved, tokens_file, tmp_path, capsys) -> None:
