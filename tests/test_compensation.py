@@ -1,5 +1,6 @@
 """Repairs: writers by behaviour, changes folded into files, formulas against literal ones, never worse than nothing."""
 
+import itertools
 import json
 import math
 
@@ -261,7 +262,7 @@ def test_sequential_layer_by_layer_lowers_the_loss_at_every_step(saved) -> None:
     steps = found.notes["steps"]
     assert {step["layer"] for step in steps} == {1, 3, 4, 6, 7}  # what stands in front of a gap or behind one
     assert len(steps) == 10  # attention and down projection
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in itertools.pairwise(steps):
         reached = min(step["loss_before"], *step["losses"].values())
         assert following["loss_before"] == pytest.approx(reached, rel=1e-5)
         assert (step["strength"] is None) == (reached == step["loss_before"])

@@ -17,7 +17,7 @@ from shallower import Amount, Choosing, UserError, cli, methods, plan, score
 EVIDENCE = {"place", "weights", "streams", "gradients", "flows", "losses"}
 NEEDS = {"scores", "losses", "nothing"}
 LINES = 80
-BOTH = [(kind, name) for kind in ("criteria", "selection") for name in methods.names(kind)]
+BOTH = [(kind, name) for kind in ("criteria", "selection", "compensation") for name in methods.names(kind)]
 
 each_method = pytest.mark.parametrize(("kind", "name"), BOTH)
 each_criterion = pytest.mark.parametrize("name", methods.names("criteria"))
@@ -41,7 +41,10 @@ def test_docstring(kind, name) -> None:
     claim, *middle, source = paragraphs(methods.find(kind, name))
     assert re.match(rf"{name.replace('_', ' ')}( distance)?: [a-z].+[.;]", claim, re.IGNORECASE | re.DOTALL), claim
     assert middle or kind == "selection", "no rule between claim and source"
-    if kind == "criteria":
+    if kind == "compensation":
+        assert any(part.startswith("    ") for part in middle), "no indented formula"
+        assert callable(methods.find(kind, name).fit)
+    elif kind == "criteria":
         formulas = [part for part in middle if part.startswith("    ")]
         assert any(re.search(r"\w+\([ns, ]+\) = ", part) for part in formulas), "no indented formula"
     else:

@@ -5,11 +5,12 @@ import torch
 import zoo
 
 import shallower
+from shallower.repairs import compensated
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "perplexity", "block_influence", "angular"])
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"])
 def test_scores_agree_with_the_cpu(criterion, saved) -> None:
     on = {
         device: shallower.score(saved("llama"), criterion=criterion, compute=shallower.Compute(device=device)).scores
@@ -19,7 +20,7 @@ def test_scores_agree_with_the_cpu(criterion, saved) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "perplexity", "block_influence", "angular"])
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"])
 def test_layered_equals_resident(criterion, dtype, saved) -> None:
     ways = [shallower.Compute(device="cuda", dtype=dtype, layered=layered) for layered in (False, True)]
     resident, layered = (shallower.score(saved("llama"), criterion=criterion, compute=compute).scores for compute in ways)
@@ -32,3 +33,14 @@ def test_bf16_surgery(name, tmp_path) -> None:
     model = shallower.open_model(source, shallower.Compute(device="cuda"))
     pruned = shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out")
     assert pruned.verified["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("method", ["projection", "linear", "magnitude", "sequential"])
+def test_a_compensation_lowers_the_loss_as_on_the_cpu(method, layered, saved) -> None:
+    how = shallower.Compensating(method, {}, shallower.Calibration(samples=32, length=24))
+    losses = {}
+    for device in ("cpu", "cuda"):
+        model = shallower.open_model(saved("llama"), shallower.Compute(device=device, layered=layered))
+        losses[device] = compensated(model, (2, 5), how)[1].loss
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)

@@ -55,6 +55,7 @@ class Onloader:
         self.uncached = sum(entry.bytes for entry in checkpoint.tensors.values()) > total_memory("cpu") / 2
         self.asleep = False
         self.patch: Patch = {}
+        self.unchanged: dict[str, Tensor] = {}  # the changed weights of the layer in memory, as they are on disk
         skeleton.onloader = self
         self._attach()
 
@@ -107,13 +108,23 @@ class Onloader:
             self._take(before)
 
     def _take(self, patch: Patch) -> None:
+        """Change the layer in memory where it is, so that it is not read again; what lies outside is."""
         changed = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
         self.patch = patch
-        if self.present is not None and any(name.startswith(f"{self.prefix}{self.present}.") for name in changed):
-            self._free(self.layers[self.present].modules())
-            self.present = None
+        here = [name for name in changed if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")]
+        for name in here:
+            parameter = self.skeleton.get_parameter(name)
+            parameter.data = self.unchanged.pop(name, parameter.data)
+        self._change(here)
         if not self.resting and not all(name.startswith(self.prefix) for name in changed):
             self.rest()
+
+    def _change(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.patch:
+                parameter = self.skeleton.get_parameter(name)
+                self.unchanged[name] = parameter.data
+                parameter.data = self.patch[name].of(parameter.data)
 
     def need(self, index: int) -> None:
         """Have this layer in memory and no other; begin to read the one that will follow."""
@@ -179,12 +190,11 @@ class Onloader:
             aligned(self.layers[unit]).requires_grad_(False)
         else:
             self.skeleton.requires_grad_(False)
-        for name, edit in self.patch.items():
-            if name.startswith(f"{self.prefix}{unit}." if unit != OUTSIDE else "") and (
-                unit != OUTSIDE or not name.startswith(self.prefix)
-            ):
-                parameter = self.skeleton.get_parameter(name)
-                parameter.data = edit.of(parameter.data)
+        if unit == OUTSIDE:
+            self._change(name for name in self.patch if not name.startswith(self.prefix))
+        else:
+            self.unchanged.clear()
+            self._change(name for name in self.patch if name.startswith(f"{self.prefix}{unit}."))
 
     def _names(self, unit: int) -> set[str]:
         """Names in memory of a layer's weights; of those outside a tied one may rightly be absent."""

@@ -9,9 +9,8 @@ the last one are fitted first, to the unpruned stream in the middle of the layer
 a mixture of experts, a map of its output is fitted in place of D.
 
 λ is relative to the mean diagonal of the sums. With ``accept = end`` one λ (0.3) serves all layers in a single reading of
-the weights, and the loss on held-out tokens decides whether the fits of all layers are taken at full or half strength, of
-the first half of the layers only, or not at all. With ``layer`` each fit is taken with the λ, of several, that gives the rest
-of the model, run on to its end, the lowest held-out loss, or not at all; that costs about four times as much.
+the weights; held-out loss decides whether all fits are taken at full or half strength, the first half of them, or none. With
+``layer`` each fit is taken with the λ that gives the rest of the model, run to its end, the lowest held-out loss, or not.
 
 Source: ours; the target at gaps is that of ReplaceMe (arXiv 2505.02819).
 """
@@ -26,8 +25,7 @@ from ..walk.tail import Tail
 from . import Case, Fitted, best_of, edits, halved
 from ._ridge import Normal, map_of
 
-GRID = (0.1, 0.3, 1.0)
-TINY = 1e-6  # length of a stream, below which a token counts no more
+GRID, TINY = (0.1, 0.3, 1.0), 1e-6  # λ to choose from; the shortest stream that is divided by
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,6 @@ def fit(case: Case) -> Fitted:
     tail = Tail(case.model, case.held_out, case.removed) if own.accept == "layer" else None
     for stop in case.walk(middles=own.attention):
         if stop.touched:
-            if tail is not None:
-                tail.pass_on(stop.index - 1, {})
             writers = stop.writers()
             for place in range(0 if own.attention else len(writers) - 1, len(writers)):
                 grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
@@ -53,8 +49,7 @@ def fit(case: Case) -> Fitted:
             tail.pass_on(stop.index, stop.patch)
         patch |= stop.patch
     if tail is None:
-        first = dict(list(patch.items())[: len(patch) // 2])
-        candidates = [("full", patch), ("half strength", halved(patch)), ("first half of the layers", first)]
+        candidates = [("full", patch), ("half strength", halved(patch)), ("first half", dict([*patch.items()][: len(patch) // 2]))]
         patch, _, chosen, tried = best_of(case, ({}, case.loss({})), candidates)
         steps.append({"taken": chosen, "tried": tried})
     return Fitted(patch, {"steps": steps})
@@ -64,8 +59,8 @@ def _fits(stop: Stop, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> d
     """λ -> the change of the last of these writers that it gives."""
     normal, writer = Normal(), writers[-1]
     for look in stop.looks(*writers):
-        weight = look.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
         given = look.features if writer.features else look.output / writer.scale
+        weight = look.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
         normal.add(given * weight, (look.target - look.reached) * weight / writer.scale)
     if not writer.features:
         return {strength: edits("map", map_of(normal, strength), stop.weights(writer)) for strength in grid}
@@ -78,8 +73,7 @@ def _taken(stop: Stop, fits: dict[float, Patch], tail: Tail | None) -> dict:
         stop.take(next(iter(fits.values())))
         return {"strength": next(iter(fits))}
     losses = {strength: tail.loss(stop.index, stop.patch | patch) for strength, patch in fits.items()}
-    before = tail.loss(stop.index, stop.patch)
-    best = min(losses, key=losses.get)
-    if losses[best] < before:
-        stop.take(fits[best])
-    return {"strength": best if losses[best] < before else None, "loss_before": before, "losses": losses}
+    before, best = tail.loss(stop.index, stop.patch), min(losses, key=losses.get)
+    best = best if losses[best] < before else None
+    stop.take(fits.get(best, {}))
+    return {"strength": best, "loss_before": before, "losses": losses}
