@@ -350,9 +350,9 @@ def _amount(remove: int | None, ratio: float | None, target: str | None) -> Amou
 
 
 def _explain(arguments: list[str]) -> bool:
-    """``VERB --help NAME``: print what the method NAME does and its settings."""
+    """``VERB --help NAME``: print what the method NAME does and its settings; a name may be that of two methods."""
     if len(arguments) == 3 and arguments[1] in ("--help", "-h"):
-        for kind in methods.KINDS:
+        for kind in sorted(methods.KINDS, key=lambda kind: (kind == "compensation") != (arguments[0] == "compensate")):
             if arguments[2] in methods.names(kind):
                 print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
                 return True

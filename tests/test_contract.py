@@ -102,7 +102,7 @@ def test_settings(kind, name) -> None:
 
 @each_method
 def test_help_tells_docstring_and_settings(kind, name, capsys) -> None:
-    cli.main(["plan", "--help", name])
+    cli.main(["compensate" if kind == "compensation" else "plan", "--help", name])
     text, method = capsys.readouterr().out, methods.find(kind, name)
     assert text.startswith(f"{methods.KINDS[kind]} {name}\n\n{method.__doc__.strip()}\n")
     for key in methods.setting_names(method):

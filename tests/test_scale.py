@@ -296,7 +296,7 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([*names, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=240)
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "perplexity", "block_influence"])
+@pytest.mark.parametrize("criterion", ["taylor", "gradient", "gate", "perplexity", "block_influence"])
 def test_two_processes_give_the_same_scores(criterion: str, saved, tmp_path) -> None:
     options = ("--criterion", criterion, "--samples", 7, "--length", 16, "--device", "cpu")
     ran = torchrun(2, "score", saved("qwen3"), *options, "--out", tmp_path / "two.json", "--json")
