@@ -9,7 +9,7 @@ the last one are fitted first, to the unpruned stream in the middle of the layer
 a mixture of experts, a map of its output is fitted in place of D.
 
 λ is relative to the mean diagonal of the sums. With ``accept = end`` one λ (0.3) serves all layers in a single reading of
-the weights; held-out loss decides whether all fits are taken at full or half strength, the first half of them, or none. With
+the weights; held-out loss decides whether the first few of the fits are taken, all, all at half strength, or none. With
 ``layer`` each fit is taken with the λ that gives the rest of the model, run to its end, the lowest held-out loss, or not.
 
 Source: ours; the target at gaps is that of ReplaceMe (arXiv 2505.02819).
@@ -25,7 +25,7 @@ from ..walk.tail import Tail
 from . import Case, Fitted, best_of, edits, halved
 from ._ridge import Normal, map_of
 
-GRID, TINY = (0.1, 0.3, 1.0), 1e-6  # λ to choose from; the shortest stream that is divided by
+GRID, SHARES, TINY = (0.1, 0.3, 1.0), (0.0, 0.125, 0.25, 0.5, 0.75, 1.0), 1e-6  # λ; of the fits; the shortest stream divided by
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def fit(case: Case) -> Fitted:
             tail.pass_on(stop.index, stop.patch)
         patch |= stop.patch
     if tail is None:
-        candidates = [("full", patch), ("half strength", halved(patch)), ("first half", dict([*patch.items()][: len(patch) // 2]))]
+        counts = sorted({max(1, round(len(patch) * share)) for share in SHARES})
+        candidates = [("half strength", halved(patch)), *((f"first {count}", dict([*patch.items()][:count])) for count in counts)]
         patch, _, chosen, tried = best_of(case, ({}, case.loss({})), candidates)
         steps.append({"taken": chosen, "tried": tried})
     return Fitted(patch, {"steps": steps})
