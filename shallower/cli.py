@@ -297,7 +297,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything that the demo makes")] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,
 ) -> None:
-    """The main job on a real model: SmolLM2-135M-Instruct, 6 of 30 layers removed."""
+    """The main job on a real model: SmolLM2-135M-Instruct, 6 of 30 layers removed, the rest repaired without training."""
     run_demo(out, overwrite=overwrite)
 
 

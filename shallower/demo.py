@@ -36,23 +36,24 @@ def demo_model() -> Path:
 
 
 def demo(out: Path, *, overwrite: bool = False) -> None:
-    """Score with Taylor, remove 6 of 30 layers, write, verify, compare; everything lands in ``out``."""
+    """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare; all lands in ``out``."""
     check_free(out, overwrite=overwrite)
     started = time.monotonic()
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
     dense = stages.open_model(demo_model())
-    scores = stages.score(dense, criterion="taylor", out=out / "scores.json")
-    plan = stages.plan(scores, amount=stages.Amount(remove=REMOVE), out=out / "plan.json")
-    say(f"removing layers {layers(plan.removed)}, writing, reloading and comparing")
-    proof = stages.prune(dense, plan, out=out / "model", overwrite=overwrite)
+    scores = stages.score(dense, criterion="angular", out=out / "scores.json")
+    plan = stages.plan(scores, amount=stages.Amount(remove=REMOVE), choosing=stages.Choosing("window"), out=out / "plan.json")
     before = stages.evaluate(dense, out=out / "evaluation-dense.json")
+    plain = stages.evaluate(dense, removed=plan.removed, out=out / "evaluation-plain.json")
+    say(f"removing layers {layers(plan.removed)}, repairing what is left, writing, reloading and comparing")
+    proof = stages.compensate(dense, plan, out=out / "model", overwrite=overwrite)
     samples = {"question": QUESTION, "before": answer(dense)}
     dense.unload()
     pruned = stages.open_model(out / "model")
     after = stages.evaluate(pruned, out=out / "evaluation-pruned.json")
     samples["after"] = answer(pruned)
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
-    values = [item.perplexity["shipped"]["value"] for item in (before, after)]
+    values = [item.perplexity["shipped"]["value"] for item in (before, plain, after)]
     show(proof, values, samples, scores.seconds)
     plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
@@ -69,11 +70,13 @@ def answer(model: Model) -> str:
 def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seconds: float) -> None:
     """The one table at the end."""
     plan = proof.plan
-    table = Table("", "dense", "pruned", title="SmolLM2-135M-Instruct made shallower", title_justify="left", show_lines=True)
+    before, plain, after = perplexities
+    table = Table("", "dense", "pruned and repaired", title="SmolLM2-135M-Instruct made shallower", title_justify="left", show_lines=True)
     table.add_row("layers", str(plan.model.layers), f"{len(plan.kept)} (without {layers(plan.removed)})")
     table.add_row("parameters", millions(plan.params_before), f"{millions(plan.params_after)} (-{plan.share:.1%})")
-    table.add_row("perplexity, held-out prose", f"{perplexities[0]:.2f}", f"{perplexities[1]:.2f}")
+    table.add_row("perplexity, held-out prose", f"{before:.2f}", f"{after:.2f} ({plain:.2f} before the repair)")
     table.add_row("“" + samples["question"] + "”", samples["before"], samples["after"])
-    table.add_row("scoring (Taylor, 10 x 128 tokens)", f"{seconds:.1f} s", "")
+    table.add_row("scoring (angular, 10 x 128 tokens)", f"{seconds:.1f} s", "")
+    table.add_row("repair (sequential, closed form)", "", f"{len(proof.compensation['changed'])} weights refitted; see compensation.png")
     table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
     plain_console().print(table)
