@@ -21,7 +21,7 @@ demo: setup
 
 test: setup
 	$(PYTHON) -m ruff check shallower tests benchmarks
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2  # tiny models: two processes are faster than two threads
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow

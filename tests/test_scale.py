@@ -221,8 +221,9 @@ def command(*arguments: object, env: dict | None = None, **options):
 
 
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from shallower import cli, journal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background may have switched it off
 keep = journal.Part.keep
 def signalled(self, step, tensors, notes):
     keep(self, step, tensors, notes)
