@@ -196,8 +196,6 @@ def prune(
     check_free(out, overwrite=overwrite)
     parse_dtype(save_dtype)
     total_size(max_shard_size)
-    methods.find("criteria", criterion)
-    methods.find("selection", selection)
     mine, its, theirs = _split_settings(_pairs(settings), criterion, selection, compensate)
     repair = None
     if compensate is not None:

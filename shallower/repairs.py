@@ -54,7 +54,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
 
     with timed(model) as peak, model.given(tokens.shape[1]):
         before = loss({})
-        found = method.fit(Case(model, removed, fitted, held_out, loss, settings))
+        found = method.fit(Case(model, removed, fitted, held_out, loss, before, settings))
         after = loss(found.patch) if found.patch else before
         patch = found.patch if after < before else {}
         if not patch:

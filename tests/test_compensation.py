@@ -42,7 +42,7 @@ def case(model: Model, method: str = "sequential", **settings: str) -> Case:
             return float(all_nll(model, held_out, REMOVED).double().mean())
 
     found = methods.find("compensation", method)
-    return Case(model, REMOVED, TOKENS[:-2], held_out, loss, methods.configure(found, settings))
+    return Case(model, REMOVED, TOKENS[:-2], held_out, loss, loss({}), methods.configure(found, settings))
 
 
 def fitted(folder, method: str, *, layered: bool = False, **settings: str) -> Fitted:

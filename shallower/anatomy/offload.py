@@ -188,13 +188,11 @@ class Onloader:
         check_whole(self.checkpoint.source, {"missing_keys": info.missing_keys & mine, "mismatched_keys": info.mismatched_keys})
         if unit != OUTSIDE:
             aligned(self.layers[unit]).requires_grad_(False)
-        else:
-            self.skeleton.requires_grad_(False)
-        if unit == OUTSIDE:
-            self._change(name for name in self.patch if not name.startswith(self.prefix))
-        else:
             self.unchanged.clear()
             self._change(name for name in self.patch if name.startswith(f"{self.prefix}{unit}."))
+        else:
+            self.skeleton.requires_grad_(False)
+            self._change(name for name in self.patch if not name.startswith(self.prefix))
 
     def _names(self, unit: int) -> set[str]:
         """Names in memory of a layer's weights; of those outside a tied one may rightly be absent."""

@@ -28,6 +28,7 @@ class Case:
         tokens: calibration tokens to fit on.
         held_out: calibration tokens that nothing is fitted on, to decide by.
         loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
+        before: that loss without changes.
         settings: the method's own.
     """
 
@@ -36,6 +37,7 @@ class Case:
     tokens: Int[Tensor, "sample position"]
     held_out: Int[Tensor, "held_out position"]
     loss: Callable[[Patch], float]
+    before: float
     settings: Any = None
 
     def walk(self, **options: Any) -> PairedWalk:

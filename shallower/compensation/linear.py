@@ -22,7 +22,7 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    patch, loss, steps = {}, case.loss({}), []
+    patch, loss, steps = {}, case.before, []
     for stop in case.walk():
         if not stop.gap:
             continue

@@ -33,5 +33,5 @@ def fit(case: Case) -> Fitted:
             f"layer {stop.index}: {writer.module} has no bias, and a checkpoint of this architecture has no place for one: "
             "use projection, linear or sequential"
         )
-    patch, _, chosen, tried = best_of(case, ({}, case.loss({})), [(stop.index, edits("add", difference / writer.scale, [(bias, 0)]))])
+    patch, _, chosen, tried = best_of(case, ({}, case.before), [(stop.index, edits("add", difference / writer.scale, [(bias, 0)]))])
     return Fitted(patch, {"layer": stop.index, "shift": moved.shift, "taken": chosen is not None, "tried": tried})

@@ -48,7 +48,7 @@ def fit(case: Case) -> Fitted:
         best = sorted(best, key=lambda item: (-item[0], item[1]))[: max(1, case.settings.top_k)]  # no more sums than needed
     if not best:
         raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
-    patch, loss, steps = {}, case.loss({}), []
+    patch, loss, steps = {}, case.before, []
     for size, layer, normal, weights in best:
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)

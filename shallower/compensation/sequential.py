@@ -51,7 +51,7 @@ def fit(case: Case) -> Fitted:
     if tail is None:
         counts = sorted({max(1, round(len(patch) * share)) for share in SHARES})
         candidates = [("half strength", halved(patch)), *((f"first {count}", dict([*patch.items()][:count])) for count in counts)]
-        patch, _, chosen, tried = best_of(case, ({}, case.loss({})), candidates)
+        patch, _, chosen, tried = best_of(case, ({}, case.before), candidates)
         steps.append({"taken": chosen, "tried": tried})
     return Fitted(patch, {"steps": steps})
 

@@ -68,9 +68,6 @@ class PairedWalk:
         self.pruned = list(self.dense)
         self.known: dict[int, tuple[Writer, ...]] = {}
 
-    def __len__(self) -> int:
-        return len(self.model.stack) - len(self.removed)
-
     def __iter__(self) -> Iterator["Stop"]:
         layers, index = len(self.model.stack), 0
         with torch.no_grad(), fast_products(self.model.module), meter("paired streams", layers) as done:
