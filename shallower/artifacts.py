@@ -170,15 +170,90 @@ class Compensation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measured quality: ``perplexity[name]`` holds value, tokens, length, stride, bos and the hash of the tokens."""
+    """Measured quality.
+
+    ``perplexity[name]`` holds value, nll, bits_per_byte (None for given tokens), tokens, length, stride, bos, the hash of the
+    tokens, and ``parts``: (sum of the NLL, tokens) per segment, to resample from. ``tasks[name]`` holds value, stderr,
+    metric, count, version and ``items``: the metric of every item in the order of the data. ``removed`` are layers that were left
+    out virtually.
+    """
 
     model: ModelRecord
     perplexity: dict[str, dict[str, Any]]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    removed: list[int] = field(default_factory=list)
+    protocol: str = ""
     seconds: float = 0.0
     dtype: str = ""
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "evaluation"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured speed of MODEL and, interleaved with it, of the model that it is held against.
+
+    ``analytic`` and ``rows`` speak of ``model`` and ``against``. A row holds ``of``, batch, prompt, new, and in seconds
+    ``prefill``, ``decode`` (per step) and ``latency`` (of the whole), each as median, p10 and p90; tokens_per_second,
+    peak_memory_bytes, runs, and ``bound``: the share of the measured memory bandwidth that decoding reaches. ``analytic``
+    holds parameters, weight_bytes, read_bytes_per_token, kv_bytes_per_token and flops_per_token. ``speedups`` holds, per
+    setting, the medians of the ratios of neighbouring runs (prefill, decode, latency) and the ``ideal`` ratio of bytes read.
+    """
+
+    model: ModelRecord
+    against: ModelRecord | None
+    protocol: str
+    settings: dict[str, Any]
+    device: str
+    threads: int
+    analytic: dict[str, dict[str, float]]
+    rows: list[dict[str, Any]]
+    speedups: list[dict[str, Any]]
+    bandwidth: float | None
+    seconds: float
+    dtype: str
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "speed"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Quality of nested removals: ``rows[n]`` is without the first n of ``order``, the first row the model as it is.
+
+    A row holds removed (a number), layers, parameters and perplexity as in an evaluation, without ``parts``.
+    """
+
+    model: ModelRecord
+    order: list[int]
+    selection: str
+    criterion: str | None
+    settings: dict[str, Any]
+    calibration: CalibrationRecord | None
+    rows: list[dict[str, Any]]
+    seconds: float
+    dtype: str
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "sweep"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models side by side, the first is the base.
+
+    A row holds name, source, fingerprint, layers, parameters and ``figures``: column -> value, low and high (95 % interval),
+    delta to the base with its own delta_low and delta_high where items could be resampled in pairs, ``better`` (lower or
+    higher) and ``best``.
+    """
+
+    base: str
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "comparison"
     schema: int = 1
 
 
@@ -205,9 +280,12 @@ RECORDS = {
     "pruned": Pruned,
     "compensation": Compensation,
     "evaluation": Evaluation,
+    "speed": Speed,
+    "sweep": Sweep,
+    "comparison": Comparison,
     "inspection": Inspection,
 }
-Record = Scores | Plan | Pruned | Compensation | Evaluation | Inspection
+Record = Scores | Plan | Pruned | Compensation | Evaluation | Speed | Sweep | Comparison | Inspection
 
 
 def dumps(record: Record) -> str:
@@ -251,7 +329,7 @@ def read(content: Any, kind: str, where: str) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{where} is not a valid {kind} file: {place}: {first['msg'].lower()}") from error
-    wrong = _wrong_model(record.model if not isinstance(record, Pruned) else record.plan.model)
+    wrong = _wrong_model(model) if (model := model_of(record)) else None
     if not wrong and isinstance(record, Plan):
         wrong = _wrong_plan(record)
     if not wrong and isinstance(record, Scores):
@@ -259,6 +337,13 @@ def read(content: Any, kind: str, where: str) -> Any:
     if wrong:
         raise UserError(f"{where} is not a valid {kind} file: {wrong}")
     return record
+
+
+def model_of(record: Record) -> ModelRecord | None:
+    """The model that an artifact speaks of; the unpruned one where it is about a pruning; None for a comparison."""
+    if isinstance(record, Pruned):
+        return record.plan.model
+    return getattr(record, "model", None)
 
 
 def _wrong_model(model: ModelRecord) -> str | None:
