@@ -7,9 +7,10 @@ from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Score
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
+from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score
+from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
 
 __all__ = [
     "Amount",
@@ -25,6 +26,7 @@ __all__ = [
     "Pruned",
     "Refusal",
     "Scores",
+    "Tasks",
     "UserError",
     "compensate",
     "drop",
@@ -34,4 +36,5 @@ __all__ = [
     "plan",
     "prune",
     "score",
+    "sweep",
 ]

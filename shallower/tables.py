@@ -5,7 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores, Sweep
+from .evaluation.tasks import mean_of
 
 
 def plain_console() -> Console:
@@ -76,6 +77,20 @@ def plan(found: Plan, out: Path | None = None) -> None:
         f"first {found.keep_first} and last {found.keep_last} protected",
         soft_wrap=True,
     )
+    if found.assumed:
+        console.print(f"assumed: {found.assumed}", soft_wrap=True)
+    _saved(console, out)
+
+
+def sweep(found: Sweep, out: Path | None = None) -> None:
+    console, dense = plain_console(), found.rows[0]
+    table = Table("removed", "parameters", *dense["perplexity"], "layers", title=Path(found.model.source).name, title_justify="left")
+    for row in found.rows:
+        values = (
+            f"{item['value']:.2f} ({item['value'] / dense['perplexity'][name]['value']:.2f}x)" for name, item in row["perplexity"].items()
+        )
+        table.add_row(str(row["removed"]), millions(row["parameters"]), *values, layers(row["layers"]))
+    console.print(table)
     _saved(console, out)
 
 
@@ -105,11 +120,22 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
 
 
 def evaluation(found: Evaluation, out: Path | None = None) -> None:
-    console = plain_console()
-    table = Table("text", "perplexity", "tokens", "length", "stride", "bos", title=Path(found.model.source).name, title_justify="left")
-    for name, item in found.perplexity.items():
-        table.add_row(name, f"{item['value']:.3f}", *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
-    console.print(table)
+    console, title = plain_console(), Path(found.model.source).name
+    if found.removed:
+        title += f" without layers {layers(found.removed)}"
+    if found.perplexity:
+        table = Table("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos", title=title, title_justify="left")
+        for name, item in found.perplexity.items():
+            bits = f"{item['bits_per_byte']:.4f}" if item.get("bits_per_byte") else "-"
+            table.add_row(name, f"{item['value']:.3f}", bits, *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
+        console.print(table)
+    if found.tasks:
+        table = Table("task", "metric", "value", "±", "items", title=title, title_justify="left")
+        for name, item in found.tasks.items():
+            error = f"{item['stderr']:.4f}" if item["stderr"] is not None else "-"
+            table.add_row(name, item["metric"], f"{item['value']:.4f}", error, str(item["count"]))
+        table.add_row("mean", "", f"{mean_of(found.tasks):.4f}", "", "", end_section=True)
+        console.print(table)
     _saved(console, out)
 
 

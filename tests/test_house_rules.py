@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
-OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
+OPTIONAL = {"datasets", "lm_eval", "pyarrow"}  # extras: imported where they are needed
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
@@ -20,8 +20,10 @@ ORDER = [
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
-    "criteria evaluation selection compensation._ridge compensation",
-    "runs repairs proof surgery planning stages tables demo cli __main__ __init__",
+    "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
+    "selection compensation._ridge compensation",
+    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.__init__",
+    "tables demo options verbs measuring cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,20 @@
+"""The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
+
+from .measuring import evaluate, sweep
+from .opening import Compute, Source, check_same_model, open_model
+from .pruning import compensate, drop, inspect, plan, prune, score
+
+__all__ = [
+    "Compute",
+    "Source",
+    "check_same_model",
+    "compensate",
+    "drop",
+    "evaluate",
+    "inspect",
+    "open_model",
+    "plan",
+    "prune",
+    "score",
+    "sweep",
+]
