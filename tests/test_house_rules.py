@@ -21,6 +21,7 @@ ORDER = [
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
     "criteria evaluation selection compensation._ridge compensation",
+    "bootstrap runfolders merging comparing pareto comparison_page",
     "runs repairs proof surgery planning stages tables demo cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
