@@ -3,18 +3,19 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score
+from .stages import Compute, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, score
 
 __all__ = [
     "Amount",
     "Calibration",
     "Choosing",
+    "Comparison",
     "Compensating",
     "Compensation",
     "Compute",
@@ -26,6 +27,7 @@ __all__ = [
     "Refusal",
     "Scores",
     "UserError",
+    "compare",
     "compensate",
     "drop",
     "evaluate",

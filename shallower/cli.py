@@ -291,6 +291,26 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL...", help="folders with artifacts, evaluation files or models; NAME=PATH names one"),
+    ],
+    dtype: Dtype = None,
+    device: Device = None,
+    layered: Layered = None,
+    max_batch_tokens: BatchTokens = None,
+    trust_remote_code: Trust = False,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for comparison.json, its table and its pictures")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Models side by side, the first is the base. Models without an evaluation are evaluated first, by the defaults of evaluate."""
+    compute = stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens)
+    _finish(stages.compare(sources, compute=compute, out=out, overwrite=overwrite), json, tables.comparison, out)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything that the demo makes")] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,

@@ -9,19 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
-from . import methods, ranks
+from . import comparing, methods, ranks
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
-from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
+from .artifacts import Comparison, Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
 from .calibration import Calibration
+from .comparison_page import comparison_files
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
-from .files import check_file, check_free
+from .files import check_file, check_free, new_folder
 from .journal import NO_JOURNAL, journaled
+from .merging import entries_of
 from .pictures import drift_picture
 from .planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount
 from .progress import track
 from .repairs import Compensating, brief, compensated
+from .runfolders import completed, read_given
 from .runs import dtype_name, journal_of, load_weights, timed, tokens_of
 from .selection import Problem
 from .surgery import prune_files
@@ -295,6 +298,34 @@ def evaluate(
             with model.given(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
     return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=dtype_name(model)), out)
+
+
+def compare(
+    sources: Sequence[str | Path],
+    *,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Models side by side, from their evaluations and measured speeds; the first source is the base.
+
+    Args:
+        sources: folders with artifacts, evaluation files, or models, which are evaluated by the defaults of ``evaluate``
+            where they have no evaluation; ``NAME=PATH`` names one.
+        compute: for those.
+        out: folder for comparison.json, its table comparison.md and its pictures pareto.png and pareto.svg.
+    Raises:
+        UserError: fewer than two models, nothing that two of them share, or a broken artifact; nothing is written.
+    """
+    if out is not None:
+        check_free(out, overwrite=overwrite)
+    given = completed([read_given(source) for source in sources], lambda model: evaluate(model, compute=compute))
+    found = comparing.compare(*entries_of(given))
+    if out is not None:
+        with new_folder(out, overwrite=overwrite) as folder:
+            for name, content in comparison_files(found).items():
+                (folder / name).write_bytes(content)
+    return found
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
