@@ -18,8 +18,8 @@ LARGEST = 700.0  # exp of more is not a number any longer
 TIED = 1e-9
 LOSSES = ("nll", "loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score")  # lower is better
 TIMES = {  # column -> what of a row of a Speed
-    "decode_ms": lambda timing: 1000 * timing.decode.median,
-    "prefill_ms": lambda timing: 1000 * timing.prefill.median,
+    "decode_ms": lambda timing: timing.milliseconds("decode"),
+    "prefill_ms": lambda timing: timing.milliseconds("prefill"),
     "tokens_per_second": lambda timing: timing.tokens_per_second,
     "peak_memory_bytes": lambda timing: timing.peak_memory_bytes or None,
     "weight_bytes": lambda timing: timing.weight_bytes,
@@ -248,7 +248,7 @@ def _speed_columns(entries: Sequence[Entry], notes: list[str]) -> list[Column]:
         return []
     chosen = min(places, key=lambda key: (-len(places[key]), 0 not in places[key], key[1], key[0]))
     found, (conditions, (batch, prompt, new)) = places[chosen], chosen
-    notes.append(f"speed: {', '.join(filter(None, conditions))}; batch {batch}, prompt {prompt}, {new} new tokens; medians")
+    notes.append(f"speed: {', '.join(filter(None, conditions))}; batch {batch}, prompt {prompt}, {new} new tokens")
     if len({timing.created for timing in found.values()}) > 1:
         notes.append("speed: measured in several runs, so that the machine's state may differ between them")
     for place, entry in enumerate(entries):

@@ -65,6 +65,11 @@ def cells(found: Comparison) -> list[list[tuple[list[str], bool]]]:
     ]
 
 
+def remarks(found: Comparison) -> list[str]:
+    """What stands below the table: how models were made, and the notes."""
+    return [*(f"{row['name']}: {row['how']}" for row in found.rows if row["how"]), *found.notes]
+
+
 def markdown(found: Comparison, picture: str | None = None) -> str:
     """The table with its notes.
 
@@ -77,8 +82,7 @@ def markdown(found: Comparison, picture: str | None = None) -> str:
         texts = [" ".join([f"**{parts[0]}**" if best else parts[0], *parts[1:]]) for parts, best in line]
         lines.append([row["name"].translate(ESCAPED), *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    made = [f"{row['name']}: {row['how']}" for row in found.rows if row["how"]]
-    notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in [*made, *found.notes])
+    notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in remarks(found))
     shown = f"\n![quality against cost]({picture})\n" if picture else ""
     return f"# Compared with {found.base.translate(ESCAPED)}\n\n{table}\n\n{LEGEND}\n{shown}" + (f"\n{notes}" if notes else "")
 

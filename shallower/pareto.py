@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -25,6 +26,7 @@ COSTS = {"parameters": "parameters", "decode_ms": "measured decode time, ms per 
 SIDES = ((1, 0.4), (-1, 0.4), (1, -1), (-1, -1), (0, 1), (0, -1.4))
 AROUND = [(reach * x, reach * y) for reach in (7, 14, 24, 38) for x, y in SIDES]  # of a label from its point
 LINES = 0.7  # how bad it is to cover a line, against a point or a name
+MANY, LONG = 8, 24  # models, and letters of a name, that fit beside their points
 WIDE = 8.0  # a larger quotient of the largest and the least value is drawn on a logarithmic axis
 
 
@@ -60,13 +62,16 @@ def _drawn(found: Comparison) -> tuple[Figure, list[list[Bbox]]]:
     """A panel for every kind of quality against every cost that two models have, and the places of their labels."""
     panels = [(cost, quality) for quality in qualities(found) for cost in COSTS if len(points_of(found, cost, quality)) > 1]
     rows, columns = len({quality for _, quality in panels}), len({cost for cost, _ in panels})
-    figure = Figure(figsize=(6.4 * max(1, columns), 4.8 * max(1, rows)), layout="constrained")
+    labels = _labels(found)
+    below = 0.1 * len(labels) if _numbered(labels) else 0.0  # the key
+    figure = Figure(figsize=(6.4 * max(1, columns), 4.8 * max(1, rows) + below), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = [_panel(figure.add_subplot(rows, columns, place), found, *panel) for place, panel in enumerate(panels, 1)]
     said = f"square: {_short(found.base)}, the base; line: not beaten by any other; grey: 95 % interval"
     figure.suptitle(said, fontsize=9, color=FAINT, parse_math=False)
+    _key(figure, labels)
     figure.draw_without_rendering()  # settles where the axes lie, which labels need to know
-    return figure, [_label(*panel) for panel in drawn]
+    return figure, [_label(*panel, labels) for panel in drawn]
 
 
 def qualities(found: Comparison) -> list[str]:
@@ -131,8 +136,8 @@ def _cost_label(found: Comparison, cost: str) -> str:
     return COSTS[cost].format(batch=batch or "?")
 
 
-def _label(axes: Axes, points: Sequence[Point], best: Sequence[Point]) -> list[Bbox]:
-    """The boxes of the names beside the points, each where it covers least of points, names before it and lines."""
+def _label(axes: Axes, points: Sequence[Point], best: Sequence[Point], labels: dict[str, str]) -> list[Bbox]:
+    """The boxes of the labels beside the points, each where it covers least of points, labels before it and lines."""
     renderer = axes.figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer).frozen()
     taken = [_around(spot, 6.0) for spot in axes.transData.transform([(point.x, point.y) for point in points])]
@@ -142,13 +147,13 @@ def _label(axes: Axes, points: Sequence[Point], best: Sequence[Point]) -> list[B
             lines += _along(axes, [(point.x, point.low), (point.x, point.high)])
     for point in sorted(points, key=lambda point: point.x):
         text = axes.annotate(
-            _short(point.name), (point.x, point.y), xytext=(0, 0), textcoords="offset points", fontsize=8.5, parse_math=False
+            labels[point.name], (point.x, point.y), xytext=(0, 0), textcoords="offset points", fontsize=8.5, parse_math=False
         )
         ways = []
         for place in range(len(AROUND)):
             _put(text, place)
             box = text.get_window_extent(renderer).padded(1)
-            lost = _covered(box, taken) + _outside(box, inside) + LINES * _covered(box, lines)
+            lost = _covered(box, taken) + LINES * _covered(box, lines) + 2 * (box.width * box.height - _covered(box, [inside]))
             ways.append((lost + place, place, box))  # near ones first
         _, place, box = min(ways, key=lambda way: way[:2])
         _put(text, place)
@@ -177,19 +182,35 @@ def _along(axes: Axes, corners: Sequence[tuple[int | float, int | float]]) -> li
     return boxes
 
 
-def _covered(box: Bbox, taken: Sequence[Bbox]) -> float:
-    common = [Bbox.intersection(box, other) for other in taken]
-    return sum((part.width * part.height for part in common if part is not None), 0.0)
+def _covered(box: Bbox, others: Sequence[Bbox]) -> float:
+    """The area that a box shares with others, in pixels."""
+    x0, y0, x1, y1 = np.array([other.extents for other in others]).T
+    widths, heights = np.minimum(x1, box.x1) - np.maximum(x0, box.x0), np.minimum(y1, box.y1) - np.maximum(y0, box.y0)
+    return float((widths.clip(0) * heights.clip(0)).sum())
 
 
-def _outside(box: Bbox, inside: Bbox) -> float:
-    """How much of a box lies outside, counted double."""
-    common = Bbox.intersection(box, inside)
-    return 2 * (box.width * box.height - (common.width * common.height if common else 0.0))
+def _labels(found: Comparison) -> dict[str, str]:
+    """Name -> what stands beside its point: the name, or its number in the table where names would not fit."""
+    names = [row["name"] for row in found.rows]
+    fits = len(names) <= MANY and max(map(len, names)) <= LONG
+    return {name: name if fits else str(place) for place, name in enumerate(names, 1)}
+
+
+def _numbered(labels: dict[str, str]) -> bool:
+    return any(name != label for name, label in labels.items())
+
+
+def _key(figure: Figure, labels: dict[str, str]) -> None:
+    """What the numbers mean, below the panels."""
+    if _numbered(labels):
+        handles = [Line2D([], [], linestyle="none", label=f"{label}  {_short(name)}") for name, label in labels.items()]
+        key = figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False, handlelength=0)
+        for text in key.get_texts():
+            text.set_parse_math(False)
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:18]}…{name[-21:]}"
+    return name if len(name) <= 60 else f"{name[:28]}…{name[-31:]}"
 
 
 def _saved(figure: Figure, kind: str) -> bytes:

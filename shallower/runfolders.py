@@ -14,6 +14,7 @@ from .errors import UserError
 KIND = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)"')  # an artifact has its kind first
 USED = ("evaluation", "speed", "pruned")
 MODEL_FILES = (".gguf",)
+HOW = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
 SAME = 1e-6  # relative difference of one figure measured twice
 Finite = pydantic.FiniteFloat
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -45,10 +46,11 @@ class Task:
     metric: str
     count: int
     version: Any = None
+    hash: str = ""
     items: list[Finite] = field(default_factory=list)
 
     def identity(self) -> dict[str, Any]:
-        return {"metric": self.metric, "number of items": self.count, "version": str(self.version)}
+        return {"metric": self.metric, "number of items": self.count, "version": str(self.version), "data or prompts": self.hash}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Spread:
     """Seconds."""
 
     median: Positive
+    mean: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ class Timing:
     peak_memory_bytes: Finite | None = None
     weight_bytes: Finite | None = None
     conditions: tuple[str, ...] = ()
+    typical: str = "median"
     created: str = ""
+
+    def milliseconds(self, part: str) -> float:
+        """``prefill`` or ``decode``, the mean or the median as the protocol says."""
+        spread = getattr(self, part)
+        return 1000 * (spread.mean if self.typical == "mean" and spread.mean else spread.median)
 
     @property
     def setting(self) -> tuple[int, int, int]:
@@ -165,6 +174,9 @@ def _named(text: str) -> tuple[str | None, str]:
 
 def _sorted_out(given: Given, records: list) -> Given:
     parts = {kind: [record for record in records if record.kind == kind] for kind in USED}
+    for found in parts["evaluation"]:
+        if not set(found.removed) < set(range(found.model.layers)):
+            raise UserError(f"an evaluation in {given.path} leaves out layers {found.removed} of {found.model.layers}: write it again")
     return replace(given, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
 
 
@@ -203,8 +215,11 @@ def tasks_of(found: Evaluation) -> dict[str, Task]:
 
 
 def timings_of(found: Speed, side: str) -> list[Timing]:
-    """The rows of one side, ``model`` or ``against``."""
-    where = {"conditions": (found.device, f"{found.threads} threads", found.protocol), "created": found.provenance.created}
-    where["weight_bytes"] = found.analytic.get(side, {}).get("weight_bytes")
+    """The rows of one side, ``model`` or ``against``; settings that ran out of memory have none."""
+    told = {key: found.settings[key] for key in HOW if found.settings.get(key)}
+    how = [key if value is True else f"{key} {value}" for key, value in told.items()]
+    where = {"conditions": (found.device, f"{found.threads} threads", f"protocol {found.protocol}", *how)}
+    where |= {"created": found.provenance.created, "weight_bytes": found.analytic.get(side, {}).get("weight_bytes")}
+    where["typical"] = found.settings.get("typical", "median")
     label = f"the speed of {found.model.source}"
-    return [checked(Timing, row | where, label) for row in found.rows if row.get("of") == side]
+    return [checked(Timing, row | where, label) for row in found.rows if row.get("of") == side and "error" not in row]

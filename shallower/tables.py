@@ -9,7 +9,7 @@ from rich.text import Text
 
 from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores
 from .comparing import title
-from .comparison_page import LEGEND, cells
+from .comparison_page import LEGEND, cells, remarks
 
 
 def plain_console() -> Console:
@@ -130,7 +130,7 @@ def comparison(found: Comparison, out: Path | None = None) -> None:
         console.print(_columns(found, titles[:count], shown))
         titles, shown = titles[count:], [line[count:] for line in shown]
     console.print(LEGEND, soft_wrap=True)
-    for note in found.notes:
+    for note in remarks(found):
         console.print("-", note, soft_wrap=True)
     _saved(console, out)
 

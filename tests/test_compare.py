@@ -196,7 +196,7 @@ def test_other_tokens_or_protocols_are_not_held_against_each_other(change, said)
     assert any("over ptb" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("change", [{"metric": "acc_norm"}, {"version": 2.0}, {"count": 51}])
+@pytest.mark.parametrize("change", [{"metric": "acc_norm"}, {"version": 2.0}, {"count": 51}, {"hash": "b"}])
 def test_other_tasks_are_not_held_against_each_other(change) -> None:
     both = {"perplexity": {"wiki": text(noise())}}
     found = table(
@@ -258,7 +258,7 @@ def test_speed_goes_to_its_models_at_the_smallest_shared_setting() -> None:
     assert (
         figure(found, 1, "prefill_ms")["value"] == pytest.approx(24) and figure(found, 1, "weight_bytes")["value"] == 2 * pruned.parameters
     )
-    assert "speed: cpu, 2 threads, forced; batch 2, prompt 16, 8 new tokens; medians" in found.notes
+    assert "speed: cpu, 2 threads, protocol forced; batch 2, prompt 16, 8 new tokens" in found.notes
 
 
 def test_speeds_on_other_devices_are_not_mixed() -> None:
@@ -268,6 +268,19 @@ def test_speeds_on_other_devices_are_not_mixed() -> None:
     found = table(*(evaluation(one, **both) for one in records), speeds=speeds)
     assert ["decode_ms" in row["figures"] for row in found.rows] == [True, True, False]
     assert "speed: c was not measured under the same conditions and setting" in found.notes
+
+
+def test_the_protocols_mean_and_a_setting_without_memory() -> None:
+    both = {"perplexity": {"wiki": text(noise())}}
+    dense, pruned = model(), model("pruned", 6)
+    found = speed(pruned, dense, settings={"typical": "mean", "cache": "static", "compiled": True})
+    for row in found.rows:
+        row["decode"]["mean"] = 2 * row["decode"]["median"]
+    found.rows[-2:-1] = [{"of": "against", "batch": 1, "prompt": 16, "new": 8, "error": "out of memory"}]
+    shown = table(evaluation(dense, **both), evaluation(pruned, **both), speeds=[found])
+    assert [figure(shown, row, "decode_ms")["value"] for row in (0, 1)] == pytest.approx([20, 16])
+    said = "speed: cpu, 2 threads, protocol forced, cache static, compiled, typical mean; batch 4, prompt 16, 8 new tokens"
+    assert said in shown.notes
 
 
 def test_models_known_by_their_speed_alone() -> None:
@@ -422,6 +435,21 @@ def test_labels_do_not_cover_each_other(six) -> None:
             assert not any(one.overlaps(other) for other in panel[:place])
 
 
+def test_many_models_get_numbers_and_a_key() -> None:
+    rows = [(f"{place} $x$ with a name that is long", 30 - place) for place in range(12)]
+    found = comparing.compare(
+        *entries_of(
+            [
+                Given("x", name, [evaluation(model(name, layers), perplexity={"wiki": text(noise() + 0.1 * place % 0.4)})])
+                for place, (name, layers) in enumerate(rows)
+            ]
+        )
+    )
+    (boxes,) = pareto.label_boxes(found)
+    assert len(boxes) == 12 and max(box.width for box in boxes) < 30
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+
+
 def test_without_quality_there_is_no_picture(run, tmp_path) -> None:
     compare([run("run", s=speed(model("small", 6), model()))], out=tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.json", "comparison.md"}
@@ -477,6 +505,7 @@ def bad(run, tmp_path, monkeypatch):
     for key, value in wrong.items():
         changed = content["perplexity"]["wiki"] | {key: value}
         (tmp_path / f"bad-{key}.json").write_text(json.dumps(content | {"perplexity": {"wiki": changed}}))
+    (tmp_path / "bad-removed.json").write_text(json.dumps(content | {"removed": [8]}))
     save(artifacts.Inspection(model(), "x", "y", "z", True, [], [], {}), tmp_path / "inspection.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -500,6 +529,7 @@ def bad(run, tmp_path, monkeypatch):
         (("a", "bad-value.json"), "perplexity wiki cannot be read: value: input should be greater than 0"),
         (("a", "bad-hash.json"), "perplexity wiki cannot be read: hash:"),
         (("a", "bad-parts.json"), "perplexity wiki cannot be read: parts.0.1:"),
+        (("a", "bad-removed.json"), "bad-removed.json leaves out layers [8] of 8"),
         (("a", "bad-nll.json"), "perplexity wiki cannot be read: nll:"),
     ],
 )
