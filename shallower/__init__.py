@@ -3,19 +3,20 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
 from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
+from .stages import Compute, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
 
 __all__ = [
     "Amount",
     "Calibration",
     "Choosing",
+    "Comparison",
     "Compensating",
     "Compensation",
     "Compute",
@@ -28,6 +29,7 @@ __all__ = [
     "Scores",
     "Tasks",
     "UserError",
+    "compare",
     "compensate",
     "drop",
     "evaluate",

@@ -98,6 +98,25 @@ def sweep(
     opt.finish(result, json, tables.sweep, out)
 
 
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL...", help="folders with artifacts, evaluation files or models; NAME=PATH names one"),
+    ],
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    layered: opt.Layered = None,
+    max_batch_tokens: opt.BatchTokens = None,
+    trust_remote_code: opt.Trust = False,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for comparison.json, its table and its pictures")] = None,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Models side by side, the first is the base. Models without an evaluation are evaluated first, by the defaults of evaluate."""
+    compute = stages.Compute(dtype, device, trust_remote_code, layered, max_batch_tokens)
+    opt.finish(stages.compare(sources, compute=compute, out=out, overwrite=overwrite), json, tables.comparison, out)
+
+
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything that the demo makes")] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,

@@ -1,11 +1,15 @@
 """Tables for people: what each verb prints on stdout when it is not asked for JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores, Sweep
+from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores, Sweep
+from .comparison.comparing import title
+from .comparison.page import LEGEND, cells, remarks
 from .evaluation.tasks import mean_of
 
 
@@ -137,6 +141,33 @@ def evaluation(found: Evaluation, out: Path | None = None) -> None:
         table.add_row("mean", "", f"{mean_of(found.tasks):.4f}", "", "", end_section=True)
         console.print(table)
     _saved(console, out)
+
+
+def comparison(found: Comparison, out: Path | None = None) -> None:
+    """As many columns side by side as fit; the best of each is bold."""
+    console = plain_console()
+    wide = console.options.update(width=10_000)
+    shown = [[Text("\n".join(lines), style="bold" if best else "") for lines, best in line] for line in cells(found)]
+    titles = list(map(title, found.columns))
+    while titles:
+        count = len(titles)
+        while count > 1 and console.measure(_columns(found, titles[:count], shown), options=wide).maximum > console.width:
+            count -= 1
+        console.print(_columns(found, titles[:count], shown))
+        titles, shown = titles[count:], [line[count:] for line in shown]
+    console.print(LEGEND, soft_wrap=True)
+    for note in remarks(found):
+        console.print("-", note, soft_wrap=True)
+    _saved(console, out)
+
+
+def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[Text]]) -> Table:
+    table = Table("model", *titles)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row, line in zip(found.rows, shown, strict=True):
+        table.add_row(Text(row["name"]), *line[: len(titles)])
+    return table
 
 
 def _saved(console: Console, out: Path | None) -> None:

@@ -22,6 +22,8 @@ ORDER = [
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
     "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
     "selection compensation._ridge compensation",
+    "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
+    "comparison.pareto comparison.page",
     "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.__init__",
     "tables demo options verbs measuring cli __main__ __init__",
 ]

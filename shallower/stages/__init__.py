@@ -1,6 +1,6 @@
 """The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
 
-from .measuring import evaluate, sweep
+from .measuring import compare, evaluate, sweep
 from .opening import Compute, Source, check_same_model, open_model
 from .pruning import compensate, drop, inspect, plan, prune, score
 
@@ -8,6 +8,7 @@ __all__ = [
     "Compute",
     "Source",
     "check_same_model",
+    "compare",
     "compensate",
     "drop",
     "evaluate",

@@ -1,13 +1,17 @@
-"""What was gained and lost: evaluate, sweep."""
+"""What was gained and lost: evaluate, sweep, compare."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..artifacts import Evaluation, Sweep
+from ..artifacts import Comparison, Evaluation, Sweep
 from ..calibration import Calibration
+from ..comparison.comparing import compare as compared
+from ..comparison.merging import entries_of
+from ..comparison.page import comparison_files
+from ..comparison.runfolders import completed, read_given
 from ..evaluation.perplexity import Protocol, evaluation_segments, perplexity
 from ..evaluation.tasks import Tasks, zero_shot
-from ..files import check_file
+from ..files import check_file, check_free, new_folder
 from ..journal import journaled
 from ..planning import Choosing
 from ..runs import dtype_name, timed
@@ -104,3 +108,31 @@ def sweep(
         dtype=dtype_name(model),
     )
     return kept(result, out)
+
+
+def compare(
+    sources: Sequence[str | Path],
+    *,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Models side by side, from their evaluations and measured speeds; the first source is the base.
+
+    Args:
+        sources: folders with artifacts, evaluation files, or models, which are evaluated by the defaults of ``evaluate``
+            where they have no evaluation; ``NAME=PATH`` names one.
+        compute: for those.
+        out: folder for comparison.json, its table comparison.md and its pictures pareto.png and pareto.svg.
+    Raises:
+        UserError: fewer than two models, nothing that two of them share, or a broken artifact; nothing is written.
+    """
+    if out is not None:
+        check_free(out, overwrite=overwrite)
+    given = completed([read_given(source) for source in sources], lambda model: evaluate(model, compute=compute))
+    found = compared(*entries_of(given))
+    if out is not None:
+        with new_folder(out, overwrite=overwrite) as folder:
+            for name, content in comparison_files(found).items():
+                (folder / name).write_bytes(content)
+    return found
