@@ -198,7 +198,7 @@ def _within(
     with journaled(out):
         before = removals_perplexity(model, named, [()], "dense")[0]
         best, grown, said = None, 0.0, ""
-        for one in nested_plans(model, range(1, model.record.layers - first - last + 1), how):
+        for one in nested_plans(model, range(1, min(model.record.layers - first - last, model.record.layers - 1) + 1), how):
             after = removals_perplexity(model, named, [one.removed], f"without {len(one.removed)}")[0]
             share = max(after[name]["value"] / before[name]["value"] - 1 for name in named)
             if share > most:
