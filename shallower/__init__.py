@@ -3,13 +3,14 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores, Speed
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
+from .evaluation.speed import Grid
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score
+from .stages import Compute, bench, compensate, drop, evaluate, inspect, open_model, plan, prune, score
 
 __all__ = [
     "Amount",
@@ -19,13 +20,16 @@ __all__ = [
     "Compensation",
     "Compute",
     "Evaluation",
+    "Grid",
     "Inspection",
     "Plan",
     "Protocol",
     "Pruned",
     "Refusal",
     "Scores",
+    "Speed",
     "UserError",
+    "bench",
     "compensate",
     "drop",
     "evaluate",

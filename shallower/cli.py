@@ -15,6 +15,7 @@ from .calibration import BOS_RULES, Calibration
 from .demo import demo as run_demo
 from .errors import UserError
 from .evaluation.perplexity import Protocol
+from .evaluation.speed import CACHES, PROTOCOLS, Grid, counts
 from .files import check_free
 from .journal import journaled
 from .planning import Amount, Choosing, layers_of, parameters_of, seconds_of
@@ -288,6 +289,31 @@ def evaluate(
         out=out,
     )
     _finish(result, json, tables.evaluation, out)
+
+
+@app.command()
+def bench(
+    model: ModelArg,
+    against: Annotated[str | None, typer.Option("--against", metavar="BASE", help="a model to compare with, in turns")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help=" | ".join(PROTOCOLS))] = "default",
+    batch: Annotated[str | None, typer.Option("--batch", help="batch sizes, such as 1,4; by default the protocol's")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="prompt lengths in tokens, such as 128,1024")] = None,
+    new: Annotated[str | None, typer.Option("--new", help="tokens to make, exactly, such as 32,128")] = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", help="runs kept per setting; lifts the default's limit of time")] = None,
+    warmup: Annotated[int | None, typer.Option("--warmup", help="runs dropped before them")] = None,
+    cache: Annotated[str, typer.Option("--cache", help=" | ".join(CACHES))] = "dynamic",
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the steps (CUDA graphs); with --cache static")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Speed: prefill and decode apart, memory, and the share of the memory's bandwidth."""
+    sizes = {"batches": counts("--batch", batch), "prompts": counts("--prompt", prompt), "new": counts("--new", new)}
+    grid = Grid.of(protocol, **sizes, repeats=repeats, warmup=warmup, cache=cache, compiled=compiled)
+    compute = stages.Compute(dtype, device, trust_remote_code)
+    _finish(stages.bench(model, against=against, grid=grid, compute=compute, out=out), json, tables.speed, out)
 
 
 @app.command()

@@ -7,15 +7,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import methods, ranks
 from .anatomy.loading import parse_dtype
 from .anatomy.model import Model, checked_device
-from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
+from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, Speed, dumps, load, save
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
+from .evaluation.speed import Grid, check_resident, measure
 from .files import check_file, check_free
 from .journal import NO_JOURNAL, journaled
 from .pictures import drift_picture
@@ -295,6 +297,37 @@ def evaluate(
             with model.given(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
     return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=dtype_name(model)), out)
+
+
+def bench(
+    model: Source, *, against: Source | None = None, grid: Grid | None = None, compute: Compute | None = None, out: str | Path | None = None
+) -> Speed:
+    """Prefill and decode speed, memory, and how close decoding is to the memory's bandwidth; see ``evaluation.speed``.
+
+    Args:
+        against: the model to compare with; its runs alternate with those of ``model``.
+        grid: batches, lengths and repeats; ``Grid.of(protocol, …)`` names a protocol.
+    """
+    check_file(out, "speed")
+    grid = grid or Grid.of()
+    models = {name: open_model(source, compute) for name, source in (("model", model), ("against", against)) if source is not None}
+    check_resident(models)
+    for opened in models.values():
+        load_weights(opened)
+    started = time.monotonic()
+    found = measure(models, grid)
+    result = Speed(
+        model=models["model"].record,
+        against=models["against"].record if against is not None else None,
+        protocol=grid.protocol,
+        settings=grid.described(),
+        device=models["model"].device,
+        threads=torch.get_num_threads(),
+        seconds=time.monotonic() - started,
+        dtype=dtype_name(models["model"]),
+        **found,
+    )
+    return _kept(result, out)
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:

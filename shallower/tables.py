@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores, Speed
 
 
 def plain_console() -> Console:
@@ -111,6 +111,48 @@ def evaluation(found: Evaluation, out: Path | None = None) -> None:
         table.add_row(name, f"{item['value']:.3f}", *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
     console.print(table)
     _saved(console, out)
+
+
+def speed(found: Speed, out: Path | None = None) -> None:
+    console = plain_console()
+    names = {"model": Path(found.model.source).name, "against": Path(found.against.source).name if found.against else ""}
+    typical = found.settings.get("typical", "median")
+    for name, figures in found.analytic.items():
+        console.print(f"{names[name]}: {_analytic(figures)}", soft_wrap=True)
+    bandwidth = f"; memory is read at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
+    console.print(f"{found.device}, {found.threads} threads, {found.dtype}{bandwidth}", soft_wrap=True)
+    table = Table(
+        "batch", "prompt + new", "model", "prefill, ms", "decode, ms a step", "tokens/s", "peak GiB", "of bandwidth", title_justify="left"
+    )
+    table.title = f"{typical} [p10 - p90] by the protocol {found.protocol}"
+    for row in found.rows:
+        start = (str(row["batch"]), f"{row['prompt']} + {row['new']}", names[row["of"]])
+        if "error" in row:
+            table.add_row(*start, row["error"])
+            continue
+        times = [_milliseconds(row[key], typical) for key in ("prefill", "decode")]
+        table.add_row(*start, *times, f"{row['tokens_per_second']:.1f}", f"{row['peak_memory_bytes'] / 2**30:.2f}", f"{row['bound']:.0%}")
+    console.print(table)
+    for row in found.speedups:
+        console.print(
+            f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens: {names['model']} is faster by {row['prefill']:.2f} in prefill, "
+            f"{row['decode']:.3f} in decode, {row['latency']:.2f} in all; {row['ideal']:.3f} fewer bytes to read per step",
+            soft_wrap=True,
+        )
+    console.print(f"{found.seconds:.0f} s", soft_wrap=True)
+    _saved(console, out)
+
+
+def _milliseconds(times: dict[str, float], typical: str) -> str:
+    return f"{times[typical] * 1e3:.1f} [{times['p10'] * 1e3:.1f} - {times['p90'] * 1e3:.1f}]"
+
+
+def _analytic(figures: dict[str, float]) -> str:
+    return (
+        f"{millions(int(figures['parameters']))} parameters, {figures['weight_bytes'] / 1e6:.1f} MB; per token "
+        f"{figures['read_bytes_per_token'] / 1e6:.1f} MB of weights read, {millions(int(figures['flops_per_token']))} FLOPs, "
+        f"{figures['kv_bytes_per_token'] / 1e3:.1f} KB of cache"
+    )
 
 
 def _saved(console: Console, out: Path | None) -> None:
