@@ -6,8 +6,8 @@ The verbs are plain functions with the names of the command line; see ``stages``
 from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores, Speed
 from .calibration import Calibration
 from .errors import Refusal, UserError
+from .evaluation.grid import Grid
 from .evaluation.perplexity import Protocol
-from .evaluation.speed import Grid
 from .planning import Amount, Choosing
 from .repairs import Compensating
 from .stages import Compute, bench, compensate, drop, evaluate, inspect, open_model, plan, prune, score

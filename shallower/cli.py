@@ -14,8 +14,8 @@ from .artifacts import dumps, load, versions
 from .calibration import BOS_RULES, Calibration
 from .demo import demo as run_demo
 from .errors import UserError
+from .evaluation.grid import CACHES, PROTOCOLS, Grid, counts
 from .evaluation.perplexity import Protocol
-from .evaluation.speed import CACHES, PROTOCOLS, Grid, counts
 from .files import check_free
 from .journal import journaled
 from .planning import Amount, Choosing, layers_of, parameters_of, seconds_of

@@ -16,8 +16,9 @@ from .anatomy.model import Model, checked_device
 from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, Speed, dumps, load, save
 from .calibration import Calibration
 from .errors import Refusal, UserError
+from .evaluation.grid import Grid
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
-from .evaluation.speed import Grid, check_resident, measure
+from .evaluation.speed import check_resident, measure
 from .files import check_file, check_free
 from .journal import NO_JOURNAL, journaled
 from .pictures import drift_picture
@@ -320,7 +321,6 @@ def bench(
         model=models["model"].record,
         against=models["against"].record if against is not None else None,
         protocol=grid.protocol,
-        settings=grid.described(),
         device=models["model"].device,
         threads=torch.get_num_threads(),
         seconds=time.monotonic() - started,

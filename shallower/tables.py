@@ -1,11 +1,15 @@
 """Tables for people: what each verb prints on stdout when it is not asked for JSON."""
 
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores, Speed
+
+BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
 
 def plain_console() -> Console:
@@ -114,44 +118,42 @@ def evaluation(found: Evaluation, out: Path | None = None) -> None:
 
 
 def speed(found: Speed, out: Path | None = None) -> None:
-    console = plain_console()
-    names = {"model": Path(found.model.source).name, "against": Path(found.against.source).name if found.against else ""}
-    typical = found.settings.get("typical", "median")
-    for name, figures in found.analytic.items():
-        console.print(f"{names[name]}: {_analytic(figures)}", soft_wrap=True)
-    bandwidth = f"; memory is read at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
-    console.print(f"{found.device}, {found.threads} threads, {found.dtype}{bandwidth}", soft_wrap=True)
-    table = Table(
-        "batch", "prompt + new", "model", "prefill, ms", "decode, ms a step", "tokens/s", "peak GiB", "of bandwidth", title_justify="left"
-    )
-    table.title = f"{typical} [p10 - p90] by the protocol {found.protocol}"
+    console, typical = plain_console(), found.settings.get("typical", "median")
+    console.print(f"model: {found.model.source}: {_analytic(found.analytic['model'])}", soft_wrap=True)
+    if found.against is not None:
+        console.print(f"against: {found.against.source}: {_analytic(found.analytic['against'])}", soft_wrap=True)
+    read = f", which reads its memory at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
+    console.print(f"{found.dtype} on {found.device} with {found.threads} threads{read}", soft_wrap=True)
+    title = f"protocol {found.protocol}: {typical} [10 to 90 % of the runs], milliseconds"
+    table = Table("batch", "tokens", "of", "prefill", "decode, per step", "tokens/s", "peak\nGiB", "of band-\nwidth", "runs", title=title)
+    table.title_justify, table.box, table.padding = "left", SIMPLE_HEAD, 0
     for row in found.rows:
-        start = (str(row["batch"]), f"{row['prompt']} + {row['new']}", names[row["of"]])
-        if "error" in row:
-            table.add_row(*start, row["error"])
-            continue
-        times = [_milliseconds(row[key], typical) for key in ("prefill", "decode")]
-        table.add_row(*start, *times, f"{row['tokens_per_second']:.1f}", f"{row['peak_memory_bytes'] / 2**30:.2f}", f"{row['bound']:.0%}")
+        table.add_row(str(row["batch"]), f"{row['prompt']} + {row['new']}", row["of"], *_measured(row, typical))
     console.print(table)
     for row in found.speedups:
-        console.print(
-            f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens: {names['model']} is faster by {row['prefill']:.2f} in prefill, "
-            f"{row['decode']:.3f} in decode, {row['latency']:.2f} in all; {row['ideal']:.3f} fewer bytes to read per step",
-            soft_wrap=True,
-        )
+        gained = ", ".join(f"{row[key]:.3f} in {what}" for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all")))
+        ideal = f"by the bytes that a step reads, decode could be {row['ideal']:.3f} times as fast"
+        console.print(f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens, times faster: {gained}; {ideal}", soft_wrap=True)
+    if found.device == "cpu" and found.settings.get("load", 0) > BUSY * found.threads:
+        busy = f"the machine was busy (load {found.settings['load']:.1f} on {found.threads} threads): take these times with care"
+        console.print(busy, soft_wrap=True)
     console.print(f"{found.seconds:.0f} s", soft_wrap=True)
     _saved(console, out)
 
 
-def _milliseconds(times: dict[str, float], typical: str) -> str:
-    return f"{times[typical] * 1e3:.1f} [{times['p10'] * 1e3:.1f} - {times['p90'] * 1e3:.1f}]"
+def _measured(row: dict[str, Any], typical: str) -> list[str]:
+    if "error" in row:
+        return [row["error"]]
+    decode = [f"{row['decode'][key] * 1e3:.1f}" for key in (typical, "p10", "p90")]
+    memory, runs = f"{row['peak_memory_bytes'] / 2**30:.2f}", str(row["runs"])
+    times = f"{row['prefill'][typical] * 1e3:.1f}", f"{decode[0]} [{decode[1]}-{decode[2]}]"
+    return [*times, f"{row['tokens_per_second']:.1f}", memory, f"{row['bound']:.0%}", runs]
 
 
 def _analytic(figures: dict[str, float]) -> str:
     return (
-        f"{millions(int(figures['parameters']))} parameters, {figures['weight_bytes'] / 1e6:.1f} MB; per token "
-        f"{figures['read_bytes_per_token'] / 1e6:.1f} MB of weights read, {millions(int(figures['flops_per_token']))} FLOPs, "
-        f"{figures['kv_bytes_per_token'] / 1e3:.1f} KB of cache"
+        f"{millions(int(figures['parameters']))} parameters; per token {figures['read_bytes_per_token'] / 1e6:.1f} MB of weights to read, "
+        f"{millions(int(figures['flops_per_token']))} FLOPs, {figures['kv_bytes_per_token'] / 1e3:.1f} KB more in the cache"
     )
 
 

@@ -20,7 +20,7 @@ ORDER = [
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
-    "criteria evaluation.analytic evaluation.speed evaluation selection compensation._ridge compensation",
+    "criteria evaluation.grid evaluation.analytic evaluation.speed evaluation selection compensation._ridge compensation",
     "runs repairs proof surgery planning stages tables demo cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}

@@ -146,7 +146,7 @@ def test_rows_are_complete(saved, shallow, tmp_path, capsys) -> None:
     assert (found.model.layers, found.against.layers, found.protocol, found.device, found.threads) == (5, 8, "default", "cpu", 1)
     tables.speed(found, tmp_path / "speed.json")
     shown = capsys.readouterr().out
-    assert "shallow" in shown and "ms" in shown and str(tmp_path) in shown
+    assert "shallow" in shown and "milliseconds" in shown and str(tmp_path) in shown
 
 
 def test_the_command_line(saved, tmp_path, capsys) -> None:

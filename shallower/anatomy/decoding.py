@@ -75,7 +75,7 @@ class Decoder:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors that a cache holds, wherever they lie in it, each once."""
+    """Bytes of all tensors that a cache holds, wherever they lie in it, each once; single numbers, such as lengths, left out."""
     seen, found, todo = set(), {}, [cache]
     while todo:
         item = todo.pop()
@@ -90,4 +90,4 @@ def cache_bytes(cache: Any) -> int:
             todo += item
         elif hasattr(item, "__dict__"):
             todo += vars(item).values()
-    return sum(found.values())
+    return sum(size for (_, count), size in found.items() if count > 1)

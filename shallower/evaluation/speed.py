@@ -3,15 +3,11 @@
 A run is one prefill and as many single steps as make exactly ``new`` tokens per row (the prefill makes the first; the token
 with the largest logit is fed back, the end token means nothing). Runs of two models alternate, A B A B, and their speed-up
 is the median of the ratios of neighbouring runs.
-
-``default`` ends within two minutes for two models of 135 million parameters on two cores. ``shortened-llama`` is the protocol
-of Shortened LLaMA (arXiv 2402.02834): one prompt of 12 tokens repeated to the batch size, 128 and 512 new tokens, batches up
-to 256, 30 runs of which the first 10 are dropped, latency as the mean, throughput = batch * new / latency.
 """
 
-import itertools
+import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,88 +23,10 @@ from ..errors import UserError
 from ..memory import Peak, total_memory
 from ..progress import Meter, meter, say
 from .analytic import analytic, bandwidth, synchronize
+from .grid import Grid
 
-CACHES = ("dynamic", "static")
 LEAST = 3  # runs that are kept of each setting, however little time there is
 TIMES = ("prefill", "decode", "latency")
-DEFAULT: dict[str, Any] = {"batches": (1, 4), "prompts": (128,), "new": (32,), "repeats": 20, "warmup": 1, "seconds": 75.0}
-SHORTENED: dict[str, Any] = {
-    "batches": tuple(2**power for power in range(9)),
-    "prompts": (12,),
-    "new": (128, 512),
-    "repeats": 20,
-    "warmup": 10,
-    "repeated": True,
-    "typical": "mean",
-}
-PROTOCOLS = {"default": DEFAULT, "shortened-llama": SHORTENED}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is measured: every batch with every prompt length and number of new tokens.
-
-    Attributes:
-        repeats: runs that are kept, after ``warmup`` runs that are not.
-        cache: dynamic (as the model makes it) or static (room for all positions from the start).
-        compiled: steps through torch.compile, on CUDA as CUDA graphs; needs the static cache.
-        seconds: for the whole grid, shared out among the settings; then at least 3 runs of each are kept. None: no limit.
-        repeated: all rows are the same prompt.
-        typical: median or mean, what throughput and the share of the bandwidth are computed from.
-    """
-
-    protocol: str
-    batches: tuple[int, ...]
-    prompts: tuple[int, ...]
-    new: tuple[int, ...]
-    repeats: int
-    warmup: int
-    cache: str = "dynamic"
-    compiled: bool = False
-    seconds: float | None = None
-    repeated: bool = False
-    typical: str = "median"
-
-    def __post_init__(self) -> None:
-        for option, values, least in (("--batch", self.batches, 1), ("--prompt", self.prompts, 1), ("--new", self.new, 2)):
-            if not values or min(values) < least:
-                why = " (the prefill makes the first; decoding needs one more)" if least == 2 else ""
-                raise UserError(f"{option} {','.join(map(str, values))}: numbers of {least} or more are needed{why}")
-        if self.repeats < 1 or self.warmup < 0:
-            raise UserError(f"--repeats {self.repeats} --warmup {self.warmup}: at least 1 run is kept, and 0 or more are dropped")
-        if self.cache not in CACHES:
-            raise UserError(f"--cache {self.cache}: give {' or '.join(CACHES)}")
-        if self.compiled and self.cache != "static":
-            raise UserError("--compile goes with --cache static: a growing cache changes its shape with every token")
-
-    @staticmethod
-    def of(protocol: str = "default", **changes: Any) -> "Grid":
-        """A protocol by name, with changes; None changes nothing. A number of repeats lifts the limit of seconds."""
-        if protocol not in PROTOCOLS:
-            raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
-        given = {key: value for key, value in changes.items() if value is not None}
-        if "repeats" in given:
-            given = {"seconds": None, **given}
-        return Grid(protocol, **PROTOCOLS[protocol] | given)
-
-    @property
-    def settings(self) -> list[tuple[int, int, int]]:
-        """(batch, prompt, new), the batches in rising order."""
-        return [(batch, prompt, new) for new, prompt in itertools.product(self.new, self.prompts) for batch in sorted(set(self.batches))]
-
-    def described(self) -> dict[str, Any]:
-        """For the record."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "protocol"}
-
-
-def counts(option: str, text: str | None) -> tuple[int, ...] | None:
-    """Numbers with commas between them, such as 1,4,16; None stays None."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"{option} {text}: write numbers with commas between them, such as 1,4,16")
-    return tuple(map(int, parts))
 
 
 @dataclass(frozen=True)
@@ -138,13 +56,16 @@ def check_resident(models: dict[str, Model]) -> None:
 
 
 def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
-    """Rows, speed-ups, analytic figures and bandwidth as in the record ``Speed``.
+    """Settings, rows, speed-ups, analytic figures and bandwidth as in the record ``Speed``.
+
+    ``settings["load"]`` is the machine's load (processes that want a core, mean of a minute) before the first run.
 
     Args:
         models: ``model``, and ``against`` where there is one; they take turns in this order.
     Raises:
         UserError: a model cannot decode so, or yields NaN.
     """
+    described = grid.described() | {"load": os.getloadavg()[0]}
     figures = {name: _figures(model) for name, model in models.items()}
     speed = bandwidth(models["model"].device)
     rows, speedups = [], []
@@ -163,7 +84,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
             spent |= {(name, prompt, new) for name, lane in lanes.items() if lane.full}
             if len(lanes) == 2 and not any(lane.full for lane in lanes.values()):
                 speedups.append(_speedup(*(lanes[name] for name in ("model", "against"))))
-    return {"analytic": figures, "bandwidth": speed, "rows": rows, "speedups": speedups}
+    return {"settings": described, "analytic": figures, "bandwidth": speed, "rows": rows, "speedups": speedups}
 
 
 def _figures(model: Model) -> dict[str, float]:
