@@ -2,7 +2,8 @@
 
 ``default`` ends within two minutes for two models of 135 million parameters on two cores. ``shortened-llama`` is the protocol
 of Shortened LLaMA (arXiv 2402.02834): one prompt of 12 tokens repeated to the batch size, 128 and 512 new tokens, batches up
-to 256, 30 runs of which the first 10 are dropped, latency as the mean, throughput = batch * new / latency; the paper samples its tokens, here the largest logit is taken.
+to 256, 30 runs of which the first 10 are dropped, latency as the mean, throughput = batch * new / latency. The paper samples;
+here the largest logit is fed back.
 """
 
 import itertools
