@@ -3,14 +3,15 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores, Speed, Sweep
 from .calibration import Calibration
 from .errors import Refusal, UserError
+from .evaluation.grid import Grid
 from .evaluation.perplexity import Protocol
 from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
+from .stages import Compute, bench, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
 
 __all__ = [
     "Amount",
@@ -21,14 +22,18 @@ __all__ = [
     "Compensation",
     "Compute",
     "Evaluation",
+    "Grid",
     "Inspection",
     "Plan",
     "Protocol",
     "Pruned",
     "Refusal",
     "Scores",
+    "Speed",
+    "Sweep",
     "Tasks",
     "UserError",
+    "bench",
     "compare",
     "compensate",
     "drop",

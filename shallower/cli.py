@@ -32,6 +32,7 @@ for verb in (
     verbs.compensate,
     measuring.evaluate,
     measuring.sweep,
+    measuring.bench,
     measuring.compare,
     measuring.demo,
 ):

@@ -10,6 +10,7 @@ from . import stages, tables
 from .calibration import Calibration
 from .demo import demo as run_demo
 from .errors import UserError
+from .evaluation.grid import CACHES, PROTOCOLS, Grid, counts
 from .evaluation.tasks import Tasks
 from .planning import sizes_of
 
@@ -96,6 +97,30 @@ def sweep(
         out=out,
     )
     opt.finish(result, json, tables.sweep, out)
+
+
+def bench(
+    model: opt.ModelArg,
+    against: Annotated[str | None, typer.Option("--against", metavar="BASE", help="a model to compare with, in turns")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help=" | ".join(PROTOCOLS))] = "default",
+    batch: Annotated[str | None, typer.Option("--batch", help="batch sizes, such as 1,4; by default the protocol's")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="prompt lengths in tokens, such as 128,1024")] = None,
+    new: Annotated[str | None, typer.Option("--new", help="tokens to make, exactly, such as 32,128")] = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", help="runs kept per setting; lifts the default's limit of time")] = None,
+    warmup: Annotated[int | None, typer.Option("--warmup", help="runs dropped before them")] = None,
+    cache: Annotated[str, typer.Option("--cache", help=" | ".join(CACHES))] = "dynamic",
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the steps (CUDA graphs); with --cache static")] = False,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    trust_remote_code: opt.Trust = False,
+    out: opt.Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Speed: prefill and decode apart, memory, and the share of the memory's bandwidth."""
+    sizes = {"batches": counts("--batch", batch), "prompts": counts("--prompt", prompt), "new": counts("--new", new)}
+    grid = Grid.of(protocol, **sizes, repeats=repeats, warmup=warmup, cache=cache, compiled=compiled)
+    compute = stages.Compute(dtype, device, trust_remote_code)
+    opt.finish(stages.bench(model, against=against, grid=grid, compute=compute, out=out), json, tables.speed, out)
 
 
 def compare(

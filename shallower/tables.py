@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores, Sweep
+from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores, Speed, Sweep
 from .comparison.comparing import title
 from .comparison.page import LEGEND, cells, remarks
 from .evaluation.tasks import mean_of
+
+BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
 
 def plain_console() -> Console:
@@ -168,6 +172,46 @@ def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[
     for row, line in zip(found.rows, shown, strict=True):
         table.add_row(Text(row["name"]), *line[: len(titles)])
     return table
+
+
+def speed(found: Speed, out: Path | None = None) -> None:
+    console, typical = plain_console(), found.settings.get("typical", "median")
+    console.print(f"model: {found.model.source}: {_analytic(found.analytic['model'])}", soft_wrap=True)
+    if found.against is not None:
+        console.print(f"against: {found.against.source}: {_analytic(found.analytic['against'])}", soft_wrap=True)
+    read = f", which reads its memory at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
+    console.print(f"{found.dtype} on {found.device} with {found.threads} threads{read}", soft_wrap=True)
+    title = f"protocol {found.protocol}: {typical} [10 to 90 % of the runs], milliseconds"
+    table = Table("batch", "tokens", "of", "prefill", "decode, per step", "tokens/s", "peak\nGiB", "of band-\nwidth", "runs", title=title)
+    table.title_justify, table.box, table.padding = "left", SIMPLE_HEAD, 0
+    for row in found.rows:
+        table.add_row(str(row["batch"]), f"{row['prompt']} + {row['new']}", row["of"], *_measured(row, typical))
+    console.print(table)
+    for row in found.speedups:
+        gained = ", ".join(f"{row[key]:.3f} in {what}" for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all")))
+        ideal = f"by the bytes that a step reads, decode could be {row['ideal']:.3f} times as fast"
+        console.print(f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens, times faster: {gained}; {ideal}", soft_wrap=True)
+    if found.device == "cpu" and found.settings.get("load", 0) > BUSY * found.threads:
+        busy = f"the machine was busy (load {found.settings['load']:.1f} on {found.threads} threads): take these times with care"
+        console.print(busy, soft_wrap=True)
+    console.print(f"{found.seconds:.0f} s", soft_wrap=True)
+    _saved(console, out)
+
+
+def _measured(row: dict[str, Any], typical: str) -> list[str]:
+    if "error" in row:
+        return [row["error"]]
+    decode = [f"{row['decode'][key] * 1e3:.1f}" for key in (typical, "p10", "p90")]
+    memory, runs = f"{row['peak_memory_bytes'] / 2**30:.2f}", str(row["runs"])
+    times = f"{row['prefill'][typical] * 1e3:.1f}", f"{decode[0]} [{decode[1]}-{decode[2]}]"
+    return [*times, f"{row['tokens_per_second']:.1f}", memory, f"{row['bound']:.0%}", runs]
+
+
+def _analytic(figures: dict[str, float]) -> str:
+    return (
+        f"{millions(int(figures['parameters']))} parameters; per token {figures['read_bytes_per_token'] / 1e6:.1f} MB of weights to read, "
+        f"{millions(int(figures['flops_per_token']))} FLOPs, {figures['kv_bytes_per_token'] / 1e3:.1f} KB more in the cache"
+    )
 
 
 def _saved(console: Console, out: Path | None) -> None:

@@ -10,7 +10,7 @@ import torch
 import zoo
 from transformers import AutoModelForCausalLM
 
-from shallower import Calibration, Refusal, UserError, cli, drop, methods, stages
+from shallower import Calibration, Compensating, Refusal, UserError, cli, drop, methods, stages
 from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Edit, patched
 from shallower.compensation import Case, Fitted, halved

@@ -44,3 +44,11 @@ def test_a_compensation_lowers_the_loss_as_on_the_cpu(method, layered, saved) ->
         model = shallower.open_model(saved("llama"), shallower.Compute(device=device, layered=layered))
         losses[device] = compensated(model, (2, 5), how)[1].loss
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)
+
+
+@pytest.mark.parametrize("how", [{}, {"cache": "static"}, {"cache": "static", "compiled": True}])
+def test_speed(how, saved) -> None:
+    grid = shallower.Grid.of(batches=(1, 4), prompts=(16,), new=(8,), repeats=3, warmup=2, **how)
+    found = shallower.bench(saved("llama"), against=saved("llama+tied"), grid=grid, compute=shallower.Compute(device="cuda"))
+    assert [row["runs"] for row in found.rows] == [3] * 4 and len(found.speedups) == 2
+    assert all(row["peak_memory_bytes"] > found.analytic[row["of"]]["weight_bytes"] for row in found.rows)

@@ -15,12 +15,13 @@ OPTIONAL = {"datasets", "lm_eval", "pyarrow"}  # extras: imported where they are
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
     "errors files tensors methods memory progress shards ranks journal artifacts pictures",
-    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
+    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.decoding anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
     "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
+    "evaluation.grid evaluation.analytic evaluation.speed",
     "selection compensation._ridge compensation",
     "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
     "comparison.pareto comparison.page",

@@ -1,12 +1,13 @@
 """The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
 
-from .measuring import compare, evaluate, sweep
+from .measuring import bench, compare, evaluate, sweep
 from .opening import Compute, Source, check_same_model, open_model
 from .pruning import compensate, drop, inspect, plan, prune, score
 
 __all__ = [
     "Compute",
     "Source",
+    "bench",
     "check_same_model",
     "compare",
     "compensate",

@@ -1,20 +1,25 @@
-"""What was gained and lost: evaluate, sweep, compare."""
+"""What was gained and lost: evaluate, sweep, bench, compare."""
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..artifacts import Comparison, Evaluation, Sweep
+import torch
+
+from ..artifacts import Comparison, Evaluation, Speed, Sweep
 from ..calibration import Calibration
 from ..comparison.comparing import compare as compared
 from ..comparison.merging import entries_of
 from ..comparison.page import comparison_files
 from ..comparison.runfolders import completed, read_given
+from ..evaluation.grid import Grid
 from ..evaluation.perplexity import Protocol, evaluation_segments, perplexity
+from ..evaluation.speed import check_resident, measure
 from ..evaluation.tasks import Tasks, zero_shot
 from ..files import check_file, check_free, new_folder
 from ..journal import journaled
 from ..planning import Choosing
-from ..runs import dtype_name, timed
+from ..runs import dtype_name, load_weights, timed
 from .opening import Compute, Source, kept, open_model
 from .pruning import nested_plans
 from .quality import removals_perplexity
@@ -106,6 +111,36 @@ def sweep(
         rows=rows,
         seconds=peak.seconds,
         dtype=dtype_name(model),
+    )
+    return kept(result, out)
+
+
+def bench(
+    model: Source, *, against: Source | None = None, grid: Grid | None = None, compute: Compute | None = None, out: str | Path | None = None
+) -> Speed:
+    """Prefill and decode speed, memory, and how close decoding is to the memory's bandwidth; see ``evaluation.speed``.
+
+    Args:
+        against: the model to compare with; its runs alternate with those of ``model``.
+        grid: batches, lengths and repeats; ``Grid.of(protocol, …)`` names a protocol.
+    """
+    check_file(out, "speed")
+    grid = grid or Grid.of()
+    models = {name: open_model(source, compute) for name, source in (("model", model), ("against", against)) if source is not None}
+    check_resident(models)
+    for opened in models.values():
+        load_weights(opened)
+    started = time.monotonic()
+    found = measure(models, grid)
+    result = Speed(
+        model=models["model"].record,
+        against=models["against"].record if against is not None else None,
+        protocol=grid.protocol,
+        device=models["model"].device,
+        threads=torch.get_num_threads(),
+        seconds=time.monotonic() - started,
+        dtype=dtype_name(models["model"]),
+        **found,
     )
     return kept(result, out)
 
