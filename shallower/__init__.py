@@ -1,4 +1,4 @@
-"""shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate.
+"""shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate, report.
 
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
@@ -9,7 +9,7 @@ from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, score
+from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score
 
 __all__ = [
     "Amount",
@@ -33,5 +33,6 @@ __all__ = [
     "open_model",
     "plan",
     "prune",
+    "report",
     "score",
 ]

@@ -10,15 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from . import methods, ranks
-from .anatomy.loading import parse_dtype
-from .anatomy.model import Model, checked_device
+from .anatomy.loading import hub_of, parse_dtype
+from .anatomy.model import SIDE_FILE, Model, checked_device
 from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
 from .calibration import Calibration
+from .card import CARD, Base, check_card
+from .card import card as card_text
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
-from .files import check_file, check_free
+from .figures import drift
+from .files import check_file, check_free, write_atomic
 from .journal import NO_JOURNAL, journaled
-from .pictures import drift_picture
+from .pages import write_report
 from .planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount
 from .progress import track
 from .repairs import Compensating, brief, compensated
@@ -251,7 +254,7 @@ def prune(
     if compensating is not None:
         patch, report = compensated(model, plan.removed, compensating)
         options |= {"patch": patch, "report": brief(report)}
-        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift_picture(report)}
+        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift(report).png()}
     model.unload()  # the proof reads the model anew; two of them need not fit
     return prune_files(model, plan, out, **options)
 
@@ -289,12 +292,41 @@ def evaluate(
     check_file(out, "evaluation")
     model = open_model(model, compute)
     named = evaluation_segments(model, texts, tokens, protocol or Protocol())
-    found = {}
+    found, removed = {}, list(removed)
     with timed(model) as peak:
         for name, segments in named.items():
             with model.given(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
-    return _kept(Evaluation(model=model.record, perplexity=found, seconds=peak.seconds, dtype=dtype_name(model)), out)
+    record = Evaluation(model.record, found, removed=sorted(removed), seconds=peak.seconds, dtype=dtype_name(model))
+    return _kept(record, out)
+
+
+def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
+    """One self-contained page, with its figures as SVG and PNG beside it, from the artifacts in a folder and below.
+
+    Args:
+        out: the page; by default ``report.html`` in the folder. An earlier report is replaced.
+    Raises:
+        UserError: no artifacts there, artifacts of different models, or something else at ``out``.
+    """
+    return write_report(Path(folder), Path(out) if out is not None else Path(folder) / "report.html")
+
+
+def card(folder: str | Path, evaluations: Sequence[str | Path] = ()) -> Path:
+    """Write the model card of a pruned model anew, with what was measured since.
+
+    Args:
+        evaluations: evaluation files of it and of its base.
+    Raises:
+        UserError: no pruned model there, a card that somebody else wrote, or an evaluation of another model.
+    """
+    folder = Path(folder)
+    pruned = load(folder / SIDE_FILE, "pruned")
+    found = {str(path): load(path, "evaluation") for path in evaluations}
+    check_card(folder, pruned, found)
+    base = Base.of(folder, hub_of(pruned.plan.model.source))
+    text = card_text(pruned, folder.resolve().name, base, evaluations=list(found.values()), code=any(folder.glob("*.py")))
+    return write_atomic(folder / CARD, text)
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
