@@ -9,7 +9,7 @@ from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score
+from .stages import Compute, card, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score
 
 __all__ = [
     "Amount",
@@ -26,6 +26,7 @@ __all__ = [
     "Refusal",
     "Scores",
     "UserError",
+    "card",
     "compensate",
     "drop",
     "evaluate",

@@ -1,6 +1,8 @@
 """Figures drawn from artifacts: the stack, importance, sweeps, the drift of a repair, tasks and speed."""
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from .artifacts import Compensation, Scores, Speed
@@ -52,7 +54,7 @@ def _score_bar(drawing: Drawing, bars: Scale, value: Number, x: Number, y: Numbe
     end = bars(value)
     drawing.box(x + min(zero, end), y + 3, max(abs(end - zero), 1), ROW - 7, colour)
     if told:
-        drawing.text(x + max(zero, end) + 5, y + 10.5, short(value, 3), colour="soft", size=10)
+        drawing.text(x + max(zero, end) + 5, y + 10.5, f"{value:#.3g}".rstrip("."), colour="soft", size=10)
 
 
 def ordinal(number: int) -> str:
@@ -100,15 +102,32 @@ def curves(
     return drawing
 
 
-def _lines(drawing: Drawing, series: list[tuple[str, list[Number], list[Number]]], x: Scale, y: Scale, *, told: bool = True) -> None:
+def _lines(
+    drawing: Drawing, series: list[tuple[str, list[Number], list[Number]]], x: Scale, y: Scale, *, told: bool = True, gap: Number = math.inf
+) -> None:
+    """Lines with dots; they are broken where two places are further apart than ``gap``."""
     for number, (label, xs, ys) in enumerate(series):
         colour = SERIES[number % len(SERIES)]
-        if xs:
-            drawing.line([(x(one), y(other)) for one, other in zip(xs, ys, strict=True)], colour, dashed=number >= len(SERIES))
-        for one, other in zip(xs, ys, strict=True):
+        points = list(zip(xs, ys, strict=True))
+        cuts = [0, *(index for index in range(1, len(xs)) if xs[index] - xs[index - 1] > gap), len(xs)]
+        for start, end in pairwise(cuts):
+            if end - start > 1:
+                drawing.line([(x(one), y(other)) for one, other in points[start:end]], colour, dashed=number >= len(SERIES))
+        for one, other in points:
             drawing.dot(x(one), y(other), colour, size=2.6, hint=f"{label}, {short(one)}: {short(other)}")
         if told:
             _entry(drawing, y.start + 50 + 15 * number, label, colour, hollow=False)
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of every run of neighbours."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
 
 
 def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool) -> None:
@@ -125,12 +144,12 @@ def drift(found: Compensation, name: str = "repair") -> Drawing:
     for key, top in (("shift", 30.0), ("error", 212.0)):
         series = [_positive(found, side, key) for side in ("after", "before")]
         y = Scale.over([value for _, _, values in series for value in values], top + 130, top)
-        for index in found.removed:
-            drawing.box(x(index - 0.5), y.end, x(index + 0.5) - x(index - 0.5), y.start - y.end, "grid")
+        for start, end in runs(found.removed):
+            drawing.box(x(start - 0.5), y.end, x(end + 0.5) - x(start - 0.5), y.start - y.end, "grid")
         label = {"shift": "distance of the mean streams", "error": "relative error of the stream"}[key]
         last = key == "error"
         frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label + (", log scale" if y.log else ""))
-        _lines(drawing, series, x, y, told=last)
+        _lines(drawing, series, x, y, told=last, gap=1)
     return drawing
 
 
@@ -190,12 +209,22 @@ def setting(row: dict[str, Any]) -> str:
     return f"batch {row.get('batch')}, prompt {row.get('prompt')}, {row.get('new')} new"
 
 
+PHASES = {"prefill": ("prefill", "third"), "decode": ("decoding", "kept"), "latency": ("whole", "fourth"), "ideal": ("bytes", "pale")}
+
+
 def speedups(name: str, found: Speed) -> Drawing:
     """How many times as fast as the model that it is held against, per setting and phase; and what the bytes read would allow."""
-    rows = []
-    for row in found.speedups:
-        for phase, colour in (("prefill", "third"), ("decode", "kept"), ("latency", "fourth"), ("ideal", "pale")):
-            if (value := middle(row.get(phase))) is not None:
-                what = "bytes read per token (the limit of decoding)" if phase == "ideal" else phase
-                rows.append((f"{setting(row)}: {what}", value, colour))
-    return bars(name, f"Speed-up on {found.device}", rows, y_label="times as fast (dashed: as fast as before)", base=1.0)
+    groups = [(setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None]) for row in found.speedups]
+    drawing = Drawing(name, f"Speed-up on {found.device}", 6 + sum(30 + 16 * len(rows) for _, rows in groups))
+    scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
+    y = 0.0
+    for heading, rows in groups:
+        drawing.text(0, y + 14, heading)
+        for number, (key, value) in enumerate(rows):
+            at, (label, colour) = y + 21 + 16 * number, PHASES[key]
+            drawing.text(0, at + 9, label, colour="soft", size=10.5)
+            drawing.box(58, at, max(scale(value) - 58, 1), 10, colour, hint=f"{heading}, {label}: {value:.3f} times as fast")
+            drawing.text(scale(value) + 5, at + 9, f"×{value:.2f}", size=10.5)
+        drawing.line([(scale(1), y + 19), (scale(1), y + 19 + 16 * len(rows))], "ink", width=1.2, dashed=True)
+        y += 30 + 16 * len(rows)
+    return drawing

@@ -52,6 +52,6 @@ def facts(items: Iterable[tuple[str, object]]) -> Markup:
     return tag("dl", *(joined([tag("dt", term), tag("dd", said)]) for term, said in items if said not in (None, "")))
 
 
-def section(title: str, *parts: object) -> Markup:
+def section(title: str, *parts: object, **attributes: str) -> Markup:
     """A section with its heading."""
-    return tag("section", tag("h2", title), *parts)
+    return tag("section", tag("h2", title), *parts, **attributes)

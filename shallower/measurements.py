@@ -74,8 +74,8 @@ def _sweep(page: Page, item: Found, number: int) -> tuple[Drawing, str]:
             for row in found.rows
             if row.removal and (same := row.at((name, rows[0]["perplexity"][name].get("hash", ""))))
         ]
-    how = sweep.selection + (f" by {sweep.criterion}" if sweep.criterion else "")
-    caption = f"Perplexity against layers removed, chosen by {how}" + ("; circles: written models." if points else ".")
+    how = sweep.selection + (f", {sweep.criterion}" if sweep.criterion else "")
+    caption = f"Perplexity against layers removed ({how})" + ("; circles: written models." if points else ".")
     return figures.curves(
         numbered("sweep", number), caption, series, x_label="layers removed", y_label="perplexity", points=points
     ), caption
@@ -88,16 +88,18 @@ def tasks(page: Page) -> Markup | None:
     if not names:
         return None
     known = {name: next(row.evaluation.tasks[name] for row in rows if name in row.evaluation.tasks) for name in names}
-    head = ["model", *(two_lines(name, f"{item.get('metric')}, {item.get('count')} items") for name, item in known.items())]
-    cells = [[two_lines(row.label, row.detail), *(_task(row.evaluation.tasks.get(name)) for name in names)] for row in rows]
-    main = [index for index, row in enumerate(rows) if row.removal and row.removal is page.findings.main]
+    cells = []
+    for name, item in known.items():
+        what = two_lines(name, f"{item.get('metric')}, {item.get('count')} items")
+        cells.append([what, *(_task(row.evaluation.tasks.get(name)) for row in rows)])
+    head = ["task", *(two_lines(row.label, row.detail) for row in rows)]
     drawn = [
         (name, [(_of(row), float(item["value"]), float(item["stderr"] or 0)) for row in rows if (item := row.evaluation.tasks.get(name))])
         for name in names
     ]
     note = tag("p", "Higher is better unless the metric says otherwise; ± is the standard error over the items.", class_="note")
     figure = page.figure(figures.tasks("tasks", drawn), "The same with 95 % intervals.")
-    told = tag("div", note, table(head, cells, numbers=range(1, 1 + len(names)), main=main))
+    told = tag("div", note, table(head, cells, numbers=range(1, 1 + len(rows))))
     return section("Tasks", tag("div", told, figure, class_="pair"))
 
 
@@ -114,27 +116,20 @@ def speed(page: Page) -> Markup | None:
     parts = []
     for number, item in enumerate(page.dossier.of("speed"), 1):
         found: Speed = item.record
-        about = f"{found.device}, {found.threads} threads, {found.dtype}. {found.protocol}"
+        about = f"{found.device}, {found.threads} threads, {found.dtype}; protocol {found.protocol}"
         parts += [tag("p", about, class_="note"), _speed_table(found)]
         if found.speedups:
-            drawing = figures.speedups(numbered("speed", number), found)
-            parts.append(page.figure(drawing, "Speed against the unpruned model, measured in turns with it."))
+            caption = (
+                "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: the limit of decoding."
+            )
+            parts.append(page.figure(figures.speedups(numbered("speed", number), found), caption))
         parts.append(_analytic(found))
     return section("Speed and memory", *parts) if parts else None
 
 
 def _speed_table(found: Speed) -> Markup:
     names = {"model": f"{found.model.layers} layers", "against": f"{found.against.layers} layers" if found.against else "against"}
-    head = (
-        "model",
-        "setting",
-        "prefill, ms",
-        "decoding, ms per step",
-        "latency, ms",
-        "tokens per second",
-        "peak memory",
-        "of the bandwidth",
-    )
+    head = ("model", "setting", "prefill, ms", "decoding, ms/step", "whole, ms", "tokens/s", "peak memory", "bandwidth")
     rows = []
     for row in found.rows:
         if row.get("error"):

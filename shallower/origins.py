@@ -24,7 +24,7 @@ def provenance(page: Page) -> Markup:
         tag("h3", "Versions"),
         _versions(found),
     ]
-    return section("Provenance", *parts)
+    return section("Provenance", *parts, class_="origins")
 
 
 def _models(found: list[Found]) -> Markup:

@@ -74,7 +74,7 @@ def _top(page: Page) -> Markup:
     root = page.findings.root
     kicker = f"shallower report · {root.family}, {root.layers} layers, fingerprint {root.fingerprint}" if root else "shallower report"
     cards = [tag("li", tag("b", figure), tag("span", what)) for figure, what in page.findings.key_figures()]
-    line = tag("p", page.findings.headline(), class_="headline")
+    line = tag("p", page.findings.headline().replace(" %", "\u00a0%"), class_="headline")  # a sign alone on a line looks lost
     shown = tag("ul", *cards, class_="cards") if cards else None
     return tag("header", tag("p", kicker, class_="kicker"), tag("h1", page.findings.name), line, shown)
 

@@ -76,7 +76,15 @@ def everything() -> dict[str, Record]:
     analytic = {"model": {"weight_bytes": 3200.0}, "against": {"weight_bytes": 4000.0}}
     speedup = {"batch": 1, "prompt": 128, "new": 32, "prefill": 1.2, "decode": 1.25, "latency": 1.24, "ideal": 1.3}
     figure = {"value": 10.0, "low": 9.0, "high": 11.0, "delta": 1.2, "delta_low": 1.1, "delta_high": 1.3, "effect": "ratio", "best": True}
-    compared = {"name": "dense", "fingerprint": "dense0", "source": "org/tiny", "layers": 8, "parameters": 1000, "how": "unpruned", "figures": {"perplexity prose": figure}}
+    compared = {
+        "name": "dense",
+        "fingerprint": "dense0",
+        "source": "org/tiny",
+        "layers": 8,
+        "parameters": 1000,
+        "how": "unpruned",
+        "figures": {"perplexity prose": figure},
+    }
     return {
         "inspection.json": Inspection(DENSE, "LlamaForCausalLM", "model.layers", "float32", False, ["a"] * LAYERS, [1], {}, MADE),
         "scores.json": Scores("taylor", {"norm": 1}, SCORES, **scores),

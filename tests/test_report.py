@@ -43,7 +43,7 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.text += data + " "
+            self.text += data.replace("\u00a0", " ") + " "
 
 
 @pytest.fixture
@@ -263,6 +263,6 @@ def test_in_a_browser(width, dark, folder, tmp_path) -> None:
     found, console = browser.measured(report(folder), width, tmp_path / "profile", dark=dark)
     assert console == []
     assert (found["figures"], found["outside"]) == (len(FIGURES), []) and found["width"] <= width
-    assert min(found["heights"]) > 100 and found["smallest"] > 9
+    assert min(found["heights"]) > 80 and found["smallest"] > 9
     paper, ink = (sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("paper", "ink"))
     assert (paper < 150 < 600 < ink) if dark else (ink < 150 < 600 < paper)
