@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from .artifacts import Evaluation, Pruned
-from .drawing import short
 from .errors import UserError
-from .findings import model_name, percent, safe_command, settings_of, tokens_used
+from .findings import model_name, percent, perplexity_text, safe_command, settings_of, tokens_used
 from .tables import layers, millions
 
 CARD, BASE_CARD = "README.md", "README.base.md"
@@ -146,7 +145,7 @@ def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[s
             base = next((same for other in others if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")), None)
             ratio = f" (×{item['value'] / base['value']:.3f})" if base else ""
             what = f"perplexity, {text.translate(ESCAPED)}, length {item.get('length')}"
-            rows.append((what, short(base["value"]) if base else "", short(item["value"]) + ratio))
+            rows.append((what, perplexity_text(base["value"]) if base else "", perplexity_text(item["value"]) + ratio))
         for task, item in found.tasks.items():
             base = next((same for other in others if (same := other.tasks.get(task)) and same.get("count") == item.get("count")), None)
             rows.append((f"{task.translate(ESCAPED)}, {item.get('metric')}", _with_error(base) if base else "", _with_error(item)))

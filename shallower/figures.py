@@ -170,8 +170,8 @@ def bars(name: str, title: str, rows: list[tuple[str, Number, str]], *, y_label:
         drawing.text(0, y + 12, label if len(label) < 62 else label[:60] + "…", size=11)
         drawing.box(0, y + 16, max(scale(value), 1), 11, colour, hint=f"{label}: {short(value)}")
         drawing.text(scale(value) + 6, y + 26, short(value), size=11)
-    if base:
-        drawing.line([(scale(base), 18), (scale(base), drawing.height - 4)], "soft", width=1.2, dashed=True)
+        if base:
+            drawing.line([(scale(base), y + 14), (scale(base), y + 29)], "ink", width=1.2, dashed=True)
     return drawing
 
 

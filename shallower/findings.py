@@ -62,8 +62,9 @@ class Findings:
         record = found.record
         removal = self.dossier.removal_of(record.model)
         if record.removed:
-            what = f"without {layers(record.removed)}"
-            return Row(what, "left out virtually, nothing repaired", found)
+            told = layers(record.removed)
+            what = told if len(told) <= 20 else f"{len(record.removed)} layers"
+            return Row(f"without {what}", "left out virtually, nothing repaired", found)
         if removal:
             trained = removal.pruned.fingerprint != record.model.fingerprint
             repaired = f"repaired by {removal.repair}" if removal.repair else "not repaired"
@@ -137,7 +138,7 @@ class Findings:
             return []
         plan, repair = self.main.plan, self.main.repair
         cards = [
-            (f"{self.root.layers} → {len(plan.kept)}", "layers"),
+            (f"{self.root.layers} → {len(plan.kept)}", "layers" if len(self.sets) == 1 else f"layers, {self.main.name}"),
             (
                 f"{millions(self.root.parameters)} → {millions(plan.params_after)}",
                 f"parameters, {percent(self.parameters_left(self.main))}",
@@ -147,7 +148,12 @@ class Findings:
             column = next((column for column in self.columns if self.ratio(self.main_row, column)), None)
             if column:
                 before, after = self.base(column), self.main_row.at(column)["value"]
-                cards.append((f"{before:.2f} → {after:.2f}", f"perplexity, {column[0]}" + (f", repaired by {repair}" if repair else "")))
+                cards.append(
+                    (
+                        f"{perplexity_text(before)} → {perplexity_text(after)}",
+                        f"perplexity, {column[0]}" + (f", repaired by {repair}" if repair else ""),
+                    )
+                )
         for found in self.dossier.of("speed"):
             cards += speed_cards(found.record)
         if self.main.pruned and "logits" in self.main.pruned.verified:
@@ -177,6 +183,11 @@ def model_name(model: ModelRecord) -> str:
 def percent(share: Number) -> str:
     """A share that is left, as a change: −15.8 %."""
     return f"{'−' if share < 1 else '+'}{abs(1 - share):.1%}".replace("%", " %")
+
+
+def perplexity_text(value: Number) -> str:
+    """A perplexity with two decimals, a large one with fewer."""
+    return f"{value:.2f}" if value < 1000 else short(value)
 
 
 def seconds(count: Number) -> str:

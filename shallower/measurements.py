@@ -7,7 +7,7 @@ from .artifacts import Comparison, Speed
 from .dossier import Found
 from .drawing import Drawing, short
 from .figures import middle
-from .findings import Findings, Row, gigabytes
+from .findings import Findings, Row, gigabytes, perplexity_text
 from .markup import Markup, section, table, tag, two_lines
 from .sections import Page, numbered
 from .tables import millions
@@ -23,7 +23,8 @@ def quality(page: Page) -> Markup | None:
         drawn = [page.figure(*_sweep(page, item, number)) for number, item in enumerate(sweeps, 1)]
     else:
         drawn = [page.figure(*_bars(page, column, number)) for number, column in enumerate(found.columns[:4], 1)]
-    return section("Perplexity", tag("div", told, *drawn, class_="pair"))
+    above, beside = (told, None) if len(found.columns) > 2 else (None, told)  # a wide table gets the whole width
+    return section("Perplexity", above, tag("div", beside, *drawn, class_="pair"))
 
 
 def _perplexities(page: Page) -> Markup:
@@ -48,7 +49,7 @@ def _value(found: Findings, row: Row, column: tuple[str, str]) -> Markup | str:
     item, ratio = row.at(column), found.ratio(row, column)
     if item is None:
         return "—"
-    return two_lines(short(item["value"]), f"×{ratio:.2f}" if ratio and not row.dense else None)
+    return two_lines(perplexity_text(item["value"]), f"×{ratio:.2f}" if ratio and not row.dense else None)
 
 
 def _bars(page: Page, column: tuple[str, str], number: int) -> tuple[Drawing, str]:
@@ -100,7 +101,8 @@ def tasks(page: Page) -> Markup | None:
     note = tag("p", "Higher is better unless the metric says otherwise; ± is the standard error over the items.", class_="note")
     figure = page.figure(figures.tasks("tasks", drawn), "The same with 95 % intervals.")
     told = tag("div", note, table(head, cells, numbers=range(1, 1 + len(rows))))
-    return section("Tasks", tag("div", told, figure, class_="pair"))
+    above, beside = (told, None) if len(rows) > 3 else (None, told)
+    return section("Tasks", above, tag("div", beside, figure, class_="pair"))
 
 
 def _task(item: dict[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from .artifacts import Compensation, Scores
 from .dossier import Dossier, Removal
 from .drawing import Drawing
 from .findings import Findings, gigabytes, percent, seconds, settings_of, tokens_used
-from .markup import Markup, facts, section, table, tag
+from .markup import Markup, facts, section, table, tag, two_lines
 from .tables import layers, millions
 
 
@@ -61,9 +61,11 @@ def _removals(page: Page) -> Markup:
         state = _proof(removal)
         measured = f"×{ratio[0]:.2f}" if ratio else "—"
         left = percent(found.parameters_left(removal))
-        rows.append((removal.name, layers(removal.removed), left, removal.repair or "none", measured, state))
+        told = layers(removal.removed)
+        which = two_lines(f"{len(removal.removed)} of {found.root.layers}", told if len(told) <= 40 else told[:38] + "…")
+        rows.append((removal.name, which, left, removal.repair or "none", measured, state))
     main = [index for index, removal in enumerate(page.dossier.removals) if removal is found.main and len(found.sets) == 1]
-    return table(("pruning", "removed layers", "parameters", "repair", "perplexity", "files"), rows, numbers=(2, 4), main=main)
+    return table(("pruning", "removed", "parameters", "repair", "perplexity", "files"), rows, numbers=(2, 4), main=main)
 
 
 def _proof(removal: Removal) -> str:

@@ -134,7 +134,7 @@ def test_figures_tasks_and_commands_of_a_card() -> None:
     command = "shallower prune /home/me/tiny --out=/home/me/model --dataset https://me:secret@host/x"
     pruned = replace(pruned, provenance=replace(hand.MADE, command=command))
     text = card_text(pruned, "a|b <i>", Base("org/tiny"), evaluations=evaluations)
-    assert "| perplexity, prose, length 128 | 10 | 12 (×1.200) |" in text
+    assert "| perplexity, prose, length 128 | 10.00 | 12.00 (×1.200) |" in text
     assert "| arc\\_easy, acc | 0.500 ± 0.020 | 0.400 ± 0.020 |" in text
     assert "shallower prune tiny --out=model" in text and "secret" not in text and "/home" not in text
     assert "# a\\|b \\<i\\>" in text and MARK in text and json.dumps("a|b <i>") in text
