@@ -3,6 +3,7 @@
 import html
 import io
 import math
+import textwrap
 import warnings
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ Number = int | float
 WIDTH = 400.0  # of every sheet: on a phone one unit is about one pixel
 SIZE = 11.5  # of text
 DPI = 216
+MARGIN = 14.0  # around a drawing that is a file
+LETTERS = 60  # of a line of its title
 FAR = 12  # a ratio of values from which a scale is logarithmic
 PALETTE = {  # on light paper, on dark paper; blue against orange is told apart by nearly everybody
     "paper": ("#ffffff", "#14181e"),
@@ -94,28 +97,50 @@ class Drawing:
             self.text(x + 14, y, name, colour="soft")
             x += 26 + 6.2 * len(name)
 
-    def svg(self, *, alone: bool = False) -> str:
-        """The drawing as SVG; ``alone`` for a file of its own, else for a page that holds ``palette_css``."""
-        own = f' xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH:g}" height="{2 * self.height:g}"' if alone else ""
-        style = f"<style>{palette_css()}</style>" if alone else ""
-        paper = f'<rect width="{WIDTH:g}" height="{self.height:g}" class="f-paper"/>' if alone else ""
-        view = f'viewBox="0 0 {WIDTH:g} {self.height:g}" role="img" font-family="system-ui,sans-serif"'
-        body = "\n".join(self._svg)
-        return f"<svg{own} {view}><title>{html.escape(self.title)}</title>{style}{paper}\n{body}\n</svg>\n"
+    def svg(self) -> str:
+        """The drawing as SVG, for a page that holds ``palette_css`` and tells its title."""
+        return self._wrapped(f'viewBox="0 0 {WIDTH:g} {self.height:g}"', "")
+
+    def file(self) -> str:
+        """The drawing as an SVG file by itself, under its title."""
+        x, y, width, height = self._sheet()
+        size = (
+            f'xmlns="http://www.w3.org/2000/svg" width="{2 * width:g}" height="{2 * height:g}" viewBox="{x:g} {y:g} {width:g} {height:g}"'
+        )
+        paper = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" class="f-paper"/>'
+        lines = [f'<text x="0" y="{at:g}" class="f-ink" font-size="{SIZE}">{html.escape(line)}</text>' for at, line in self._heading()]
+        return self._wrapped(size, f"<style>{palette_css()}</style>{paper}{''.join(lines)}")
 
     def png(self) -> bytes:
-        """The drawing as PNG, on white. It can be drawn once."""
-        figure = Figure(figsize=(WIDTH / 72, self.height / 72), dpi=DPI, facecolor=PALETTE["paper"][0])
+        """The drawing as PNG, on white, under its title. It can be drawn once."""
+        x, y, width, height = self._sheet()
+        figure = Figure(figsize=(width / 72, height / 72), dpi=DPI, facecolor=PALETTE["paper"][0])
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(self.height, 0))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(x, x + width), ylim=(y + height, y))
         axes.set_axis_off()
-        for artist in self._artists:
+        heading = [Text(0, at, line, color=PALETTE["ink"][0], fontsize=0.93 * SIZE, parse_math=False) for at, line in self._heading()]
+        for artist in heading + self._artists:
             axes.add_artist(artist)
         drawn = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
             figure.savefig(drawn, format="png", metadata={"Software": None, "Description": self.title})
         return drawn.getvalue()
+
+    def _wrapped(self, attributes: str, before: str) -> str:
+        body = "\n".join(self._svg)
+        title = f"<title>{html.escape(self.title)}</title>"
+        return f'<svg {attributes} role="img" font-family="system-ui,sans-serif">{title}{before}\n{body}\n</svg>\n'
+
+    def _heading(self) -> list[tuple[Number, str]]:
+        """The lines of the title above the drawing, with the place of each."""
+        lines = textwrap.wrap(self.title, LETTERS)
+        return [(-12 - 15 * (len(lines) - index - 1), line) for index, line in enumerate(lines)]
+
+    def _sheet(self) -> tuple[Number, Number, Number, Number]:
+        """(x, y, width, height) of a file, with a margin around the drawing and its title."""
+        top = MARGIN + 12 + 15 * len(self._heading())
+        return -MARGIN, -top, WIDTH + 2 * MARGIN, self.height + top + MARGIN
 
 
 def _hint(text: str) -> str:

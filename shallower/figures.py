@@ -65,7 +65,7 @@ def ordinal(number: int) -> str:
 
 def importance(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
     """One bar per layer; those of removed layers stand out."""
-    drawing = Drawing(name, f"Importance of every layer by {found.criterion}", 210)
+    drawing = Drawing(name, f"Importance of every layer by {found.criterion}; orange: removed", 210)
     gone, values = set(gone), found.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
@@ -139,7 +139,7 @@ def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool
 
 def drift(found: Compensation, name: str = "repair") -> Drawing:
     """Shift and error of the stream behind every retained layer, before and after the repair; removed layers are shaded."""
-    drawing = Drawing(name, f"How far the pruned stream is from the unpruned one, before and after {found.method}", 400)
+    drawing = Drawing(name, f"How far the pruned stream is from the unpruned one, before and after {found.method}", 410)
     x = Scale(-0.5, max([item["layer"] for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
     for key, top in (("shift", 30.0), ("error", 212.0)):
         series = [_positive(found, side, key) for side in ("after", "before")]
@@ -215,7 +215,9 @@ PHASES = {"prefill": ("prefill", "third"), "decode": ("decoding", "kept"), "late
 def speedups(name: str, found: Speed) -> Drawing:
     """How many times as fast as the model that it is held against, per setting and phase; and what the bytes read would allow."""
     groups = [(setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None]) for row in found.speedups]
-    drawing = Drawing(name, f"Speed-up on {found.device}", 6 + sum(30 + 16 * len(rows) for _, rows in groups))
+    drawing = Drawing(
+        name, f"Times as fast as the model that it is held against, on {found.device}", 6 + sum(30 + 16 * len(rows) for _, rows in groups)
+    )
     scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
     y = 0.0
     for heading, rows in groups:

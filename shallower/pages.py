@@ -39,7 +39,7 @@ def write_report(folder: Path, out: Path) -> Path:
     text = html(page)
     with disk_errors(out), new_folder(figures, overwrite=True) as made:
         for drawing in page.drawings:
-            (made / f"{drawing.name}.svg").write_text(drawing.svg(alone=True), encoding="utf-8")
+            (made / f"{drawing.name}.svg").write_text(drawing.file(), encoding="utf-8")
             (made / f"{drawing.name}.png").write_bytes(drawing.png())
     return write_atomic(out, text)
 
