@@ -36,7 +36,7 @@ from shallower.evaluation.perplexity import evaluation_segments, perplexity
 from shallower.files import write_atomic
 from shallower.memory import Peak
 from shallower.progress import shown
-from shallower.stages import Compensating, compensated
+from shallower.repairs import Compensating, compensated
 from shallower.walk.losses import LossWalk
 
 BOOKS = ("books/bleak-house_1023.txt", "books/the-moonstone_155.txt", "books/middlemarch_145.txt")

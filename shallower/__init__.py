@@ -3,18 +3,20 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Compensation, Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.perplexity import Protocol
+from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, card, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score
+from .stages import Compute, card, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score, sweep
 
 __all__ = [
     "Amount",
     "Calibration",
     "Choosing",
+    "Comparison",
     "Compensating",
     "Compensation",
     "Compute",
@@ -25,8 +27,10 @@ __all__ = [
     "Pruned",
     "Refusal",
     "Scores",
+    "Tasks",
     "UserError",
     "card",
+    "compare",
     "compensate",
     "drop",
     "evaluate",
@@ -36,4 +40,5 @@ __all__ = [
     "prune",
     "report",
     "score",
+    "sweep",
 ]

@@ -21,7 +21,11 @@ from .files import parse_json, write_atomic
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which model an artifact speaks of. ``original`` maps its layers to those of its first, unpruned ancestor."""
+    """Which model an artifact speaks of.
+
+    ``original`` maps its layers to those of its first, unpruned ancestor; ``lookup_parameters`` are those of an input
+    embedding that is not the head too, of which a token reads one row.
+    """
 
     source: str
     family: str
@@ -30,6 +34,7 @@ class ModelRecord:
     layer_parameters: list[int]
     fingerprint: str
     original: list[int]
+    lookup_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers go and which stay, in MODEL's own numbering; ``order`` is the order of removal, ``budget`` in seconds."""
+    """Which layers go and which stay, in MODEL's own numbering.
+
+    ``order`` is the order of removal, ``budget`` in seconds, ``assumed`` what a target of memory, speed or quality rests on.
+    """
 
     removed: list[int]
     kept: list[int]
@@ -110,6 +118,7 @@ class Plan:
     trace: list[float] = field(default_factory=list)
     scores: list[float] | None = None
     budget: float | None = None
+    assumed: str = ""
     seconds: float = 0.0
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "plan"
@@ -220,7 +229,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Quality of nested removals: ``rows[n]`` is without the first n of ``order``, the first row the model as it is.
+    """Quality against layers removed; the first row is the model as it is, ``order`` that of the largest removal.
 
     A row holds removed (a number), layers, parameters and perplexity as in an evaluation, without ``parts``.
     """
@@ -243,9 +252,13 @@ class Sweep:
 class Comparison:
     """Models side by side, the first is the base.
 
-    A row holds name, source, fingerprint, layers, parameters and ``figures``: column -> value, low and high (95 % interval),
-    delta to the base with its own delta_low and delta_high where items could be resampled in pairs, ``better`` (lower or
-    higher) and ``best``.
+    A row holds name, source, fingerprint, removed (left out virtually), how (it was made), layers, parameters and
+    ``figures``: column -> value, low and high (95 % interval), delta to the base with its own delta_low and delta_high where
+    items could be resampled in pairs, ``effect`` (whether deltas are a ratio or a difference), ``clear`` (the interval of
+    the delta leaves out that there is none), ``better`` (lower or higher) and ``best``. What is not known is None. Columns are
+    layers, parameters, "perplexity TEXT", perplexity_ratio (the mean over texts), "bits_per_byte TEXT", "task TASK",
+    task_mean, decode_ms, prefill_ms, tokens_per_second, peak_memory_bytes and weight_bytes; figures that may not be held
+    against the others are left out, and ``notes`` say so.
     """
 
     base: str

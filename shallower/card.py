@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from .artifacts import Evaluation, Pruned
+from .comparison.page import ESCAPED
 from .errors import UserError
 from .findings import model_name, percent, perplexity_text, safe_command, settings_of, tokens_used
 from .tables import layers, millions
@@ -20,7 +21,6 @@ MARK = "<!-- made by shallower from shallower.json -->"
 CARRIED = ("license", "license_name", "license_link", "language")  # what holds for the pruned model as for its base
 TAGS = ("shallower", "depth-pruning", "layer-pruning")
 LARGEST = 1 << 20  # bytes of a base's card that are read
-ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|<>[]"} | {"\n": " "})
 
 
 @dataclass(frozen=True)

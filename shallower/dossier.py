@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .artifacts import RECORDS, Comparison, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
+from .comparison.page import cells, remarks
 from .errors import UserError
 from .files import parse_json
 from .progress import say
@@ -30,7 +31,10 @@ NUMBERS: dict[str, Callable[[Any], Iterable[Any]]] = {
     "sweep": lambda found: [
         value for row in found.rows for value in (row["removed"], *(item["value"] for item in row["perplexity"].values()))
     ],
-    "comparison": lambda found: [item["value"] or 0.0 for row in found.rows if row["name"] for item in row["figures"].values()],
+    "comparison": lambda found: [
+        *(item["value"] for row in found.rows for item in row["figures"].values()),
+        *(0 for _ in [*cells(found), *remarks(found), *(row["name"] for row in found.rows)]),  # they are read, that is all
+    ],
 }
 LARGEST = 200_000_000  # bytes of a file that is looked into
 

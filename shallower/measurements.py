@@ -4,6 +4,8 @@ from typing import Any
 
 from . import figures
 from .artifacts import Comparison, Speed
+from .comparison.comparing import title
+from .comparison.page import LEGEND, cells, remarks
 from .dossier import Found
 from .drawing import Drawing, short
 from .figures import middle
@@ -168,29 +170,12 @@ def comparison(page: Page) -> Markup | None:
     parts: list[object] = []
     for item in page.dossier.of("comparison"):
         found: Comparison = item.record
-        head = ["model", *(_title(column) for column in found.columns)]
-        rows = [
-            [two_lines(row["name"], row.get("how")), *(_compared(column, row["figures"].get(column)) for column in found.columns)]
-            for row in found.rows
-        ]
-        told = f"Base: {found.base}. Below each figure: against the base, in brackets the 95 % interval; "
-        told += "starred where that leaves out no effect; ● marks the best."
-        parts += [tag("p", told, class_="note"), table(head, rows, numbers=range(1, 1 + len(found.columns)))]
-        parts += [tag("p", line, class_="note") for line in found.notes]
+        rows = [[row["name"], *(_compared(*cell) for cell in line)] for row, line in zip(found.rows, cells(found), strict=True)]
+        parts += [tag("p", f"Base: {found.base}. {LEGEND}", class_="note")]
+        parts += [table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))]
+        parts += [tag("p", line, class_="note") for line in remarks(found)]
     return section("Side by side", *parts) if parts else None
 
 
-def _title(column: str) -> str:
-    """A column's name for people."""
-    return column.removeprefix("task ").removesuffix("_bytes").replace("_", " ")
-
-
-def _compared(column: str, item: dict[str, Any] | None) -> Markup | str:
-    if item is None or item.get("value") is None:
-        return "—"
-    shown = gigabytes if column.endswith("_bytes") else millions if column == "parameters" else short
-    sign = "×{:.3g}" if item.get("effect") == "ratio" else "{:+.4f}"
-    delta = sign.format(item["delta"]) if item.get("delta") is not None and column != "layers" else ""
-    if item.get("delta_low") is not None and item.get("delta_high") is not None:
-        delta += f" [{sign.format(item['delta_low'])}, {sign.format(item['delta_high'])}]" + ("*" if item.get("clear") else "")
-    return two_lines(shown(item["value"]) + (" ●" if item.get("best") else ""), delta)
+def _compared(lines: list[str], best: bool) -> Markup:
+    return two_lines(tag("b", lines[0]) if best else lines[0], " ".join(lines[1:]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from . import ranks
@@ -16,22 +17,66 @@ from .selection import Choice, Problem, greedy
 
 @dataclass(frozen=True)
 class Amount:
-    """How much goes: a number of layers, a share of the parameters, or what may be left of them; give one."""
+    """How much goes; give one.
+
+    Attributes:
+        remove: a number of layers.
+        ratio: a share of the parameters, to the nearest number of layers.
+        target_params: parameters that may be left.
+        target_memory: bytes that the weights may take.
+        target_speedup: how many times faster decoding should be.
+        max_ppl_increase: share by which the perplexity of evaluation texts may grow: as many layers as stay within it.
+        said: how a settled target was given, for messages.
+    """
 
     remove: int | None = None
     ratio: float | None = None
     target_params: float | int | None = None
+    target_memory: int | None = None
+    target_speedup: float | None = None
+    max_ppl_increase: float | None = None
+    said: str = ""
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.remove, self.ratio, self.target_params) if value is not None]
+        targets = (self.target_params, self.target_memory, self.target_speedup, self.max_ppl_increase)
+        given = [value for value in (self.remove, self.ratio, *targets) if value is not None]
         if len(given) != 1:
-            raise UserError("say how much to remove: one of --remove N, --ratio R and --target-params P")
+            raise UserError(
+                "say how much to remove: one of --remove N, --ratio R, --target-params P, --target-memory SIZE, --target-speedup X "
+                "and --max-ppl-increase SHARE"
+            )
+        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
+            raise UserError(f"--target-speedup {self.target_speedup:g}: how many times faster, more than 1 (1.25 is a quarter faster)")
+        if self.max_ppl_increase is not None and not 0 < self.max_ppl_increase < math.inf:
+            raise UserError(f"--max-ppl-increase {self.max_ppl_increase:g}: a share above 0, such as 0.2 or 20%")
         if self.remove is not None and self.remove < 1:
             raise UserError(f"--remove {self.remove}: at least 1 layer")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise UserError(f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2)")
         if self.target_params is not None and not self.target_params > 0:
-            raise UserError(f"--target-params {self.target_params:g}: a number of parameters such as 5.5B")
+            raise UserError(f"{self.name}: a number of parameters such as 5.5B")
+
+    @property
+    def name(self) -> str:
+        """How a target was given."""
+        return self.said or f"--target-params {self.target_params:g}"
+
+    def settled(self, record: ModelRecord, dtype: str) -> tuple["Amount", str]:
+        """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
+        if self.target_memory is not None:
+            each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+            said = f"--target-memory {self.target_memory / 1e9:g}GB"
+            assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
+            return Amount(target_params=self.target_memory / each, said=said), assumed
+        if self.target_speedup is not None:
+            read = record.parameters - record.lookup_parameters
+            wanted = read / self.target_speedup + record.lookup_parameters
+            assumed = (
+                "the time of decoding one sequence is that of reading every weight once per token (memory-bound, short context): "
+                f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it with shallower bench"
+            )
+            return Amount(target_params=wanted, said=f"--target-speedup {self.target_speedup:g}"), assumed
+        return self, ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +174,38 @@ def parameters_of(text: str) -> float:
         raise UserError(f"--target-params {text!r}: give a number such as 5.5B or 110M") from error
 
 
+def share_of(text: str) -> float:
+    """A share from text such as ``0.2`` or ``20%``.
+
+    Raises:
+        UserError: not a number.
+    """
+    try:
+        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError as error:
+        raise UserError(f"--max-ppl-increase {text!r}: give a share such as 0.2 or 20%") from error
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Numbers of layers from text such as ``1..12`` or ``3,6,9``, in order, each once.
+
+    Raises:
+        UserError: not numbers of layers, or none.
+    """
+    found: set[int] = set()
+    try:
+        for part in text.split(","):
+            low, dots, high = part.strip().partition("..")
+            if max(len(low), len(high)) > 6:
+                raise ValueError("not a number of layers")
+            found |= set(range(int(low), int(high) + 1)) if dots else {int(low)}
+    except ValueError as error:
+        raise UserError(f"--remove {text!r}: give numbers of layers such as 1..12 or 3,6,9") from error
+    if not found or min(found) < 1:
+        raise UserError(f"--remove {text!r}: every size is a number of layers, 1 or more")
+    return tuple(sorted(found))
+
+
 def seconds_of(text: str) -> float:
     """Seconds from text such as ``120s``, ``10m``, ``2h`` or ``120``.
 
@@ -171,7 +248,7 @@ def select_amount(selection: ModuleType, problem: Problem, amount: Amount, recor
         size += 1
         if size > min(len(problem.allowed), record.layers - 1):
             raise UserError(
-                f"--target-params {amount.target_params:g} cannot be met: without {size - 1} layers "
+                f"{amount.name} cannot be met: without {size - 1} layers "
                 f"{left} parameters are left, and no more may go; raise it, or lower --keep-first or --keep-last"
             )
 
@@ -192,7 +269,7 @@ def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
             raise UserError(f"--ratio {amount.ratio:g} is less than half a layer (one layer is {share:.1%} of the parameters); raise it")
         return size
     if amount.target_params >= record.parameters:
-        raise UserError(f"--target-params {amount.target_params:g}: the model has {record.parameters} parameters already; give fewer")
+        raise UserError(f"{amount.name}: the model has {record.parameters} parameters already, which meets it; ask for less")
     surplus = record.parameters - amount.target_params
     return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most)
 
@@ -223,3 +300,10 @@ def plan_of(
         calibration=calibration,
         trace=list(trace),
     )
+
+
+def shortened(plan: Plan, size: int) -> Plan:
+    """The beginning of a plan whose selection is nested: only the first ``size`` of its layers go."""
+    order = plan.order[:size]
+    short = plan_of(plan.model, tuple(order), plan.selection)
+    return replace(plan, removed=short.removed, kept=short.kept, order=order, params_after=short.params_after, trace=plan.trace[:size])

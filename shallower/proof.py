@@ -98,14 +98,18 @@ def _opened(checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, l
         return checkpoint.load_reporting(dtype=dtype, device=device)
     trust = checkpoint.trust_remote_code
     model = Model(checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust, layered=True)
-    return model.module, {"unexpected_keys": model.onloader.unexpected}
+    return model.module, {"unexpected_keys": model.onloader.unexpected, "close": model.onloader.close}
 
 
 def _cached(module: nn.Module, opened: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict) -> tuple[float, dict]:
-    """``cached_difference`` of a model in fp32, which a resident one becomes in place and a layered one is opened as."""
-    if any(parameter.is_meta for parameter in module.parameters()):
-        module, info = opened(torch.float32)
-    return cached_difference(module.float(), tokens, who), info
+    """``cached_difference`` of a model in fp32, which a resident one becomes in place; a layered one is opened as, and closed."""
+    if "close" not in info:
+        return cached_difference(module.float(), tokens, who), info
+    info["close"]()  # both need not fit
+    module, info = opened(torch.float32)
+    difference = cached_difference(module, tokens, who)
+    info["close"]()
+    return difference, info
 
 
 @torch.no_grad()

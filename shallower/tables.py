@@ -1,11 +1,16 @@
 """Tables for people: what each verb prints on stdout when it is not asked for JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .artifacts import Evaluation, Inspection, Plan, Pruned, Scores
+from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores, Sweep
+from .comparison.comparing import title
+from .comparison.page import LEGEND, cells, remarks
+from .evaluation.tasks import mean_of
 
 
 def plain_console() -> Console:
@@ -76,6 +81,20 @@ def plan(found: Plan, out: Path | None = None) -> None:
         f"first {found.keep_first} and last {found.keep_last} protected",
         soft_wrap=True,
     )
+    if found.assumed:
+        console.print(f"assumed: {found.assumed}", soft_wrap=True)
+    _saved(console, out)
+
+
+def sweep(found: Sweep, out: Path | None = None) -> None:
+    console, dense = plain_console(), found.rows[0]
+    table = Table("removed", "parameters", *dense["perplexity"], "layers", title=Path(found.model.source).name, title_justify="left")
+    for row in found.rows:
+        values = (
+            f"{item['value']:.2f} ({item['value'] / dense['perplexity'][name]['value']:.2f}x)" for name, item in row["perplexity"].items()
+        )
+        table.add_row(str(row["removed"]), millions(row["parameters"]), *values, layers(row["layers"]))
+    console.print(table)
     _saved(console, out)
 
 
@@ -105,12 +124,50 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
 
 
 def evaluation(found: Evaluation, out: Path | None = None) -> None:
-    console = plain_console()
-    table = Table("text", "perplexity", "tokens", "length", "stride", "bos", title=Path(found.model.source).name, title_justify="left")
-    for name, item in found.perplexity.items():
-        table.add_row(name, f"{item['value']:.3f}", *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
-    console.print(table)
+    console, title = plain_console(), Path(found.model.source).name
+    if found.removed:
+        title += f" without layers {layers(found.removed)}"
+    if found.perplexity:
+        table = Table("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos", title=title, title_justify="left")
+        for name, item in found.perplexity.items():
+            bits = f"{item['bits_per_byte']:.4f}" if item.get("bits_per_byte") else "-"
+            table.add_row(name, f"{item['value']:.3f}", bits, *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
+        console.print(table)
+    if found.tasks:
+        table = Table("task", "metric", "value", "±", "items", title=title, title_justify="left")
+        for name, item in found.tasks.items():
+            error = f"{item['stderr']:.4f}" if item["stderr"] is not None else "-"
+            table.add_row(name, item["metric"], f"{item['value']:.4f}", error, str(item["count"]))
+        table.add_row("mean", "", f"{mean_of(found.tasks):.4f}", "", "", end_section=True)
+        console.print(table)
     _saved(console, out)
+
+
+def comparison(found: Comparison, out: Path | None = None) -> None:
+    """As many columns side by side as fit; the best of each is bold."""
+    console = plain_console()
+    wide = console.options.update(width=10_000)
+    shown = [[Text("\n".join(lines), style="bold" if best else "") for lines, best in line] for line in cells(found)]
+    titles = list(map(title, found.columns))
+    while titles:
+        count = len(titles)
+        while count > 1 and console.measure(_columns(found, titles[:count], shown), options=wide).maximum > console.width:
+            count -= 1
+        console.print(_columns(found, titles[:count], shown))
+        titles, shown = titles[count:], [line[count:] for line in shown]
+    console.print(LEGEND, soft_wrap=True)
+    for note in remarks(found):
+        console.print("-", note, soft_wrap=True)
+    _saved(console, out)
+
+
+def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[Text]]) -> Table:
+    table = Table("model", *titles)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row, line in zip(found.rows, shown, strict=True):
+        table.add_row(Text(row["name"]), *line[: len(titles)])
+    return table
 
 
 def _saved(console: Console, out: Path | None) -> None:

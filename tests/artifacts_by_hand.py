@@ -75,7 +75,18 @@ def everything() -> dict[str, Record]:
     scores = {"model": DENSE, "calibration": TOKENS, "seconds": 2.0, "peak_memory_bytes": 2**30, "dtype": "float32", "provenance": MADE}
     analytic = {"model": {"weight_bytes": 3200.0}, "against": {"weight_bytes": 4000.0}}
     speedup = {"batch": 1, "prompt": 128, "new": 32, "prefill": 1.2, "decode": 1.25, "latency": 1.24, "ideal": 1.3}
-    figure = {"value": 10.0, "low": 9.0, "high": 11.0, "delta": 1.2, "delta_low": 1.1, "delta_high": 1.3, "effect": "ratio", "best": True}
+    figure = {
+        "value": 10.0,
+        "low": 9.0,
+        "high": 11.0,
+        "delta": 1.2,
+        "delta_low": 1.1,
+        "delta_high": 1.3,
+        "clear": True,
+        "effect": "ratio",
+        "better": "lower",
+        "best": True,
+    }
     compared = {
         "name": "dense",
         "fingerprint": "dense0",

@@ -229,7 +229,7 @@ def test_the_tail_is_the_whole_model(saved) -> None:
 @each_map
 @pytest.mark.parametrize("name", ["llama", "mixtral", "granite"])
 def test_never_worse_and_the_drift_is_told(method, name, saved, tokens_file, tmp_path, capsys) -> None:
-    how = stages.Compensating(method, {}, Calibration(tokens=tokens_file))
+    how = Compensating(method, {}, Calibration(tokens=tokens_file))
     with shown():
         pruned = stages.compensate(saved(name), drop(saved(name), REMOVED), compensating=how, out=tmp_path / "out")
     told = json.loads((tmp_path / "out" / "compensation.json").read_text())
@@ -249,7 +249,7 @@ def test_what_makes_it_worse_is_not_taken(saved, tokens_file, tmp_path, monkeypa
     )
     bad = [{name: Edit("add", value)} for value in noise]
     monkeypatch.setattr(methods.find("compensation", "linear"), "fit", lambda case: Fitted(max(bad, key=case.loss)))
-    how = stages.Compensating("linear", {}, Calibration(tokens=tokens_file))
+    how = Compensating("linear", {}, Calibration(tokens=tokens_file))
     with shown():
         stages.compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
     stages.prune(saved("llama"), drop(saved("llama"), REMOVED), out=tmp_path / "plain")
@@ -279,7 +279,7 @@ def test_layered_is_resident(method, saved) -> None:
 @each_map
 def test_few_tokens_are_said_and_give_no_nan(method, saved, tmp_path, capsys) -> None:
     np.save(tmp_path / "few.npy", TOKENS[:2, :4].numpy())
-    how = stages.Compensating(method, {}, Calibration(tokens=str(tmp_path / "few.npy")))
+    how = Compensating(method, {}, Calibration(tokens=str(tmp_path / "few.npy")))
     with shown():
         patch, report = stages.compensated(Model(saved("llama"), device="cpu"), list(REMOVED), how)
     assert "4 tokens to fit 64 features on: at least 16 samples of 4" in capsys.readouterr().err
@@ -323,7 +323,7 @@ def test_a_plan_for_another_model(saved, tmp_path) -> None:
 
 def test_one_sample_is_not_enough(saved, tmp_path) -> None:
     np.save(tmp_path / "one.npy", TOKENS[:1].numpy())
-    how = stages.Compensating("linear", {}, Calibration(tokens=str(tmp_path / "one.npy")))
+    how = Compensating("linear", {}, Calibration(tokens=str(tmp_path / "one.npy")))
     with pytest.raises(UserError, match="at least 2 calibration samples"):
         stages.compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
 

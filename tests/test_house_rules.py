@@ -10,19 +10,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
-OPTIONAL = {"datasets", "pyarrow"}  # extras: imported where they are needed
+OPTIONAL = {"datasets", "lm_eval", "pyarrow"}  # extras: imported where they are needed
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
     "errors files tensors methods memory progress shards ranks journal artifacts",
-    "tables drawing figures markup dossier findings sections measurements origins pages card",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
     "walk.forward walk.backward walk.gather walk.paired walk.tail",
-    "criteria evaluation selection compensation._ridge compensation",
-    "runs repairs proof surgery planning stages demo cli __main__ __init__",
+    "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
+    "selection compensation._ridge compensation",
+    "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
+    "comparison.pareto comparison.page",
+    "tables drawing figures markup dossier findings sections measurements origins pages card",
+    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.telling",
+    "stages.__init__ demo options verbs measuring cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
 FILES = sorted(PACKAGE.rglob("*.py"))

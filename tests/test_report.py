@@ -114,7 +114,9 @@ def test_what_artifacts_say_is_escaped(tmp_path) -> None:
         records["quality/dense.json"], model=model, perplexity={evil: hand.text(3.0)}, tasks={evil: hand.task(0.5)}
     )
     records["plan.json"] = hand.plan(model, selection=evil, criterion=evil)
-    records["comparison.json"] = Comparison(evil, [evil], [{"name": evil, "fingerprint": "dense0", "figures": {}}], [evil], hand.MADE)
+    records["comparison.json"] = Comparison(
+        evil, [evil], [{"name": evil, "fingerprint": "dense0", "how": evil, "figures": {}}], [evil], hand.MADE
+    )
     page = page_of(hand.write(tmp_path / "run", records))
     assert "script" not in page.tags and evil in page.text
     for path in (tmp_path / "run" / "report").glob("*.svg"):

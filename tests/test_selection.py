@@ -234,7 +234,11 @@ def test_target_is_met_by_the_smallest_removal(sizes, rest, chance, selection) -
 
 def test_impossible_amounts_are_errors() -> None:
     scores = scores_of(range(10))
-    for amount, match in (({"target_params": 2e3}, "give fewer"), ({"target_params": 1e2}, "cannot be met"), ({"ratio": 0.9}, "cannot go")):
+    for amount, match in (
+        ({"target_params": 2e3}, "ask for less"),
+        ({"target_params": 1e2}, "cannot be met"),
+        ({"ratio": 0.9}, "cannot go"),
+    ):
         with pytest.raises(UserError, match=match):
             chosen(scores, keep=(2, 2), **amount)
     for amount in ({}, {"remove": 0}, {"ratio": 20.0}, {"ratio": 0.0}, {"target_params": -1.0}, {"remove": 1, "ratio": 0.1}):

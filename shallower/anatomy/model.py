@@ -138,6 +138,8 @@ class Model:
 
     def unload(self) -> None:
         """Free the weights; they are loaded again when next needed."""
+        if "onloader" in self.__dict__:
+            self.onloader.close()  # its hooks hold it in a circle
         for name in ("module", "stack", "replay", "onloader"):
             self.__dict__.pop(name, None)
 
@@ -190,7 +192,14 @@ class Model:
             layer_parameters=sizes,
             fingerprint=self.checkpoint.fingerprint,
             original=self._original(len(sizes)),
+            lookup_parameters=self._lookup(),
         )
+
+    def _lookup(self) -> int:
+        """Parameters of an input embedding that is not the head too."""
+        ends = [getattr(end, "weight", None) for end in (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())]
+        tied = ends[0] is ends[1] or self.checkpoint.config.get_text_config().tie_word_embeddings
+        return 0 if tied or ends[0] is None else ends[0].numel()
 
     def _original(self, layers: int) -> list[int]:
         """This model's layers in the numbering of its first ancestor, from the file that an earlier pruning left."""

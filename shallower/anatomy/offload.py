@@ -84,6 +84,14 @@ class Onloader:
         self.skeleton.tie_weights()
         self.resting = True
 
+    def close(self) -> None:
+        """Free every weight, for good: what is still being read is waited for."""
+        self.reader.shutdown(wait=True)
+        self.coming = self.present = None
+        self.unchanged.clear()
+        self._free(self.skeleton.modules())
+        trim()
+
     def _called(self, layer: nn.Module, index: int) -> None:
         if not self.asleep and "forward" not in layer.__dict__:  # a replaced forward needs no weights
             self.need(index)

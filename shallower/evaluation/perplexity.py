@@ -8,10 +8,11 @@ token. With ``stride`` below ``length`` the segments overlap and only tokens not
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -20,23 +21,45 @@ from ..anatomy.model import Model
 from ..calibration import bos_rule, check_numbers, check_vocabulary, encode, read_text, read_tokens, shipped_text, token_hash
 from ..errors import UserError
 from ..walk.losses import all_nll
+from .health import first_broken
+
+PROTOCOLS = {"shortened-llama": 128, "standard": 2048}  # tokens per segment; none overlap
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text is cut; ``stride`` None means ``length``; ``max_tokens`` None means the whole text."""
+    """How a text is cut.
 
-    length: int = 128
+    Attributes:
+        length: tokens per segment; None: what ``name`` says.
+        stride: step between segments; None means ``length``.
+        max_tokens: use only the start of each text; None means the whole.
+        name: shortened-llama (128 tokens) or standard (2048, or as many as the model has positions for).
+    """
+
+    length: int | None = None
     stride: int | None = None
     bos: str = "auto"
     max_tokens: int | None = None
+    name: str = "shortened-llama"
 
     def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise UserError(f"--protocol {self.name}: allowed are {', '.join(PROTOCOLS)}")
+        if self.length is None:
+            return  # checked once the model has said how long it may be
         check_numbers(samples=1, length=self.length, bos=self.bos)
         if self.stride is not None and not 1 <= self.stride <= self.length:
             raise UserError(f"--stride {self.stride}: between 1 and --length ({self.length})")
         if self.max_tokens is not None and self.max_tokens < self.length:
             raise UserError(f"--max-tokens {self.max_tokens}: at least --length ({self.length}) is needed")
+
+    def for_model(self, model: Model) -> "Protocol":
+        """The same with its length settled: as given, else the name's, within the positions that the model knows."""
+        if self.length is not None:
+            return self
+        known = getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[self.name]
+        return replace(self, length=min(PROTOCOLS[self.name], known))
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,7 @@ class Segments:
     tokens: Int[Tensor, "segment position"]
     counted: Bool[Tensor, "segment predicted"]
     description: dict[str, Any]
+    bytes: int | None = None  # of UTF-8 that the counted predictions stand for
 
 
 def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Segments:
@@ -55,11 +79,10 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
         UserError: the text is shorter than one segment.
     """
     bos = bos_rule(protocol.bos, tokenizer, every=False)
-    ids = encode(tokenizer, text)
-    if protocol.max_tokens:
-        ids = ids[: protocol.max_tokens]
+    ids = encode(tokenizer, text)[: protocol.max_tokens]
+    sizes = _bytes_of(tokenizer, text, len(ids))
     if bos == "first":
-        ids = [tokenizer.bos_token_id, *ids]
+        ids, sizes = [tokenizer.bos_token_id, *ids], None if sizes is None else np.concatenate([[0], sizes])
     body = protocol.length - (bos == "every")
     stride = min(protocol.stride or body, body)
     starts = range(0, len(ids) - body + 1, stride)
@@ -71,8 +94,21 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     counted = torch.ones(len(tokens), protocol.length - 1, dtype=torch.bool)
     if stride < body:
         counted[1:, : protocol.length - 1 - stride] = False
-    described = {"length": protocol.length, "stride": stride, "bos": bos}
-    return Segments(tokens, counted, described | {"hash": token_hash(tokens)})
+    described = {"length": protocol.length, "stride": stride, "bos": bos, "hash": token_hash(tokens)}
+    if sizes is None:
+        return Segments(tokens, counted, described)
+    spans = np.stack([sizes[start : start + body] for start in starts])[:, (bos != "every") :]
+    return Segments(tokens, counted, described, int(spans[counted.numpy()].sum()))
+
+
+def _bytes_of(tokenizer, text: str, count: int) -> np.ndarray | None:
+    """Bytes of UTF-8 from each of the first tokens to the next, (token,); None where the tokenizer cannot tell."""
+    if not tokenizer.is_fast:
+        return None
+    offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
+    starts = before[[start for start, _ in offsets] + [len(text)]]
+    return np.diff(starts)[:count]
 
 
 def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
@@ -84,6 +120,7 @@ def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
 
 def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
     """Name -> segments of every source; the shipped evaluation text where none is given."""
+    protocol = protocol.for_model(model)
     named: dict[str, Segments] = {}
     for path in texts:
         if Path(path).stem in named:
@@ -108,9 +145,20 @@ def perplexity(model: Model, segments: Segments, *, removed: Iterable[int] = (),
     Raises:
         UserError: the model yields NaN or infinite losses.
     """
-    nll = all_nll(model, segments.tokens, removed, label)
+    removed = tuple(removed)
+    nll = all_nll(model, segments.tokens, removed, label).double()
     count = int(segments.counted.sum())
-    mean = float(nll[segments.counted].double().sum()) / count
+    sums = (nll * segments.counted).sum(1)
+    mean = float(sums.sum()) / count
     if not math.isfinite(mean):
-        raise UserError("the model yields NaN or infinite losses on this text: are its weights whole, and does the dtype suffice?")
-    return {"value": math.exp(min(mean, 700.0)), "nll": mean, "tokens": count, "segments": len(segments.tokens), **segments.description}
+        row = segments.tokens[(~nll.isfinite()).any(1)][:1]
+        raise UserError(f"the model yields NaN or infinite losses on this text: {first_broken(model, row, removed)}")
+    return {
+        "value": math.exp(min(mean, 700.0)),
+        "nll": mean,
+        "bits_per_byte": float(sums.sum()) / math.log(2) / segments.bytes if segments.bytes else None,
+        "tokens": count,
+        "segments": len(segments.tokens),
+        **segments.description,
+        "parts": [[round(float(total), 6), int(number)] for total, number in zip(sums, segments.counted.sum(1), strict=True)],
+    }

@@ -2,8 +2,9 @@
 
 A file has a docstring (rule, source, what is our reconstruction), ``NEEDS`` (scores, losses or nothing) and
 ``select(problem)`` that returns a ``Choice``; ``ITERATIVE = True`` where it can score anew after every removal,
-``SEARCHES = True`` where it starts from greedy's choice and keeps to a time budget. A ``Settings`` dataclass, if present,
-arrives as ``problem.settings``; ``PROTECT = (first, last)`` replaces the usual protection where the paper has its own.
+``NESTED = True`` where a smaller removal is the beginning of a larger one, ``SEARCHES = True`` where it starts from
+greedy's choice and keeps to a time budget. A ``Settings`` dataclass, if present, arrives as ``problem.settings``;
+``PROTECT = (first, last)`` replaces the usual protection where the paper has its own.
 """
 
 from collections.abc import Callable, Collection

@@ -12,6 +12,7 @@ import torch
 from . import Choice, Problem
 
 NEEDS = "losses"
+NESTED = True
 
 
 def select(problem: Problem) -> Choice:

@@ -9,6 +9,7 @@ Source: Shortened LLaMA (arXiv 2402.02834), one-shot; iterative re-scoring is th
 from . import Choice, Problem
 
 NEEDS = "scores"
+NESTED = True
 ITERATIVE = True
 
 

@@ -1,69 +1,34 @@
-"""The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
+"""Scores, plans and pruned models: score, plan, drop, prune, compensate and what a model is."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from . import methods, ranks
-from .anatomy.loading import hub_of, parse_dtype
-from .anatomy.model import SIDE_FILE, Model, checked_device
-from .artifacts import Evaluation, Inspection, ModelRecord, Plan, Pruned, Scores, dumps, load, save
-from .calibration import Calibration
-from .card import CARD, Base, check_card
-from .card import card as card_text
-from .errors import Refusal, UserError
-from .evaluation.perplexity import Protocol, evaluation_segments, perplexity
-from .figures import drift
-from .files import check_file, check_free, write_atomic
-from .journal import NO_JOURNAL, journaled
-from .pages import write_report
-from .planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount
-from .progress import track
-from .repairs import Compensating, brief, compensated
-from .runs import dtype_name, journal_of, load_weights, timed, tokens_of
-from .selection import Problem
-from .surgery import prune_files
-from .walk.gather import DATA, Gathered, gather
-from .walk.losses import LossWalk, Objective
-
-Source = str | Path | Model
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and in what to compute.
-
-    Attributes:
-        dtype: fp32, bf16 or fp16; None is the stored one.
-        device: None is CUDA where there is one.
-        trust_remote_code: run code that comes with the model.
-        layered: keep one layer in memory, the others on disk; None does so where the weights would not fit.
-        max_batch_tokens: tokens that run through a layer at once; None follows from the device and its total memory.
-    """
-
-    dtype: str | None = None
-    device: str | None = None
-    trust_remote_code: bool = False
-    layered: bool | None = None
-    max_batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        parse_dtype(self.dtype)
-        checked_device(self.device)
-        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
-            raise UserError(f"--max-batch-tokens {self.max_batch_tokens}: a number of tokens, 1 or more")
-
-
-def open_model(source: Source, compute: Compute | None = None) -> Model:
-    """A model by folder, Hub id or .gguf file; a Model is handed through, so that stages can share one loaded model."""
-    if isinstance(source, Model):
-        return source
-    return Model(source, **vars(compute or Compute()))
+from .. import methods
+from ..anatomy.loading import parse_dtype
+from ..anatomy.model import Model
+from ..artifacts import Inspection, Plan, Pruned, Scores, dumps, load
+from ..calibration import Calibration
+from ..errors import Refusal, UserError
+from ..evaluation.perplexity import Protocol, evaluation_segments
+from ..figures import drift
+from ..files import check_file, check_free
+from ..journal import NO_JOURNAL, journaled
+from ..planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount, shortened
+from ..progress import track
+from ..repairs import Compensating, brief, compensated
+from ..runs import dtype_name, journal_of, load_weights, timed, tokens_of
+from ..selection import Problem
+from ..surgery import prune_files
+from ..walk.gather import DATA, Gathered, gather
+from ..walk.losses import LossWalk, Objective
+from .opening import Compute, Source, check_same_model, kept, open_model
+from .quality import removals_perplexity
 
 
 def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None) -> Inspection:
@@ -89,7 +54,7 @@ def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | 
         removable=[index for index in range(record.layers) if str(index) not in refusals],
         refusals=refusals,
     )
-    return _kept(result, out)
+    return kept(result, out)
 
 
 def score(
@@ -132,7 +97,7 @@ def score(
             dtype=dtype_name(model),
             **journal.memo("scores", gathered),
         )
-        return _kept(result, out)
+        return kept(result, out)
 
 
 def plan(
@@ -143,6 +108,8 @@ def plan(
     criterion: str = "taylor",
     settings: dict[str, str] | None = None,
     calibration: Calibration | None = None,
+    texts: Sequence[str | Path] = (),
+    protocol: Protocol | None = None,
     compute: Compute | None = None,
     out: str | Path | None = None,
 ) -> Plan:
@@ -153,9 +120,13 @@ def plan(
         amount: how much goes.
         choosing: how; by default the lowest scores with automatic protection.
         criterion, settings, calibration, compute: as for ``score``, where a model is given.
+        texts, protocol: what ``amount.max_ppl_increase`` is measured on, as for ``evaluate``.
     """
     check_file(out, "plan")
     choosing = choosing or Choosing()
+    how = {"choosing": choosing, "criterion": criterion, "settings": settings, "calibration": calibration}
+    if amount.max_ppl_increase is not None:
+        return _within(source, amount.max_ppl_increase, texts, protocol or Protocol(), how, compute, out)
     selection = methods.find("selection", choosing.selection)
     methods.find("criteria", criterion)
     own = _seeded(selection, choosing.settings, calibration)
@@ -165,6 +136,7 @@ def plan(
     record = scores.model if scores else model.record
     first, last = protection(record.layers, selection, choosing.keep_first, choosing.keep_last)
     allowed = tuple(range(first, record.layers - last))
+    amount, assumed = amount.settled(record, dtype_name(model) if model else scores.dtype)
     check_amount(amount, record, allowed)
     with journaled(out):
         if selection.NEEDS == "scores":
@@ -195,9 +167,48 @@ def plan(
             keep_last=last,
             iterative=choosing.iterative,
             budget=choosing.budget,
+            assumed=assumed,
             seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),
         )
-        return _kept(result, out)
+        return kept(result, out)
+
+
+def nested_plans(source: Model, sizes: Sequence[int], how: dict[str, Any]) -> Iterator[Plan]:
+    """A plan per size, the model scored once; ``how`` holds the other arguments of ``plan``."""
+    selection = methods.find("selection", how["choosing"].selection)
+    if getattr(selection, "NESTED", False):
+        whole = plan(source, amount=Amount(remove=max(sizes)), **how)
+        yield from (shortened(whole, size) for size in sizes)
+        return
+    scores = None
+    if selection.NEEDS == "scores":
+        scores = score(source, **{name: how[name] for name in ("criterion", "settings", "calibration")})
+    yield from (plan(scores or source, amount=Amount(remove=size), **how) for size in sizes)
+
+
+def _within(
+    source: Source | Scores, most: float, texts: Sequence, protocol: Protocol, how: dict, compute: Compute | None, out: str | Path | None
+) -> Plan:
+    """The plan before the first whose perplexity on some text grows by more than a share."""
+    if _scores_of(source):
+        raise UserError("--max-ppl-increase runs the model: give MODEL instead of scores")
+    model, choosing = open_model(source, compute), how["choosing"]
+    first, last = protection(model.record.layers, methods.find("selection", choosing.selection), choosing.keep_first, choosing.keep_last)
+    named = evaluation_segments(model, texts, None, protocol)
+    with journaled(out):
+        before = removals_perplexity(model, named, [()], "dense")[0]
+        best, grown, said = None, 0.0, ""
+        for one in nested_plans(model, range(1, model.record.layers - first - last + 1), how):
+            after = removals_perplexity(model, named, [one.removed], f"without {len(one.removed)}")[0]
+            share = max(after[name]["value"] / before[name]["value"] - 1 for name in named)
+            if share > most:
+                said = f"; without {len(one.removed)} it would grow by {share:.1%}"
+                break
+            best, grown = one, share
+        if best is None:
+            raise UserError(f"--max-ppl-increase {most:.1%}: one layer less raises the perplexity by {share:.1%} already; allow more")
+        where = f"{', '.join(named)}, {next(iter(before.values()))['length']} tokens"
+        return kept(replace(best, assumed=f"perplexity grows by {grown:.1%} at most ({where}){said}"), out)
 
 
 def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | None) -> None:
@@ -224,7 +235,7 @@ def drop(model: Source, layers: Sequence[int], *, compute: Compute | None = None
         raise UserError(f"--drop {outside[0]}: the model has the layers 0 to {record.layers - 1}")
     if not 0 < len(layers) < record.layers:
         raise UserError(f"--drop names {len(layers)} of {record.layers} layers; at least one must go and one must stay")
-    return _kept(plan_of(record, tuple(layers), "drop"), out)
+    return kept(plan_of(record, tuple(layers), "drop"), out)
 
 
 def prune(
@@ -269,73 +280,6 @@ def compensate(
 ) -> Pruned:
     """Remove what the plan says, repair what is left without training, write it and prove it: ``prune`` with a compensation."""
     return prune(model, plan, out=out, compensating=compensating or Compensating(), **options)
-
-
-def evaluate(
-    model: Source,
-    *,
-    texts: Sequence[str | Path] = (),
-    tokens: str | Path | None = None,
-    protocol: Protocol | None = None,
-    removed: Iterable[int] = (),
-    compute: Compute | None = None,
-    out: str | Path | None = None,
-) -> Evaluation:
-    """Perplexity on texts or given tokens; with neither, on the shipped evaluation text.
-
-    Args:
-        texts: files; each one's figure is named after the file's stem.
-        tokens: a .npy file, used exactly as it is.
-        protocol: how texts are cut.
-        removed: layers to leave out virtually.
-    """
-    check_file(out, "evaluation")
-    model = open_model(model, compute)
-    named = evaluation_segments(model, texts, tokens, protocol or Protocol())
-    found, removed = {}, list(removed)
-    with timed(model) as peak:
-        for name, segments in named.items():
-            with model.given(segments.tokens.shape[1]):
-                found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
-    record = Evaluation(model.record, found, removed=sorted(removed), seconds=peak.seconds, dtype=dtype_name(model))
-    return _kept(record, out)
-
-
-def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
-    """One self-contained page, with its figures as SVG and PNG beside it, from the artifacts in a folder and below.
-
-    Args:
-        out: the page; by default ``report.html`` in the folder. An earlier report is replaced.
-    Raises:
-        UserError: no artifacts there, artifacts of different models, or something else at ``out``.
-    """
-    return write_report(Path(folder), Path(out) if out is not None else Path(folder) / "report.html")
-
-
-def card(folder: str | Path, evaluations: Sequence[str | Path] = ()) -> Path:
-    """Write the model card of a pruned model anew, with what was measured since.
-
-    Args:
-        evaluations: evaluation files of it and of its base.
-    Raises:
-        UserError: no pruned model there, a card that somebody else wrote, or an evaluation of another model.
-    """
-    folder = Path(folder)
-    pruned = load(folder / SIDE_FILE, "pruned")
-    found = {str(path): load(path, "evaluation") for path in evaluations}
-    check_card(folder, pruned, found)
-    base = Base.of(folder, hub_of(pruned.plan.model.source))
-    text = card_text(pruned, folder.resolve().name, base, evaluations=list(found.values()), code=any(folder.glob("*.py")))
-    return write_atomic(folder / CARD, text)
-
-
-def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
-    """Raise a UserError unless both records are of the same weights."""
-    if one.fingerprint != other.fingerprint or one.layers != other.layers:
-        raise UserError(
-            f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
-            f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
-        )
 
 
 def _scores_of(source: Source | Scores) -> Scores | None:
@@ -385,9 +329,3 @@ def _seeded(method: ModuleType, settings: dict[str, str] | None, calibration: Ca
     """A method's Settings; the common seed also seeds one that has a seed of its own, unless it is set apart."""
     common = {"seed": str(calibration.seed)} if calibration is not None and "seed" in methods.setting_names(method) else {}
     return methods.configure(method, common | (settings or {}))
-
-
-def _kept(record, out: str | Path | None):
-    if out is not None and ranks.rank() == 0:
-        save(record, out)
-    return record

@@ -1,0 +1,34 @@
+"""Where a model that yields NaN breaks: the first layer whose output is not finite."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.bypass import bypass
+from ..anatomy.model import Model
+
+
+@torch.no_grad()
+def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removed: Iterable[int] = ()) -> str:
+    """One clause that names the first layer whose output holds NaN or infinity, and what to try."""
+    found: list[int] = []
+
+    def watch(index: int):
+        def hook(_module, _inputs, output) -> None:
+            stream = output if isinstance(output, Tensor) else output[0]
+            if not found and not stream.isfinite().all():
+                found.append(index)
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(model.stack.layers)]
+    try:
+        with bypass(model.stack, removed):
+            model.module(tokens.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    where = f"layer {found[0]} is the first whose output is not finite" if found else "every layer's output is finite, so it is the head"
+    return f"{where}; are its weights whole, and does the dtype suffice (try --dtype fp32)?"

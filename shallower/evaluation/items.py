@@ -1,0 +1,78 @@
+"""Items of zero-shot tasks from local .jsonl files, checked field by field before a model is asked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import parse_json
+
+Check = Callable[[dict[str, Any]], bool]
+CHOICES = {"choices": dict, "answerKey": str}
+
+
+def _choice(row: dict[str, Any]) -> bool:
+    choices = row["choices"]
+    listed = all(isinstance(choices.get(key), list) for key in ("text", "label"))
+    return listed and len(choices["text"]) == len(choices["label"]) and row["answerKey"].strip() in choices["label"]
+
+
+def _label(count: Callable[[dict[str, Any]], int]) -> Check:
+    return lambda row: str(row["label"]).isdigit() and int(row["label"]) < count(row)
+
+
+_ANSWER = "answerKey must be one of choices.label, and choices hold as many text as label"
+# the fields that the prompts of lm-eval read, then what must hold of them
+FIELDS: dict[str, tuple[dict[str, type | tuple], Check, str]] = {
+    "boolq": ({"question": str, "passage": str, "label": (int, str)}, _label(lambda row: 2), "label must be 0 or 1"),
+    "piqa": ({"goal": str, "sol1": str, "sol2": str, "label": (int, str)}, _label(lambda row: 2), "label must be 0 or 1"),
+    "hellaswag": (
+        {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)},
+        _label(lambda row: len(row["endings"])),
+        "label must be the number of one of the endings",
+    ),
+    "winogrande": (
+        {"sentence": str, "option1": str, "option2": str, "answer": str},
+        lambda row: "_" in row["sentence"] and row["answer"] in ("1", "2"),
+        "sentence must hold a _, and answer be '1' or '2'",
+    ),
+    "arc_easy": ({"question": str, **CHOICES}, _choice, _ANSWER),
+    "arc_challenge": ({"question": str, **CHOICES}, _choice, _ANSWER),
+    "openbookqa": ({"question_stem": str, **CHOICES}, _choice, _ANSWER),
+}
+
+
+def check_items(folder: Path, task: str) -> Path:
+    """The file ``folder/task.jsonl``, every line of it checked.
+
+    Raises:
+        UserError: no such file, no items, or a line that does not fit (its number and field).
+    """
+    path = folder / f"{task}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))[:12]) if folder.is_dir() else ""
+        raise UserError(f"--task-data {folder}: no {task}.jsonl there; {f'it has {there}' if there else 'give a folder of .jsonl files'}")
+    try:
+        with path.open(encoding="utf-8") as lines:
+            count = sum(_checked(line, f"{path}: line {number}", task) for number, line in enumerate(lines, 1) if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from error
+    if not count:
+        raise UserError(f"{path} holds no items; write one JSON object a line")
+    return path
+
+
+def _checked(line: str, where: str, task: str) -> bool:
+    row = parse_json(line, where)
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is a {type(row).__name__}; each line needs a JSON object")
+    fields, check, rule = FIELDS.get(task, ({}, lambda row: True, ""))
+    for field, kind in fields.items():
+        if field not in row:
+            raise UserError(f"{where} has no field {field!r} (it has {', '.join(list(row)[:8])}); {task} needs {', '.join(fields)}")
+        if not isinstance(row[field], kind):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UserError(f"{where}: field {field!r} is a {type(row[field]).__name__}; {task} needs a {wanted} there")
+    if not check(row):
+        raise UserError(f"{where}: {rule}")
+    return True

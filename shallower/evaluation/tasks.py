@@ -1,0 +1,214 @@
+"""Zero-shot tasks through lm-eval: its prompts, its metrics, its model class around the model that is open already.
+
+Data come from the Hub as lm-eval says, or from local .jsonl files, one per task, with the fields of the Hub's data sets.
+Which metric counts follows Shortened LLaMA (arXiv 2402.02834): acc_norm for HellaSwag, ARC-challenge and OpenBookQA, acc
+for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has one, else its first.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm.std import tqdm
+
+from ..anatomy.bypass import bypass
+from ..anatomy.model import Model
+from ..errors import UserError
+from ..progress import meter, say
+from .health import first_broken
+from .items import check_items
+
+SETS = {"commonsense7": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")}
+METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
+LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks, and from where.
+
+    Attributes:
+        names: tasks and groups of lm-eval, or commonsense7.
+        data: folder of NAME.jsonl files; None takes the Hub's.
+        limit: only the first so many items of each; None takes all.
+    """
+
+    names: tuple[str, ...]
+    data: Path | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: a number of items, 1 or more")
+        if not self.names:
+            raise UserError(f"--tasks names no task; give some such as {SETS['commonsense7'][0]}, or commonsense7")
+
+    def every(self) -> list[str]:
+        """The names with sets written out, each once."""
+        return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
+
+
+def zero_shot(model: Model, tasks: Tasks, *, removed: Iterable[int] = ()) -> dict[str, dict[str, Any]]:
+    """Task -> value, stderr, metric, count, version, items (the metric of each) and all of lm-eval's metrics.
+
+    Args:
+        removed: layers to leave out virtually.
+    Raises:
+        UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
+    """
+    harness, removed = _harness(), tuple(removed)
+    with _quiet():
+        manager = harness.tasks.TaskManager()
+        _check_names(tasks.every(), manager.all_tasks)
+        with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
+            ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
+            found = harness.simple_evaluate(_wrapped(model, removed), tasks=ready, limit=tasks.limit, task_manager=manager)
+    return {name: _result(name, found) for name in found["samples"]}
+
+
+def mean_of(tasks: dict[str, dict[str, Any]]) -> float | None:
+    """The unweighted mean of the tasks' values."""
+    return sum(item["value"] for item in tasks.values()) / len(tasks) if tasks else None
+
+
+def _harness() -> ModuleType:
+    try:
+        import lm_eval
+        import lm_eval.tasks
+    except ImportError as error:
+        raise UserError("--tasks needs the package lm-eval; pip install 'shallower[eval]'") from error
+    return lm_eval
+
+
+def _check_names(names: list[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*SETS, *known], 4, 0.5)
+            raise UserError(f"unknown task {name!r}; {'nearest are ' + ', '.join(near) if near else 'lm-eval ls tasks lists all'}")
+
+
+def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any]:
+    """lm-eval's tasks of a name, with their data; a group is many.
+
+    Args:
+        place: an empty folder that outlives the tasks, for the configs and tables made of local data.
+    """
+    spec, source = name, "the Hub"
+    if data is not None:
+        source = check_items(data, name)
+        entry = manager.task_index[name]
+        if entry.yaml_path is None:
+            raise UserError(f"--task-data: {name} is a group, or no task with a config of its own; name its tasks one by one")
+        spec = str(place / f"{name}.yaml")
+        Path(spec).write_text(json.dumps(_local(name, entry.yaml_path, source, place)), encoding="utf-8")  # JSON is YAML
+    say(f"reading {name}")
+    try:
+        return [*manager.load([spec])["tasks"].values()]
+    except Exception as error:  # the libraries below raise many kinds: offline, gated, a field that a prompt misses
+        hint = "check the file against the Hub's data set" if data is not None else "check the network, or give --task-data DIR"
+        said = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"task {name}: its data from {source} cannot be read ({said}): {hint}") from error
+
+
+def _local(name: str, base: Path, data: Path, place: Path) -> dict[str, Any]:
+    """A task config that takes everything but the data from lm-eval's own."""
+    return {
+        "include": str(Path(base).resolve()),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}, "cache_dir": str(place / "tables")},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": "test",
+    }
+
+
+def _wrapped(model: Model, removed: tuple[int, ...]) -> Any:
+    """The open model as lm-eval's own model class, batched by length within a number of tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    most = max(1, min(model.batch_tokens, LOGIT_BYTES // (4 * model.vocabulary)))
+
+    class Open(HFLM):
+        def _batch_scheduler(self, pos: int, requests: tuple) -> int:
+            if pos == 0:
+                self.sizes = batch_sizes([len(context) + len(answer) for _, context, answer in requests], most)
+            return self.sizes[pos]
+
+        def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None) -> list:
+            with meter("task requests", len(requests)) as self.done:
+                found = super()._loglikelihood_tokens(requests, True, override_bs)
+            for (_, context, answer), (value, _) in zip(requests, found, strict=True):
+                if not math.isfinite(value):
+                    tokens = torch.tensor([(context + answer)[-self.max_length :]])
+                    raise UserError(f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removed)}")
+            return found
+
+        def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
+            logits = super()._model_call(inps, **options)
+            self.done.add(min(len(inps), self.done.total - self.done.done))
+            return logits
+
+    lm = Open(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size="auto")
+    lm._device = torch.device(model.device)  # a layered model's own weights may be nowhere yet
+    return lm
+
+
+def batch_sizes(lengths: list[int], most: int) -> list[int]:
+    """For every request, longest first, the number of requests in its batch: padded, at most ``most`` tokens, at least one."""
+    found: list[int] = []
+    while len(found) < len(lengths):
+        size = min(max(1, most // lengths[len(found)]), len(lengths) - len(found))
+        found += [size] * size
+    return found
+
+
+def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What the artifact keeps of a task."""
+    row, samples = found["results"][name], found["samples"][name]
+    figures = {key.partition(",")[0]: value for key, value in row.items() if "," in key and not isinstance(value, str)}
+    metrics = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
+    metric = METRICS.get(name, "acc_norm" if "acc_norm" in metrics else next(iter(metrics)))
+    items = [item[metric] for item in sorted(samples, key=lambda item: item["doc_id"]) if metric in item]
+    return {
+        "value": float(metrics[metric]),
+        "stderr": figures.get(f"{metric}_stderr"),
+        "metric": metric,
+        "count": len(samples),
+        "version": found["versions"].get(name),
+        "metrics": {key: float(value) for key, value in figures.items()},
+        "hash": hashlib.sha256("".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()).hexdigest()[:16],
+        "items": [round(float(item), 6) for item in items if isinstance(item, (int, float))],
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the harness and its data sets log, draw and warn of; what matters here is raised or metered."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels, drawn = [logger.level for logger in loggers], tqdm.__init__
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        tqdm.__init__ = functools.partialmethod(drawn, disable=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.__init__ = drawn
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,24 @@
+"""The verbs as plain functions: the public Python API, and the only place that strings the parts together."""
+
+from .measuring import compare, evaluate, sweep
+from .opening import Compute, Source, check_same_model, open_model
+from .pruning import compensate, drop, inspect, plan, prune, score
+from .telling import card, report
+
+__all__ = [
+    "Compute",
+    "Source",
+    "card",
+    "check_same_model",
+    "compare",
+    "compensate",
+    "drop",
+    "evaluate",
+    "inspect",
+    "open_model",
+    "plan",
+    "prune",
+    "report",
+    "score",
+    "sweep",
+]
