@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup demo test test-slow families lint bench-criteria bench-speed bench-quality docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality docs clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(VENV)/bin/shallower demo --out shallower-demo --overwrite
 
-test: setup
+browser:  # for the tests of the report; where it cannot be had they are skipped
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } > /dev/null 2>&1 || \
+	echo "no chromium, and no way to install it: the report is not tested in a browser (as root on Debian: apt-get install chromium)"
+
+test: setup browser
 	$(PYTHON) -m ruff check shallower tests benchmarks
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2  # tiny models: two processes are faster than two threads
 

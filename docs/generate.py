@@ -131,7 +131,7 @@ def tree() -> str:
             if path.name not in METHOD_FOLDERS:
                 lines += [entry(2, item.name, item) for item in sorted(path.glob("*.py")) if item.name != "__init__.py"]
         elif path.is_dir() and path.name == "texts":
-            lines.append("  " + "texts/".ljust(24) + "the shipped prose: a calibration and an evaluation part")
+            lines.append("  " + "texts/".ljust(24) + "the shipped prose, a calibration and an evaluation part; the style of the report")
         elif path.suffix == ".py":
             lines.append(entry(1, path.name, path))
     return "\n".join(lines) + "\n"

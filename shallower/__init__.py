@@ -1,4 +1,4 @@
-"""shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate.
+"""shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate, report.
 
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
@@ -11,7 +11,7 @@ from .evaluation.perplexity import Protocol
 from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, bench, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, score, sweep
+from .stages import Compute, bench, card, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score, sweep
 
 __all__ = [
     "Amount",
@@ -34,6 +34,7 @@ __all__ = [
     "Tasks",
     "UserError",
     "bench",
+    "card",
     "compare",
     "compensate",
     "drop",
@@ -42,6 +43,7 @@ __all__ = [
     "open_model",
     "plan",
     "prune",
+    "report",
     "score",
     "sweep",
 ]

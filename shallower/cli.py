@@ -34,6 +34,8 @@ for verb in (
     measuring.sweep,
     measuring.bench,
     measuring.compare,
+    measuring.report,
+    measuring.card,
     measuring.demo,
 ):
     app.command()(verb)

@@ -36,7 +36,7 @@ def demo_model() -> Path:
 
 
 def demo(out: Path, *, overwrite: bool = False) -> None:
-    """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare; all lands in ``out``."""
+    """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare, report; all lands in ``out``."""
     check_free(out, overwrite=overwrite)
     started = time.monotonic()
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
@@ -55,6 +55,8 @@ def demo(out: Path, *, overwrite: bool = False) -> None:
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     values = [item.perplexity["shipped"]["value"] for item in (before, plain, after)]
     show(proof, values, samples, scores.seconds)
+    page = stages.report(out)
+    plain_console().print(f"the report: {page.resolve()}", soft_wrap=True)
     plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 
@@ -77,6 +79,6 @@ def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seco
     table.add_row("perplexity, held-out prose", f"{before:.2f}", f"{after:.2f} ({plain:.2f} before the repair)")
     table.add_row("“" + samples["question"] + "”", samples["before"], samples["after"])
     table.add_row("scoring (angular, 10 x 128 tokens)", f"{seconds:.1f} s", "")
-    table.add_row("repair (sequential, closed form)", "", f"{len(proof.compensation['changed'])} weights refitted; see compensation.png")
+    table.add_row("repair (sequential, closed form)", "", f"{len(proof.compensation['changed'])} weights refitted")
     table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
     plain_console().print(table)

@@ -142,6 +142,23 @@ def compare(
     opt.finish(stages.compare(sources, compute=compute, out=out, overwrite=overwrite), json, tables.comparison, out)
 
 
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where artifacts lie, there or in folders below", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="the page; by default DIR/report.html")] = None,
+) -> None:
+    """One self-contained HTML page from the artifacts in a folder, with its figures as SVG and PNG beside it."""
+    made = stages.report(folder, out=out)
+    tables.plain_console().print(f"written to {made}, its figures to {made.with_suffix('')}", soft_wrap=True)
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a model that shallower wrote", show_default=False)],
+    evaluations: Annotated[list[str] | None, typer.Argument(metavar="EVALUATION...", help="evaluations of it and of its base")] = None,
+) -> None:
+    """Write the model card of a pruned model anew, with what was measured since."""
+    tables.plain_console().print(f"written to {stages.card(folder, evaluations or ())}", soft_wrap=True)
+
+
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything that the demo makes")] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a non-empty --out")] = False,

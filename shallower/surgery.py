@@ -20,6 +20,7 @@ from .files import new_folder
 from .journal import Journal, journaled
 from .progress import say
 from .proof import verify
+from .reporting.card import CARD, write_card
 from .shards import Content, Cut, stored, write_shards
 from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
 
@@ -91,6 +92,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
                 for name, content in options.get("files", {}).items():
                     (folder / name).write_bytes(content)
                 (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+                write_card(folder, pruned, out.resolve().name, source=checkpoint.folder, hub_id=checkpoint.hub_id)
         except Exception:
             journal.drop()
             raise
@@ -171,9 +173,9 @@ def _renumber(value, kept: list[int]):
 
 
 def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None:
-    """Carry over tokenizer, chat template, generation config, licence and other small files; no weights, no model card."""
+    """Carry over tokenizer, chat template, generation config, licence and other small files; no weights, no model card (see ``card``)."""
     weights = {path for pattern in ("*.safetensors", "*.gguf", "*.h5", "*.msgpack", "*.onnx", *PICKLES) for path in source.glob(pattern)}
-    skipped = {"config.json", INDEX, SIDE_FILE, "README.md", "pytorch_model.bin.index.json", *PICTURES}
+    skipped = {"config.json", INDEX, SIDE_FILE, CARD, "pytorch_model.bin.index.json", *PICTURES}
     for path in sorted(source.iterdir()):
         if not path.is_file() or path in weights or path.name in skipped or path.name.startswith("."):
             continue

@@ -14,7 +14,7 @@ OPTIONAL = {"datasets", "lm_eval", "pyarrow"}  # extras: imported where they are
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
-    "errors files tensors methods memory progress shards ranks journal artifacts pictures",
+    "errors files tensors methods memory progress shards ranks journal artifacts",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.decoding anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
@@ -25,8 +25,11 @@ ORDER = [
     "selection compensation._ridge compensation",
     "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
     "comparison.pareto comparison.page",
-    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.__init__",
-    "tables demo options verbs measuring cli __main__ __init__",
+    "tables reporting.__init__",
+    "reporting.drawing reporting.figures reporting.markup reporting.dossier reporting.findings",
+    "reporting.sections reporting.measurements reporting.origins reporting.pages reporting.card",
+    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.telling",
+    "stages.__init__ demo options verbs measuring cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
 FILES = sorted(PACKAGE.rglob("*.py"))

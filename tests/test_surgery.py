@@ -100,7 +100,8 @@ def test_side_files_are_carried(saved, tmp_path) -> None:
     prune(source, drop(source, (3,)), out=tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"chat_template.jinja", "LICENSE", "tokenizer.json", "tokenizer_config.json", "shallower.json"} <= names
-    assert not {"pytorch_model.bin", "README.md"} & names
+    assert "pytorch_model.bin" not in names
+    assert (tmp_path / "out" / "README.base.md").read_text() == "the card of the unpruned model"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.max_new_tokens == 7
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages[0].content }}"
 

@@ -27,7 +27,7 @@ from ..tensors import Entry, read_index
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*"]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
 SAMPLE_BYTES = 4096
 ALIGNMENT = 64
 
@@ -71,6 +71,11 @@ class Checkpoint:
     config: PreTrainedConfig
     tensors: dict[str, Entry] = field(repr=False)
     trust_remote_code: bool = False
+
+    @property
+    def hub_id(self) -> str | None:
+        """The id on the Hub that was given; None for a folder or a file."""
+        return hub_of(self.source)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,6 +146,11 @@ class Checkpoint:
             model = from_config(self.config, trust_remote_code=self.trust_remote_code, dtype=dtype or stored)
         model.tie_weights()
         return model.requires_grad_(False)
+
+
+def hub_of(source: str) -> str | None:
+    """A source if it is an id on the Hub, None if it is a folder or a file."""
+    return source if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not Path(source).expanduser().exists() else None
 
 
 def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> nn.Module:

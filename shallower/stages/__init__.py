@@ -3,11 +3,13 @@
 from .measuring import bench, compare, evaluate, sweep
 from .opening import Compute, Source, check_same_model, open_model
 from .pruning import compensate, drop, inspect, plan, prune, score
+from .telling import card, report
 
 __all__ = [
     "Compute",
     "Source",
     "bench",
+    "card",
     "check_same_model",
     "compare",
     "compensate",
@@ -17,6 +19,7 @@ __all__ = [
     "open_model",
     "plan",
     "prune",
+    "report",
     "score",
     "sweep",
 ]

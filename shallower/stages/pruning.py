@@ -18,10 +18,10 @@ from ..errors import Refusal, UserError
 from ..evaluation.perplexity import Protocol, evaluation_segments
 from ..files import check_file, check_free
 from ..journal import NO_JOURNAL, journaled
-from ..pictures import drift_picture
 from ..planning import Amount, Choosing, Stopwatch, check_amount, plan_of, protection, searches, select_amount, shortened
 from ..progress import track
 from ..repairs import Compensating, brief, compensated
+from ..reporting.figures import drift
 from ..runs import dtype_name, journal_of, load_weights, timed, tokens_of
 from ..selection import Problem
 from ..surgery import prune_files
@@ -265,7 +265,7 @@ def prune(
     if compensating is not None:
         patch, report = compensated(model, plan.removed, compensating)
         options |= {"patch": patch, "report": brief(report)}
-        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift_picture(report)}
+        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift(report).png()}
     model.unload()  # the proof reads the model anew; two of them need not fit
     return prune_files(model, plan, out, **options)
 

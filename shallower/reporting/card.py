@@ -1,0 +1,226 @@
+"""The model card: the README.md of a written model, from what is on record about it."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..artifacts import Evaluation, Pruned
+from ..comparison.page import ESCAPED
+from ..errors import UserError
+from ..tables import layers, millions
+from .findings import model_name, percent, perplexity_text, safe_command, settings_of, tokens_used
+
+CARD, BASE_CARD = "README.md", "README.base.md"
+MARK = "<!-- made by shallower from shallower.json -->"
+CARRIED = ("license", "license_name", "license_link", "language")  # what holds for the pruned model as for its base
+TAGS = ("shallower", "depth-pruning", "layer-pruning")
+LARGEST = 1 << 20  # bytes of a base's card that are read
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is known of the model that was pruned: its Hub id, if it has one, and the metadata of its own card."""
+
+    hub_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(folder: Path, hub_id: str | None = None) -> "Base":
+        """Read the base's card in a folder: the one kept aside where there is one, else its README.md if we did not write it."""
+        for name in (BASE_CARD, CARD):
+            path = folder / name
+            if (
+                path.is_file()
+                and path.stat().st_size <= LARGEST
+                and MARK not in (text := path.read_text(encoding="utf-8", errors="replace"))
+            ):
+                return Base(hub_id, metadata(text))
+        return Base(hub_id)
+
+    @property
+    def model(self) -> Any:
+        """What ``base_model`` says: the Hub id, else what the base's card says of its own."""
+        return self.hub_id or _plain(self.metadata.get("base_model"))
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """The front matter of a card; empty where there is none, or none that can be read."""
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|$)", text, re.S)
+    try:
+        found = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """A short text or a list of them; anything else is None."""
+    items = value if isinstance(value, list) else [value]
+    fits = bool(items) and len(items) <= 100 and all(isinstance(item, str) and 0 < len(item) <= 200 for item in items)
+    return value if fits else None
+
+
+def card(pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluation] = (), code: bool = False) -> str:
+    """The text of the card.
+
+    Args:
+        name: of the written model.
+        evaluations: of it, of its base, or of its base without these layers.
+        code: loading it runs code that comes with it.
+    """
+    plan, base_name = pruned.plan, model_name(pruned.plan.model)
+    went = f"{len(plan.removed)} of its {plan.model.layers} layers"
+    parts = [
+        _front(base),
+        MARK,
+        f"# {name.translate(ESCAPED)}",
+        f"{_linked(base, base_name)} without {went}: {millions(plan.params_before)} parameters became {millions(plan.params_after)} "
+        f"({percent(1 - plan.share)}).{_repair(pruned)} Made by shallower; loading it needs nothing of it.",
+        "## Figures",
+        _figures(pruned, evaluations),
+        "## How to load it",
+        _loading(name, code),
+        "## How it was made",
+        _making(pruned),
+        "## Limits",
+        "What holds for the base holds here: its licence, its intended use, its weaknesses. With fewer layers a model knows and reasons "
+        f"less; try it on your own task before you rely on it. The base's own card, where it came with one, is in `{BASE_CARD}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(base: Base) -> str:
+    """Metadata for the Hub; texts in JSON's quotes, which are YAML's too."""
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields |= {"base_model": base.model} | {key: _plain(base.metadata.get(key)) for key in CARRIED} | {"tags": list(TAGS)}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items() if value is not None]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _linked(base: Base, name: str) -> str:
+    return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else name.translate(ESCAPED)
+
+
+def _repair(pruned: Pruned) -> str:
+    told = pruned.compensation
+    if not told or not told.get("changed"):
+        return ""
+    return f" {len(told['changed'])} weights of what is left were refitted without training (`{told['method']}`)."
+
+
+def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
+    plan, told = pruned.plan, pruned.compensation
+    rows = [
+        ("layers", str(plan.model.layers), str(len(plan.kept))),
+        ("parameters", f"{plan.params_before:,}", f"{plan.params_after:,} ({percent(1 - plan.share)})"),
+        *_measured(pruned, evaluations),
+    ]
+    if told:
+        loss = told["loss"]
+        rows.append(
+            (
+                "loss on held-out calibration tokens, nats",
+                f"{loss['dense']:.4f}",
+                f"{loss['after']:.4f} ({loss['before']:.4f} before the repair)",
+            )
+        )
+    table = "\n".join(["| | base | this model |", "|---|--:|--:|", *("| " + " | ".join(row) + " |" for row in rows)])
+    missing = "\n\nIts quality was not measured when this card was written; `shallower evaluate` does that."
+    return table + ("" if any(item.model.fingerprint == pruned.fingerprint for item in evaluations) else missing)
+
+
+def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
+    """A row per text and task: the base, and this model."""
+    own = [item for item in evaluations if item.model.fingerprint == pruned.fingerprint and not item.removed]
+    others = [item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removed]
+    rows = []
+    for found in own:
+        for text, item in found.perplexity.items():
+            base = next((same for other in others if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")), None)
+            ratio = f" (×{item['value'] / base['value']:.3f})" if base else ""
+            what = f"perplexity, {text.translate(ESCAPED)}, length {item.get('length')}"
+            rows.append((what, perplexity_text(base["value"]) if base else "", perplexity_text(item["value"]) + ratio))
+        for task, item in found.tasks.items():
+            base = next((same for other in others if (same := other.tasks.get(task)) and same.get("count") == item.get("count")), None)
+            rows.append((f"{task.translate(ESCAPED)}, {item.get('metric')}", _with_error(base) if base else "", _with_error(item)))
+    return rows
+
+
+def _with_error(item: dict[str, Any]) -> str:
+    return f"{item['value']:.3f} ± {float(item.get('stderr') or 0):.3f}"
+
+
+def _loading(name: str, code: bool) -> str:
+    given = json.dumps(name, ensure_ascii=False) + (", trust_remote_code=True" if code else "")
+    return _fenced(
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({given})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({given})",
+        "python",
+    )
+
+
+def _making(pruned: Pruned) -> str:
+    plan, told = pruned.plan, pruned.compensation
+    by = f" by `{plan.criterion}`" if plan.criterion else ""
+    numbering = (
+        ""
+        if plan.model.original == list(range(plan.model.layers))
+        else f" (of the first ancestor's, these stay: {layers(pruned.original)})"
+    )
+    lines = [
+        f"removed layers, numbered from 0: {layers(plan.removed)}{numbering}",
+        f"selection: `{plan.selection}`{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
+        f"settings: {settings_of(plan.settings).translate(ESCAPED)}" if plan.settings else "",
+        f"calibration: {tokens_used(plan.calibration).translate(ESCAPED)}; hash `{plan.calibration.hash}`" if plan.calibration else "",
+        f"config: {'; '.join(pruned.config_changes).translate(ESCAPED)}" if pruned.config_changes else "",
+        f"repair: `{told['method']}`, {len(told['changed'])} weights changed; what it did is in `compensation.json`" if told else "",
+        _proof(pruned),
+        f"versions: {', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items())}",
+    ]
+    text = "\n".join(f"- {line}" for line in lines if line)
+    command = pruned.provenance.command
+    shown = "\n\n" + _fenced(safe_command(command, paths=False)) if command.startswith("shallower ") else ""
+    return f"{text}{shown}\n\nThe plan, the scores and the proof are in `shallower.json`."
+
+
+def _proof(pruned: Pruned) -> str:
+    proof = pruned.verified
+    if "skipped" in proof:
+        return f"not verified ({proof['skipped']})"
+    return (
+        f"proven after writing: reloaded by plain transformers in {proof.get('dtype')}, no missing weights, logits equal "
+        f"{proof.get('logits')} to those of the intended model, cached decoding equal to uncached"
+    )
+
+
+def _fenced(text: str, language: str = "") -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def write_card(folder: Path, pruned: Pruned, name: str, *, source: Path, hub_id: str | None = None) -> None:
+    """Put the card into a model that is being written, and the base's own card, if it has one, beside it."""
+    base = Base.of(source, hub_id)
+    if (source / CARD).is_file() and not (source / BASE_CARD).is_file() and MARK not in (source / CARD).read_text("utf-8", "replace"):
+        shutil.copyfile(source / CARD, folder / BASE_CARD)
+    (folder / CARD).write_text(card(pruned, name, base, code=any(folder.glob("*.py"))), encoding="utf-8")
+
+
+def check_card(folder: Path, pruned: Pruned, evaluations: dict[str, Evaluation]) -> None:
+    """Raise a UserError where the card is not ours to rewrite, or an evaluation (by its path) speaks of another model."""
+    path = folder / CARD
+    if path.exists() and MARK not in path.read_text("utf-8", "replace"):
+        raise UserError(f"{path} was written by somebody else (or its mark was taken out): move it away to have it made anew")
+    for name, found in evaluations.items():
+        if found.model.fingerprint not in (pruned.fingerprint, pruned.plan.model.fingerprint):
+            raise UserError(
+                f"{name} is of another model ({found.model.source}, fingerprint {found.model.fingerprint}) than {folder} "
+                f"(fingerprint {pruned.fingerprint}) and its base: give evaluations of these two"
+            )

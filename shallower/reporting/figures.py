@@ -1,0 +1,232 @@
+"""Figures drawn from artifacts: the stack, importance, sweeps, the drift of a repair, tasks and speed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from ..artifacts import Compensation, Scores, Speed
+from .drawing import SERIES, WIDTH, Drawing, Number, Scale, frame, short
+
+ROWS = 44  # layers in one column of the stack
+ROW = 14.0
+LEFT, RIGHT = 42.0, WIDTH - 8
+
+
+def stack(
+    name: str, title: str, *, gone: dict[int, int | None], kept_for_sure: Iterable[int], scores: Sequence[Number] | None, count: int
+) -> Drawing:
+    """The stack, layer by layer from the input down, with the scores that decided.
+
+    Args:
+        gone: removed layer -> its place in the order of removal, or None.
+        kept_for_sure: protected layers.
+        count: the layers of the unpruned model.
+    """
+    columns = -(-count // ROWS)
+    rows, width = -(-count // columns), WIDTH / columns
+    drawing = Drawing(name, title, 34 + rows * ROW + 26)
+    protected = set(kept_for_sure)
+    block = width - 34 if scores is None else 0.36 * (width - 30)
+    bars = Scale.over(list(scores or ()), 0, width - 30 - block - (56 if columns == 1 else 12), zero=True)
+    for column in range(columns):
+        drawing.text(column * width, 12, "layer", colour="soft", size=10.5)
+        if scores is not None:
+            drawing.text(column * width + 34 + block, 12, "score" + (", log scale" if bars.log else ""), colour="soft", size=10.5)
+    for index in range(count):
+        left, y = index // rows * width, 22 + index % rows * ROW
+        drawing.text(left + 22, y + 10, str(index), colour="gone" if index in gone else "soft", anchor="end", size=10.5)
+        colour = "gone" if index in gone else "pale" if index in protected else "kept"
+        state = "removed" if index in gone else "protected" if index in protected else "kept"
+        value = f", score {short(scores[index])}" if scores is not None else ""
+        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=f"layer {index}: {state}{value}")
+        if gone.get(index) is not None:
+            drawing.text(left + 28 + block / 2, y + 10, ordinal(gone[index] + 1), colour="gone", anchor="middle", size=9.5)
+        if scores is not None:
+            _score_bar(drawing, bars, scores[index], left + 34 + block, y, colour, told=columns == 1)
+    items = [("kept", "kept", False), *([("protected", "pale", False)] if protected else []), ("removed, in this order", "gone", True)]
+    drawing.legend(drawing.height - 8, items)
+    return drawing
+
+
+def _score_bar(drawing: Drawing, bars: Scale, value: Number, x: Number, y: Number, colour: str, *, told: bool) -> None:
+    zero = 0.0 if bars.log or bars.low > 0 else bars(0.0)
+    end = bars(value)
+    drawing.box(x + min(zero, end), y + 3, max(abs(end - zero), 1), ROW - 7, colour)
+    if told:
+        drawing.text(x + max(zero, end) + 5, y + 10.5, f"{value:#.3g}".rstrip("."), colour="soft", size=10)
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th …"""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def importance(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
+    """One bar per layer; those of removed layers stand out."""
+    drawing = Drawing(name, f"Importance of every layer by {found.criterion}; orange: removed", 210)
+    gone, values = set(gone), found.scores
+    y = Scale.over(values, 172, 30, zero=True)
+    x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
+    frame(drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first" + (", log scale" if y.log else ""))
+    wide = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
+    foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
+    for index, value in enumerate(values):
+        top, colour = y(value), "gone" if index in gone else "kept"
+        hint = f"layer {index}: {short(value)}" + (", removed" if index in gone else "")
+        drawing.box(x(index) - wide / 2, min(top, foot), wide, max(abs(foot - top), 1), colour, hint=hint)
+    return drawing
+
+
+def curves(
+    name: str,
+    title: str,
+    series: list[tuple[str, list[Number], list[Number]]],
+    *,
+    x_label: str,
+    y_label: str,
+    points: Sequence[tuple[str, Number, Number]] = (),
+) -> Drawing:
+    """Lines over whole numbers: (label, x, y) each; ``points`` are single hollow dots with their label."""
+    drawing = Drawing(name, title, 236 + 15 * (len(series) + len(points)))
+    y = Scale.over([value for _, _, ys in series for value in ys] + [point[2] for point in points], 182, 30)
+    every_x = [value for _, xs, _ in series for value in xs] + [point[1] for point in points]
+    x = Scale(min(every_x) - 0.5, max(every_x) + 0.5, LEFT, RIGHT)
+    frame(drawing, x, y, x_label=x_label, y_label=y_label + (", log scale" if y.log else ""))
+    _lines(drawing, series, x, y)
+    for number, (label, one, other) in enumerate(points):
+        colour = SERIES[(len(series) + number) % len(SERIES)]
+        drawing.dot(x(one), y(other), colour, hollow=True, size=4.5, hint=f"{label}: {short(other)}")
+        _entry(drawing, y.start + 50 + 15 * (len(series) + number), f"{label}: {short(other)}", colour, hollow=True)
+    return drawing
+
+
+def _lines(
+    drawing: Drawing, series: list[tuple[str, list[Number], list[Number]]], x: Scale, y: Scale, *, told: bool = True, gap: Number = math.inf
+) -> None:
+    """Lines with dots; they are broken where two places are further apart than ``gap``."""
+    for number, (label, xs, ys) in enumerate(series):
+        colour = SERIES[number % len(SERIES)]
+        points = list(zip(xs, ys, strict=True))
+        cuts = [0, *(index for index in range(1, len(xs)) if xs[index] - xs[index - 1] > gap), len(xs)]
+        for start, end in pairwise(cuts):
+            if end - start > 1:
+                drawing.line([(x(one), y(other)) for one, other in points[start:end]], colour, dashed=number >= len(SERIES))
+        for one, other in points:
+            drawing.dot(x(one), y(other), colour, size=2.6, hint=f"{label}, {short(one)}: {short(other)}")
+        if told:
+            _entry(drawing, y.start + 50 + 15 * number, label, colour, hollow=False)
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of every run of neighbours."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool) -> None:
+    if not hollow:
+        drawing.line([(LEFT - 8, y - 4), (LEFT + 8, y - 4)], colour)
+    drawing.dot(LEFT, y - 4, colour, hollow=hollow, size=4.5 if hollow else 2.6)
+    drawing.text(LEFT + 15, y, label if len(label) < 56 else label[:54] + "…", colour="soft")
+
+
+def drift(found: Compensation, name: str = "repair") -> Drawing:
+    """Shift and error of the stream behind every retained layer, before and after the repair; removed layers are shaded."""
+    drawing = Drawing(name, f"How far the pruned stream is from the unpruned one, before and after {found.method}", 410)
+    x = Scale(-0.5, max([item["layer"] for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
+    for key, top in (("shift", 30.0), ("error", 212.0)):
+        series = [_positive(found, side, key) for side in ("after", "before")]
+        y = Scale.over([value for _, _, values in series for value in values], top + 130, top)
+        for start, end in runs(found.removed):
+            drawing.box(x(start - 0.5), y.end, x(end + 0.5) - x(start - 0.5), y.start - y.end, "grid")
+        label = {"shift": "distance of the mean streams", "error": "relative error of the stream"}[key]
+        last = key == "error"
+        frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label + (", log scale" if y.log else ""))
+        _lines(drawing, series, x, y, told=last, gap=1)
+    return drawing
+
+
+def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Number], list[Number]]:
+    """The layers where the streams differ, for a scale that has no zero."""
+    points = [(float(item["layer"]), float(item[side][key])) for item in found.layers if item[side][key] > 0]
+    return side, [place for place, _ in points], [value for _, value in points]
+
+
+def bars(name: str, title: str, rows: list[tuple[str, Number, str]], *, y_label: str, base: Number = 0.0) -> Drawing:
+    """Horizontal bars from zero: (label, value, colour); ``base``: a dashed line at a value to hold them against."""
+    drawing = Drawing(name, title, 30 + 34 * len(rows))
+    reach = max([value for _, value, _ in rows] + [base]) or 1.0
+    scale = Scale(0, reach, 0, WIDTH - 66)
+    drawing.text(0, 12, y_label, colour="soft")
+    for number, (label, value, colour) in enumerate(rows):
+        y = 22 + 34 * number
+        drawing.text(0, y + 12, label if len(label) < 62 else label[:60] + "…", size=11)
+        drawing.box(0, y + 16, max(scale(value), 1), 11, colour, hint=f"{label}: {short(value)}")
+        drawing.text(scale(value) + 6, y + 26, short(value), size=11)
+        if base:
+            drawing.line([(scale(base), y + 14), (scale(base), y + 29)], "ink", width=1.2, dashed=True)
+    return drawing
+
+
+def tasks(name: str, rows: list[tuple[str, list[tuple[str, Number, Number]]]]) -> Drawing:
+    """Per task a row per model: (task, [(model, value, standard error)]); the whiskers are 95 % intervals."""
+    models = list(dict.fromkeys(model for _, items in rows for model, _, _ in items))
+    heights = [16 + 13 * len(items) for _, items in rows]
+    drawing = Drawing(name, "Tasks with 95 % intervals", 36 + sum(heights) + 15 * len(models) + 20)
+    ends = [value + side * 1.96 * error for _, items in rows for _, value, error in items for side in (-1, 1)]
+    x, y = Scale.over([max(0.0, min(ends)), max(ends)], 110, RIGHT), 22.0
+    bottom = 22 + sum(heights)
+    for value in x.ticks():
+        drawing.line([(x(value), 16), (x(value), bottom)], "grid", width=1)
+        drawing.text(x(value), bottom + 14, short(value), colour="soft", anchor="middle", size=10.5)
+    for (task, items), height in zip(rows, heights, strict=True):
+        drawing.text(0, y + height / 2, task if len(task) < 18 else task[:16] + "…")
+        for number, (model, value, error) in enumerate(items):
+            colour, at = SERIES[models.index(model) % len(SERIES)], y + 6 + 13 * number
+            drawing.line([(x(max(x.low, value - 1.96 * error)), at), (x(value + 1.96 * error), at)], colour, width=1.6)
+            drawing.dot(x(value), at, colour, size=3.4, hint=f"{task}, {model}: {short(value)} ± {short(error)}")
+        y += height
+    for number, model in enumerate(models):
+        _entry(drawing, bottom + 34 + 15 * number, model, SERIES[number % len(SERIES)], hollow=False)
+    return drawing
+
+
+def middle(value: Any) -> float | None:
+    """The median of a measured figure, which may be a number by itself."""
+    found = value.get("median") if isinstance(value, dict) else value
+    return float(found) if isinstance(found, int | float) else None
+
+
+def setting(row: dict[str, Any]) -> str:
+    """Batch, prompt and new tokens of a row, for people."""
+    return f"batch {row.get('batch')}, prompt {row.get('prompt')}, {row.get('new')} new"
+
+
+PHASES = {"prefill": ("prefill", "third"), "decode": ("decoding", "kept"), "latency": ("whole", "fourth"), "ideal": ("bytes", "pale")}
+
+
+def speedups(name: str, found: Speed) -> Drawing:
+    """How many times as fast as the model that it is held against, per setting and phase; and what the bytes read would allow."""
+    groups = [(setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None]) for row in found.speedups]
+    drawing = Drawing(
+        name, f"Times as fast as the model that it is held against, on {found.device}", 6 + sum(30 + 16 * len(rows) for _, rows in groups)
+    )
+    scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
+    y = 0.0
+    for heading, rows in groups:
+        drawing.text(0, y + 14, heading)
+        for number, (key, value) in enumerate(rows):
+            at, (label, colour) = y + 21 + 16 * number, PHASES[key]
+            drawing.text(0, at + 9, label, colour="soft", size=10.5)
+            drawing.box(58, at, max(scale(value) - 58, 1), 10, colour, hint=f"{heading}, {label}: {value:.3f} times as fast")
+            drawing.text(scale(value) + 5, at + 9, f"×{value:.2f}", size=10.5)
+        drawing.line([(scale(1), y + 19), (scale(1), y + 19 + 16 * len(rows))], "ink", width=1.2, dashed=True)
+        y += 30 + 16 * len(rows)
+    return drawing

@@ -1,0 +1,145 @@
+"""Sections of the report on what was done: layers removed, their importance, the repair."""
+
+from ..artifacts import Compensation, Scores
+from ..tables import layers, millions
+from . import figures
+from .dossier import Dossier, Removal
+from .drawing import Drawing
+from .findings import Findings, gigabytes, percent, seconds, settings_of, tokens_used
+from .markup import Markup, facts, section, table, tag, two_lines
+
+
+class Page:
+    """A report in the making: the findings, and the figures drawn so far."""
+
+    def __init__(self, dossier: Dossier):
+        self.dossier = dossier
+        self.findings = Findings(dossier)
+        self.drawings: list[Drawing] = []
+
+    def figure(self, drawing: Drawing, caption: str) -> Markup:
+        """A drawing inside the page."""
+        self.drawings.append(drawing)
+        return tag("figure", tag("figcaption", caption), Markup(drawing.svg()))
+
+
+def numbered(name: str, number: int) -> str:
+    """A figure's name: the first of its kind has no number."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def removed(page: Page) -> Markup | None:
+    """What was removed: the stack, and how that was decided."""
+    found = page.findings
+    if not found.sets:
+        return None
+    parts: list[object] = []
+    if len(page.dossier.removals) > 1:
+        parts.append(_removals(page))
+    for number, removal in enumerate(found.sets, 1):
+        title = tag("h3", f"{len(removal.removed)} of {found.root.layers}: {removal.name}") if len(found.sets) > 1 else None
+        parts += [title, tag("div", page.figure(*_stack(found, removal, number)), _decision(removal), class_="pair")]
+    return section("What was removed", *parts)
+
+
+def _stack(found: Findings, removal: Removal, number: int) -> tuple[Drawing, str]:
+    plan, own = removal.plan, removal.plan.model.original == found.root.original
+    places = {index: place for place, index in enumerate(removal.order)}
+    protected = [*range(plan.keep_first), *range(found.root.layers - plan.keep_last, found.root.layers)] if own else []
+    scores = plan.scores if own else None
+    caption = f"The {found.root.layers} layers from the input down" + (f", with their scores by {plan.criterion}" if scores else "")
+    gone = {index: places.get(index) for index in removal.removed}
+    drawing = figures.stack(numbered("stack", number), caption, gone=gone, kept_for_sure=protected, scores=scores, count=found.root.layers)
+    return drawing, caption + "."
+
+
+def _removals(page: Page) -> Markup:
+    """One line per pruning."""
+    found, rows = page.findings, []
+    for removal in page.dossier.removals:
+        ratio = next((ratio for row in found.rows if row.removal is removal and (ratio := found.mean_ratio(row))), None)
+        state = _proof(removal)
+        measured = f"×{ratio[0]:.2f}" if ratio else "—"
+        left = percent(found.parameters_left(removal))
+        told = layers(removal.removed)
+        which = two_lines(f"{len(removal.removed)} of {found.root.layers}", told if len(told) <= 40 else told[:38] + "…")
+        rows.append((removal.name, which, left, removal.repair or "none", measured, state))
+    main = [index for index, removal in enumerate(page.dossier.removals) if removal is found.main and len(found.sets) == 1]
+    return table(("pruning", "removed", "parameters", "repair", "perplexity", "files"), rows, numbers=(2, 4), main=main)
+
+
+def _proof(removal: Removal) -> str:
+    if removal.pruned is None:
+        return "a plan; nothing written"
+    proof = removal.pruned.verified
+    if "skipped" in proof:
+        return f"written, not verified: {proof['skipped']}"
+    return f"written; reloaded from disk, logits equal {proof.get('logits')}"
+
+
+def _decision(removal: Removal) -> Markup:
+    plan = removal.plan
+    chosen = plan.selection + (", anew after every removal" if plan.iterative else "")
+    ends = "none" if not plan.keep_first + plan.keep_last else f"first {plan.keep_first} and last {plan.keep_last}"
+    proof = removal.pruned.verified if removal.pruned else {}
+    cached = proof.get("cached_difference")
+    return facts(
+        [
+            ("removed", layers(removal.removed)),
+            ("in the order", ", ".join(map(str, removal.order)) if len(removal.order) > 1 else None),
+            ("parameters", f"{millions(plan.params_before)} → {millions(plan.params_after)}, {percent(1 - plan.share)}"),
+            ("selection", chosen),
+            ("criterion", plan.criterion),
+            ("settings", settings_of(plan.settings)),
+            ("protected", ends),
+            ("calibration", tokens_used(plan.calibration)),
+            ("time", seconds(plan.seconds) if plan.seconds else None),
+            ("config", "; ".join(removal.pruned.config_changes) if removal.pruned else None),
+            ("files", _proof(removal)),
+            ("cache", f"decoding with it differs by {cached:.1e} of the largest logit" if isinstance(cached, float) else None),
+            ("repair", removal.repair),
+        ]
+    )
+
+
+def importance(page: Page) -> Markup | None:
+    """Importance per layer, a figure for each set of scores."""
+    found = page.dossier.of("scores")
+    main = page.findings.main
+    drawn = []
+    for number, item in enumerate(found, 1):
+        scores: Scores = item.record
+        gone = main.removed if main and scores.model.original == page.findings.root.original else []
+        settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
+        used = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
+        caption = f"{scores.criterion}{settings}: {used}{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}."
+        drawn.append(page.figure(figures.importance(numbered("importance", number), scores, gone), caption))
+    note = tag("p", "The lower a layer's score, the less the criterion says it is needed. Orange: removed.", class_="note")
+    return section("Importance per layer", note, tag("div", *drawn, class_="pair")) if drawn else None
+
+
+def repair(page: Page) -> Markup | None:
+    """What a repair without training changed, and the drift of the stream before and after."""
+    parts = []
+    for number, item in enumerate(page.dossier.of("compensation"), 1):
+        caption = "The stream behind each retained layer, on held-out tokens; where it is equal to the unpruned one nothing is drawn."
+        figure = page.figure(figures.drift(item.record, numbered("repair", number)), caption)
+        parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, _repaired(item.record), class_="pair")]
+    return section("Repair without training", *parts) if parts else None
+
+
+def _repaired(found: Compensation) -> Markup:
+    loss = found.loss
+    gap = (loss["before"] - loss["after"]) / (loss["before"] - loss["dense"]) if loss["before"] > loss["dense"] else None
+    names = tag("details", tag("summary", "the changed weights"), tag("p", ", ".join(found.changed))) if found.changed else None
+    told = facts(
+        [
+            ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, unpruned {loss['dense']:.4f}"),
+            ("of the gap", f"{gap:.0%} closed" if gap is not None else None),
+            ("changed", f"{len(found.changed)} weights" if found.changed else "nothing: it did not lower the held-out loss"),
+            ("settings", settings_of(found.settings)),
+            ("tokens", f"{found.fitted_tokens} fitted on, {found.held_out_tokens} held out; {tokens_used(found.calibration)}"),
+            ("cost", f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}"),
+        ]
+    )
+    return tag("div", told, names)
