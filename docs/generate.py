@@ -93,6 +93,9 @@ legal.
 - **not built**: no tiny model of it is a causal language model by itself.
 - **WRONG** or **crash** would be a bug; {bugs}.
 
+The layers are also scored by `magnitude`, `block_influence`, `taylor` and `perplexity`, with one layer in memory and with all: the
+scores have to be equal bit for bit. {layered}.
+
 | type | status | removed | config fields changed | remarks |
 |---|---|---|---|---|
 """
@@ -105,7 +108,11 @@ def family_page(content: dict) -> str:
     counts = {status: sum(result["status"] == status for result in types.values()) for status in STATUSES}
     rows = "\n".join(f"| {status} | {count} |" for status, count in counts.items() if count or status in STATUSES[:3])
     bugs = "there is none" if not counts["crash"] + counts["WRONG"] else "see below"
-    intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs)
+    scored = [result["layered"].values() for result in types.values() if result.get("layered")]
+    alike = sum(set(found) == {"equal"} for found in scored)
+    differ = sum("DIFFERS" in found for found in scored)
+    layered = f"{alike} of {len(scored)} that open score so by all four, {differ} differ, the others refuse one of them and say why"
+    intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs, layered=layered)
     return intro + "".join(family_row(name, types[name]) for name in sorted(types))
 
 
@@ -116,9 +123,18 @@ def family_row(name: str, result: dict) -> str:
     removed += [f"({', '.join(map(str, item['removed']))} refused)" for item in illegal if item["outcome"] == "refused"]
     changes = dict.fromkeys(re.split(r" ", change)[0] for item in sets for change in item.get("changes", []))
     reasons = dict.fromkeys(re.sub(r"^cannot remove layers? [\d, ]+: ", "", item["reason"]) for item in sets if item.get("reason"))
-    remarks = [result.get("reason", ""), result.get("note", ""), *reasons]
+    remarks = [result.get("reason", ""), result.get("note", ""), *reasons, layered_remark(result.get("layered", {}))]
     cells = [name, result["status"], "; ".join(removed), ", ".join(f"`{change}`" for change in changes), "; ".join(filter(None, remarks))]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def layered_remark(layered: dict[str, str]) -> str:
+    """What does not score with one layer in memory as with all; criteria with one reason share it."""
+    reasons: dict[str, list[str]] = {}
+    for criterion, said in layered.items():
+        if said != "equal":
+            reasons.setdefault(said, []).append(f"`{criterion}`")
+    return "; ".join(f"{', '.join(criteria)} {said}" for said, criteria in reasons.items())
 
 
 def tree() -> str:

@@ -1,7 +1,8 @@
 """Every causal-LM type of transformers: remove layers, reload, compare; ``make families`` writes what happened.
 
 Each type is built tiny from its config (``shrinking.py``), with its layer rules set awkwardly, and pruned three times,
-once with layer 0 among the removed. What generic shrinking cannot guess stands in ``settings.py``. Each type runs in a
+once with layer 0 among the removed; and its layers are scored with one in memory and with all, by a criterion of each kind
+of evidence. What generic shrinking cannot guess stands in ``settings.py``. Each type runs in a
 process of its own with a time limit, and its result is written before the next one starts, so the command can be stopped and resumed:
 a result is kept as long as the versions, the type's settings and the code that decides are what they were.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's package, whatever is installed
 
+import numpy as np
 import shrinking
 import torch
 import transformers
@@ -32,7 +34,7 @@ from checks import EFFECT, LOGITS_TOLERANCE, compare
 from settings import Setting, setting
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from shallower import UserError, drop, open_model, prune
+from shallower import Calibration, Compute, UserError, drop, open_model, prune, score
 from shallower.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +46,11 @@ DECIDING = (
     "shallower/proof.py",
     "shallower/shards.py",
     "shallower/tensors.py",
+    "shallower/walk",
+    "shallower/criteria",
     "tests/checks.py",
 )
+SCORED = ("magnitude", "block_influence", "taylor", "perplexity")  # one for weights, streams, gradients and losses
 
 
 # ---------------------------------------------------------------- one type
@@ -87,7 +92,35 @@ def try_type(name: str, folder: Path) -> dict:
         return {"status": "refused", "reason": _line(error)}
     sets = [try_set(model, removed, folder / str(number)) for number, removed in enumerate(wanted.removals)]
     refusals = [try_set(model, removed, folder / f"illegal{number}") for number, removed in enumerate(wanted.illegal)]
-    return {"status": _status(sets, refusals), "layers": layers, "kinds": "".join(model.solver.kinds()), "sets": sets, "illegal": refusals}
+    layered = try_layered(source, folder)
+    status = "WRONG" if "DIFFERS" in layered.values() else _status(sets, refusals)
+    return {
+        "status": status,
+        "layers": layers,
+        "kinds": "".join(model.solver.kinds()),
+        "sets": sets,
+        "illegal": refusals,
+        "layered": layered,
+    }
+
+
+def try_layered(source: Path, folder: Path) -> dict[str, str]:
+    """Criterion -> equal (bit for bit, one layer in memory or all), refused (layered only, resident only, or both) and why, or DIFFERS."""
+    np.save(folder / "tokens.npy", zoo.tokens(4, 16).numpy())
+    calibration, found = Calibration(tokens=str(folder / "tokens.npy")), {}
+    for criterion in SCORED:
+        scores, refused = {}, {}
+        for way, layered in (("resident", False), ("layered", True)):
+            try:
+                model = open_model(source, Compute(device="cpu", layered=layered))
+                scores[way] = score(model, criterion=criterion, calibration=calibration).scores
+            except UserError as refusal:
+                refused[way] = _line(refusal)
+        if refused:
+            found[criterion] = f"refused ({' and '.join(refused)}): {next(iter(refused.values()))[:160]}"
+        else:
+            found[criterion] = "equal" if scores["resident"] == scores["layered"] else "DIFFERS"
+    return found
 
 
 def save_dense(name: str, wanted: Setting, folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 
-from shallower import Amount, Calibration, Choosing, Protocol, Tasks, UserError, evaluate, open_model, plan, score, sweep
+from shallower import Amount, Calibration, Choosing, Compute, Protocol, Tasks, UserError, evaluate, open_model, plan, score, sweep
 from shallower.cli import main
 from shallower.evaluation.perplexity import segments_of_text
 from shallower.evaluation.tasks import batch_sizes, mean_of
@@ -91,7 +91,7 @@ def test_tasks_without_layers_and_limited(saved, data, tmp_path) -> None:
     whole = evaluate(model, tasks=Tasks(("piqa",), data, 4))
     less = evaluate(model, tasks=Tasks(("piqa",), data, 4), removed=[1, 2])
     assert whole.tasks["piqa"]["count"] == less.tasks["piqa"]["count"] == 4 and less.removed == [1, 2]
-    layered = evaluate(open_model(saved("llama")), tasks=Tasks(("piqa",), data, 4))
+    layered = evaluate(saved("llama"), tasks=Tasks(("piqa",), data, 4), compute=Compute(layered=True))
     assert layered.tasks == whole.tasks
 
 
