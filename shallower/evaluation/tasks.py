@@ -199,7 +199,7 @@ def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the harness and its data sets log, draw and warn of; what matters here is raised or metered."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "huggingface_hub")]
     levels, drawn = [logger.level for logger in loggers], tqdm.__init__
     try:
         for logger in loggers:

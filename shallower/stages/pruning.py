@@ -202,13 +202,13 @@ def _within(
             after = removals_perplexity(model, named, [one.removed], f"without {len(one.removed)}")[0]
             share = max(after[name]["value"] / before[name]["value"] - 1 for name in named)
             if share > most:
-                said = f"; without {len(one.removed)} it would grow by {share:.1%}"
+                said = f"; without {len(one.removed)} it would by {share:+.1%}"
                 break
             best, grown = one, share
         if best is None:
             raise UserError(f"--max-ppl-increase {most:.1%}: one layer less raises the perplexity by {share:.1%} already; allow more")
         where = f"{', '.join(named)}, {next(iter(before.values()))['length']} tokens"
-        return kept(replace(best, assumed=f"perplexity grows by {grown:.1%} at most ({where}){said}"), out)
+        return kept(replace(best, assumed=f"perplexity changes by {grown:+.1%} at most ({where}){said}"), out)
 
 
 def _check_schedule(selection: ModuleType, choosing: Choosing, model: Model | None) -> None:
