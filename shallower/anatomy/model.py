@@ -198,8 +198,12 @@ class Model:
     def _lookup(self) -> int:
         """Parameters of an input embedding that is not the head too."""
         ends = [getattr(end, "weight", None) for end in (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())]
-        tied = ends[0] is ends[1] or self.checkpoint.config.get_text_config().tie_word_embeddings
-        return 0 if tied or ends[0] is None else ends[0].numel()
+        return 0 if self.tied or ends[0] is ends[1] or ends[0] is None else ends[0].numel()
+
+    @property
+    def tied(self) -> bool:
+        """Whether the config ties the input embedding to the head; a few configs do not say, and do not."""
+        return bool(getattr(self.checkpoint.config.get_text_config(), "tie_word_embeddings", False))
 
     def _original(self, layers: int) -> list[int]:
         """This model's layers in the numbering of its first ancestor, from the file that an earlier pruning left."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..anatomy.bypass import bypass, replaced_forwards
 from ..anatomy.stack import Stack, dry_tokens
+from ..errors import Refusal
 
 CLOSE = 1e-3  # of the largest logit; replaying runs the same kernels, so a difference here is a wrong walk, not rounding
 
@@ -118,7 +119,7 @@ class Replay:
         tokens = dry_tokens(self.module.get_input_embeddings().weight.shape[0]).to(self.module.device)
         try:
             return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0, len(self.stack) // 2})))
-        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError):
+        except (Refusal, RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError):  # or that removal is illegal
             return False
 
     def _agrees(self, tokens: Tensor, removed: frozenset[int]) -> bool:
