@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, tasks beside it (%(default)s)")
     parser.add_argument("--out", type=Path, help="the results; the table goes beside it (benchmarks/results/evaluation.json)")
     parser.add_argument("--quick", action="store_true", help="a trial with few items; needs --out")
+    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, such as 'tasks pruned'")
     parser.add_argument("--restart", action="store_true", help="begin anew")
     parser.add_argument("--table", action="store_true", help="only remake the table from the results")
     given = parser.parse_args()
@@ -145,7 +146,7 @@ def main() -> None:
     content = begun(out, about(settings), restart=given.restart)
     with tempfile.TemporaryDirectory() as folder, shown():
         for name, make in Measuring(given.data, settings, Path(folder)).jobs().items():
-            if name not in content["pieces"]:
+            if name not in content["pieces"] or (given.again and name.startswith(given.again)):
                 print(name, file=sys.stderr)
                 content["pieces"][name] = make()
                 save(out, content)

@@ -16,6 +16,7 @@ from shallower.anatomy.patch import Edit, patched
 from shallower.compensation import Case, Fitted, halved
 from shallower.compensation._ridge import Normal, map_of
 from shallower.progress import shown
+from shallower.repairs import compensated
 from shallower.surgery import prune_files
 from shallower.walk.losses import all_nll
 from shallower.walk.paired import PairedWalk, drift
@@ -281,7 +282,7 @@ def test_few_tokens_are_said_and_give_no_nan(method, saved, tmp_path, capsys) ->
     np.save(tmp_path / "few.npy", TOKENS[:2, :4].numpy())
     how = Compensating(method, {}, Calibration(tokens=str(tmp_path / "few.npy")))
     with shown():
-        patch, report = stages.compensated(Model(saved("llama"), device="cpu"), list(REMOVED), how)
+        patch, report = compensated(Model(saved("llama"), device="cpu"), list(REMOVED), how)
     assert "4 tokens to fit 64 features on: at least 16 samples of 4" in capsys.readouterr().err
     assert all(torch.isfinite(edit.value).all() for edit in patch.values())
     assert all(map(math.isfinite, report.loss.values()))
