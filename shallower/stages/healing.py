@@ -33,7 +33,7 @@ from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, count_of, fitted
 from .opening import Compute, Source
 
-MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}  # run through the model at once, unless it is said otherwise
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}  # run through the model at once, unless it is said otherwise
 EVAL_TOKENS = 20_000
 PROBE = (2, 32)
 CARRIED = ("compensation.json", "compensation.png")  # of the same model, as it was before
