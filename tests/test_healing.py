@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -136,7 +137,8 @@ def test_a_pruned_model_stays_recognised(saved, text, tmp_path) -> None:
     card = (tmp_path / "two" / "README.md").read_text()
     assert "proven after pruning, before it was trained" in card and "healing: `lora`" in card
     page = report(tmp_path).read_text()
-    assert "continued, lora" in page
+    assert "continued, lora" in page and "Healing by training" in page
+    assert {"healing.png", "healing-2.png"} <= {path.name for path in (tmp_path / "report").iterdir()}
     again = open_model(tmp_path / "two", CPU)
     prune(again, drop(again, (1,)), out=tmp_path / "further")
     assert not (tmp_path / "further" / "healing.json").exists()
@@ -185,7 +187,7 @@ def test_which_models_keep_documents_apart(saved) -> None:
 
 
 def test_documents_are_packed_in_full() -> None:
-    ids = [[10 * number + place for place in range(5)] for number in range(1, 6)]
+    ids = [np.arange(10 * number, 10 * number + 5) for number in range(1, 6)]
     found = packed(Documents(ids, [0] * 5, False, "test", 2), 8, 7, apart=True)
     assert found.tokens.shape == (3, 8)
     assert sorted(set(found.tokens.flatten().tolist())) == sorted(found.tokens.flatten().tolist())

@@ -23,7 +23,11 @@ NUMBERS: dict[str, Callable[[Any], Iterable[Any]]] = {
         *(item[side][key] for item in found.layers for side in ("before", "after") for key in ("shift", "error")),
         *(item["layer"] for item in found.layers),
     ],
-    "healing": lambda found: [row["loss"] for row in found.rows if "loss" in row],
+    "healing": lambda found: [
+        *(row["step"] for row in found.rows),
+        *(row["loss"] for row in found.rows if "loss" in row or row["step"] or len(found.rows) < 2),
+        *(math.log(item["value"]) for row in found.rows for item in (row.get("eval") or {}).values()),
+    ],
     "evaluation": lambda found: [
         *(item["value"] for item in found.perplexity.values()),
         *(item[key] or 0.0 for item in found.tasks.values() for key in ("value", "stderr")),

@@ -39,7 +39,7 @@ WITHOUT_INPUT = (
 class Documents:
     """Token ids of every document or example; of an example, how many of them are the prompt."""
 
-    ids: list[list[int]]
+    ids: list[np.ndarray]  # int32
     prompts: list[int]
     instructions: bool
     source: str
@@ -84,11 +84,11 @@ def read_documents(paths: Sequence[str | Path], tokenizer, vocabulary: int) -> D
         before, text = _example(where, row) if instructions else ("", _text(where, row, "text"))
         prompt = front + (encode(tokenizer, before) if before else [])
         if text.strip():
-            ids.append(prompt + encode(tokenizer, text) + back)
+            ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
             prompts.append(len(prompt) if instructions else 0)
     if not ids:
         raise UserError(f"--data {', '.join(map(str, paths))}: only empty texts; give text to train on")
-    largest = max(map(max, ids))
+    largest = max(int(one.max()) for one in ids)
     if largest >= vocabulary:
         raise UserError(
             f"the tokenizer gives the token {largest} on --data, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
@@ -177,7 +177,7 @@ def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
 
 
 def _stream(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ids = np.concatenate([np.asarray(found.ids[index], dtype=np.int64) for index in order])
+    ids = np.concatenate([found.ids[index] for index in order]).astype(np.int64)
     places = np.concatenate([np.arange(len(found.ids[index])) for index in order])
     count = len(ids) // length
     if not count:

@@ -138,7 +138,7 @@ def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: l
     """Sum the gradients of this process's sequences, and return the sum of its losses."""
     step, bearing = where
     run.model.train()
-    torch.manual_seed((run.seed * 1_000_003 + step) * 1009 + ranks.rank())  # dropout, by step and process
+    torch.manual_seed(((run.seed * 1_000_003 + step) * 1009 + ranks.rank()) % 2**63)  # dropout, by step and process
     total = torch.zeros((), device=run.device)
     pieces = [mine[start : start + run.micro] for start in range(0, len(mine), run.micro)]
     for number, piece in enumerate(pieces):
@@ -160,12 +160,15 @@ def inputs(data: Packed, numbers: Iterable[int], apart: bool, device: str) -> tu
 
 def _accelerator(run: Run) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may have had other settings
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not run.device.startswith("cuda"),
         device_placement=False,
         mixed_precision="bf16" if run.bf16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
     )
+    if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise UserError(f"healing does not split a model over processes yet ({accelerator.distributed_type.name}): start it by torchrun")
+    return accelerator
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

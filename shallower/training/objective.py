@@ -54,7 +54,7 @@ class Objective(nn.Module):
     """A model with its loss: tokens, positions and which tokens bear a loss -> the sum of their NLL in nats.
 
     Where the model is a decoder with a plain linear head (seen by comparing the two with the model's own logits once), the
-    head is applied in chunks, else the model's logits are taken whole.
+    head is applied in chunks, else the model's logits are taken whole. Losses that balance experts are left out.
     """
 
     def __init__(self, model: nn.Module):
@@ -81,6 +81,8 @@ class Objective(nn.Module):
             return cross_entropy(self.model(**given).logits[:, :-1][mask].float(), targets, reduction="sum")
         decoder, head = self._parts[0]
         hidden = decoder(**given)[0][:, :-1][mask]
+        if torch.is_autocast_enabled(hidden.device.type):  # the last norm may have left it in fp32
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return ChunkedLoss.apply(hidden, head.weight, head.bias, targets)
 
 
