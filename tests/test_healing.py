@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from shallower import Compute, Training, UserError, cli, drop, evaluate, heal, methods, open_model, prune, report
+from shallower.errors import DiskError
 from shallower.evaluation.perplexity import Protocol
 from shallower.healing import continued, lora
+from shallower.training import checkpoints
 from shallower.training.checkpoints import folder_of
 from shallower.training.data import WITH_INPUT, Documents, packed, read_documents
 from shallower.training.lion import Lion
@@ -371,6 +373,35 @@ def test_a_checkpoint_is_no_pickle(saved, text, tmp_path) -> None:
     with safe_open(folder_of(tmp_path / "out") / "step-3.safetensors", "pt") as file:
         kinds = {name.rpartition(":")[0] for name in file.keys()}  # noqa: SIM118
     assert kinds == {"weight", "state:step", "state:exp_avg", "state:exp_avg_sq"}
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(saved, text, tmp_path, monkeypatch) -> None:
+    write, written = checkpoints.save_file, []
+
+    def full(tensors, path, header):
+        written.append(path)
+        if len(written) == 3:
+            path.write_bytes(b"half")
+            raise SafetensorError("Error: I/O error: No space left on device (os error 28)")
+        write(tensors, path, header)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DiskError, match=r"no space left on the disk .*--resume goes on from there"):
+        healed(saved("llama"), text, tmp_path / "out", checkpoint_steps=1)
+    assert sorted(path.name for path in folder_of(tmp_path / "out").glob("*step*")) == ["step-1.safetensors", "step-2.safetensors"]
+    assert healed(saved("llama"), text, tmp_path / "out", resume=True).steps == 6
+
+
+def test_memory_can_be_spared(saved, text, tmp_path) -> None:
+    """Layers computed twice, and one sequence at once, give the same curve."""
+    plain = healed(saved("llama"), text, tmp_path / "plain")
+    spared = healed(saved("llama"), text, tmp_path / "spared", gradient_checkpointing=True, micro_batch=1)
+    assert curve(spared) == pytest.approx(curve(plain), rel=1e-5)
+
+
+def test_lion(saved, text, tmp_path) -> None:
+    found = healed(saved("llama"), text, tmp_path / "out", settings={"optimizer": "lion"}, tokens=1280)
+    assert found.recipe["optimizer"] == "lion" and curve(found)[-1] < curve(found)[0] - 0.2
 
 
 def test_divergence_keeps_the_last_good_checkpoint(saved, text, tmp_path) -> None:

@@ -63,6 +63,10 @@ class Keeper:
             ranks.gathered(None)
             if first:
                 shutil.rmtree(self.folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            if steps := list(self.steps()):
+                say(f"stopped; step {steps[-1]} is kept: the same command with --resume goes on from there")
+            raise
         finally:
             if lock is not None:
                 if not list(self.folder.glob("step-*.safetensors")):
