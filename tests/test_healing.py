@@ -113,7 +113,8 @@ def test_lora_merged_is_the_adapter(saved, text, tmp_path) -> None:
     merged, tokens = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), zoo.tokens(seed=3)
     with torch.no_grad():
         torch.testing.assert_close(merged(tokens).logits, base(tokens).logits, rtol=1e-4, atol=1e-4)
-    assert list((tmp_path / "out" / "adapter").glob("*.safetensors"))
+    assert {path.name for path in (tmp_path / "out" / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert len({path.stat().st_mode for path in (tmp_path / "out").rglob("*.*") if path.is_file()}) == 1
 
 
 def test_lora_targets(saved) -> None:

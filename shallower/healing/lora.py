@@ -67,4 +67,5 @@ def prepare(module: nn.Module, layers: str, settings: Settings) -> Any:
 def finish(prepared: Any, folder: Path) -> None:
     """Keep the adapter, then merge it into the weights."""
     prepared.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a form to fill in; the model has a card of its own
     prepared.merge_and_unload()

@@ -265,6 +265,8 @@ def _written(model: Model, result: Healing, finish: Callable[[Path], None], out:
             module.save_pretrained(folder)
         copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
         shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+        for path in folder.rglob("*.safetensors"):  # written for the owner's eyes only
+            path.chmod((folder / "config.json").stat().st_mode)
         for name in CARRIED:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)
