@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from shallower import Amount, Calibration, Choosing, Compute, Protocol, Scores, UserError, methods, open_model, plan, score
-from shallower.artifacts import versions
 from shallower.calibration import calibration_tokens
 from shallower.demo import demo_model
 from shallower.evaluation.perplexity import evaluation_segments
 from shallower.files import write_atomic
 from shallower.progress import shown
+from shallower.provenance import versions
 from shallower.tables import layers
 from shallower.walk.losses import LossWalk
 

@@ -29,13 +29,13 @@ from quality_tables import Removed, cells, ratio, sets, tables
 from speed import others
 
 from shallower import Amount, Calibration, Choosing, Protocol, Scores, UserError, methods, open_model, plan, score
-from shallower.artifacts import versions
 from shallower.calibration import calibration_tokens, token_hash
 from shallower.demo import demo_model
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
 from shallower.files import write_atomic
 from shallower.memory import Peak
 from shallower.progress import shown
+from shallower.provenance import versions
 from shallower.repairs import Compensating, compensated
 from shallower.walk.losses import LossWalk
 

@@ -28,12 +28,12 @@ from criteria import CALIBRATION, DATA, begun, save
 from shallower import Amount, Calibration, Choosing, Compute, UserError, methods, open_model, plan, score
 from shallower.anatomy.kernels import fast_products
 from shallower.anatomy.model import Model
-from shallower.artifacts import versions
 from shallower.calibration import calibration_tokens
 from shallower.demo import demo_model
 from shallower.files import write_atomic
 from shallower.memory import Peak, in_use, total_memory
 from shallower.planning import protection
+from shallower.provenance import versions
 from shallower.walk.batching import batches, chunks
 from shallower.walk.losses import head_nll, replay_of
 

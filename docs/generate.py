@@ -15,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "criteria.json"
 FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 QUALITY_PAGE, QUALITY_PICTURE = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
-METHOD_FOLDERS = ("criteria", "selection", "compensation")
+METHOD_FOLDERS = ("criteria", "selection", "compensation", "healing")
 
 
 def pages() -> dict[Path, str]:

@@ -3,7 +3,7 @@
 The verbs are plain functions with the names of the command line; see ``stages``.
 """
 
-from .artifacts import Comparison, Compensation, Evaluation, Inspection, Plan, Pruned, Scores, Speed, Sweep
+from .artifacts import Comparison, Compensation, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
 from .calibration import Calibration
 from .errors import Refusal, UserError
 from .evaluation.grid import Grid
@@ -11,7 +11,24 @@ from .evaluation.perplexity import Protocol
 from .evaluation.tasks import Tasks
 from .planning import Amount, Choosing
 from .repairs import Compensating
-from .stages import Compute, bench, card, compare, compensate, drop, evaluate, inspect, open_model, plan, prune, report, score, sweep
+from .stages import (
+    Compute,
+    Training,
+    bench,
+    card,
+    compare,
+    compensate,
+    drop,
+    evaluate,
+    heal,
+    inspect,
+    open_model,
+    plan,
+    prune,
+    report,
+    score,
+    sweep,
+)
 
 __all__ = [
     "Amount",
@@ -23,6 +40,7 @@ __all__ = [
     "Compute",
     "Evaluation",
     "Grid",
+    "Healing",
     "Inspection",
     "Plan",
     "Protocol",
@@ -32,6 +50,7 @@ __all__ = [
     "Speed",
     "Sweep",
     "Tasks",
+    "Training",
     "UserError",
     "bench",
     "card",
@@ -39,6 +58,7 @@ __all__ = [
     "compensate",
     "drop",
     "evaluate",
+    "heal",
     "inspect",
     "open_model",
     "plan",

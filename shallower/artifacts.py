@@ -1,15 +1,9 @@
 """The small files between the stages: frozen records <-> JSON, each with its kind and schema."""
 
 import dataclasses
-import datetime
 import json
 import math
-import platform
-import shlex
-import sys
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +11,7 @@ import pydantic
 
 from .errors import UserError
 from .files import parse_json, write_atomic
+from .provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -47,34 +42,6 @@ class CalibrationRecord:
     seed: int | None
     bos: str
     hash: str
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Versions and the command, enough to repeat the run."""
-
-    command: str
-    created: str
-    versions: dict[str, str]
-
-    @staticmethod
-    def now() -> "Provenance":
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        ours = Path(sys.argv[0]).name in ("shallower", "__main__.py") if sys.argv else False
-        command = shlex.join(["shallower", *sys.argv[1:]]) if ours else "the Python API"
-        return Provenance(command=command, created=created, versions=versions())
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what computes."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("shallower", "torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "source"
-    return found
 
 
 @dataclass(frozen=True)
@@ -136,7 +103,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pruned:
-    """``shallower.json`` in a written model: the plan and what was proven about the files."""
+    """``shallower.json`` in a written model: the plan and what was proven about the files.
+
+    ``healing`` tells, in order, how it was trained since; what was proven is then of the files before that.
+    """
 
     plan: Plan
     verified: dict[str, Any]
@@ -145,6 +115,7 @@ class Pruned:
     config_changes: list[str]
     compensation: dict[str, Any] | None = None
     provenance: Provenance = field(default_factory=Provenance.now)
+    healing: list[dict[str, Any]] = field(default_factory=list)
     kind: str = "pruned"
     schema: int = 1
 
@@ -174,6 +145,37 @@ class Compensation:
     dtype: str
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "compensation"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class Healing:
+    """How a model was trained further; ``model`` is the one given, ``fingerprint`` that of the written one.
+
+    ``rows`` holds step, tokens, loss (mean NLL in nats), lr, grad_norm, tokens_per_second (that bore a loss), seconds and now and
+    then ``eval``: per text nll, value (perplexity) and tokens; the first is before training. ``reloaded`` says how far the
+    logits of the reloaded files are from those of the trained model.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    recipe: dict[str, Any]
+    model: ModelRecord
+    fingerprint: str
+    data: dict[str, Any]
+    train_tokens: int
+    steps: int
+    batch_tokens: int
+    micro_batch: int
+    processes: int
+    trained_parameters: int
+    rows: list[dict[str, Any]]
+    reloaded: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    dtype: str
+    provenance: Provenance = field(default_factory=Provenance.now)
+    kind: str = "healing"
     schema: int = 1
 
 
@@ -292,13 +294,14 @@ RECORDS = {
     "plan": Plan,
     "pruned": Pruned,
     "compensation": Compensation,
+    "healing": Healing,
     "evaluation": Evaluation,
     "speed": Speed,
     "sweep": Sweep,
     "comparison": Comparison,
     "inspection": Inspection,
 }
-Record = Scores | Plan | Pruned | Compensation | Evaluation | Speed | Sweep | Comparison | Inspection
+Record = Scores | Plan | Pruned | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
 
 
 def dumps(record: Record) -> str:

@@ -7,10 +7,10 @@ import typer
 
 from . import measuring, methods, ranks, verbs
 from .anatomy.loading import quiet
-from .artifacts import versions
 from .errors import UserError
-from .options import COMPENSATIONS, CRITERIA, SELECTIONS
+from .options import COMPENSATIONS, CRITERIA, HEALINGS, SELECTIONS
 from .progress import shown
+from .provenance import versions
 
 app = typer.Typer(
     add_completion=False,
@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-TOGETHER = ("score", "plan")  # the verbs that many processes can share
+TOGETHER = ("score", "plan", "heal")  # the verbs that many processes can share
+OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
 UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
 
 for verb in (
@@ -30,6 +31,7 @@ for verb in (
     verbs.plan,
     verbs.prune,
     verbs.compensate,
+    verbs.heal,
     measuring.evaluate,
     measuring.sweep,
     measuring.bench,
@@ -44,12 +46,13 @@ for verb in (
 def _explain(arguments: list[str]) -> bool:
     """``VERB --help NAME``: print what the method NAME does and its settings; a name may be that of two methods."""
     if len(arguments) == 3 and arguments[1] in ("--help", "-h"):
-        for kind in sorted(methods.KINDS, key=lambda kind: (kind == "compensation") != (arguments[0] == "compensate")):
+        for kind in sorted(methods.KINDS, key=lambda kind: OF_VERB.get(arguments[0], "criteria") != kind):
             if arguments[2] in methods.names(kind):
                 print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
                 return True
         raise UserError(
-            f"unknown method {arguments[2]!r}: criteria are {CRITERIA}; selections are {SELECTIONS}; compensations are {COMPENSATIONS}"
+            f"unknown method {arguments[2]!r}: criteria are {CRITERIA}; selections are {SELECTIONS}; "
+            f"compensations are {COMPENSATIONS}; healings are {HEALINGS}"
         )
     return False
 
@@ -80,7 +83,9 @@ def _run(arguments: list[str]) -> int | None:
         print("shallower", versions()["shallower"])
     elif not _explain(arguments):
         if ranks.launched() > 1 and arguments[0] not in TOGETHER:
-            raise UserError(f"{arguments[0]} runs in one process: start it without torchrun; {' and '.join(TOGETHER)} run in many")
+            raise UserError(
+                f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(TOGETHER[:-1])} and {TOGETHER[-1]} run in many"
+            )
         with ranks.joined(), shown(ranks.rank() == 0), quiet():
             return app(args=arguments, standalone_mode=False)
     return None

@@ -9,11 +9,11 @@ from types import ModuleType
 
 from .errors import UserError
 
-KINDS = {"criteria": "criterion", "selection": "selection", "compensation": "compensation"}
+KINDS = {"criteria": "criterion", "selection": "selection", "compensation": "compensation", "healing": "healing"}
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The methods of a kind (``criteria``, ``selection``, ``compensation``), sorted: its files that do not start with an underscore."""
+    """The methods of a kind (a key of ``KINDS``), sorted: its files that do not start with an underscore."""
     package = importlib.import_module(f"{__package__}.{kind}")
     return tuple(sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_")))
 

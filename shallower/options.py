@@ -18,6 +18,7 @@ from .tensors import total_size
 CRITERIA = ", ".join(methods.names("criteria"))
 SELECTIONS = ", ".join(methods.names("selection"))
 COMPENSATIONS = ", ".join(methods.names("compensation"))
+HEALINGS = ", ".join(methods.names("healing"))
 
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, a Hub id or a .gguf file", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="write the artifact there; parent folders are made")]
@@ -60,6 +61,19 @@ Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="reload what 
 SaveDtype = Annotated[str | None, typer.Option("--save-dtype", help="store floating tensors in fp32, bf16 or fp16")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="largest weight file")]
 PrunedOut = Annotated[Path, typer.Option("--out", help="folder for the pruned model; it appears only when complete")]
+HealMethod = Annotated[str, typer.Option("--method", help=HEALINGS)]
+Data = Annotated[list[str], typer.Option("--data", help="text or instructions to train on: .txt, .jsonl or .parquet; may be repeated")]
+TrainTokens = Annotated[str, typer.Option("--train-tokens", help="how long to train, repetitions counted, such as 500K or 20M")]
+BATCH = "tokens of the global batch; by default the method's, or less where the budget is small"
+TrainBatch = Annotated[int | None, typer.Option("--batch-tokens", help=BATCH)]
+MicroBatch = Annotated[int | None, typer.Option("--micro-batch", help="sequences run through the model at once; by default by device")]
+Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate; by default the method's")]
+CheckpointSteps = Annotated[int | None, typer.Option("--checkpoint-steps", help="keep a checkpoint every so many steps")]
+CheckpointMinutes = Annotated[float, typer.Option("--checkpoint-minutes", help="and one every so many minutes")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an interrupted run, if there is one")]
+HealText = Annotated[list[str] | None, typer.Option("--eval-text", help="text to measure perplexity on before, meanwhile and after")]
+EvalSteps = Annotated[int | None, typer.Option("--eval-steps", help="measure every so many steps; by default ten times in all")]
+Halved = Annotated[bool, typer.Option("--gradient-checkpointing", help="less memory: each layer is computed twice")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="a method's own setting, key=value; may be repeated")]
 
 

@@ -9,11 +9,11 @@ import torch
 
 from . import ranks
 from .anatomy.model import Model
-from .artifacts import versions
 from .calibration import Calibration, calibration_tokens
 from .journal import Journal
 from .memory import Peak
 from .progress import say
+from .provenance import versions
 
 
 def journal_of(model: Model, tokens: Any, **what: Any) -> Journal:

@@ -14,17 +14,19 @@ from .anatomy.loading import FLOATS, open_checkpoint, quiet
 from .anatomy.model import SIDE_FILE, Model
 from .anatomy.names import Place, names_in_model
 from .anatomy.patch import Edit, Patch
-from .artifacts import Plan, Pruned, dumps, versions
+from .artifacts import Plan, Pruned, dumps
 from .errors import Refusal, UserError
 from .files import new_folder
 from .journal import Journal, journaled
 from .progress import say
 from .proof import verify
+from .provenance import versions
 from .reporting.card import CARD, write_card
 from .shards import Content, Cut, stored, write_shards
 from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
 
-PICTURES = ("compensation.json", "compensation.png")  # of an earlier repair, of the model that is pruned now
+# of an earlier repair or healing, of the model that is written anew now
+PICTURES = ("compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl")
 
 
 @dataclass(frozen=True)

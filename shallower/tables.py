@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .artifacts import Comparison, Evaluation, Inspection, Plan, Pruned, Scores, Speed, Sweep
+from .artifacts import Comparison, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
 from .comparison.comparing import title
 from .comparison.page import LEGEND, cells, remarks
 from .evaluation.tasks import mean_of
@@ -124,6 +124,40 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
             f"{proof['cached_difference']:.1e} of uncached (unpruned {proof['cached_difference_unpruned']:.1e}), no missing keys",
             soft_wrap=True,
         )
+    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
+
+
+def losses(found: Healing) -> tuple[float, float]:
+    """Means of the training loss over the first and the last tenth of the steps, in nats."""
+    values = [row["loss"] for row in found.rows if "loss" in row]
+    part = max(1, len(values) // 10)
+    return sum(values[:part]) / part, sum(values[-part:]) / part
+
+
+def perplexities(found: Healing) -> dict[str, list[tuple[int, float]]]:
+    """Text -> (step, perplexity) wherever it was measured."""
+    measured = [(row["step"], row["eval"]) for row in found.rows if row.get("eval")]
+    names = measured[0][1] if measured else ()
+    return {name: [(step, one[name]["value"]) for step, one in measured if name in one] for name in names}
+
+
+def healing(found: Healing, out: Path | None = None) -> None:
+    console, (first, last) = plain_console(), losses(found)
+    console.print(
+        f"{found.method}: {millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters trained on "
+        f"{millions(found.train_tokens)} tokens of {found.data['source']} in {found.steps} steps",
+        soft_wrap=True,
+    )
+    console.print(f"training loss {first:.4f} -> {last:.4f} nats (first and last tenth of the steps)", soft_wrap=True)
+    for name, values in perplexities(found).items():
+        console.print(
+            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data['length']} tokens a segment)", soft_wrap=True
+        )
+    console.print(
+        f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}; "
+        f"reloaded logits equal {found.reloaded['logits']}",
+        soft_wrap=True,
+    )
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
 
 

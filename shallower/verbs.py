@@ -208,3 +208,48 @@ def compensate(
         options = {"overwrite": overwrite, "verify": verify, "save_dtype": save_dtype, "max_shard_size": max_shard_size}
         result = stages.compensate(opened, plan, compensating=how, out=out, **options)
     opt.finish(result, json, tables.pruned, out)
+
+
+def heal(
+    model: opt.ModelArg,
+    data: opt.Data,
+    train_tokens: opt.TrainTokens,
+    out: opt.PrunedOut,
+    method: opt.HealMethod = "lora",
+    settings: opt.Settings = None,
+    length: opt.Length = 512,
+    seed: opt.Seed = 1234,
+    batch_tokens: opt.TrainBatch = None,
+    micro_batch: opt.MicroBatch = None,
+    lr: opt.Rate = None,
+    checkpoint_steps: opt.CheckpointSteps = None,
+    checkpoint_minutes: opt.CheckpointMinutes = 10.0,
+    resume: opt.Resume = False,
+    eval_text: opt.HealText = None,
+    eval_steps: opt.EvalSteps = None,
+    max_tokens: opt.MaxTokens = stages.EVAL_TOKENS,
+    gradient_checkpointing: opt.Halved = False,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    trust_remote_code: opt.Trust = False,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+) -> None:
+    """Train what is left, on text or instructions, and write it as a plain checkpoint."""
+    when = {"checkpoint_steps": checkpoint_steps, "checkpoint_minutes": checkpoint_minutes, "resume": resume}
+    watched = {"eval_texts": tuple(eval_text or ()), "eval_steps": eval_steps, "eval_tokens": max_tokens}
+    training = stages.Training(
+        length, seed, batch_tokens, micro_batch, lr, **when, **watched, gradient_checkpointing=gradient_checkpointing
+    )
+    result = stages.heal(
+        model,
+        data=data,
+        train_tokens=train_tokens,
+        out=out,
+        method=method,
+        settings=opt.pairs(settings),
+        training=training,
+        compute=stages.Compute(dtype, device, trust_remote_code, layered=False),
+        overwrite=overwrite,
+    )
+    opt.finish(result, json, tables.healing, out)

@@ -17,7 +17,7 @@ from shallower import Amount, Choosing, UserError, cli, methods, plan, score
 EVIDENCE = {"place", "weights", "streams", "gradients", "flows", "losses"}
 NEEDS = {"scores", "losses", "nothing"}
 LINES = 80
-BOTH = [(kind, name) for kind in ("criteria", "selection", "compensation") for name in methods.names(kind)]
+BOTH = [(kind, name) for kind in ("criteria", "selection", "compensation", "healing") for name in methods.names(kind)]
 
 each_method = pytest.mark.parametrize(("kind", "name"), BOTH)
 each_criterion = pytest.mark.parametrize("name", methods.names("criteria"))

@@ -10,11 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
-OPTIONAL = {"datasets", "lm_eval", "pyarrow"}  # extras: imported where they are needed
+OPTIONAL = {"datasets", "lm_eval", "peft", "pyarrow"}  # extras: imported where they are needed
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
-    "errors files tensors methods memory progress shards ranks journal artifacts",
+    "errors files tensors methods memory progress shards ranks journal provenance artifacts",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.decoding anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
@@ -23,12 +23,14 @@ ORDER = [
     "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
     "evaluation.grid evaluation.analytic evaluation.speed",
     "selection compensation._ridge compensation",
+    "training.__init__ training.schedule training.objective training.data training.checkpoints training.lion training.loop",
+    "healing._targets healing",
     "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
     "comparison.pareto comparison.page",
     "tables reporting.__init__",
     "reporting.drawing reporting.figures reporting.markup reporting.dossier reporting.findings",
     "reporting.sections reporting.measurements reporting.origins reporting.pages reporting.card",
-    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.measuring stages.telling",
+    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.healing stages.measuring stages.telling",
     "stages.__init__ demo options verbs measuring cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
@@ -65,7 +67,7 @@ def imported(path: Path) -> list[tuple[str, ast.stmt]]:
 def test_imports_point_one_way(path: Path) -> None:
     name = module_name(path)
     for module, node in imported(path):
-        if name.partition(".")[0] in ("criteria", "selection", "compensation") and module == name.partition(".")[0]:
+        if name.partition(".")[0] in ("criteria", "selection", "compensation", "healing") and module == name.partition(".")[0]:
             continue  # a method imports its folder's own types
         assert rank(module) < rank(name), f"line {node.lineno}: {name} imports {module}, which does not stand above it"
 

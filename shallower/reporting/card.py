@@ -108,10 +108,12 @@ def _linked(base: Base, name: str) -> str:
 
 
 def _repair(pruned: Pruned) -> str:
-    told = pruned.compensation
-    if not told or not told.get("changed"):
-        return ""
-    return f" {len(told['changed'])} weights of what is left were refitted without training (`{told['method']}`)."
+    told, text = pruned.compensation, ""
+    if told and told.get("changed"):
+        text = f" {len(told['changed'])} weights of what is left were refitted without training (`{told['method']}`)."
+    for item in pruned.healing:
+        text += f" It was then trained on {item['train_tokens']:,} tokens (`{item['method']}`)."
+    return text
 
 
 def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
@@ -181,6 +183,7 @@ def _making(pruned: Pruned) -> str:
         f"calibration: {tokens_used(plan.calibration).translate(ESCAPED)}; hash `{plan.calibration.hash}`" if plan.calibration else "",
         f"config: {'; '.join(pruned.config_changes).translate(ESCAPED)}" if pruned.config_changes else "",
         f"repair: `{told['method']}`, {len(told['changed'])} weights changed; what it did is in `compensation.json`" if told else "",
+        *(_healed(item) for item in pruned.healing),
         _proof(pruned),
         f"versions: {', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items())}",
     ]
@@ -190,12 +193,22 @@ def _making(pruned: Pruned) -> str:
     return f"{text}{shown}\n\nThe plan, the scores and the proof are in `shallower.json`."
 
 
+def _healed(item: dict[str, Any]) -> str:
+    loss, source = item["loss"], str(item["source"]).translate(ESCAPED)
+    return (
+        f"healing: `{item['method']}` on {item['train_tokens']:,} tokens of {source} in {item['steps']} steps, training loss "
+        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained model {item['reloaded']}; "
+        "the last such training is in `healing.json`"
+    )
+
+
 def _proof(pruned: Pruned) -> str:
     proof = pruned.verified
     if "skipped" in proof:
         return f"not verified ({proof['skipped']})"
+    when = "pruning, before it was trained" if pruned.healing else "writing"
     return (
-        f"proven after writing: reloaded by plain transformers in {proof.get('dtype')}, no missing weights, logits equal "
+        f"proven after {when}: reloaded by plain transformers in {proof.get('dtype')}, no missing weights, logits equal "
         f"{proof.get('logits')} to those of the intended model, cached decoding equal to uncached"
     )
 

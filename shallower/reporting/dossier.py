@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..artifacts import RECORDS, Comparison, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
+from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
 from ..comparison.page import cells, remarks
 from ..errors import UserError
 from ..files import parse_json
@@ -22,6 +22,11 @@ NUMBERS: dict[str, Callable[[Any], Iterable[Any]]] = {
         *(found.loss[key] for key in ("dense", "before", "after")),
         *(item[side][key] for item in found.layers for side in ("before", "after") for key in ("shift", "error")),
         *(item["layer"] for item in found.layers),
+    ],
+    "healing": lambda found: [
+        *(row["step"] for row in found.rows),
+        *(row["loss"] for row in found.rows if "loss" in row or row["step"] or len(found.rows) < 2),
+        *(math.log(item["value"]) for row in found.rows for item in (row.get("eval") or {}).values()),
     ],
     "evaluation": lambda found: [
         *(item["value"] for item in found.perplexity.values()),
@@ -65,9 +70,11 @@ class Removal:
 
     @property
     def repair(self) -> str | None:
-        """The method that changed weights afterwards."""
+        """The methods that changed weights afterwards."""
         told = self.pruned.compensation if self.pruned else None
-        return str(told["method"]) if told and told.get("changed") else None
+        names = [str(told["method"])] if told and told.get("changed") else []
+        names += [str(item["method"]) for item in (self.pruned.healing if self.pruned else ())]
+        return ", ".join(names) or None
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,7 @@ def _models(record: Record) -> list[ModelRecord]:
 def _fingerprints(record: Record) -> list[str]:
     if isinstance(record, Comparison):
         return [str(row.get("fingerprint")) for row in record.rows]
-    own = [record.fingerprint] if isinstance(record, Pruned) else []
+    own = [record.fingerprint] if isinstance(record, Pruned | Healing) else []
     return [model.fingerprint for model in _models(record)] + own
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..artifacts import Compensation, Scores, Speed
+from ..artifacts import Compensation, Healing, Scores, Speed
+from ..tables import perplexities
 from .drawing import SERIES, WIDTH, Drawing, Number, Scale, frame, short
 
 ROWS = 44  # layers in one column of the stack
@@ -151,6 +152,17 @@ def drift(found: Compensation, name: str = "repair") -> Drawing:
         frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label + (", log scale" if y.log else ""))
         _lines(drawing, series, x, y, told=last, gap=1)
     return drawing
+
+
+def learning(found: Healing, name: str = "healing") -> Drawing:
+    """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by step."""
+    rows = [row for row in found.rows if "loss" in row]
+    wide = -(-len(rows) // 150)
+    parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
+    series = [("training", [part[-1]["step"] for part in parts], [sum(row["loss"] for row in part) / len(part) for part in parts])]
+    for text, values in perplexities(found).items():
+        series.append((text, [step for step, _ in values], [math.log(value) for _, value in values]))
+    return curves(name, f"Loss while healing by {found.method}", series, x_label="step", y_label="nats per token")
 
 
 def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Number], list[Number]]:

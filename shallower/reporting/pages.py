@@ -21,6 +21,7 @@ SECTIONS: tuple[Callable[[Page], Markup | None], ...] = (
     measurements.quality,
     measurements.tasks,
     sections.repair,
+    sections.healing,
     measurements.speed,
     measurements.comparison,
     provenance,

@@ -1,7 +1,7 @@
-"""Sections of the report on what was done: layers removed, their importance, the repair."""
+"""Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
 
-from ..artifacts import Compensation, Scores
-from ..tables import layers, millions
+from ..artifacts import Compensation, Healing, Scores
+from ..tables import layers, losses, millions, perplexities
 from . import figures
 from .dossier import Dossier, Removal
 from .drawing import Drawing
@@ -126,6 +126,32 @@ def repair(page: Page) -> Markup | None:
         figure = page.figure(figures.drift(item.record, numbered("repair", number)), caption)
         parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, _repaired(item.record), class_="pair")]
     return section("Repair without training", *parts) if parts else None
+
+
+def healing(page: Page) -> Markup | None:
+    """How models were trained further, and the losses meanwhile."""
+    parts = []
+    for number, item in enumerate(page.dossier.of("healing"), 1):
+        caption = "Mean NLL of the next token: on what is trained on, and on texts that are not."
+        figure = page.figure(figures.learning(item.record, numbered("healing", number)), caption)
+        parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, _trained(item.record), class_="pair")]
+    return section("Healing by training", *parts) if parts else None
+
+
+def _trained(found: Healing) -> Markup:
+    first, last = losses(found)
+    measured = [(f"perplexity {name}", f"{one[0][1]:.2f} → {one[-1][1]:.2f}") for name, one in perplexities(found).items()]
+    return facts(
+        [
+            ("trained", f"{millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters"),
+            ("on", f"{millions(found.train_tokens)} tokens of {found.data.get('source')}, {found.steps} steps"),
+            ("training loss", f"{first:.4f} → {last:.4f} nats, first and last tenth of the steps"),
+            *measured,
+            ("settings", settings_of(found.settings)),
+            ("files", f"reloaded from disk, logits equal {found.reloaded.get('logits')} to the trained model's"),
+            ("cost", f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}"),
+        ]
+    )
 
 
 def _repaired(found: Compensation) -> Markup:

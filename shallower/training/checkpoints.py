@@ -1,0 +1,206 @@
+"""Never lost: what training has reached, kept in a hidden folder beside the output until that is complete.
+
+``.OUT.healing/`` holds ``about.json`` (what decides the run), ``metrics.jsonl`` and ``step-N.safetensors`` files: the trained
+tensors and the optimiser's, by parameter name, with the step in the header; no pickle. Each is written beside and renamed; the
+last ones stay. There is no state of a random generator to keep: data order and dropout are functions of seed and step.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import ranks
+from ..errors import UserError
+from ..files import disk_errors, made_parents, write_atomic
+from ..progress import say
+
+KEPT = 2
+WEIGHT, STATE = "weight:", "state:"
+
+
+class Keeper:
+    """The hidden folder of one run; every process has one, the first writes.
+
+    Args:
+        out: the folder that the run is to make.
+        key: all that decides the result; JSON.
+    """
+
+    def __init__(self, out: Path, key: dict[str, Any]):
+        self.folder, self.key = folder_of(out), json.loads(json.dumps(key))
+        self.metrics = self.folder / "metrics.jsonl"
+
+    @contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """Hold the folder while inside; it goes on success, and on failure unless a checkpoint lies in it.
+
+        Raises:
+            UserError: another process trains to the same output, checkpoints lie there and ``resume`` was not given, or they
+                are those of another run.
+        """
+        first, lock = ranks.rank() == 0, None
+        if first:
+            with disk_errors(self.folder), made_parents(self.folder):
+                self.folder.mkdir(exist_ok=True)
+                lock = self._locked()
+        try:
+            if first:
+                self._check(resume)
+                write_atomic(self.folder / "about.json", json.dumps(self.key, indent=2) + "\n")
+            ranks.gathered(None)
+            yield
+            ranks.gathered(None)
+            if first:
+                shutil.rmtree(self.folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            if steps := list(self.steps()):
+                say(f"stopped; step {steps[-1]} is kept: the same command with --resume goes on from there")
+            raise
+        finally:
+            if lock is not None:
+                if not list(self.folder.glob("step-*.safetensors")):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                lock.close()
+
+    def _locked(self):
+        lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise UserError(f"another process trains in {self.folder}: wait for it or give another --out") from error
+        return lock
+
+    def _check(self, resume: bool) -> None:
+        if not self.steps():
+            return
+        if not resume:
+            raise UserError(f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove them to start anew")
+        try:
+            before = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / 'about.json'} cannot be read: remove {self.folder} to start anew") from error
+        differing = [name for name in {*before, *self.key} if before.get(name) != self.key.get(name)]
+        if differing:
+            name = min(differing)
+            raise UserError(
+                f"the checkpoint in {self.folder} is of another run ({name}: {_short(before.get(name))} there, "
+                f"{_short(self.key.get(name))} here): give the options of that run, another --out, or remove it"
+            )
+
+    def steps(self) -> dict[int, Path]:
+        """Step -> file, the earliest first."""
+        found = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
+        return dict(sorted(found.items()))
+
+    def keep(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float) -> None:
+        """Write what training has reached after ``step`` steps; older checkpoints but the last go.
+
+        Raises:
+            DiskError: no space; what was kept before stays.
+        """
+        if ranks.rank() == 0:
+            target = self.folder / f"step-{step}.safetensors"
+            beside = self.folder / f".{target.name}"
+            try:
+                with disk_errors(target, f"; the checkpoints in {self.folder} stay, and --resume goes on from there"):
+                    _write(_tensors(model, optimizer), beside, {"step": str(step), "seconds": repr(seconds)})
+                    os.replace(beside, target)
+            finally:
+                beside.unlink(missing_ok=True)
+            for path in list(self.steps().values())[:-KEPT]:
+                path.unlink(missing_ok=True)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        """Put the last readable checkpoint back: (its step, seconds spent on it); (0, 0.0) where there is none."""
+        step, seconds = 0, 0.0
+        for number, path in reversed(self.steps().items()):
+            try:
+                with safe_open(path, "pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    seconds = float(file.metadata()["seconds"])
+            except (SafetensorError, OSError, KeyError, ValueError):
+                say(f"{path} cannot be read: the one before is tried")
+                continue
+            _restore(tensors, model, optimizer)
+            step = number
+            break
+        ranks.gathered(None)
+        if ranks.rank() == 0 and step:
+            say(f"resuming at step {step}")
+        self._shorten(step)
+        return step, seconds
+
+    def _shorten(self, step: int) -> None:
+        """Forget figures of steps that are done again."""
+        if ranks.rank() == 0:
+            rows = [line for line in _lines(self.metrics) if json.loads(line)["step"] <= step] if step else []
+            write_atomic(self.metrics, "".join(line + "\n" for line in rows))
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        if ranks.rank() == 0:
+            with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in _lines(self.metrics)]
+
+
+def folder_of(out: Path) -> Path:
+    """Where the checkpoints of a run to ``out`` lie."""
+    out = out.absolute()
+    return out.parent / f".{out.name}.healing"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:59] + "…"
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; a kill may have left half of the last one."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[WEIGHT + name] = parameter.detach()
+            state = optimizer.state.get(parameter, {})
+            found |= {f"{STATE}{key}:{name}": value for key, value in state.items() if isinstance(value, Tensor)}
+    return found
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(tensors[WEIGHT + name])
+    for label, tensor in tensors.items():
+        if label.startswith(STATE):
+            key, _, name = label.removeprefix(STATE).partition(":")
+            optimizer.state[named[name]][key] = tensor.to(named[name].device, copy=True)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, header)
+    except SafetensorError as error:  # it wraps what the disk said
+        raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
+    with path.open("rb") as written, suppress(OSError):
+        os.fsync(written.fileno())

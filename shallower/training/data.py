@@ -1,0 +1,220 @@
+"""Files -> packed training sequences: documents, or Alpaca-format examples; the order is a function of seed and step alone.
+
+Documents are shuffled by the seed, joined with EOS behind each (and BOS in front where the tokenizer itself puts one), and cut
+into full sequences without padding. Positions start again with every document. Where the model then keeps documents apart
+(``objective.isolates``), none sees another; otherwise they are attended to across the border, and that is said. The first
+token of a document is never predicted. Examples are masked: only the answer and its EOS bear a loss; they are cut off at 256
+tokens, several to a sequence where the model keeps them apart, else each in a row of its own, padded behind.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..calibration import bos_rule, encode
+from ..errors import UserError
+from ..files import parse_json
+
+CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Token ids of every document or example; of an example, how many of them are the prompt."""
+
+    ids: list[np.ndarray]  # int32
+    prompts: list[int]
+    instructions: bool
+    source: str
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted)."""
+
+    tokens: Int[Tensor, "sequence place"]
+    positions: Int[Tensor, "sequence place"]
+    bearing: Bool[Tensor, "sequence place"]
+    seed: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """The sequences of a step, counted from 0; every pass over the data is shuffled anew."""
+        count = len(self.tokens)
+        numbers = range(step * size, (step + 1) * size)
+        orders = {turn: np.random.default_rng([self.seed, turn]).permutation(count) for turn in {number // count for number in numbers}}
+        return [int(orders[number // count][number % count]) for number in numbers]
+
+
+def read_documents(paths: Sequence[str | Path], tokenizer, vocabulary: int) -> Documents:
+    """Documents of .txt (the whole file), .jsonl and .parquet (field ``text``), or examples (``instruction``, ``input``, ``output``).
+
+    Raises:
+        UserError: no such file, another kind, nothing in it, a field that is missing (with its line), both kinds mixed, or
+            a tokenizer that gives ids which the model does not have.
+    """
+    if not paths:
+        raise UserError("--data: give at least one .txt, .jsonl or .parquet file to train on")
+    rows = [(where, row) for path in paths for where, row in _rows(Path(path))]
+    if not rows:
+        raise UserError(f"--data {', '.join(map(str, paths))}: nothing in it; give text to train on")
+    instructions = "instruction" in rows[0][1]
+    end, ids, prompts = tokenizer.eos_token_id, [], []
+    front = [tokenizer.bos_token_id] if bos_rule("auto", tokenizer, every=True) == "every" else []
+    back = [end] if end is not None else encode(tokenizer, "\n\n")
+    for where, row in rows:
+        before, text = _example(where, row) if instructions else ("", _text(where, row, "text"))
+        prompt = front + (encode(tokenizer, before) if before else [])
+        if text.strip():
+            ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
+            prompts.append(len(prompt) if instructions else 0)
+    if not ids:
+        raise UserError(f"--data {', '.join(map(str, paths))}: only empty texts; give text to train on")
+    largest = max(int(one.max()) for one in ids)
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives the token {largest} on --data, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
+        )
+    return Documents(ids, prompts, instructions, ", ".join(Path(path).name for path in paths), end)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(where it stands, fields) of every document in a file."""
+    if not path.is_file():
+        raise UserError(f"--data {path}: no such file; give a .txt, .jsonl or .parquet file")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--data {path}: {path.suffix or 'no suffix'} is not read; give {', '.join(SUFFIXES)}")
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data {path} is not UTF-8 (byte {error.start}); convert it first") from error
+    if path.suffix == ".txt":
+        if text.strip():
+            yield str(path), {"text": text}
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            row = parse_json(line, f"--data {path}: line {number}")
+            if not isinstance(row, dict):
+                raise UserError(f"--data {path}: line {number} is a {type(row).__name__}; each line needs an object with a text")
+            yield f"{path}: line {number}", row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError(f"--data {path}: reading .parquet needs pyarrow; pip install 'shallower[data]'") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--data {path} is not a readable .parquet file") from error
+    yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _text(where: str, row: dict, name: str) -> str:
+    if not isinstance(row.get(name), str):
+        what = f"a field {name!r} that is a {type(row[name]).__name__}" if name in row else f"no field {name!r}"
+        raise UserError(f"--data {where} has {what} (it has {', '.join(list(row)[:8])}); give text, or instruction, input and output")
+    return row[name]
+
+
+def _example(where: str, row: dict) -> tuple[str, str]:
+    """(prompt, answer) of an Alpaca-format row."""
+    fields = {name: _text(where, row, name) for name in ("instruction", "output")}
+    extra = _text(where, row, "input") if row.get("input") is not None else ""
+    prompt = WITH_INPUT.format(instruction=fields["instruction"], input=extra) if extra.strip() else None
+    return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
+
+
+def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
+    """The sequences to train on.
+
+    Args:
+        apart: the model keeps documents of one row apart where positions start again.
+    Raises:
+        UserError: less than one sequence, or no answer within the cut-off.
+    """
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(found.ids))]
+    made, dropped = _examples(found, order, length, apart) if found.instructions else (_stream(found, order, length), 0)
+    tokens, positions, bearing = (torch.from_numpy(part) for part in made)
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in made)).hexdigest()[:16]
+    about = {
+        "source": found.source,
+        "kind": "instructions" if found.instructions else "text",
+        "documents": len(found.ids) - dropped,
+        "dropped": dropped,
+        "sequences": len(tokens),
+        "length": tokens.shape[1],
+        "tokens": int((positions >= 0).sum()),
+        "loss_tokens": int(bearing.sum()),
+        "apart": apart,
+        "seed": seed,
+        "hash": digest,
+    }
+    return Packed(tokens, positions.clamp(min=0), bearing, seed, about)
+
+
+def _stream(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids = np.concatenate([found.ids[index] for index in order]).astype(np.int64)
+    places = np.concatenate([np.arange(len(found.ids[index])) for index in order])
+    count = len(ids) // length
+    if not count:
+        raise UserError(
+            f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text or lower --length"
+        )
+    ids, places = (array[: count * length].reshape(count, length) for array in (ids, places))
+    begins = np.where(places == 0, np.arange(length)[None], 0)  # where the document at hand starts within its row
+    positions = np.arange(length)[None] - np.maximum.accumulate(begins, axis=1)
+    bearing = positions > 0
+    return ids, positions, bearing
+
+
+def _examples(found: Documents, order: list[int], length: int, apart: bool) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+    """Rows of whole examples; positions below zero mark padding. And how many examples had no answer within the cut-off."""
+    limit = min(CUT_OFF, length)
+    fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]
+    if not fits:
+        raise UserError(f"--data {found.source}: no example has its answer within {limit} tokens; raise --length or shorten the prompts")
+    width = length if apart else limit
+    rows: list[list[int]] = []
+    room = 0
+    for index in fits:
+        size = min(len(found.ids[index]), limit)
+        if not rows or not apart or size > room:
+            rows.append([])
+            room = width
+        rows[-1].append(index)
+        room -= size
+    ids = np.full((len(rows), width), found.end or 0, dtype=np.int64)
+    positions, bearing = np.full((len(rows), width), -1), np.zeros((len(rows), width), dtype=bool)
+    for row, members in enumerate(rows):
+        start = 0
+        for index in members:
+            part = found.ids[index][:limit]
+            stop = start + len(part)
+            ids[row, start:stop], positions[row, start:stop] = part, np.arange(len(part))
+            bearing[row, start + max(1, found.prompts[index]) : stop] = True
+            start = stop
+    return (ids, positions, bearing), len(order) - len(fits)

@@ -1,0 +1,228 @@
+"""The one training loop: batches in a fixed order, gradients summed to the global batch, checkpoints, figures, a watch on the loss.
+
+A step's loss is the mean over all tokens of the global batch that bear one, whatever micro-batches and processes they fall
+into, so that one process and many follow the same curve. Weights and the optimiser's state are fp32; in bf16 only the products
+are computed. The step alone decides data and dropout.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from .. import ranks
+from ..errors import UserError
+from ..progress import Meter, meter, say
+from .checkpoints import Keeper
+from .data import Packed
+from .lion import Lion
+from .objective import Objective
+from .schedule import Recipe, Schedule
+
+WATCHED = 10  # steps whose mean loss is compared
+DIVERGED = 1.5  # a mean that is so many times the best one, and one nat more, is beyond repair
+FIRST_STEPS = 3  # after these the time that the rest takes is told
+
+
+@dataclass
+class Run:
+    """What is trained on what, and what happens on the way.
+
+    Attributes:
+        model: the module, in fp32, with ``requires_grad`` on what is trained.
+        apart: positions are given to the model, so that documents in a row are kept apart.
+        micro: sequences per forward pass and process.
+        bf16: products in bf16.
+        checkpoint_steps, checkpoint_minutes: when a checkpoint is due.
+        watch: step -> further figures, every ``watch_steps`` steps and at both ends.
+    """
+
+    model: nn.Module
+    data: Packed
+    schedule: Schedule
+    keeper: Keeper
+    device: str
+    apart: bool
+    micro: int
+    seed: int
+    bf16: bool = False
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float = 10.0
+    watch: Callable[[int], dict[str, Any]] = field(default=lambda step: {})
+    watch_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), tokens that bore a loss per second."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+def train(run: Run) -> Trained:
+    """Train to the end of the schedule, from the last checkpoint on where there is one.
+
+    Raises:
+        UserError: the loss is not finite, or diverges; the last good checkpoint is kept.
+    """
+    accelerator = _accelerator(run)
+    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(run.model, run.schedule.recipe)
+    step, before = run.keeper.restore(run.model, optimizer)
+    objective = Objective(run.model)
+    if not objective.chunked:
+        say("the model has no plain linear head behind its decoder: its logits are held whole")
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
+    if not step:
+        run.keeper.note({"step": 0, "tokens": 0, **run.watch(0)})
+    with meter("training", run.schedule.steps, step) as shown:
+        while step < run.schedule.steps:
+            begun = time.monotonic()
+            loss, bearing, norm = _step(run, accelerator, prepared, optimizer, parameters, step)
+            recent.check(step + 1, loss, norm)
+            step += 1
+            took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
+            row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": loss, "lr": rate}
+            row |= {"grad_norm": norm, "tokens_per_second": bearing / took, "seconds": before + time.monotonic() - started}
+            if step == run.schedule.steps or (run.watch_steps and step % run.watch_steps == 0):
+                row |= run.watch(step)
+            run.keeper.note(row)
+            _tell(shown, row, step)
+            if step < run.schedule.steps and _due(run, step, saved):
+                run.keeper.keep(step, run.model, _inner(optimizer), row["seconds"])
+                saved = time.monotonic()
+    return Trained(run.keeper.rows(), before + time.monotonic() - started)
+
+
+def _step(
+    run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, parameters: list[Tensor], step: int
+) -> tuple[float, int, float]:
+    """One step; returns the mean loss, the tokens that bore one, and the gradient's norm before it was clipped.
+
+    Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = run.schedule.lr(step)
+    mine = run.data.batch(step, run.schedule.batch)[ranks.rank() :: ranks.size()]
+    bearing = int(ranks.added(run.data.bearing[mine].sum()))
+    while True:
+        try:
+            loss = _gradients(run, accelerator, objective, mine, (step, bearing))
+            break
+        except torch.OutOfMemoryError:
+            if run.micro == 1 or ranks.size() > 1:
+                raise
+            run.micro //= 2
+            say(f"out of memory: from now on {run.micro} sequences at once")
+            optimizer.zero_grad()
+            torch.cuda.empty_cache()
+    norm = float(accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip))
+    loss = float(ranks.added(loss.double().cpu())) / bearing
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return loss, bearing, norm
+
+
+def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: list[int], where: tuple[int, int]) -> Tensor:
+    """Sum the gradients of this process's sequences, and return the sum of its losses."""
+    step, bearing = where
+    run.model.train()
+    torch.manual_seed(((run.seed * 1_000_003 + step) * 1009 + ranks.rank()) % 2**63)  # dropout, by step and process
+    total = torch.zeros((), device=run.device)
+    pieces = [mine[start : start + run.micro] for start in range(0, len(mine), run.micro)]
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        with nullcontext() if last else accelerator.no_sync(objective):
+            loss = objective(*inputs(run.data, piece, run.apart, run.device))
+            accelerator.backward(loss * (ranks.size() / bearing))  # processes are averaged
+        total += loss.detach()
+    return total
+
+
+def inputs(data: Packed, numbers: Iterable[int], apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the objective takes of some sequences; positions only where a document begins within a row."""
+    numbers = list(numbers)
+    tokens, positions, bearing = (part[numbers].to(device) for part in (data.tokens, data.positions, data.bearing))
+    several = apart and bool((positions[:, 1:] == 0).any())
+    return tokens, positions if several else None, bearing
+
+
+def _accelerator(run: Run) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may have had other settings
+    accelerator = Accelerator(
+        cpu=not run.device.startswith("cuda"),
+        device_placement=False,
+        mixed_precision="bf16" if run.bf16 else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
+    )
+    if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise UserError(f"healing does not split a model over processes yet ({accelerator.distributed_type.name}): start it by torchrun")
+    return accelerator
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in trained if one.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [one for one in trained if one.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "lion":
+        return Lion(groups, lr=recipe.lr, betas=recipe.betas)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _inner(optimizer) -> torch.optim.Optimizer:
+    """The optimiser itself; accelerate wraps it."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+class _Watch:
+    """Stops a run whose loss is not finite or diverges."""
+
+    def __init__(self, keeper: Keeper):
+        self.keeper = keeper
+        self.recent: deque[float] = deque(maxlen=WATCHED)
+        self.best = math.inf
+
+    def check(self, step: int, loss: float, norm: float) -> None:
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise UserError(f"the {what} at step {step} is not finite: lower --lr or compute in fp32{self._kept()}")
+        self.recent.append(loss)
+        if len(self.recent) == WATCHED:
+            mean = sum(self.recent) / WATCHED
+            self.best = min(self.best, mean)
+            if mean > DIVERGED * self.best + 1:
+                raise UserError(
+                    f"the loss diverges: {mean:.2f} nats over the last {WATCHED} steps up to {step}, {self.best:.2f} before: "
+                    f"lower --lr{self._kept()}"
+                )
+
+    def _kept(self) -> str:
+        steps = list(self.keeper.steps().items())
+        return f"; the weights of step {steps[-1][0]} are kept in {steps[-1][1]}" if steps else "; no checkpoint had been due yet"
+
+
+def _due(run: Run, step: int, saved: float) -> bool:
+    """Whether a checkpoint is to be written; the first process's clock decides."""
+    by_steps = bool(run.checkpoint_steps) and step % run.checkpoint_steps == 0
+    by_time = time.monotonic() - saved >= 60 * run.checkpoint_minutes
+    return bool(ranks.gathered(by_steps or by_time)[0])
+
+
+def _tell(shown: Meter, row: dict[str, Any], step: int) -> None:
+    shown.add(1, f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s, lr {row['lr']:.1e}")
+    if step - shown.first == FIRST_STEPS and shown.left() > 30:
+        say(f"about {shown.left() / 60:.1f} minutes for the rest, by the first {FIRST_STEPS} steps")
