@@ -13,6 +13,7 @@ from .anatomy.model import Model
 from .artifacts import Pruned
 from .errors import UserError
 from .files import check_free, write_atomic
+from .planning import Amount, Choosing
 from .progress import say
 from .tables import layers, millions, plain_console
 
@@ -42,7 +43,7 @@ def demo(out: Path, *, overwrite: bool = False) -> None:
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
     dense = stages.open_model(demo_model())
     scores = stages.score(dense, criterion="angular", out=out / "scores.json")
-    plan = stages.plan(scores, amount=stages.Amount(remove=REMOVE), choosing=stages.Choosing("window"), out=out / "plan.json")
+    plan = stages.plan(scores, amount=Amount(remove=REMOVE), choosing=Choosing("window"), out=out / "plan.json")
     before = stages.evaluate(dense, out=out / "evaluation-dense.json")
     plain = stages.evaluate(dense, removed=plan.removed, out=out / "evaluation-plain.json")
     say(f"removing layers {layers(plan.removed)}, repairing what is left, writing, reloading and comparing")
