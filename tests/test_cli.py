@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shallower import demo
 from shallower.cli import main
 
 TINY = ("--samples", "2", "--length", "16")
@@ -280,3 +281,13 @@ def test_the_gain_is_real(saved, answer, tokens, tmp_path) -> None:
     answer("prune", saved("llama"), "--drop", "5", "--out", tmp_path / "out")
     found = answer("evaluate", tmp_path / "out", "--tokens", path)["perplexity"]["given"]["value"]
     assert found == pytest.approx(foretold[5], rel=1e-5) == pytest.approx(plain_perplexity(tmp_path / "out", ids), rel=1e-5)
+
+
+def test_the_demo_on_a_tiny_model(saved, run, tmp_path, monkeypatch) -> None:
+    """Every step of it but the real model's answers."""
+    monkeypatch.setattr(demo, "demo_model", lambda: saved("llama"))
+    monkeypatch.setattr(demo, "answer", lambda model: "because")
+    monkeypatch.setattr(demo, "REMOVE", 2)
+    told, _ = run("demo", "--out", tmp_path / "demo")
+    assert "report.html" in told and (tmp_path / "demo" / "report.html").is_file()
+    assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
