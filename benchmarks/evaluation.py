@@ -20,12 +20,12 @@ from criteria import CALIBRATION, DATA, FP32, ROOT, begun, save
 
 from shallower import Calibration, Grid, Tasks, UserError, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
-from shallower.artifacts import versions
 from shallower.demo import demo_model
 from shallower.evaluation.tasks import SETS, mean_of
 from shallower.files import write_atomic
 from shallower.memory import Peak
 from shallower.progress import shown
+from shallower.provenance import versions
 from shallower.repairs import Compensating
 
 REMOVED = [*range(12, 18)]
