@@ -7,7 +7,6 @@ for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has on
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import json
 import logging
@@ -204,7 +203,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        tqdm.__init__ = functools.partialmethod(drawn, disable=True)
+        tqdm.__init__ = lambda bar, *args, **options: drawn(bar, *args, **options | {"disable": True})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
