@@ -1,6 +1,5 @@
 """Safetensors written by copying byte ranges, so that nothing has to fit into memory, and going on after a kill."""
 
-import errno
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from .errors import UserError
 from .progress import Meter, meter
 from .tensors import INDEX, SINGLE, Entry
 
-COPY_BYTES = 8 << 20
+COPY_BYTES = 16 << 20
 MARK_BYTES = 1 << 30  # written between two marks of how far a file has come
 
 
@@ -145,6 +144,7 @@ class _File:
         self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
         self.marked, self.syncing = 0, None
         self.sources, self.reading = ExitStack(), None
+        self.buffer = memoryview(bytearray(COPY_BYTES))
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -180,26 +180,21 @@ class _File:
         self.mark(self.path.name, position)
 
     def _copy(self, name: str, content: Content, out: FileIO) -> None:
-        done = self._copy_inside(content.source, out) if content.source is not None else 0
-        if not done:
+        if content.source is not None:
+            done = self._copy_range(content.source, out)
+        else:
             done = sum(_all(out, piece) for piece in content.pieces())
         if done != content.bytes:
             raise AssertionError(f"{name}: {done} bytes where {content.bytes} were announced")
 
-    def _copy_inside(self, entry: Entry, out: FileIO) -> int:
-        """Bytes copied by the kernel without a detour through this process; 0 where it cannot."""
-        if not hasattr(os, "copy_file_range"):
-            return 0
+    def _copy_range(self, entry: Entry, out: FileIO) -> int:
+        """Bytes copied through one buffer, used again and again: measured to be faster than a copy inside the kernel."""
         source, start = self._opened(entry.file), entry.start
         while start < entry.end:
-            try:
-                count = os.copy_file_range(source, out.fileno(), entry.end - start, start)
-            except OSError as error:
-                if start == entry.start and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-                    return 0
-                raise
+            count = os.preadv(source, [self.buffer[: entry.end - start]], start)
             if not count:
                 raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
+            _all(out, self.buffer[:count])
             start += count
         return entry.bytes
 
@@ -224,7 +219,7 @@ class _File:
         self.mark(self.path.name, position)
 
 
-def _all(out: FileIO, piece: bytes) -> int:
+def _all(out: FileIO, piece: bytes | memoryview) -> int:
     view = memoryview(piece)
     while view:
         view = view[out.write(view) :]
