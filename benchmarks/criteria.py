@@ -78,14 +78,13 @@ class Bench:
         self.tokens, self.record = calibration_tokens(self.calibration, lambda: self.model.tokenizer, self.model.vocabulary)
         protocol = Protocol(length=settings["length"], max_tokens=settings["tokens"])
         self.texts = evaluation_segments(self.model, [data / name for name in TEXTS], None, protocol)
-        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         about = {
             "model": {"source": Path(self.model.record.source).name, "fingerprint": self.model.record.fingerprint},
             "settings": settings,
             "calibration": asdict(self.record),
             "texts": {name: text.description for name, text in self.texts.items()},
             "versions": versions(),
-            "machine": {"cpu": cpu[1] if cpu else "unknown", "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+            "machine": machine(),
         }
         self.content = begun(out, about, restart=restart)
         self.pieces = self.content["pieces"]
@@ -157,6 +156,12 @@ class Bench:
                 self.pieces[key] = make()
             save(self.out, self.content)
             spent, guessed = spent + time.monotonic() - began, guessed + guess
+
+
+def machine() -> dict:
+    """What computes."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {"cpu": cpu[1] if cpu else "unknown", "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
 
 
 def begun(path: Path, about: dict, *, restart: bool) -> dict:

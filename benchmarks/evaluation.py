@@ -7,7 +7,6 @@ unpruned one, in turns. Each finished piece is on disk before the next one begin
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -15,8 +14,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import torch
-from criteria import CALIBRATION, DATA, FP32, ROOT, begun, save
+from criteria import CALIBRATION, DATA, FP32, ROOT, begun, machine, save
 
 from shallower import Calibration, Grid, Tasks, UserError, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
@@ -77,11 +75,11 @@ def table(content: dict) -> str:
     parts = [
         f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {machine['cpu']}, {machine['torch_threads']} threads, "
         f"{used}, {content['date']}. Made by `make bench-evaluation`.",
-        f"## Zero-shot, the first {settings['limit']} items of each task\n",
+        f"## Zero-shot, the first {settings['limit']} items of each task",
         _tasks(pieces),
     ]
     if speed := pieces.get("speed"):
-        parts += ["## Speed of the written model against the unpruned one\n", _speed(speed)]
+        parts += ["## Speed of the written model against the unpruned one", _speed(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,13 +114,11 @@ def _speed(speed: dict) -> str:
 
 def about(settings: dict) -> dict:
     """What decides the results."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
         "model": demo_model().name,
         "settings": {key: value for key, value in settings.items() if key != "speed"},
         "versions": versions() | {"lm-eval": metadata.version("lm-eval")},
-        "machine": {"cpu": re.sub(r"\s+", " ", name), "torch_threads": torch.get_num_threads()},
+        "machine": {name: value for name, value in machine().items() if name != "cores"},
     }
 
 

@@ -7,8 +7,6 @@ the next one begins, so a second start goes on where the first one ended. The ta
 
 import argparse
 import json
-import os
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from criteria import CALIBRATION, CRITERIA, DATA, FP32, KEPT, ROOT, TEXTS, TOGETHER, Bench, Spec, begun, removal, save, specs
+from criteria import CALIBRATION, CRITERIA, DATA, FP32, KEPT, ROOT, TEXTS, TOGETHER, Bench, Spec, begun, machine, removal, save, specs
 from quality_tables import Removed, cells, ratio, sets, tables
 from speed import others
 
@@ -165,7 +163,6 @@ class Quality(Bench):
         self.short, at = list(self.texts), f" at {settings['long']}"
         self.texts |= {name + at: text for name, text in evaluation_segments(self.model, files, None, long).items()}
         self.long = [name + at for name in self.short]
-        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         about = {
             "model": {"source": Path(self.model.record.source).name, "fingerprint": self.model.record.fingerprint},
             "layers": self.model.record.layers,
@@ -175,7 +172,7 @@ class Quality(Bench):
             "texts": {name: self.texts[name].description for name in self.short},
             "long_texts": {name: self.texts[name].description for name in self.long},
             "versions": versions(),
-            "machine": {"cpu": cpu[1] if cpu else "unknown", "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+            "machine": machine(),
         }
         self.content = begun(out, about, restart=restart)
         self.pieces = self.content["pieces"]

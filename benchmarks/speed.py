@@ -8,7 +8,6 @@ piece is on disk before the next one begins. The table is made from the JSON fil
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import big
 import plain
 import torch
-from criteria import CALIBRATION, DATA, begun, save
+from criteria import CALIBRATION, DATA, begun, machine, save
 
 from shallower import Amount, Calibration, Choosing, Compute, UserError, methods, open_model, plan, score
 from shallower.anatomy.kernels import fast_products
@@ -270,14 +269,12 @@ def _busy() -> float:
 
 def about(*, quick: bool) -> dict:
     """What all pieces have in common and the results are bound to."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    machine = {"cpu": cpu[1] if cpu else "unknown", "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     record = open_model(demo_model()).record
     return {
         "model": {"source": Path(record.source).name, "fingerprint": record.fingerprint},
         "settings": {"small": SMALL_QUICK if quick else SMALL, "big": BIG_QUICK if quick else BIG, "text": CALIBRATION},
         "versions": versions(),
-        "machine": machine | {"memory_bytes": total_memory()},
+        "machine": machine() | {"memory_bytes": total_memory()},
     }
 
 

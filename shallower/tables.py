@@ -162,17 +162,17 @@ def healing(found: Healing, out: Path | None = None) -> None:
 
 
 def evaluation(found: Evaluation, out: Path | None = None) -> None:
-    console, title = plain_console(), Path(found.model.source).name
+    console, heading = plain_console(), Path(found.model.source).name
     if found.removed:
-        title += f" without layers {layers(found.removed)}"
+        heading += f" without layers {layers(found.removed)}"
     if found.perplexity:
-        table = Table("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos", title=title, title_justify="left")
+        table = Table("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos", title=heading, title_justify="left")
         for name, item in found.perplexity.items():
             bits = f"{item['bits_per_byte']:.4f}" if item.get("bits_per_byte") else "-"
             table.add_row(name, f"{item['value']:.3f}", bits, *(str(item[key]) for key in ("tokens", "length", "stride", "bos")))
         console.print(table)
     if found.tasks:
-        table = Table("task", "metric", "value", "±", "items", title=title, title_justify="left")
+        table = Table("task", "metric", "value", "±", "items", title=heading, title_justify="left")
         for name, item in found.tasks.items():
             error = f"{item['stderr']:.4f}" if item["stderr"] is not None else "-"
             table.add_row(name, item["metric"], f"{item['value']:.4f}", error, str(item["count"]))

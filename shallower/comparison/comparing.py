@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from ..artifacts import Comparison
 from ..errors import UserError
+from ..evaluation.perplexity import LARGEST, perplexity_of
 from .bootstrap import FEWEST, interval, means
 from .runfolders import Entry, Text, Timing
 
-LARGEST = 700.0  # exp of more is not a number any longer
 TIED = 1e-9
 LOSSES = ("nll", "loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score")  # lower is better
 TIMES = {  # column -> what of a row of a Speed
@@ -142,10 +142,6 @@ def _resampled(column: Column, parts: dict[int, list], count: int, notes: list[s
     return dict(zip(arrays, means(pairs, column.name), strict=True))
 
 
-def _exp(value: float) -> float:
-    return math.exp(min(value, LARGEST))
-
-
 def _text_columns(entries: Sequence[Entry], notes: list[str]) -> tuple[list[Column], list[Column]]:
     """(perplexity per text, bits per byte of texts that some tokenize differently)."""
     perplexities, bytes_columns = [], []
@@ -155,7 +151,7 @@ def _text_columns(entries: Sequence[Entry], notes: list[str]) -> tuple[list[Colu
         samples = _resampled(column, {place: item.parts for place, item in found.items()}, 2, notes)
         column.value_samples = {place: np.exp(np.minimum(drawn, LARGEST)) for place, drawn in samples.items()}
         if 0 in found:
-            column.effects = {place: _exp(item.nll - found[0].nll) for place, item in found.items()}
+            column.effects = {place: perplexity_of(item.nll - found[0].nll) for place, item in found.items()}
         if 0 in samples:
             column.effect_samples = {place: np.exp(np.minimum(drawn - samples[0], LARGEST)) for place, drawn in samples.items()}
         perplexities.append(column)

@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..walk.losses import all_nll
 from .health import first_broken
 
+LARGEST = 700.0  # exp of more is not a number any longer
 PROTOCOLS = {"shortened-llama": 128, "standard": 2048}  # tokens per segment; none overlap
 
 
@@ -79,8 +80,7 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
         UserError: the text is shorter than one segment.
     """
     bos = bos_rule(protocol.bos, tokenizer, every=False)
-    ids = encode(tokenizer, text)[: protocol.max_tokens]
-    sizes = _bytes_of(tokenizer, text, len(ids))
+    ids, sizes = _encoded(tokenizer, text, protocol.max_tokens)
     if bos == "first":
         ids, sizes = [tokenizer.bos_token_id, *ids], None if sizes is None else np.concatenate([[0], sizes])
     body = protocol.length - (bos == "every")
@@ -101,14 +101,14 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     return Segments(tokens, counted, described, int(spans[counted.numpy()].sum()))
 
 
-def _bytes_of(tokenizer, text: str, count: int) -> np.ndarray | None:
-    """Bytes of UTF-8 from each of the first tokens to the next, (token,); None where the tokenizer cannot tell."""
+def _encoded(tokenizer, text: str, most: int | None) -> tuple[list[int], np.ndarray | None]:
+    """The first tokens of a text, and the bytes of UTF-8 from each to the next, (token,); None where the tokenizer cannot tell."""
     if not tokenizer.is_fast:
-        return None
-    offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True).offset_mapping
+        return encode(tokenizer, text)[:most], None
+    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
-    starts = before[[start for start, _ in offsets] + [len(text)]]
-    return np.diff(starts)[:count]
+    starts = before[[start for start, _ in found.offset_mapping] + [len(text)]]
+    return found.input_ids[:most], np.diff(starts)[:most]
 
 
 def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
@@ -147,18 +147,27 @@ def perplexity(model: Model, segments: Segments, *, removed: Iterable[int] = (),
     """
     removed = tuple(removed)
     nll = all_nll(model, segments.tokens, removed, label).double()
-    count = int(segments.counted.sum())
     sums = (nll * segments.counted).sum(1)
-    mean = float(sums.sum()) / count
-    if not math.isfinite(mean):
+    if not math.isfinite(float(sums.sum())):
         row = segments.tokens[(~nll.isfinite()).any(1)][:1]
         raise UserError(f"the model yields NaN or infinite losses on this text: {first_broken(model, row, removed)}")
+    parts = [[round(float(total), 6), int(number)] for total, number in zip(sums, segments.counted.sum(1), strict=True)]
+    return figures_of(segments, float(sums.sum())) | {"parts": parts}
+
+
+def figures_of(segments: Segments, total: float) -> dict[str, Any]:
+    """What an artifact holds of a text, from the NLL in nats summed over its counted predictions; the protocol beside it."""
+    count = int(segments.counted.sum())
     return {
-        "value": math.exp(min(mean, 700.0)),
-        "nll": mean,
-        "bits_per_byte": float(sums.sum()) / math.log(2) / segments.bytes if segments.bytes else None,
+        "value": perplexity_of(total / count),
+        "nll": total / count,
+        "bits_per_byte": total / math.log(2) / segments.bytes if segments.bytes else None,
         "tokens": count,
         "segments": len(segments.tokens),
         **segments.description,
-        "parts": [[round(float(total), 6), int(number)] for total, number in zip(sums, segments.counted.sum(1), strict=True)],
     }
+
+
+def perplexity_of(nll: float) -> float:
+    """exp of a mean NLL in nats, or of a difference of two, as large as a number can be."""
+    return math.exp(min(nll, LARGEST))

@@ -1,5 +1,8 @@
 """Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ..artifacts import Compensation, Healing, Scores
 from ..tables import layers, losses, millions, perplexities
 from . import figures
@@ -120,22 +123,25 @@ def importance(page: Page) -> Markup | None:
 
 def repair(page: Page) -> Markup | None:
     """What a repair without training changed, and the drift of the stream before and after."""
-    parts = []
-    for number, item in enumerate(page.dossier.of("compensation"), 1):
-        caption = "The stream behind each retained layer, on held-out tokens; where it is equal to the unpruned one nothing is drawn."
-        figure = page.figure(figures.drift(item.record, numbered("repair", number)), caption)
-        parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, _repaired(item.record), class_="pair")]
+    caption = "The stream behind each retained layer, on held-out tokens; where it is equal to the unpruned one nothing is drawn."
+    parts = _each(page, "compensation", caption, lambda found, number: figures.drift(found, numbered("repair", number)), _repaired)
     return section("Repair without training", *parts) if parts else None
 
 
 def healing(page: Page) -> Markup | None:
     """How models were trained further, and the losses meanwhile."""
-    parts = []
-    for number, item in enumerate(page.dossier.of("healing"), 1):
-        caption = "Mean NLL of the next token: on what is trained on, and on texts that are not."
-        figure = page.figure(figures.learning(item.record, numbered("healing", number)), caption)
-        parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, _trained(item.record), class_="pair")]
+    caption = "Mean NLL of the next token: on what is trained on, and on texts that are not."
+    parts = _each(page, "healing", caption, lambda found, number: figures.learning(found, numbered("healing", number)), _trained)
     return section("Healing by training", *parts) if parts else None
+
+
+def _each(page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawing], told: Callable[[Any], Markup]) -> list[Markup]:
+    """Every artifact of a kind under its method and path: its figure, and what is told beside it."""
+    parts = []
+    for number, item in enumerate(page.dossier.of(kind), 1):
+        figure = page.figure(drawn(item.record, number), caption)
+        parts += [tag("h3", f"{item.record.method}, {item.path}"), tag("div", figure, told(item.record), class_="pair")]
+    return parts
 
 
 def _trained(found: Healing) -> Markup:

@@ -16,7 +16,7 @@ from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.stack import dry_tokens
 from ..artifacts import Healing, dumps, load
 from ..errors import UserError
-from ..evaluation.perplexity import Protocol, Segments, evaluation_segments
+from ..evaluation.perplexity import Protocol, Segments, evaluation_segments, perplexity_of
 from ..files import check_free, new_folder
 from ..memory import Peak
 from ..progress import say
@@ -245,7 +245,7 @@ def _watcher(model: Model, texts: dict[str, Segments], micro: int, bf16: bool) -
                     total += objective(rows.to(model.device), None, bearing.to(model.device)).double().cpu()
                 count += rows[:, 1:].numel()
             nll = float(ranks.added(total)) / float(ranks.added(count))
-            found[name] = {"nll": nll, "value": math.exp(min(nll, 700.0)), "tokens": segments.tokens[:, 1:].numel()}
+            found[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
             say(f"step {step}: perplexity {name} {found[name]['value']:.3f}")
         return {"eval": found} if found else {}
 

@@ -1,6 +1,5 @@
 """Perplexity of many virtual removals of one model: all are walked together and share what they have in common."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 
 from ..anatomy.model import Model
 from ..errors import UserError
-from ..evaluation.perplexity import Segments
+from ..evaluation.perplexity import Segments, figures_of
 from ..runs import journal_of
 from ..walk.losses import LossWalk
 
@@ -16,7 +15,7 @@ from ..walk.losses import LossWalk
 def removals_perplexity(
     model: Model, named: dict[str, Segments], removals: Sequence[Sequence[int]], label: str
 ) -> list[dict[str, dict[str, Any]]]:
-    """For every set of removed layers: text -> value, nll, bits_per_byte, tokens and the protocol.
+    """For every set of removed layers: text -> value, nll, bits_per_byte, tokens, segments and the protocol.
 
     Raises:
         UserError: segments that overlap, or a model that yields NaN.
@@ -32,12 +31,5 @@ def removals_perplexity(
         with model.given(segments.tokens.shape[1]):
             totals = walk(masks, f"{label}, {name}")
         for row, total in zip(rows, totals.tolist(), strict=True):
-            mean = total / walk.predictions
-            row[name] = {
-                "value": math.exp(min(mean, 700.0)),
-                "nll": mean,
-                "bits_per_byte": total / math.log(2) / segments.bytes if segments.bytes else None,
-                "tokens": walk.predictions,
-                **segments.description,
-            }
+            row[name] = figures_of(segments, total)
     return rows
