@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing docs clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ bench-quality: setup
 
 bench-evaluation: setup
 	$(PYTHON) benchmarks/evaluation.py $(ARGS)
+
+bench-healing: setup
+	$(PYTHON) benchmarks/healing.py $(ARGS)
 
 docs: setup
 	$(PYTHON) docs/generate.py

@@ -1,0 +1,299 @@
+"""What training gives back: SmolLM2-135M-Instruct without layers 12-17, repaired without training, then healed; fp32, CPU.
+
+Throughput: useful tokens per second (those that bear a loss) of the loop here and of the plain transformers Trainer with padding, in
+turns, on the same instruction data, model and tokens per batch. Healing: every method on the same tokens of 22 novels, with the
+perplexity of a novel of another author. Each finished piece is on disk before the next one begins, and a killed one goes on
+from its last checkpoint. The table is made from the JSON file alone.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from criteria import CALIBRATION, DATA, FP32, ROOT, begun, machine, save
+from speed import others
+
+from shallower import Calibration, Protocol, Training, UserError, drop, evaluate, heal, open_model, prune
+from shallower.demo import demo_model
+from shallower.files import write_atomic
+from shallower.progress import shown
+from shallower.provenance import versions
+from shallower.repairs import Compensating
+from shallower.training.data import CUT_OFF, read_documents
+
+REMOVED = [*range(12, 18)]
+WATCHED = "pride-and-prejudice_1342"
+FULL = {
+    "train_tokens": 500_000,
+    "length": 512,
+    "samples": 256,
+    "eval_tokens": 20_000,
+    "checks": 5,
+    "arms": {"continued": {}, "lora": {}},
+    "throughput": {"batch": 8, "steps": 10, "turns": 2},
+}
+QUICK = FULL | {
+    "train_tokens": 4_096,
+    "length": 64,
+    "samples": 8,
+    "eval_tokens": 512,
+    "checks": 1,
+    "throughput": {"batch": 2, "steps": 2, "turns": 1},
+}
+GOALS = {"closed": 0.4, "minutes": 45, "throughput": 1.5}
+
+
+class Measuring:
+    """The pieces and how each is made; the pruned model is written once and stays in the folder."""
+
+    def __init__(self, data: Path, settings: dict, folder: Path):
+        self.data, self.settings, self.folder = data, settings, folder
+
+    def books(self) -> list[Path]:
+        """The novels that are trained on: none of the author of the one that is watched."""
+        austen = ("emma", "mansfield-park", "pride-and-prejudice", "sense-and-sensibility")
+        return [path for path in sorted((self.data / "books").glob("*.txt")) if not path.name.startswith(austen)]
+
+    def pruned(self) -> Path:
+        """The written model, repaired without training."""
+        place = self.folder / f"pruned-{self.settings['samples']}"
+        if not place.exists():
+            dense = open_model(demo_model(), FP32)
+            text = Calibration(text=str(self.data / CALIBRATION), samples=self.settings["samples"], seed=4321, at_most=True)
+            prune(dense, drop(dense, REMOVED), out=place, compensating=Compensating("sequential", {}, text))
+        return place
+
+    def watched(self) -> Path:
+        return self.data / "books" / f"{WATCHED}.txt"
+
+    def dense(self) -> dict:
+        protocol = Protocol(length=self.settings["length"], max_tokens=self.settings["eval_tokens"])
+        found = evaluate(open_model(demo_model(), FP32), texts=[self.watched()], protocol=protocol).perplexity[WATCHED]
+        return {name: found[name] for name in ("nll", "value", "tokens")}
+
+    def arm(self, name: str) -> dict:
+        """One method on all tokens."""
+        own, chosen = dict(self.settings["arms"][name]), self.settings
+        made = self.folder / f"healed-{name}"
+        training = Training(
+            length=chosen["length"],
+            resume=True,
+            eval_texts=[self.watched()],
+            eval_tokens=chosen["eval_tokens"],
+            eval_steps=max(1, chosen["train_tokens"] // 2048 // chosen["checks"]),
+            checkpoint_minutes=3,
+        )
+        found = heal(
+            self.pruned(),
+            data=self.books(),
+            train_tokens=chosen["train_tokens"],
+            out=made,
+            method=own.pop("method", name),
+            settings=own,
+            training=training,
+            compute=FP32,
+            overwrite=True,
+        )
+        kept = (
+            "method",
+            "settings",
+            "recipe",
+            "steps",
+            "batch_tokens",
+            "train_tokens",
+            "trained_parameters",
+            "peak_memory_bytes",
+            "seconds",
+        )
+        curve = [
+            row["eval"][WATCHED] | {"tokens": row["tokens"], "seconds": row.get("seconds", 0.0)} for row in found.rows if "eval" in row
+        ]
+        rate = median(row["tokens_per_second"] for row in found.rows if "tokens_per_second" in row)
+        return {field: getattr(found, field) for field in kept} | {"curve": curve, "tokens_per_second": rate}
+
+    def throughput(self) -> dict:
+        """Both loops in turns; the first steps of each are left out."""
+        turns = [{"here": self._here(), "trainer": self._trainer()} for _ in range(self.settings["throughput"]["turns"])]
+        ratio = median(turn["here"]["rate"] for turn in turns) / median(turn["trainer"]["rate"] for turn in turns)
+        return {"turns": turns, "ratio": ratio}
+
+    def instructions(self) -> Path:
+        return self.data.parent / "instruct/alpaca_format.jsonl"
+
+    def _here(self) -> dict:
+        chosen = self.settings["throughput"]
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            tokens = chosen["batch"] * CUT_OFF
+            training = Training(length=2 * CUT_OFF, batch_tokens=tokens, checkpoint_minutes=60)
+            found = heal(
+                self.pruned(),
+                data=[self.instructions()],
+                train_tokens=tokens * chosen["steps"],
+                out=Path(folder) / "out",
+                method="continued",
+                training=training,
+                compute=FP32,
+            )
+        rows = [row for row in found.rows if "loss" in row]
+        seconds = [later["seconds"] - sooner["seconds"] for sooner, later in pairwise(rows)]
+        useful = sum(row["tokens_per_second"] * took for row, took in zip(rows[1:], seconds, strict=True))
+        return {"rate": useful / sum(seconds), "useful": round(useful), "seconds": sum(seconds), "batch_tokens": tokens}
+
+    def _trainer(self) -> dict:
+        from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+        chosen = self.settings["throughput"]
+        model = open_model(self.pruned(), FP32)
+        found = read_documents([self.instructions()], model.tokenizer, model.vocabulary)
+        rows = []
+        for ids, prompt in zip(found.ids, found.prompts, strict=True):
+            ids = ids[:CUT_OFF].tolist()
+            rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * min(prompt, len(ids)) + ids[prompt:]})
+        rows = [row for row in rows if any(label >= 0 for label in row["labels"])]
+        useful, padded, times = [], [], []
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, *_, **__):
+                times.append(time.monotonic())
+
+        class Collator(DataCollatorForSeq2Seq):
+            def __call__(self, features, return_tensors=None):
+                batch = super().__call__(features, return_tensors)
+                useful.append(int((batch["labels"][:, 1:] >= 0).sum()))
+                padded.append(batch["labels"].numel())
+                return batch
+
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            options = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=chosen["batch"],
+                max_steps=chosen["steps"],
+                learning_rate=1e-4,
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+                dataloader_num_workers=0,
+                disable_tqdm=True,
+                logging_strategy="no",
+            )
+            tokenizer = model.tokenizer
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            collator = Collator(tokenizer, pad_to_multiple_of=8)
+            module = AutoModelForCausalLM.from_pretrained(self.pruned(), dtype=torch.float32)
+            Trainer(module, options, train_dataset=rows, data_collator=collator, callbacks=[Clock()]).train()
+        seconds = times[-1] - times[0]
+        total = sum(useful[1 : len(times)])
+        return {"rate": total / seconds, "useful": total, "seconds": seconds, "batch_tokens": round(mean(padded[1 : len(times)]))}
+
+    def jobs(self) -> dict[str, Callable[[], dict]]:
+        found = {"throughput": self.throughput, "dense": self.dense}
+        return found | {f"heal {name}": lambda name=name: self.arm(name) for name in self.settings["arms"]}
+
+
+def table(content: dict) -> str:
+    """The results in Markdown, from the JSON alone."""
+    pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
+    used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "accelerate", "peft"))
+    parts = [
+        f"# Healing\n\n{content['model']}, layers 12-17 of 30 removed and repaired by `sequential`, fp32; {machine['cpu']}, "
+        f"{machine['torch_threads']} threads, {used}, {content['date']}. Made by `make bench-healing`.",
+    ]
+    if found := pieces.get("throughput"):
+        parts += ["## Useful tokens per second on instruction data", _throughput(found)]
+    if "dense" in pieces and any(f"heal {name}" in pieces for name in settings["arms"]):
+        parts += [f"## {settings['train_tokens']:,} tokens of novels; perplexity of *Pride and Prejudice*", _arms(content)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _throughput(found: dict) -> str:
+    lines = ["| loop | tokens a batch | useful tokens per second, each turn |", "|---|--:|---|"]
+    for name, label in (("here", "`heal --method continued`"), ("trainer", "transformers Trainer, padded to the longest of a batch")):
+        rates = ", ".join(f"{turn[name]['rate']:.0f}" for turn in found["turns"])
+        lines.append(f"| {label} | {found['turns'][0][name]['batch_tokens']} | {rates} |")
+    met = "met" if found["ratio"] >= GOALS["throughput"] else "**missed**"
+    return "\n".join(lines) + f"\n\nRatio of the medians: {found['ratio']:.2f} (at least {GOALS['throughput']}: {met})."
+
+
+def _arms(content: dict) -> str:
+    pieces, dense = content["pieces"], content["pieces"]["dense"]
+    lines = ["| method | perplexity before | after | gap closed | minutes | tokens/s | peak memory, GiB |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for name in content["settings"]["arms"]:
+        if not (made := pieces.get(f"heal {name}")):
+            continue
+        first, last = made["curve"][0], made["curve"][-1]
+        closed, minutes = (first["nll"] - last["nll"]) / (first["nll"] - dense["nll"]), made["seconds"] / 60
+        met = "" if name == "control" else " (met)" if closed >= GOALS["closed"] and minutes <= GOALS["minutes"] else " (**missed**)"
+        lines.append(
+            f"| {name} | {first['value']:.2f} | {last['value']:.2f} | {closed:.0%}{met} | {minutes:.1f} | "
+            f"{made['tokens_per_second']:.0f} | {made['peak_memory_bytes'] / 2**30:.2f} |"
+        )
+    curves = ["| method | perplexity after so many tokens |", "|---|---|"]
+    for name in content["settings"]["arms"]:
+        if made := pieces.get(f"heal {name}"):
+            points = ", ".join(f"{row['tokens'] / 1000:.0f}k: {row['value']:.2f}" for row in made["curve"])
+            curves.append(f"| {name} | {points} |")
+    note = (
+        f"The unpruned model: {dense['value']:.2f}. The gap is that of the log-perplexities; to close at least {GOALS['closed']:.0%} of it "
+        f"within {GOALS['minutes']} minutes is the goal."
+    )
+    return "\n".join(lines) + f"\n\n{note}\n\n" + "\n".join(curves)
+
+
+def about(settings: dict) -> dict:
+    """What decides the results."""
+    return {
+        "model": demo_model().name,
+        "settings": settings,
+        "versions": versions() | {name: metadata.version(name) for name in ("accelerate", "peft")},
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, instructions beside it (%(default)s)")
+    parser.add_argument("--out", type=Path, help="the results; the table goes beside it (benchmarks/results/healing.json)")
+    parser.add_argument("--quick", action="store_true", help="a trial with few tokens; needs --out")
+    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, such as 'heal lora'")
+    parser.add_argument("--only", metavar="NAME", default="", help="only pieces whose name begins so")
+    parser.add_argument("--restart", action="store_true", help="begin anew")
+    parser.add_argument("--table", action="store_true", help="only remake the table from the results")
+    given = parser.parse_args()
+    if given.quick and not given.out:
+        parser.error("--quick needs --out FILE, so that the real results stay as they are")
+    out, settings = given.out or ROOT / "benchmarks/results/healing.json", QUICK if given.quick else FULL
+    if given.table:
+        print(write_atomic(out.with_suffix(".md"), table(json.loads(out.read_text()))))
+        return
+    if not (given.data.parent / "instruct/alpaca_format.jsonl").is_file():
+        raise UserError(f"no instruct/alpaca_format.jsonl beside {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
+    content = begun(out, about(settings), restart=given.restart)
+    folder = Path(tempfile.gettempdir()) / f"shallower-healing{'-quick' * given.quick}"
+    folder.mkdir(exist_ok=True)
+    with shown():
+        for name, make in Measuring(given.data, settings, folder).jobs().items():
+            wanted = name not in content["pieces"] or (given.again and name.startswith(given.again))
+            if wanted and name.startswith(given.only):
+                print(name, file=sys.stderr)
+                with others() as shared:
+                    made = make()
+                content["pieces"][name] = made | shared
+                save(out, content)
+                print(write_atomic(out.with_suffix(".md"), table(content)))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
