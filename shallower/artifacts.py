@@ -153,8 +153,9 @@ class Healing:
     """How a model was trained further; ``model`` is the one given, ``fingerprint`` that of the written one.
 
     ``rows`` holds step, tokens, loss (mean NLL in nats), lr, grad_norm, tokens_per_second (that bore a loss), seconds and now and
-    then ``eval``: per text nll, value (perplexity) and tokens; the first is before training. ``reloaded`` says how far the
-    logits of the reloaded files are from those of the trained model.
+    then ``eval``: per text nll, value (perplexity) and tokens; the first is before training. ``terms`` of a distillation are means
+    too; ``control`` holds the rows with ``eval`` of the unpruned model, trained the same. ``reloaded`` says how far the logits of
+    the reloaded files are from those of the trained model.
     """
 
     method: str
@@ -174,6 +175,8 @@ class Healing:
     seconds: float
     peak_memory_bytes: int
     dtype: str
+    teacher: str | None = None
+    control: list[dict[str, Any]] | None = None
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "healing"
     schema: int = 1

@@ -231,6 +231,18 @@ def _read_parquet(path: Path) -> str:
 
 
 def _dataset(name: str) -> Iterable[str]:
+    rows = open_dataset(name)
+    if "text" not in rows.column_names:
+        raise UserError(f"--dataset {name} has no column 'text' (it has {', '.join(rows.column_names)})")
+    return rows["text"]
+
+
+def open_dataset(name: str, *, streaming: bool = False):
+    """A data set of the Hub, or a folder that ``datasets`` reads, as ``NAME[:CONFIG[:SPLIT]]``; streaming reads only what is taken.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -238,11 +250,8 @@ def _dataset(name: str) -> Iterable[str]:
     parts = name.split(":")
     config, split = (parts[1] or None if len(parts) > 1 else None), (parts[2] if len(parts) > 2 else "train")
     try:
-        rows = load_dataset(parts[0], config, split=split)
+        return load_dataset(parts[0], config, split=split, streaming=streaming)
     except Exception as error:  # the library raises many kinds: offline, unknown, gated, script
         raise UserError(
             f"--dataset {name} cannot be loaded ({' '.join(str(error).split())[:160]}): check the name and the network"
         ) from error
-    if "text" not in rows.column_names:
-        raise UserError(f"--dataset {name} has no column 'text' (it has {', '.join(rows.column_names)})")
-    return rows["text"]

@@ -62,7 +62,7 @@ SaveDtype = Annotated[str | None, typer.Option("--save-dtype", help="store float
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="largest weight file")]
 PrunedOut = Annotated[Path, typer.Option("--out", help="folder for the pruned model; it appears only when complete")]
 HealMethod = Annotated[str, typer.Option("--method", help=HEALINGS)]
-Data = Annotated[list[str], typer.Option("--data", help="text or instructions to train on: .txt, .jsonl or .parquet; may be repeated")]
+Data = Annotated[list[str] | None, typer.Option("--data", help="text or instructions to train on: .txt, .jsonl, .parquet; repeatable")]
 TrainTokens = Annotated[str, typer.Option("--train-tokens", help="how long to train, repetitions counted, such as 500K or 20M")]
 BATCH = "tokens of the global batch; by default the method's, or less where the budget is small"
 TrainBatch = Annotated[int | None, typer.Option("--batch-tokens", help=BATCH)]
@@ -74,6 +74,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on from the last chec
 HealText = Annotated[list[str] | None, typer.Option("--eval-text", help="text to measure perplexity on before, meanwhile and after")]
 EvalSteps = Annotated[int | None, typer.Option("--eval-steps", help="measure every so many steps; by default ten times in all")]
 Halved = Annotated[bool, typer.Option("--gradient-checkpointing", help="less memory: each layer is computed twice")]
+Control = Annotated[bool, typer.Option("--control", help="train the unpruned model on the same tokens too, to see what the text gives")]
+KeepOptimizer = Annotated[bool, typer.Option("--keep-optimizer", help="leave the optimiser's state in the output")]
+OPTIMIZER = "a healed folder with the optimiser's state to begin with, also of before layers were removed"
+OptimizerFrom = Annotated[str | None, typer.Option("--optimizer-from", help=OPTIMIZER)]
+Track = Annotated[str | None, typer.Option("--track", help="also send the figures to tensorboard, trackio, wandb or another tracker")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="a method's own setting, key=value; may be repeated")]
 
 

@@ -1,5 +1,6 @@
 """Tables for people: what each verb prints on stdout when it is not asked for JSON."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,31 @@ def losses(found: Healing) -> tuple[float, float]:
     return sum(values[:part]) / part, sum(values[-part:]) / part
 
 
-def perplexities(found: Healing) -> dict[str, list[tuple[int, float]]]:
-    """Text -> (step, perplexity) wherever it was measured."""
-    measured = [(row["step"], row["eval"]) for row in found.rows if row.get("eval")]
+def perplexities(found: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
+    """Text -> (step, perplexity) wherever it was measured, of the healed model or of the control."""
+    rows = (found.control or ()) if control else found.rows
+    measured = [(row["step"], row["eval"]) for row in rows if row.get("eval")]
     names = measured[0][1] if measured else ()
     return {name: [(step, one[name]["value"]) for step, one in measured if name in one] for name in names}
+
+
+def gaps(found: Healing) -> dict[str, tuple[float, float]]:
+    """Text -> how much of the gap in log-perplexity to the unpruned model is closed: to it as it was, and to it trained the same."""
+    closed, control = {}, perplexities(found, control=True)
+    for name, values in perplexities(found).items():
+        if name in control:
+            (before, after), (plain, trained) = ([math.log(one[at][1]) for at in (0, -1)] for one in (values, control[name]))
+            if before > plain:
+                closed[name] = (before - after) / (before - plain), 1 - (after - trained) / (before - plain)
+    return closed
+
+
+def gap_closed(found: Healing, name: str) -> str:
+    """That in words; nothing where there is no control."""
+    if name not in gaps(found):
+        return ""
+    plain, trained = gaps(found)[name]
+    return f"{plain:.0%} of the gap to the unpruned model, {trained:.0%} of it when that is trained on the same tokens"
 
 
 def healing(found: Healing, out: Path | None = None) -> None:
@@ -153,6 +174,8 @@ def healing(found: Healing, out: Path | None = None) -> None:
         console.print(
             f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data['length']} tokens a segment)", soft_wrap=True
         )
+        if closed := gap_closed(found, name):
+            console.print(f"  {closed}", soft_wrap=True)
     console.print(
         f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}; "
         f"reloaded logits equal {found.reloaded['logits']}",

@@ -212,9 +212,10 @@ def compensate(
 
 def heal(
     model: opt.ModelArg,
-    data: opt.Data,
     train_tokens: opt.TrainTokens,
     out: opt.PrunedOut,
+    data: opt.Data = None,
+    dataset: opt.Dataset = None,
     method: opt.HealMethod = "lora",
     settings: opt.Settings = None,
     length: opt.Length = 512,
@@ -229,6 +230,10 @@ def heal(
     eval_steps: opt.EvalSteps = None,
     max_tokens: opt.MaxTokens = stages.EVAL_TOKENS,
     gradient_checkpointing: opt.Halved = False,
+    control: opt.Control = False,
+    keep_optimizer: opt.KeepOptimizer = False,
+    optimizer_from: opt.OptimizerFrom = None,
+    track: opt.Track = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     trust_remote_code: opt.Trust = False,
@@ -238,12 +243,17 @@ def heal(
     """Train what is left, on text or instructions, and write it as a plain checkpoint."""
     when = {"checkpoint_steps": checkpoint_steps, "checkpoint_minutes": checkpoint_minutes, "resume": resume}
     watched = {"eval_texts": tuple(eval_text or ()), "eval_steps": eval_steps, "eval_tokens": max_tokens}
+    kept = {"keep_optimizer": keep_optimizer, "optimizer_from": optimizer_from, "track": track}
     training = stages.Training(
-        length, seed, batch_tokens, micro_batch, lr, **when, **watched, gradient_checkpointing=gradient_checkpointing
+        *(length, seed, batch_tokens, micro_batch, lr),
+        **(when | watched | kept),
+        gradient_checkpointing=gradient_checkpointing,
+        control=control,
     )
     result = stages.heal(
         model,
-        data=data,
+        data=data or (),
+        dataset=dataset,
         train_tokens=train_tokens,
         out=out,
         method=method,

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
-OPTIONAL = {"datasets", "lm_eval", "peft", "pyarrow"}  # extras: imported where they are needed
+OPTIONAL = {"bitsandbytes", "datasets", "lm_eval", "peft", "pyarrow"}  # extras: imported where they are needed
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
@@ -23,14 +23,16 @@ ORDER = [
     "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
     "evaluation.grid evaluation.analytic evaluation.speed",
     "selection compensation._ridge compensation",
-    "training.__init__ training.schedule training.objective training.data training.checkpoints training.lion training.loop",
-    "healing._targets healing",
+    "training.__init__ training.schedule training.objective training.distillation training.data",
+    "training.checkpoints training.lion training.loop",
+    "healing._adapters healing._pretraining healing",
     "comparison.__init__ comparison.bootstrap comparison.runfolders comparison.merging comparison.comparing",
     "comparison.pareto comparison.page",
     "tables reporting.__init__",
     "reporting.drawing reporting.figures reporting.markup reporting.dossier reporting.findings",
     "reporting.sections reporting.measurements reporting.origins reporting.pages reporting.card",
-    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.healing stages.measuring stages.telling",
+    "runs repairs proof surgery planning stages.opening stages.quality stages.pruning stages.healed",
+    "stages.forebears stages.healing stages.measuring stages.telling",
     "stages.__init__ demo options verbs measuring cli __main__ __init__",
 ]
 RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}

@@ -12,7 +12,6 @@ our reconstruction; the last weights are kept, where the paper takes the best by
 Source: Shortened LLaMA (arXiv 2402.02834), LoRA (arXiv 2106.09685), through peft.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..training.schedule import Recipe
-from ._targets import targets
+from ._adapters import adapted, merged
 
 
 @dataclass(frozen=True)
@@ -40,32 +39,12 @@ def recipe(settings: Settings) -> Recipe:
 
 def prepare(module: nn.Module, layers: str, settings: Settings) -> Any:
     """Put adapters into the module; only they are trained. ``layers`` is the name of the stack."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("--method lora needs the package peft; pip install 'shallower[heal]'") from error
     if settings.rank < 1 or not 0 <= settings.dropout < 1 or settings.alpha <= 0:
         raise UserError(f"lora: {settings}: rank 1 or more, alpha above 0, dropout from 0 to below 1")
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets(module, layers, settings.targets),
-        use_rslora=settings.rslora,
-        use_dora=settings.dora,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it turns transposed matrices by itself
-        try:
-            return get_peft_model(module, config, autocast_adapter_dtype=False)
-        except ValueError as error:  # some modules of some models cannot take adapters
-            reason = str(error).partition(". ")[0]
-            raise UserError(f"lora: targets={settings.targets}: {reason}; name others, such as --set targets=q_proj+v_proj") from error
+    how = {"dropout": settings.dropout, "names": settings.targets, "rslora": settings.rslora, "dora": settings.dora}
+    return adapted(module, layers, rank=settings.rank, alpha=settings.alpha, **how)
 
 
 def finish(prepared: Any, folder: Path) -> None:
     """Keep the adapter, then merge it into the weights."""
-    prepared.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a form to fill in; the model has a card of its own
-    prepared.merge_and_unload()
+    merged(prepared, folder)

@@ -160,9 +160,19 @@ def learning(found: Healing, name: str = "healing") -> Drawing:
     wide = -(-len(rows) // 150)
     parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
     series = [("training", [part[-1]["step"] for part in parts], [sum(row["loss"] for row in part) / len(part) for part in parts])]
-    for text, values in perplexities(found).items():
-        series.append((text, [step for step, _ in values], [math.log(value) for _, value in values]))
+    for note, control in (("", False), (", unpruned", True)):
+        for text, values in perplexities(found, control).items():
+            series.append((text + note, [step for step, _ in values], [math.log(value) for _, value in values]))
     return curves(name, f"Loss while healing by {found.method}", series, x_label="step", y_label="nats per token")
+
+
+def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) -> Drawing:
+    """Perplexity of one text while several models heal, ``by`` tokens or seconds."""
+    series = []
+    for label, one in found:
+        rows = [row for row in one.rows if text in row.get("eval", {})]
+        series.append((label, [row.get(by, 0) for row in rows], [row["eval"][text]["value"] for row in rows]))
+    return curves(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
 
 
 def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Number], list[Number]]:

@@ -1,10 +1,11 @@
 """Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores
-from ..tables import layers, losses, millions, perplexities
+from ..tables import gap_closed, gaps, layers, losses, millions, perplexities
 from . import figures
 from .dossier import Dossier, Removal
 from .drawing import Drawing
@@ -132,7 +133,21 @@ def healing(page: Page) -> Markup | None:
     """How models were trained further, and the losses meanwhile."""
     caption = "Mean NLL of the next token: on what is trained on, and on texts that are not."
     parts = _each(page, "healing", caption, lambda found, number: figures.learning(found, numbered("healing", number)), _trained)
-    return section("Healing by training", *parts) if parts else None
+    return section("Healing by training", *_beside(page), *parts) if parts else None
+
+
+def _beside(page: Page) -> list[Markup]:
+    """All healed models in one figure, against tokens and against seconds, for every text that two of them were measured on."""
+    items = [(f"{item.record.method}, {Path(item.path).parent}", item.record) for item in page.dossier.of("healing")]
+    texts = dict.fromkeys(name for _, found in items for name in perplexities(found))
+    parts = []
+    for text in texts:
+        both = [(label, found) for label, found in items if text in perplexities(found)]
+        if len(both) > 1:
+            caption = f"Perplexity of {text} by what it cost."
+            drawn = [figures.progress(both, text, by, numbered(f"healing-{by}", len(parts) + 1)) for by in ("tokens", "seconds")]
+            parts.append(tag("div", *(page.figure(one, caption) for one in drawn), class_="pair"))
+    return parts
 
 
 def _each(page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawing], told: Callable[[Any], Markup]) -> list[Markup]:
@@ -147,8 +162,10 @@ def _each(page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawi
 def _trained(found: Healing) -> Markup:
     first, last = losses(found)
     measured = [(f"perplexity {name}", f"{one[0][1]:.2f} → {one[-1][1]:.2f}") for name, one in perplexities(found).items()]
+    measured += [(f"gap closed, {name}", gap_closed(found, name)) for name in gaps(found)]
     return facts(
         [
+            ("taught by", found.teacher),
             ("trained", f"{millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters"),
             ("on", f"{millions(found.train_tokens)} tokens of {found.data.get('source')}, {found.steps} steps"),
             ("training loss", f"{first:.4f} → {last:.4f} nats, first and last tenth of the steps"),

@@ -1,42 +1,38 @@
 """Training what is left: heal."""
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from .. import methods, ranks
-from ..anatomy.loading import FLOATS, Checkpoint, hub_of, open_checkpoint, parse_dtype, quiet
-from ..anatomy.model import SIDE_FILE, Model
-from ..anatomy.stack import dry_tokens
-from ..artifacts import Healing, dumps, load
+from ..anatomy.loading import parse_dtype
+from ..anatomy.model import Model
+from ..anatomy.stack import parameter_count
+from ..artifacts import Healing
 from ..errors import UserError
 from ..evaluation.perplexity import Protocol, Segments, evaluation_segments, perplexity_of
-from ..files import check_free, new_folder
+from ..files import check_free
 from ..memory import Peak
 from ..progress import say
-from ..proof import TOLERANCE
-from ..reporting.card import write_card
-from ..reporting.figures import learning
 from ..runs import load_weights
-from ..surgery import copy_side_files
-from ..tables import losses, millions
+from ..tables import millions
 from ..training.checkpoints import Keeper
 from ..training.data import Packed, packed, read_documents
-from ..training.loop import Run, train
+from ..training.distillation import Distillation, shared
+from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, count_of, fitted
+from .forebears import state_from, unpruned
+from .healed import write_healed
 from .opening import Compute, Source
 
 MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}  # run through the model at once, unless it is said otherwise
 EVAL_TOKENS = 20_000
-PROBE = (2, 32)
-CARRIED = ("compensation.json", "compensation.png")  # of the same model, as it was before
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,10 @@ class Training:
         eval_texts: files whose perplexity is measured before, after, and every ``eval_steps`` (None: ten times in all).
         eval_tokens: how much of the start of each.
         gradient_checkpointing: compute each layer twice rather than keep what is inside it.
+        control: train the unpruned model on the same tokens too, and tell its perplexities beside.
+        keep_optimizer: leave what the optimiser keeps in the output, for a training that goes on.
+        optimizer_from: a folder in which it was left; it may be of this model before layers were removed.
+        track: where the figures go besides: a tracker that accelerate knows, such as tensorboard, trackio or wandb.
     """
 
     length: int = 512
@@ -68,6 +68,10 @@ class Training:
     eval_steps: int | None = None
     eval_tokens: int | None = EVAL_TOKENS
     gradient_checkpointing: bool = False
+    control: bool = False
+    keep_optimizer: bool = False
+    optimizer_from: str | Path | None = None
+    track: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "micro_batch", "checkpoint_steps", "eval_steps"):
@@ -86,7 +90,8 @@ class Training:
 def heal(
     model: Source,
     *,
-    data: Sequence[str | Path],
+    data: Sequence[str | Path] = (),
+    dataset: str | None = None,
     train_tokens: int | str,
     out: str | Path,
     method: str = "lora",
@@ -99,6 +104,7 @@ def heal(
 
     Args:
         data: .txt, .jsonl or .parquet files: documents, or Alpaca-format examples (see ``training.data``).
+        dataset: instead of files, one of the Hub as ``NAME[:CONFIG[:SPLIT]]``, of which only as much is read as the budget needs.
         train_tokens: the budget, repetitions counted, such as ``20M``.
         method: a name from ``methods.names("healing")``; ``settings`` are its own.
         compute: its dtype is that of the products; weights and the optimiser's state are fp32.
@@ -107,10 +113,14 @@ def heal(
     """
     check_free(out, overwrite=overwrite)
     way, training, budget, out = methods.find("healing", method), training or Training(), count_of(train_tokens), Path(out)
-    own = methods.configure(way, settings or {})
-    opened, bf16 = _opened(model, compute or Compute(), out)
-    documents = read_documents(data, opened.tokenizer, opened.vocabulary)
+    own, compute = methods.configure(way, settings or {}), compute or Compute()
+    opened, bf16 = _opened(model, compute, out)
+    teacher = unpruned(opened, own.teacher, compute, "fp32" if _frozen(own) or not bf16 else "bf16") if hasattr(way, "teaching") else None
+    dense = unpruned(opened, getattr(own, "teacher", ""), compute, "fp32") if training.control else None
+    documents = read_documents(data, opened.tokenizer, opened.vocabulary, dataset=dataset, most=budget, seed=training.seed)
     texts = evaluation_segments(opened, training.eval_texts, None, _protocol(training)) if training.eval_texts else {}
+    if dense and not texts:
+        raise UserError("--control: the unpruned model is held against the healed one on --eval-text; give at least one file")
     load_weights(opened)
     apart = isolates(opened.module)
     sequences = packed(documents, training.length, training.seed, apart=apart)
@@ -118,10 +128,8 @@ def heal(
     schedule, changed = fitted(recipe, budget, sequences.about["length"], training.batch_tokens)
     if schedule.batch < ranks.size():
         raise UserError(f"a batch of {schedule.batch} sequences cannot be split among {ranks.size()} processes: raise --batch-tokens")
-    torch.manual_seed(training.seed)  # adapters start at random
-    prepared = way.prepare(opened.module, opened.outline.name, own)
-    if training.gradient_checkpointing:
-        opened.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tracker = tracker_of(training.track, out)
+    earlier, state = state_from(training.optimizer_from, opened, schedule.recipe)
     key = {
         "method": method,
         "settings": vars(own),
@@ -130,10 +138,19 @@ def heal(
         "steps": schedule.steps,
     }
     key |= {"recipe": asdict(schedule.recipe), "batch": schedule.batch, "length": schedule.length, "seed": training.seed, "bf16": bf16}
-    run = _run(opened, sequences, schedule, training, Keeper(out, key), apart=apart, bf16=bf16)
-    run.watch = _watcher(opened, texts, run.micro, bf16)
-    _announce(opened, run, changed)
-    with run.keeper.claimed(resume=training.resume):
+    key |= {"teacher": teacher.record.fingerprint} if teacher else {}
+    key |= {"optimizer": earlier} if earlier else {}
+    common = Common(sequences, schedule, training, texts, apart=apart, bf16=bf16)
+    keeper = Keeper(out, key)
+    with keeper.claimed(resume=training.resume):
+        control = None
+        if dense:
+            opened.unload()
+            control = _control(dense, way, own, common, keeper, Keeper(out.with_name(f"{out.name}.control"), key | {"control": True}))
+            load_weights(opened)
+        prepared, run = _prepared(opened, way, own, common, keeper, teacher)
+        run.state, run.tracker = state, tracker
+        _announce(opened, run, changed, teacher)
         with Peak(opened.device) as peak:
             trained = train(run)
         result = Healing(
@@ -154,11 +171,67 @@ def heal(
             seconds=trained.seconds,
             peak_memory_bytes=peak.bytes,
             dtype="bfloat16" if bf16 else "float32",
+            teacher=teacher.record.source if teacher else None,
+            control=control,
         )
+        run.objective = teacher = None  # the teacher's memory, and weights that it shares
         if ranks.rank() == 0:
-            result = _written(opened, result, lambda folder: way.finish(prepared, folder), out, overwrite=overwrite)
+            kept = trained.state if training.keep_optimizer else None
+            result = write_healed(opened, result, lambda folder: way.finish(prepared, folder), out, state=kept, overwrite=overwrite)
         result = ranks.gathered(result)[0]
     return result
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the training of the pruned model and of the unpruned one beside it share."""
+
+    data: Packed
+    schedule: Schedule
+    training: Training
+    texts: dict[str, Segments]
+    apart: bool
+    bf16: bool
+
+
+def _frozen(own: Any) -> bool:
+    """Whether weights stay as they are, so that a teacher can share them."""
+    return bool(own.rank or own.last_layers)
+
+
+def _prepared(model: Model, way: ModuleType, own: Any, common: Common, keeper: Keeper, teacher: Model | None = None) -> tuple[Any, Run]:
+    """What the method needs to finish, and the run."""
+    torch.manual_seed(common.training.seed)  # adapters start at random
+    prepared = way.prepare(model.module, model.outline.name, own)
+    if common.training.gradient_checkpointing:
+        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    plain = objective = Objective(model.module)
+    if teacher:
+        load_weights(teacher)
+        same = shared(model, teacher) if _frozen(own) else 0
+        every = parameter_count(teacher.module)
+        say(f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(every)} parameters with the student")
+        objective = Distillation(model, teacher, way.teaching(own))
+    run = _run(model, objective, common, keeper)
+    run.watch = _watcher(model, plain, common.texts, run.micro, common.bf16)
+    return prepared, run
+
+
+def _control(dense: Model, way: ModuleType, own: Any, common: Common, keeper: Keeper, beside: Keeper) -> list[dict[str, Any]]:
+    """The unpruned model trained on the same tokens, in the same way: the rows with its perplexities; the model itself is not kept."""
+    if rows := keeper.told("control"):
+        return rows
+    if hasattr(way, "teaching"):  # nobody teaches the teacher
+        way = methods.find("healing", "continued")
+        own = methods.configure(way, {name: str(getattr(own, name)) for name in methods.setting_names(way)})
+    say("the unpruned model first, as the control for what the text alone gives")
+    with beside.claimed(resume=True):
+        load_weights(dense)
+        _, run = _prepared(dense, way, own, common, beside)
+        rows = [row for row in train(run).rows if "eval" in row]
+        keeper.tell("control", rows)
+    dense.unload()
+    return rows
 
 
 def _opened(source: Source, compute: Compute, out: Path) -> tuple[Model, bool]:
@@ -183,18 +256,18 @@ def _protocol(training: Training) -> Protocol:
     return Protocol(length=training.length, max_tokens=max(most, training.length) if most else None)
 
 
-def _run(model: Model, data: Packed, schedule: Schedule, training: Training, keeper: Keeper, *, apart: bool, bf16: bool) -> Run:
-    kind = "cuda" if model.device.startswith("cuda") else "cpu"
+def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> Run:
+    kind, schedule, training = "cuda" if model.device.startswith("cuda") else "cpu", common.schedule, common.training
     return Run(
-        model=model.module,
-        data=data,
+        objective=objective,
+        data=common.data,
         schedule=schedule,
         keeper=keeper,
         device=model.device,
-        apart=apart,
+        apart=common.apart,
         micro=min(training.micro_batch or max(1, MICRO_TOKENS[kind] // schedule.length), schedule.batch),
         seed=training.seed,
-        bf16=bf16,
+        bf16=common.bf16,
         checkpoint_steps=training.checkpoint_steps,
         checkpoint_minutes=training.checkpoint_minutes,
         watch_steps=training.eval_steps or max(1, schedule.steps // 10),
@@ -205,13 +278,17 @@ def _trained(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
 
 
-def _announce(model: Model, run: Run, changed: list[str]) -> None:
+def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None) -> None:
     """The plan, on stderr, before the first step."""
-    every, trained = sum(parameter.numel() for parameter in model.module.parameters()), _trained(model)
+    every, trained = parameter_count(model.module), sum(parameter.numel() for parameter in run.trained.values())
     schedule, about = run.schedule, run.data.about
-    moments = 2 if schedule.recipe.optimizer == "adamw" else 1
-    needed = (4 * every + 4 * (1 + moments) * trained) / 2**30
-    say(f"trains {millions(trained)} of {millions(every)} parameters; {needed:.2f} GiB for weights, gradients, optimiser, plus activations")
+    moments = {"adamw": 8, "lion": 4, "adamw8bit": 2}[schedule.recipe.optimizer]
+    needed, what = 4 * every + (4 + moments) * trained, "weights, gradients, optimiser"
+    if teacher:
+        own = {parameter.data_ptr() for parameter in model.module.parameters()}
+        needed += sum(one.numel() * one.element_size() for one in teacher.module.parameters() if one.data_ptr() not in own)
+        what += ", teacher"
+    say(f"trains {millions(trained)} of {millions(every)} parameters; {needed / 2**30:.2f} GiB for {what}, plus activations")
     kind = "examples" if about["kind"] == "instructions" else "documents"
     passes = schedule.steps * schedule.batch / about["sequences"]
     say(
@@ -229,12 +306,12 @@ def _announce(model: Model, run: Run, changed: list[str]) -> None:
         )
 
 
-def _watcher(model: Model, texts: dict[str, Segments], micro: int, bf16: bool) -> Callable[[int], dict[str, Any]]:
+def _watcher(model: Model, objective: Objective, texts: dict[str, Segments], micro: int, bf16: bool) -> Callable[[int], dict[str, Any]]:
     """step -> perplexity of every text, each process taking a share of the segments."""
 
     @torch.no_grad()
     def watch(step: int) -> dict[str, Any]:
-        found, objective = {}, Objective(model.module) if texts else None
+        found: dict[str, Any] = {}
         model.module.eval()
         for name, segments in texts.items():
             total, count = torch.zeros(2, dtype=torch.float64)
@@ -242,7 +319,7 @@ def _watcher(model: Model, texts: dict[str, Segments], micro: int, bf16: bool) -
             for rows in mine.split(micro):
                 bearing = torch.ones_like(rows, dtype=torch.bool)
                 with torch.autocast(torch.device(model.device).type, torch.bfloat16, enabled=bf16):
-                    total += objective(rows.to(model.device), None, bearing.to(model.device)).double().cpu()
+                    total += objective(rows.to(model.device), None, bearing.to(model.device))[0].double().cpu()
                 count += rows[:, 1:].numel()
             nll = float(ranks.added(total)) / float(ranks.added(count))
             found[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
@@ -250,71 +327,3 @@ def _watcher(model: Model, texts: dict[str, Segments], micro: int, bf16: bool) -
         return {"eval": found} if found else {}
 
     return watch
-
-
-def _written(model: Model, result: Healing, finish: Callable[[Path], None], out: Path, *, overwrite: bool) -> Healing:
-    """Write the model, reload it, and put what is known of it beside it."""
-    checkpoint, module = model.checkpoint, model.module
-    with new_folder(out, overwrite=overwrite) as folder:
-        finish(folder)
-        module.requires_grad_(False).eval()
-        kind = _stored(checkpoint)
-        for tensor in module.parameters():
-            tensor.data = tensor.data.to(kind)
-        with quiet():
-            module.save_pretrained(folder)
-        copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
-        shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
-        for path in folder.rglob("*.safetensors"):  # written for the owner's eyes only
-            path.chmod((folder / "config.json").stat().st_mode)
-        for name in CARRIED:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
-        written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
-        result = replace(result, fingerprint=written.fingerprint, reloaded=_reloaded(model, written))
-        (folder / "healing.json").write_text(dumps(result), encoding="utf-8")
-        (folder / "healing.png").write_bytes(learning(result).png())
-        _carry(checkpoint, result, folder, out)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.rows), encoding="utf-8")
-    return result
-
-
-def _stored(checkpoint: Checkpoint) -> torch.dtype:
-    """What most of the model's weights are stored in."""
-    sizes: dict[torch.dtype, int] = {}
-    for entry in checkpoint.tensors.values():
-        if entry.dtype in FLOATS:
-            sizes[FLOATS[entry.dtype]] = sizes.get(FLOATS[entry.dtype], 0) + entry.count
-    return max(sizes, key=sizes.get, default=torch.float32)
-
-
-@torch.no_grad()
-def _reloaded(model: Model, written: Checkpoint) -> dict[str, Any]:
-    """How far the logits of the written files, loaded the ordinary way, are from those of the trained model.
-
-    Raises:
-        UserError: further than its dtype explains, or weights are missing; nothing is kept.
-    """
-    tokens = dry_tokens(model.vocabulary, *PROBE).to(model.device)
-    wanted = model.module(input_ids=tokens, use_cache=False).logits
-    got = written.load(device=model.device)(input_ids=tokens, use_cache=False).logits
-    difference = float((wanted.float() - got.float()).abs().max() / wanted.float().abs().max())
-    allowed = TOLERANCE.get(got.dtype, 1e-4)
-    if not difference <= allowed:
-        raise UserError(f"the written model is not the trained one (logits differ by {difference:.2g} of the largest): nothing was kept")
-    exact = torch.equal(wanted, got)
-    return {"logits": "bit for bit" if exact else f"within {allowed:g} of the largest logit", "difference": difference}
-
-
-def _carry(checkpoint: Checkpoint, result: Healing, folder: Path, out: Path) -> None:
-    """Carry ``shallower.json`` on, if the model was pruned, and make its card anew."""
-    side = checkpoint.folder / SIDE_FILE
-    if not side.is_file():
-        return
-    pruned, (first, last) = load(side, "pruned"), losses(result)
-    told = {"method": result.method, "settings": result.settings, "source": result.data["source"], "hash": result.data["hash"]}
-    told |= {"train_tokens": result.train_tokens, "steps": result.steps, "loss": {"first": first, "last": last}}
-    told["reloaded"] = result.reloaded["logits"]
-    pruned = replace(pruned, fingerprint=result.fingerprint, healing=[*pruned.healing, told])
-    (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
-    write_card(folder, pruned, out.resolve().name, source=checkpoint.folder, hub_id=hub_of(pruned.plan.model.source))

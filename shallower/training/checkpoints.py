@@ -27,6 +27,7 @@ from ..progress import say
 
 KEPT = 2
 WEIGHT, STATE = "weight:", "state:"
+Trained = dict[str, nn.Parameter]  # by name
 
 
 class Keeper:
@@ -69,7 +70,7 @@ class Keeper:
             raise
         finally:
             if lock is not None:
-                if not list(self.folder.glob("step-*.safetensors")):
+                if not [*self.folder.glob("step-*.safetensors"), *self.folder.glob("control.json")]:
                     shutil.rmtree(self.folder, ignore_errors=True)
                 lock.close()
 
@@ -83,7 +84,7 @@ class Keeper:
         return lock
 
     def _check(self, resume: bool) -> None:
-        if not self.steps():
+        if not self.steps() and not self.told("control"):
             return
         if not resume:
             raise UserError(f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove them to start anew")
@@ -104,7 +105,7 @@ class Keeper:
         found = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
         return dict(sorted(found.items()))
 
-    def keep(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, seconds: float) -> None:
+    def keep(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer, seconds: float) -> None:
         """Write what training has reached after ``step`` steps; older checkpoints but the last go.
 
         Raises:
@@ -115,25 +116,24 @@ class Keeper:
             beside = self.folder / f".{target.name}"
             try:
                 with disk_errors(target, f"; the checkpoints in {self.folder} stay, and --resume goes on from there"):
-                    _write(_tensors(model, optimizer), beside, {"step": str(step), "seconds": repr(seconds)})
+                    write_tensors(_tensors(trained, optimizer), beside, {"step": str(step), "seconds": repr(seconds)})
                     os.replace(beside, target)
             finally:
                 beside.unlink(missing_ok=True)
             for path in list(self.steps().values())[:-KEPT]:
                 path.unlink(missing_ok=True)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    def restore(self, trained: Trained, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
         """Put the last readable checkpoint back: (its step, seconds spent on it); (0, 0.0) where there is none."""
         step, seconds = 0, 0.0
         for number, path in reversed(self.steps().items()):
             try:
-                with safe_open(path, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    seconds = float(file.metadata()["seconds"])
+                tensors, header = read_tensors(path)
+                seconds = float(header["seconds"])
             except (SafetensorError, OSError, KeyError, ValueError):
                 say(f"{path} cannot be read: the one before is tried")
                 continue
-            _restore(tensors, model, optimizer)
+            _restore(tensors, trained, optimizer)
             step = number
             break
         ranks.gathered(None)
@@ -153,6 +153,17 @@ class Keeper:
         if ranks.rank() == 0:
             with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def tell(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Keep further figures for a second start."""
+        if ranks.rank() == 0:
+            write_atomic(self.folder / f"{name}.json", json.dumps(rows))
+        ranks.gathered(None)
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        """What ``tell`` kept, or nothing."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in _lines(self.metrics)]
@@ -176,28 +187,47 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{") and line.endswith("}")]
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser keeps of every parameter, as ``state:KEY:PARAMETER``; numbers become tensors."""
     found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found[WEIGHT + name] = parameter.detach()
-            state = optimizer.state.get(parameter, {})
-            found |= {f"{STATE}{key}:{name}": value for key, value in state.items() if isinstance(value, Tensor)}
+    for name, parameter in trained.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor | int | float):
+                found[f"{STATE}{key}:{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return found
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(tensors[WEIGHT + name])
+def put_state(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.optim.Optimizer) -> int:
+    """Give the optimiser back what it kept; of parameters that are not trained nothing. Returns of how many it had something."""
+    known = set()
     for label, tensor in tensors.items():
         if label.startswith(STATE):
             key, _, name = label.removeprefix(STATE).partition(":")
-            optimizer.state[named[name]][key] = tensor.to(named[name].device, copy=True)
+            if name in trained:
+                number = tensor.dtype == torch.int64 and not tensor.dim()  # a count that was no tensor
+                optimizer.state[trained[name]][key] = int(tensor) if number else tensor.to(trained[name].device, copy=True)
+                known.add(name)
+    return len(known)
 
 
-def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {WEIGHT + name: parameter.detach() for name, parameter in trained.items()} | state_of(trained, optimizer)
+
+
+def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[WEIGHT + name])
+    put_state(tensors, trained, optimizer)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, header) of a checkpoint or of a kept state of an optimiser."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
     try:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, header)
     except SafetensorError as error:  # it wraps what the disk said

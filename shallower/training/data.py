@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..calibration import bos_rule, encode
+from ..calibration import bos_rule, encode, open_dataset
 from ..errors import UserError
 from ..files import parse_json
 
+BUFFER = 10_000  # rows of a streamed data set that are shuffled together
 CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 WITH_INPUT = (
@@ -48,9 +49,12 @@ class Documents:
 
 @dataclass(frozen=True)
 class Packed:
-    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted)."""
+    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted).
 
-    tokens: Int[Tensor, "sequence place"]
+    Nine bytes a token: a billion tokens need 9 GB of memory.
+    """
+
+    tokens: Int[Tensor, "sequence place"]  # int32
     positions: Int[Tensor, "sequence place"]
     bearing: Bool[Tensor, "sequence place"]
     seed: int
@@ -64,36 +68,55 @@ class Packed:
         return [int(orders[number // count][number % count]) for number in numbers]
 
 
-def read_documents(paths: Sequence[str | Path], tokenizer, vocabulary: int) -> Documents:
+def read_documents(
+    paths: Sequence[str | Path], tokenizer, vocabulary: int, *, dataset: str | None = None, most: int | None = None, seed: int = 0
+) -> Documents:
     """Documents of .txt (the whole file), .jsonl and .parquet (field ``text``), or examples (``instruction``, ``input``, ``output``).
 
+    Args:
+        dataset: a data set for ``datasets``, ``NAME[:CONFIG[:SPLIT]]``, instead of files. It is streamed, shuffled by ``seed`` within a
+            buffer, and read only until there are ``most`` tokens.
     Raises:
         UserError: no such file, another kind, nothing in it, a field that is missing (with its line), both kinds mixed, or
             a tokenizer that gives ids which the model does not have.
     """
-    if not paths:
-        raise UserError("--data: give at least one .txt, .jsonl or .parquet file to train on")
-    rows = [(where, row) for path in paths for where, row in _rows(Path(path))]
-    if not rows:
-        raise UserError(f"--data {', '.join(map(str, paths))}: nothing in it; give text to train on")
-    instructions = "instruction" in rows[0][1]
-    end, ids, prompts = tokenizer.eos_token_id, [], []
+    if bool(paths) == bool(dataset):
+        raise UserError("--data: give .txt, .jsonl or .parquet files to train on, or a --dataset, and not both")
+    source = f"--dataset {dataset}" if dataset else f"--data {', '.join(map(str, paths))}"
+    rows = _streamed(dataset, seed) if dataset else ((where, row) for path in paths for where, row in _rows(Path(path)))
+    end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
     front = [tokenizer.bos_token_id] if bos_rule("auto", tokenizer, every=True) == "every" else []
     back = [end] if end is not None else encode(tokenizer, "\n\n")
     for where, row in rows:
+        instructions = "instruction" in row if instructions is None else instructions
         before, text = _example(where, row) if instructions else ("", _text(where, row, "text"))
         prompt = front + (encode(tokenizer, before) if before else [])
         if text.strip():
             ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
             prompts.append(len(prompt) if instructions else 0)
+            count += len(ids[-1])
+        if dataset and most and count >= most:
+            break
     if not ids:
-        raise UserError(f"--data {', '.join(map(str, paths))}: only empty texts; give text to train on")
+        raise UserError(f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on")
     largest = max(int(one.max()) for one in ids)
     if largest >= vocabulary:
         raise UserError(
-            f"the tokenizer gives the token {largest} on --data, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
+            f"the tokenizer gives the token {largest} on {source.split()[0]}, the model knows 0 to {vocabulary - 1}: "
+            "is it another model's tokenizer?"
         )
-    return Documents(ids, prompts, instructions, ", ".join(Path(path).name for path in paths), end)
+    return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
+
+
+def _streamed(name: str, seed: int) -> Iterator[tuple[str, dict]]:
+    """Rows of a data set in an order that the seed decides, read as they are needed."""
+    rows = open_dataset(name, streaming=True).shuffle(seed=seed, buffer_size=BUFFER)
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{name}: row {number}", row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -177,16 +200,17 @@ def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
 
 
 def _stream(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ids = np.concatenate([found.ids[index] for index in order]).astype(np.int64)
-    places = np.concatenate([np.arange(len(found.ids[index])) for index in order])
+    ids = np.concatenate([found.ids[index] for index in order])
+    places = np.concatenate([np.arange(len(found.ids[index]), dtype=np.int32) for index in order])
     count = len(ids) // length
     if not count:
         raise UserError(
             f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text or lower --length"
         )
     ids, places = (array[: count * length].reshape(count, length) for array in (ids, places))
-    begins = np.where(places == 0, np.arange(length)[None], 0)  # where the document at hand starts within its row
-    positions = np.arange(length)[None] - np.maximum.accumulate(begins, axis=1)
+    within = np.arange(length, dtype=np.int32)[None]
+    begins = np.where(places == 0, within, 0)  # where the document at hand starts within its row
+    positions = within - np.maximum.accumulate(begins, axis=1)
     bearing = positions > 0
     return ids, positions, bearing
 
@@ -207,8 +231,8 @@ def _examples(found: Documents, order: list[int], length: int, apart: bool) -> t
             room = width
         rows[-1].append(index)
         room -= size
-    ids = np.full((len(rows), width), found.end or 0, dtype=np.int64)
-    positions, bearing = np.full((len(rows), width), -1), np.zeros((len(rows), width), dtype=bool)
+    ids = np.full((len(rows), width), found.end or 0, dtype=np.int32)
+    positions, bearing = np.full((len(rows), width), -1, dtype=np.int32), np.zeros((len(rows), width), dtype=bool)
     for row, members in enumerate(rows):
         start = 0
         for index in members:

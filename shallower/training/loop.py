@@ -8,20 +8,22 @@ are computed. The step alone decides data and dropout.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import UserError
 from ..progress import Meter, meter, say
-from .checkpoints import Keeper
+from .checkpoints import Keeper, put_state, state_of
 from .data import Packed
 from .lion import Lion
 from .objective import Objective
@@ -37,15 +39,17 @@ class Run:
     """What is trained on what, and what happens on the way.
 
     Attributes:
-        model: the module, in fp32, with ``requires_grad`` on what is trained.
+        objective: the loss of a module in fp32, with ``requires_grad`` on what is trained.
         apart: positions are given to the model, so that documents in a row are kept apart.
         micro: sequences per forward pass and process.
         bf16: products in bf16.
         checkpoint_steps, checkpoint_minutes: when a checkpoint is due.
         watch: step -> further figures, every ``watch_steps`` steps and at both ends.
+        state: what an optimiser has kept in an earlier training, to begin with.
+        tracker: where the figures go beside ``metrics.jsonl``: a name that accelerate knows, and a folder for what lies in files.
     """
 
-    model: nn.Module
+    objective: Objective
     data: Packed
     schedule: Schedule
     keeper: Keeper
@@ -58,56 +62,106 @@ class Run:
     checkpoint_minutes: float = 10.0
     watch: Callable[[int], dict[str, Any]] = field(default=lambda step: {})
     watch_steps: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    tracker: tuple[str, Path] | None = None
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All that is trained, by name: the model's, and what the objective learns along."""
+        return {name: parameter for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), tokens that bore a loss per second."""
+class Outcome:
+    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), and what the optimiser keeps at the end."""
 
     rows: list[dict[str, Any]]
     seconds: float
+    state: dict[str, Tensor]
 
 
-def train(run: Run) -> Trained:
+def train(run: Run) -> Outcome:
     """Train to the end of the schedule, from the last checkpoint on where there is one.
 
     Raises:
         UserError: the loss is not finite, or diverges; the last good checkpoint is kept.
     """
-    accelerator = _accelerator(run)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(run.model, run.schedule.recipe)
-    step, before = run.keeper.restore(run.model, optimizer)
-    objective = Objective(run.model)
-    if not objective.chunked:
+    accelerator, trained = _accelerator(run), run.trained
+    optimizer = _optimizer(list(trained.values()), run.schedule.recipe)
+    put_state(run.state, trained, optimizer)
+    step, before = run.keeper.restore(trained, optimizer)
+    if not run.objective.chunked:
         say("the model has no plain linear head behind its decoder: its logits are held whole")
-    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    prepared, optimizer = accelerator.prepare(run.objective, optimizer)
     started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
-    if not step:
-        run.keeper.note({"step": 0, "tokens": 0, **run.watch(0)})
-    with meter("training", run.schedule.steps, step) as shown:
+    with meter("training", run.schedule.steps, step) as shown, _tracked(run, accelerator) as note:
+        if not step:
+            note({"step": 0, "tokens": 0, **run.watch(0)})
         while step < run.schedule.steps:
             begun = time.monotonic()
-            loss, bearing, norm = _step(run, accelerator, prepared, optimizer, parameters, step)
-            recent.check(step + 1, loss, norm)
+            told, bearing, norm = _step(run, accelerator, prepared, optimizer, step)
+            recent.check(step + 1, told[0], norm)
             step += 1
             took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
-            row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": loss, "lr": rate}
+            row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": told[0], "lr": rate}
             row |= {"grad_norm": norm, "tokens_per_second": bearing / took, "seconds": before + time.monotonic() - started}
+            row |= {"terms": dict(zip(run.objective.terms[1:], told[1:], strict=True))} if len(told) > 1 else {}
             if step == run.schedule.steps or (run.watch_steps and step % run.watch_steps == 0):
                 row |= run.watch(step)
-            run.keeper.note(row)
+            note(row)
             _tell(shown, row, step)
             if step < run.schedule.steps and _due(run, step, saved):
-                run.keeper.keep(step, run.model, _inner(optimizer), row["seconds"])
+                run.keeper.keep(step, trained, _inner(optimizer), row["seconds"])
                 saved = time.monotonic()
-    return Trained(run.keeper.rows(), before + time.monotonic() - started)
+    return Outcome(run.keeper.rows(), before + time.monotonic() - started, state_of(trained, _inner(optimizer)))
 
 
-def _step(
-    run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, parameters: list[Tensor], step: int
-) -> tuple[float, int, float]:
-    """One step; returns the mean loss, the tokens that bore one, and the gradient's norm before it was clipped.
+@contextmanager
+def _tracked(run: Run, accelerator: Accelerator) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Where a row of figures goes: ``metrics.jsonl``, and the tracker if there is one."""
+    if run.tracker:
+        accelerator.init_trackers("shallower", config=_flat({"recipe": vars(run.schedule.recipe), "data": run.data.about}))
+
+    def note(row: dict[str, Any]) -> None:
+        run.keeper.note(row)
+        if run.tracker:
+            accelerator.log(_flat(row), step=row["step"])
+
+    try:
+        yield note
+    finally:
+        if run.tracker:
+            accelerator.end_training()
+
+
+def tracker_of(name: str | None, out: Path) -> tuple[str, Path] | None:
+    """The tracker of that name; what it keeps in files lies beside the output.
+
+    Raises:
+        UserError: accelerate does not know it, or its package is missing.
+    """
+    if name is None:
+        return None
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(f"--track {name}: known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    if name not in [str(one) for one in get_available_trackers()]:
+        raise UserError(f"--track {name} needs its package; pip install {name}")
+    return name, out.with_name(f"{out.name}-logs")
+
+
+def _flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Names joined by slashes -> numbers and texts."""
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}/")
+        else:
+            found[before + name] = value if isinstance(value, int | float | str) else str(value)
+    return found
+
+
+def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, step: int) -> tuple[list[float], int, float]:
+    """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm before it was clipped.
 
     Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
     """
@@ -117,7 +171,7 @@ def _step(
     bearing = int(ranks.added(run.data.bearing[mine].sum()))
     while True:
         try:
-            loss = _gradients(run, accelerator, objective, mine, (step, bearing))
+            sums = _gradients(run, accelerator, objective, mine, (step, bearing))
             break
         except torch.OutOfMemoryError:
             if run.micro == 1 or ranks.size() > 1:
@@ -126,27 +180,27 @@ def _step(
             say(f"out of memory: from now on {run.micro} sequences at once")
             optimizer.zero_grad()
             torch.cuda.empty_cache()
-    norm = float(accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip))
-    loss = float(ranks.added(loss.double().cpu())) / bearing
-    if math.isfinite(loss) and math.isfinite(norm):
+    norm = float(accelerator.clip_grad_norm_(run.trained.values(), run.schedule.recipe.clip))
+    told = (ranks.added(sums.double().cpu()) / bearing).tolist()
+    if math.isfinite(told[0]) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
-    return loss, bearing, norm
+    return told, bearing, norm
 
 
 def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: list[int], where: tuple[int, int]) -> Tensor:
-    """Sum the gradients of this process's sequences, and return the sum of its losses."""
+    """Sum the gradients of this process's sequences, and return the sums of what the objective tells."""
     step, bearing = where
-    run.model.train()
+    run.objective.train()
     torch.manual_seed(((run.seed * 1_000_003 + step) * 1009 + ranks.rank()) % 2**63)  # dropout, by step and process
-    total = torch.zeros((), device=run.device)
+    total = torch.zeros(len(run.objective.terms), device=run.device)
     pieces = [mine[start : start + run.micro] for start in range(0, len(mine), run.micro)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         with nullcontext() if last else accelerator.no_sync(objective):
-            loss = objective(*inputs(run.data, piece, run.apart, run.device))
+            loss, told = objective(*inputs(run.data, piece, run.apart, run.device))
             accelerator.backward(loss * (ranks.size() / bearing))  # processes are averaged
-        total += loss.detach()
+        total += told
     return total
 
 
@@ -154,6 +208,7 @@ def inputs(data: Packed, numbers: Iterable[int], apart: bool, device: str) -> tu
     """What the objective takes of some sequences; positions only where a document begins within a row."""
     numbers = list(numbers)
     tokens, positions, bearing = (part[numbers].to(device) for part in (data.tokens, data.positions, data.bearing))
+    tokens, positions = tokens.long(), positions.long()
     several = apart and bool((positions[:, 1:] == 0).any())
     return tokens, positions if several else None, bearing
 
@@ -162,6 +217,8 @@ def _accelerator(run: Run) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may have had other settings
     accelerator = Accelerator(
         cpu=not run.device.startswith("cuda"),
+        log_with=run.tracker and run.tracker[0],
+        project_dir=run.tracker and str(run.tracker[1]),
         device_placement=False,
         mixed_precision="bf16" if run.bf16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
@@ -171,8 +228,7 @@ def _accelerator(run: Run) -> Accelerator:
     return accelerator
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     groups = [
         {"params": [one for one in trained if one.dim() >= 2], "weight_decay": recipe.weight_decay},
         {"params": [one for one in trained if one.dim() < 2], "weight_decay": 0.0},
@@ -180,6 +236,12 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "lion":
         return Lion(groups, lr=recipe.lr, betas=recipe.betas)
+    if recipe.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("optimizer=adamw8bit needs the package bitsandbytes and a GPU; pip install 'shallower[8bit]'") from error
+        return AdamW8bit(groups, lr=recipe.lr, betas=recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 

@@ -1,5 +1,8 @@
 """The loss of next-token prediction without ever holding all logits: only places that bear a loss, a chunk at a time."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -9,53 +12,124 @@ CHUNK_BYTES = 64 << 20  # of fp32 logits that exist at once
 EXACT = 1e-4  # of the largest logit: how far decoder and head by hand may be from the model's own logits
 
 
+@dataclass(frozen=True)
+class Soft:
+    """How a student's logits are drawn to its teacher's.
+
+    Attributes:
+        nll, kl: weights of the two terms.
+        temperature: T divides both logits; the term is T² KL(teacher || student), so that its gradients keep their size.
+        top_k: only the teacher's largest logits count, made a distribution of their own; 0: all.
+    """
+
+    nll: float = 1.0
+    kl: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+
+
+class Head(NamedTuple):
+    """The last hidden states of some places and the plain product that makes logits of them."""
+
+    hidden: Float[Tensor, "kept width"]
+    weight: Float[Tensor, "vocabulary width"]
+    bias: Float[Tensor, "vocabulary"] | None
+
+    def logits(self, places: slice) -> Float[Tensor, "some vocabulary"]:
+        bias = None if self.bias is None else self.bias.to(self.hidden.dtype)
+        return linear(self.hidden[places], self.weight.to(self.hidden.dtype), bias).float()
+
+
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of the cross entropies of ``hidden @ weight.T + bias`` in nats; gradients are made in the forward pass.
+    """Sums over places in nats: (loss, NLL, KL to the teacher) of the logits ``hidden @ weight.T + bias``; gradients are made forward.
 
     A chunk of places at a time: its logits, their softmax and its share of the gradients exist only while it is worked on,
-    so the memory does not grow with places times vocabulary. The head is multiplied three times, as without chunks.
+    so the memory does not grow with places times vocabulary. The head is multiplied three times, as without chunks. Without a
+    teacher the loss is the NLL. The two parts are for telling only and have no gradients.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: Head | None, soft: Soft | None):
         with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
-            needed = ctx.needs_input_grad
-            matrix, offset = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+            needed, own = ctx.needs_input_grad, Head(hidden, weight, bias)
+            matrix = weight.to(hidden.dtype)
             grads = [torch.empty_like(hidden) if needed[0] else None]
             grads += [torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None]
             grads += [torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None]
-            total = hidden.new_zeros((), dtype=torch.float32)
+            parts = hidden.new_zeros(3, dtype=torch.float32)
             rows = max(1, CHUNK_BYTES // (4 * len(weight)))
             for start in range(0, len(hidden), rows):
-                part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-                logs = linear(part, matrix, offset).float().log_softmax(-1)
-                total -= logs.gather(1, wanted).sum()
-                if not any(needed):
+                places = slice(start, start + rows)
+                known = teacher.logits(places) if teacher else None
+                found, slope = chunk_loss(own.logits(places), targets[places], known, soft, slope=any(needed[:3]))
+                parts += found
+                if slope is None:
                     continue
-                slope = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
                 if grads[2] is not None:
                     grads[2] += slope.sum(0)
                 slope = slope.to(hidden.dtype)
                 if grads[0] is not None:
-                    grads[0][start : start + rows] = slope @ matrix
+                    grads[0][places] = slope @ matrix
                 if grads[1] is not None:
-                    grads[1] += slope.T @ part
+                    grads[1] += slope.T @ hidden[places]
             ctx.save_for_backward(*grads)
             ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return total
+            total, told = parts[0].clone(), parts[1:].clone()
+            ctx.mark_non_differentiable(told)
+        return total, told
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor, _: Tensor):
         made = zip(ctx.saved_tensors, ctx.kinds, strict=True)
-        return *(None if tensor is None else (tensor * grad).to(kind) for tensor, kind in made), None
+        return *(None if tensor is None else (tensor * grad).to(kind) for tensor, kind in made), None, None, None
+
+
+def chunk_loss(
+    logits: Float[Tensor, "place vocabulary"],
+    targets: Int[Tensor, "place"],
+    teacher: Float[Tensor, "place vocabulary"] | None,
+    soft: Soft | None,
+    *,
+    slope: bool,
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "place vocabulary"] | None]:
+    """Sums (loss, NLL, KL) of some places, and the loss's gradient by their logits; ``logits`` are overwritten.
+
+    With q the student's and p the teacher's distribution at temperature T: d NLL / dz = q_1 - onehot, d (T² KL) / dz = T (q_T - p_T).
+    """
+    wanted = targets[:, None]
+    warm = None
+    if teacher is not None:
+        warm = (logits / soft.temperature).log_softmax(-1)
+        known = (teacher / soft.temperature).log_softmax(-1)
+        if soft.top_k:
+            kept = torch.full_like(known, -torch.inf)
+            top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
+            known = kept.scatter_(1, top.indices, top.values.log_softmax(-1))
+        share = known.exp()
+        kl = soft.temperature**2 * torch.where(share > 0, share * (known - warm), 0.0).sum()
+    logs = logits.log_softmax(-1)
+    nll = -logs.gather(1, wanted).sum()
+    hard = 1.0 if teacher is None else soft.nll
+    sums = torch.stack([nll * hard, nll, torch.zeros_like(nll)])
+    if teacher is not None:
+        sums = torch.stack([hard * nll + soft.kl * kl, nll, kl])
+    if not slope:
+        return sums, None
+    made = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+    if teacher is not None:
+        made = made.mul_(hard).add_(warm.exp_().sub_(share), alpha=soft.kl * soft.temperature)
+    return sums, made
 
 
 class Objective(nn.Module):
-    """A model with its loss: tokens, positions and which tokens bear a loss -> the sum of their NLL in nats.
+    """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of what is told of them).
 
-    Where the model is a decoder with a plain linear head (seen by comparing the two with the model's own logits once), the
-    head is applied in chunks, else the model's logits are taken whole. Losses that balance experts are left out.
+    Here the loss is the NLL in nats, which is also what is told; ``distillation`` adds to it. Where the model is a decoder with a
+    plain linear head (seen by comparing the two with the model's own logits once), the head is applied in chunks, else the model's
+    logits are taken whole. Losses that balance experts are left out.
     """
+
+    terms: tuple[str, ...] = ("nll",)
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -72,18 +146,29 @@ class Objective(nn.Module):
         tokens: Int[Tensor, "row place"],
         positions: Int[Tensor, "row place"] | None,
         bearing: Bool[Tensor, "row place"],
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
         """``bearing`` tells the tokens that are to be predicted; ``positions`` None counts from 0 in every row."""
+        targets = tokens[:, 1:][bearing[:, 1:]]
+        found = self.ends(tokens, positions, bearing)
+        if isinstance(found, Tensor):
+            total = cross_entropy(found, targets, reduction="sum")
+            return total, total.detach()[None]
+        total, told = ChunkedLoss.apply(*found, targets, None, None)
+        return total, told[:1]
+
+    def ends(
+        self, tokens: Int[Tensor, "row place"], positions: Int[Tensor, "row place"] | None, bearing: Bool[Tensor, "row place"]
+    ) -> Head | Float[Tensor, "kept vocabulary"]:
+        """What predicts the tokens that bear a loss: hidden states with the head, or whole logits where there is no plain head."""
         given = {"input_ids": tokens, "use_cache": False} | ({} if positions is None else {"position_ids": positions})
         mask = bearing[:, 1:]
-        targets = tokens[:, 1:][mask]
         if not self.chunked:
-            return cross_entropy(self.model(**given).logits[:, :-1][mask].float(), targets, reduction="sum")
+            return self.model(**given).logits[:, :-1][mask].float()
         decoder, head = self._parts[0]
         hidden = decoder(**given)[0][:, :-1][mask]
         if torch.is_autocast_enabled(hidden.device.type):  # the last norm may have left it in fp32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        return ChunkedLoss.apply(hidden, head.weight, head.bias, targets)
+        return Head(hidden, head.weight, head.bias)
 
 
 def _ends(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:

@@ -22,7 +22,7 @@ class Recipe:
         schedule: cosine or linear, down to ``floor`` times the peak.
         batch_tokens: tokens of the global batch.
         clip: largest norm of the gradient.
-        optimizer: adamw or lion.
+        optimizer: adamw, adamw8bit or lion.
     """
 
     lr: float

@@ -1,0 +1,235 @@
+"""The loss of a student that learns from the unpruned model it came from: logits, hidden states, attention outputs, embeddings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..anatomy.model import Model
+from ..anatomy.stack import dry_tokens
+from ..errors import UserError
+from .objective import ChunkedLoss, Objective, Soft
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What the student is drawn to; weights of zero leave a term out.
+
+    Attributes:
+        soft: the terms of the logits.
+        hidden: mean square between the streams behind layers that both have, through a learned linear map per layer.
+        attention: the same between the outputs of their attention (of the first part in which tokens meet), without a map.
+        embedding: the same between the embedded tokens.
+        relative: each mean square is divided by that of the teacher, so that layers of large activations do not drown the others.
+    """
+
+    soft: Soft
+    hidden: float = 0.0
+    attention: float = 0.0
+    embedding: float = 0.0
+    relative: bool = False
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The same place in both models: which term it belongs to, the two modules, and what of their outputs is compared."""
+
+    term: str
+    label: str
+    student: nn.Module
+    teacher: nn.Module
+    part: Callable[[Any], Tensor]  # -> (row, place, width)
+
+
+class Distillation(Objective):
+    """The objective of ``Teaching``; the teacher and its outputs have no gradients.
+
+        loss = w_nll NLL + w_kl T² KL(p_T || q_T) + sum over terms of w_term mean over width (map(h) - h_teacher)²
+
+    summed over the places whose next token bears a loss, and over layers. The maps are trained along and thrown away afterwards.
+    """
+
+    terms = ("nll", "kl", "hidden", "attention", "embedding")
+
+    def __init__(self, student: Model, teacher: Model, teaching: Teaching):
+        super().__init__(student.module)
+        self.teaching = teaching
+        self._teacher = [Objective(teacher.module.requires_grad_(False).eval())]  # in a list: not trained, saved or sent on
+        self._taps = taps(student, teacher, teaching)
+        mapped = [tap.label for tap in self._taps if tap.term == "hidden"]
+        width, device = student.outline.width, next(student.module.parameters()).device
+        self.maps = nn.ParameterDict({label: nn.Parameter(torch.eye(width, device=device)) for label in mapped})
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, bearing: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
+        """As in ``Objective``; told are the sums of NLL, KL, and the unweighted mean squares of the other terms."""
+        teacher, soft = self._teacher[0], self.teaching.soft
+        with self._heard("student") as ours:
+            own = self.ends(tokens, positions, bearing)
+        with torch.no_grad(), self._heard("teacher") as theirs:
+            known = teacher.ends(tokens, positions, bearing)
+        targets = tokens[:, 1:][bearing[:, 1:]]
+        if isinstance(own, Tensor):
+            nll, kl = cross_entropy(own, targets, reduction="sum"), soft_kl(own, known, soft)
+            total, told = soft.nll * nll + soft.kl * kl, torch.stack([nll, kl]).detach()
+        else:
+            total, told = ChunkedLoss.apply(*own, targets, known, soft)
+        squares = self._squares(ours, theirs, bearing[:, 1:])
+        for name, value in squares.items():
+            total = total + getattr(self.teaching, name) * value
+        parts = [squares[name].detach() if name in squares else told.new_zeros(()) for name in self.terms[2:]]
+        return total, torch.cat([told, torch.stack(parts)])
+
+    @contextmanager
+    def _heard(self, side: str) -> Iterator[dict[str, Tensor]]:
+        """label -> what the tapped modules of one side put out while inside, (row, place, width)."""
+        heard: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for tap in self._taps:
+
+                def hear(_, __, output, tap=tap) -> None:
+                    heard[tap.label] = tap.part(output)
+
+                hooks.callback(getattr(tap, side).register_forward_hook(hear).remove)
+            yield heard
+
+    def _squares(self, ours: dict[str, Tensor], theirs: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for tap in self._taps:
+            own, known = ours[tap.label][:, :-1][places], theirs[tap.label][:, :-1][places].float()
+            own = own.float() if tap.label not in self.maps else (own.to(self.maps[tap.label].dtype) @ self.maps[tap.label].T).float()
+            square = (own - known).pow(2).mean(-1).sum()
+            if self.teaching.relative:
+                square = square / known.pow(2).mean().clamp(min=1e-12)
+            found[tap.term] = found.get(tap.term, 0.0) + square
+        return found
+
+
+def soft_kl(student: Float[Tensor, "place vocabulary"], teacher: Float[Tensor, "place vocabulary"], soft: Soft) -> Float[Tensor, ""]:
+    """T² KL(teacher || student) at temperature T summed over places, by whole logits; see ``Soft``."""
+    warm, known = ((logits / soft.temperature).log_softmax(-1) for logits in (student, teacher))
+    if soft.top_k:
+        top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
+        warm, known = warm.gather(1, top.indices), top.values.log_softmax(-1)
+    return soft.temperature**2 * (known.exp() * (known - warm)).sum()
+
+
+def pairs(student: Model, teacher: Model) -> list[int]:
+    """The teacher's layer for each of the student's, by their places in the ancestor that both come from.
+
+    Raises:
+        UserError: the student has a layer that the teacher has not.
+    """
+    known = {layer: place for place, layer in enumerate(teacher.record.original)}
+    if missing := [layer for layer in student.record.original if layer not in known]:
+        raise UserError(
+            f"layer {missing[0]} of the unpruned model is in {student.checkpoint.source} and not in {teacher.checkpoint.source} "
+            f"({len(known)} layers): give the model that it was pruned from"
+        )
+    return [known[layer] for layer in student.record.original]
+
+
+def taps(student: Model, teacher: Model, teaching: Teaching) -> list[Tap]:
+    """Where both are compared.
+
+    Raises:
+        UserError: attention outputs are wanted, and a layer shows no attention.
+    """
+    found = []
+    if teaching.embedding:
+        ends = (model.module.get_input_embeddings() for model in (student, teacher))
+        found.append(Tap("embedding", "embedding", *ends, lambda output: output))
+    if teaching.hidden or teaching.attention:
+        stacks = [model.module.get_submodule(model.outline.name) for model in (student, teacher)]
+        names, first = attention_names(student) if teaching.attention else [], student.outline.tokens_first
+        for place, other in enumerate(pairs(student, teacher)):
+            layers = stacks[0][place], stacks[1][other]
+            if teaching.hidden:
+                stream = student.outline.interfaces[place].stream_out
+                found.append(Tap("hidden", f"hidden{place}", *layers, lambda output, stream=stream: first(stream(output))))
+            if teaching.attention:
+                within = (layer.get_submodule(names[place]) for layer in layers)
+                found.append(Tap("attention", f"attention{place}", *within, lambda output: first(_first(output))))
+    return found
+
+
+def _first(output: Any) -> Tensor | None:
+    tensors = output if isinstance(output, tuple | list) else (output,)
+    return next((one for one in tensors if isinstance(one, Tensor) and one.is_floating_point()), None)
+
+
+@torch.no_grad()
+def attention_names(model: Model) -> list[str]:
+    """Of every layer, the name within it of its attention, or of what stands in its place: the first part in which tokens meet.
+
+    That is seen by behaviour: noise on the last token but one of what goes in shows at the last one of what comes out.
+    """
+    tokens = dry_tokens(model.vocabulary).to(next(model.module.parameters()).device)
+    layers, calls = model.module.get_submodule(model.outline.name), {}
+    with ExitStack() as hooks:
+        for place, layer in enumerate(layers):
+            for name, part in layer.named_modules():
+                if name:
+                    see = partial(_noted, calls.setdefault(place, {}), name)
+                    hooks.callback(part.register_forward_hook(see, with_kwargs=True).remove)
+        model.module.eval()(input_ids=tokens, use_cache=False)
+    outline, names = model.outline, []
+    sizes = {outline.batch_axis: tokens.shape[0], outline.position_axis: tokens.shape[1], -1: outline.width}
+    for place, seen in calls.items():
+        found = next((name for name, call in seen.items() if _mixes(layers[place].get_submodule(name), call, sizes)), None)
+        if found is None:
+            raise UserError(f"distill: nothing in layer {place} is seen to let tokens meet; --set attention=0 goes without")
+        names.append(found)
+    return names
+
+
+def _noted(calls: dict[str, tuple], name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    calls[name] = (args, kwargs, output)
+
+
+def _mixes(part: nn.Module, call: tuple, sizes: dict[int, int]) -> bool:
+    """``sizes``: of the axes of the stream, those of batch, position and width, in this order."""
+    args, kwargs, output = call
+    made, axis = _first(output), list(sizes)[1]
+    if made is None or made.dim() <= axis or any(made.shape[at] != size for at, size in sizes.items()):
+        return False
+
+    def noisy(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != made.shape or not value.is_floating_point():
+            return value
+        value = value.clone()
+        value.select(axis, -2).add_(torch.randn_like(value.select(axis, -2)) * value.float().std())
+        return value
+
+    changed = [noisy(value) for value in args], {name: noisy(value) for name, value in kwargs.items()}
+    if all(new is old for new, old in zip((*changed[0], *changed[1].values()), (*args, *kwargs.values()), strict=True)):
+        return False
+    last = [_first(one).select(axis, -1) for one in (part(*changed[0], **changed[1]), output)]
+    return not torch.equal(*last)
+
+
+def shared(student: Model, teacher: Model) -> int:
+    """Let the teacher use the student's weights where they are frozen and equal; returns how many parameters that are.
+
+    Frozen weights stay what they are until training ends, so that one copy in memory serves both.
+    """
+    outlines = student.outline.name, teacher.outline.name
+    at = dict(enumerate(pairs(student, teacher)))
+    known, count = dict(teacher.module.named_parameters()), 0
+    for name, parameter in student.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        name = name.replace(".base_layer.", ".")  # where an adapter was put around it
+        if name.startswith(f"{outlines[0]}."):
+            place, _, rest = name.removeprefix(f"{outlines[0]}.").partition(".")
+            name = f"{outlines[1]}.{at[int(place)]}.{rest}"
+        other = known.get(name)
+        if other is not None and other.shape == parameter.shape and other.dtype == parameter.dtype and torch.equal(other, parameter):
+            other.data = parameter.data
+            count += parameter.numel()
+    return count
