@@ -78,6 +78,7 @@ Control = Annotated[bool, typer.Option("--control", help="train the unpruned mod
 KeepOptimizer = Annotated[bool, typer.Option("--keep-optimizer", help="leave the optimiser's state in the output")]
 OPTIMIZER = "a healed folder with the optimiser's state to begin with, also of before layers were removed"
 OptimizerFrom = Annotated[str | None, typer.Option("--optimizer-from", help=OPTIMIZER)]
+Shard = Annotated[bool, typer.Option("--shard", help="split the model among the processes (FSDP2) rather than hold it in each")]
 Track = Annotated[str | None, typer.Option("--track", help="also send the figures to tensorboard, trackio, wandb or another tracker")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="a method's own setting, key=value; may be repeated")]
 

@@ -233,6 +233,7 @@ def heal(
     control: opt.Control = False,
     keep_optimizer: opt.KeepOptimizer = False,
     optimizer_from: opt.OptimizerFrom = None,
+    shard: opt.Shard = False,
     track: opt.Track = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
@@ -243,7 +244,7 @@ def heal(
     """Train what is left, on text or instructions, and write it as a plain checkpoint."""
     when = {"checkpoint_steps": checkpoint_steps, "checkpoint_minutes": checkpoint_minutes, "resume": resume}
     watched = {"eval_texts": tuple(eval_text or ()), "eval_steps": eval_steps, "eval_tokens": max_tokens}
-    kept = {"keep_optimizer": keep_optimizer, "optimizer_from": optimizer_from, "track": track}
+    kept = {"keep_optimizer": keep_optimizer, "optimizer_from": optimizer_from, "shard": shard, "track": track}
     training = stages.Training(
         *(length, seed, batch_tokens, micro_batch, lr),
         **(when | watched | kept),

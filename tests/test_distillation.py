@@ -10,10 +10,10 @@ import pytest
 import torch
 import zoo
 from safetensors.torch import load_file
-from test_healing import CPU, KILLED, SIZE, arguments, command, curve, healed, weights
+from test_healing import CPU, KILLED, arguments, command, curve, healed, weights
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax, mse_loss, softmax
 
-from shallower import Training, UserError, drop, heal, open_model, prune, report
+from shallower import UserError, drop, open_model, prune, report
 from shallower.anatomy.model import Model
 from shallower.healing import distill
 from shallower.stages.forebears import state_from
@@ -277,26 +277,3 @@ def test_figures_go_to_a_tracker(saved, text, tmp_path) -> None:
     assert list((tmp_path / "out-logs").rglob("events.out.tfevents.*"))
     with pytest.raises(UserError, match=r"--track paper: known are .*tensorboard"):
         healed(saved("llama"), text, tmp_path / "other", track="paper")
-
-
-def test_a_data_set_is_read_only_as_far_as_needed(saved, tmp_path) -> None:
-    pytest.importorskip("datasets")
-    (tmp_path / "set").mkdir()
-    rows = [f"{number}: {zoo._SENTENCES[:200]}" for number in range(400)]
-    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    found = []
-    for name in ("one", "two"):
-        options = {
-            "dataset": str(tmp_path / "set"),
-            "train_tokens": 768,
-            "method": "continued",
-            "training": Training(**SIZE),
-            "compute": CPU,
-        }
-        found.append(heal(saved("llama"), out=tmp_path / name, **options))
-    assert curve(found[0]) == curve(found[1])
-    assert found[0].data["documents"] < 40 and found[0].data["tokens"] >= 700
-    with pytest.raises(UserError, match="and not both"):
-        heal(saved("llama"), data=[tmp_path / "set" / "train.jsonl"], out=tmp_path / "x", **options)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        heal(saved("llama"), out=tmp_path / "x", **(options | {"dataset": str(tmp_path / "nothing")}))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +23,12 @@ from ..progress import say
 from ..runs import load_weights
 from ..tables import millions
 from ..training.checkpoints import Keeper
-from ..training.data import Packed, packed, read_documents
+from ..training.data import Packed, packed, read_documents, streamed
 from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, count_of, fitted
+from ..training.streams import Stream
 from .forebears import state_from, unpruned
 from .healed import write_healed
 from .opening import Compute, Source
@@ -53,6 +55,7 @@ class Training:
         control: train the unpruned model on the same tokens too, and tell its perplexities beside.
         keep_optimizer: leave what the optimiser keeps in the output, for a training that goes on.
         optimizer_from: a folder in which it was left; it may be of this model before layers were removed.
+        shard: split the model among the processes (FSDP2) rather than hold it whole in each.
         track: where the figures go besides: a tracker that accelerate knows, such as tensorboard, trackio or wandb.
     """
 
@@ -71,6 +74,7 @@ class Training:
     control: bool = False
     keep_optimizer: bool = False
     optimizer_from: str | Path | None = None
+    shard: bool = False
     track: str | None = None
 
     def __post_init__(self) -> None:
@@ -115,19 +119,34 @@ def heal(
     way, training, budget, out = methods.find("healing", method), training or Training(), count_of(train_tokens), Path(out)
     own, compute = methods.configure(way, settings or {}), compute or Compute()
     opened, bf16 = _opened(model, compute, out)
+    device = opened.device
+    if training.shard:
+        if hasattr(way, "teaching") or ranks.size() < 2:
+            what = "a teacher is not split" if hasattr(way, "teaching") else "there is one process: start several by torchrun"
+            raise UserError(f"--shard splits the model among processes; {what}")
+        compute = replace(compute, device="cpu")  # from there each process takes its part
+        opened, _ = _opened(model, compute, out)
     teacher = unpruned(opened, own.teacher, compute, "fp32" if _frozen(own) or not bf16 else "bf16") if hasattr(way, "teaching") else None
     dense = unpruned(opened, getattr(own, "teacher", ""), compute, "fp32") if training.control else None
-    documents = read_documents(data, opened.tokenizer, opened.vocabulary, dataset=dataset, most=budget, seed=training.seed)
+    flowing = dataset and not data and "text" in next(streamed(dataset, training.seed), ("", {}))[1]
+    how = {"dataset": dataset, "most": budget, "seed": training.seed}
+    documents = None if flowing else read_documents(data, opened.tokenizer, opened.vocabulary, **how)
     texts = evaluation_segments(opened, training.eval_texts, None, _protocol(training)) if training.eval_texts else {}
     if dense and not texts:
         raise UserError("--control: the unpruned model is held against the healed one on --eval-text; give at least one file")
     load_weights(opened)
     apart = isolates(opened.module)
-    sequences = packed(documents, training.length, training.seed, apart=apart)
+    if documents:
+        sequences = packed(documents, training.length, training.seed, apart=apart)
+    else:
+        sequences = Stream(dataset, opened.tokenizer, opened.vocabulary, training.length, training.seed, apart=apart)
     recipe = way.recipe(own) if training.lr is None else replace(way.recipe(own), lr=training.lr)
     schedule, changed = fitted(recipe, budget, sequences.about["length"], training.batch_tokens)
     if schedule.batch < ranks.size():
         raise UserError(f"a batch of {schedule.batch} sequences cannot be split among {ranks.size()} processes: raise --batch-tokens")
+    if training.shard and schedule.batch % ranks.size():
+        fitting = schedule.batch // ranks.size() * ranks.size() * schedule.length
+        raise UserError(f"--shard: a batch of {schedule.batch} sequences does not split evenly: --batch-tokens {fitting} does")
     tracker = tracker_of(training.track, out)
     earlier, state = state_from(training.optimizer_from, opened, schedule.recipe)
     key = {
@@ -140,7 +159,7 @@ def heal(
     key |= {"recipe": asdict(schedule.recipe), "batch": schedule.batch, "length": schedule.length, "seed": training.seed, "bf16": bf16}
     key |= {"teacher": teacher.record.fingerprint} if teacher else {}
     key |= {"optimizer": earlier} if earlier else {}
-    common = Common(sequences, schedule, training, texts, apart=apart, bf16=bf16)
+    common = Common(sequences, schedule, training, texts, device, apart=apart, bf16=bf16)
     keeper = Keeper(out, key)
     with keeper.claimed(resume=training.resume):
         control = None
@@ -151,7 +170,8 @@ def heal(
         prepared, run = _prepared(opened, way, own, common, keeper, teacher)
         run.state, run.tracker = state, tracker
         _announce(opened, run, changed, teacher)
-        with Peak(opened.device) as peak:
+        count = sum(parameter.numel() for parameter in run.trained.values())
+        with Peak(device) as peak:
             trained = train(run)
         result = Healing(
             method=method,
@@ -165,7 +185,7 @@ def heal(
             batch_tokens=schedule.batch * schedule.length,
             micro_batch=run.micro,
             processes=ranks.size(),
-            trained_parameters=_trained(opened),
+            trained_parameters=count,
             rows=trained.rows,
             reloaded={},
             seconds=trained.seconds,
@@ -175,9 +195,14 @@ def heal(
             control=control,
         )
         run.objective = teacher = None  # the teacher's memory, and weights that it shares
+        if trained.weights is not None:
+            run.layers, prepared = (), None
+            opened.unload()
         if ranks.rank() == 0:
-            kept = trained.state if training.keep_optimizer else None
-            result = write_healed(opened, result, lambda folder: way.finish(prepared, folder), out, state=kept, overwrite=overwrite)
+            if trained.weights is not None:
+                prepared = _whole_again(opened, way, own, trained.weights)
+            done = partial(way.finish, prepared)
+            result = write_healed(opened, result, done, out, state=trained.state, overwrite=overwrite)
         result = ranks.gathered(result)[0]
     return result
 
@@ -186,12 +211,24 @@ def heal(
 class Common:
     """What the training of the pruned model and of the unpruned one beside it share."""
 
-    data: Packed
+    data: Packed | Stream
     schedule: Schedule
     training: Training
     texts: dict[str, Segments]
+    device: str
     apart: bool
     bf16: bool
+
+
+def _whole_again(model: Model, way: ModuleType, own: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """The trained weights, which had been split, put into the model as it was loaded; returns what the method needs to finish."""
+    load_weights(model)
+    prepared = way.prepare(model.module, model.outline.name, own)
+    named = {f"model.{name}": parameter for name, parameter in model.module.named_parameters()}
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            named[name].copy_(tensor)
+    return prepared
 
 
 def _frozen(own: Any) -> bool:
@@ -205,7 +242,7 @@ def _prepared(model: Model, way: ModuleType, own: Any, common: Common, keeper: K
     prepared = way.prepare(model.module, model.outline.name, own)
     if common.training.gradient_checkpointing:
         model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    plain = objective = Objective(model.module)
+    objective = Objective(model.module)
     if teacher:
         load_weights(teacher)
         same = shared(model, teacher) if _frozen(own) else 0
@@ -213,7 +250,7 @@ def _prepared(model: Model, way: ModuleType, own: Any, common: Common, keeper: K
         say(f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(every)} parameters with the student")
         objective = Distillation(model, teacher, way.teaching(own))
     run = _run(model, objective, common, keeper)
-    run.watch = _watcher(model, plain, common.texts, run.micro, common.bf16)
+    run.watch = _watcher(run, common.texts)
     return prepared, run
 
 
@@ -257,13 +294,13 @@ def _protocol(training: Training) -> Protocol:
 
 
 def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> Run:
-    kind, schedule, training = "cuda" if model.device.startswith("cuda") else "cpu", common.schedule, common.training
+    kind, schedule, training = "cuda" if common.device.startswith("cuda") else "cpu", common.schedule, common.training
     return Run(
         objective=objective,
         data=common.data,
         schedule=schedule,
         keeper=keeper,
-        device=model.device,
+        device=common.device,
         apart=common.apart,
         micro=min(training.micro_batch or max(1, MICRO_TOKENS[kind] // schedule.length), schedule.batch),
         seed=training.seed,
@@ -271,11 +308,9 @@ def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> 
         checkpoint_steps=training.checkpoint_steps,
         checkpoint_minutes=training.checkpoint_minutes,
         watch_steps=training.eval_steps or max(1, schedule.steps // 10),
+        layers=tuple(model.module.get_submodule(model.outline.name)) if training.shard else (),
+        keep_state=training.keep_optimizer,
     )
-
-
-def _trained(model: Model) -> int:
-    return sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
 
 
 def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None) -> None:
@@ -288,13 +323,17 @@ def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None)
         own = {parameter.data_ptr() for parameter in model.module.parameters()}
         needed += sum(one.numel() * one.element_size() for one in teacher.module.parameters() if one.data_ptr() not in own)
         what += ", teacher"
+    if run.layers:
+        needed, what = needed // ranks.size(), f"{what} in each process"
     say(f"trains {millions(trained)} of {millions(every)} parameters; {needed / 2**30:.2f} GiB for {what}, plus activations")
     kind = "examples" if about["kind"] == "instructions" else "documents"
-    passes = schedule.steps * schedule.batch / about["sequences"]
-    say(
-        f"{schedule.steps} steps of {schedule.batch} x {schedule.length} tokens, {run.micro} at once, {ranks.size()} processes; "
-        f"{about['documents']} {kind}, {millions(about['tokens'])} tokens, {passes:.2f} passes"
-    )
+    if about["sequences"]:
+        passes = schedule.steps * schedule.batch / about["sequences"]
+        what = f"{about['documents']} {kind}, {millions(about['tokens'])} tokens, {passes:.2f} passes"
+    else:
+        what = f"{about['source']}, read on the way"
+    steps = f"{schedule.steps} steps of {schedule.batch} x {schedule.length} tokens"
+    say(f"{steps}, {run.micro} at once, {ranks.size()} processes; {what}")
     for line in changed:
         say(f"smaller than the recipe: {line}")
     if about["dropped"]:
@@ -306,21 +345,22 @@ def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None)
         )
 
 
-def _watcher(model: Model, objective: Objective, texts: dict[str, Segments], micro: int, bf16: bool) -> Callable[[int], dict[str, Any]]:
+def _watcher(run: Run, texts: dict[str, Segments]) -> Callable[[int], dict[str, Any]]:
     """step -> perplexity of every text, each process taking a share of the segments."""
 
     @torch.no_grad()
     def watch(step: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        model.module.eval()
+        run.objective.eval()
         for name, segments in texts.items():
             total, count = torch.zeros(2, dtype=torch.float64)
-            mine = segments.tokens[ranks.rank() :: ranks.size()]
-            for rows in mine.split(micro):
-                bearing = torch.ones_like(rows, dtype=torch.bool)
-                with torch.autocast(torch.device(model.device).type, torch.bfloat16, enabled=bf16):
-                    total += objective(rows.to(model.device), None, bearing.to(model.device))[0].double().cpu()
-                count += rows[:, 1:].numel()
+            mine = segments.tokens[ranks.rank() :: ranks.size()].split(run.micro)
+            for number in range(max(ranks.gathered(len(mine)))):  # a split model must be called equally often by all
+                rows = mine[number] if number < len(mine) else segments.tokens[:1]
+                bearing = torch.full_like(rows, number < len(mine), dtype=torch.bool)
+                with torch.autocast(torch.device(run.device).type, torch.bfloat16, enabled=run.bf16):
+                    total += run.objective(rows.to(run.device), None, bearing.to(run.device))[0].double().cpu()
+                count += bearing[:, 1:].sum()
             nll = float(ranks.added(total)) / float(ranks.added(count))
             found[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
             say(f"step {step}: perplexity {name} {found[name]['value']:.3f}")

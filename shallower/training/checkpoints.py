@@ -24,6 +24,7 @@ from .. import ranks
 from ..errors import UserError
 from ..files import disk_errors, made_parents, write_atomic
 from ..progress import say
+from .sharding import like, whole
 
 KEPT = 2
 WEIGHT, STATE = "weight:", "state:"
@@ -105,31 +106,33 @@ class Keeper:
         found = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
         return dict(sorted(found.items()))
 
-    def keep(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer, seconds: float) -> None:
-        """Write what training has reached after ``step`` steps; older checkpoints but the last go.
+    def keep(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer, seconds: float, place: dict[str, int]) -> None:
+        """Write what training has reached after ``step`` steps, and where the data go on; older checkpoints but the last go.
 
         Raises:
             DiskError: no space; what was kept before stays.
         """
+        tensors = _tensors(trained, optimizer)
         if ranks.rank() == 0:
             target = self.folder / f"step-{step}.safetensors"
             beside = self.folder / f".{target.name}"
+            header = {"step": str(step), "seconds": repr(seconds), "place": json.dumps(place)}
             try:
                 with disk_errors(target, f"; the checkpoints in {self.folder} stay, and --resume goes on from there"):
-                    write_tensors(_tensors(trained, optimizer), beside, {"step": str(step), "seconds": repr(seconds)})
+                    write_tensors(tensors, beside, header)
                     os.replace(beside, target)
             finally:
                 beside.unlink(missing_ok=True)
             for path in list(self.steps().values())[:-KEPT]:
                 path.unlink(missing_ok=True)
 
-    def restore(self, trained: Trained, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Put the last readable checkpoint back: (its step, seconds spent on it); (0, 0.0) where there is none."""
-        step, seconds = 0, 0.0
+    def restore(self, trained: Trained, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict[str, int]]:
+        """Put the last readable checkpoint back: (its step, seconds spent on it, where the data go on); (0, 0.0, {}) without one."""
+        step, seconds, place = 0, 0.0, {}
         for number, path in reversed(self.steps().items()):
             try:
                 tensors, header = read_tensors(path)
-                seconds = float(header["seconds"])
+                seconds, place = float(header["seconds"]), json.loads(header["place"])
             except (SafetensorError, OSError, KeyError, ValueError):
                 say(f"{path} cannot be read: the one before is tried")
                 continue
@@ -140,7 +143,7 @@ class Keeper:
         if ranks.rank() == 0 and step:
             say(f"resuming at step {step}")
         self._shorten(step)
-        return step, seconds
+        return step, seconds, place
 
     def _shorten(self, step: int) -> None:
         """Forget figures of steps that are done again."""
@@ -193,7 +196,7 @@ def state_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Te
     for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor | int | float):
-                found[f"{STATE}{key}:{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                found[f"{STATE}{key}:{name}"] = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
     return found
 
 
@@ -205,19 +208,19 @@ def put_state(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.opt
             key, _, name = label.removeprefix(STATE).partition(":")
             if name in trained:
                 number = tensor.dtype == torch.int64 and not tensor.dim()  # a count that was no tensor
-                optimizer.state[trained[name]][key] = int(tensor) if number else tensor.to(trained[name].device, copy=True)
+                optimizer.state[trained[name]][key] = int(tensor) if number else like(tensor, trained[name])
                 known.add(name)
     return len(known)
 
 
 def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {WEIGHT + name: parameter.detach() for name, parameter in trained.items()} | state_of(trained, optimizer)
+    return {WEIGHT + name: whole(parameter.detach()) for name, parameter in trained.items()} | state_of(trained, optimizer)
 
 
 def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.optim.Optimizer) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(tensors[WEIGHT + name])
+            parameter.copy_(like(tensors[WEIGHT + name], parameter))
     put_state(tensors, trained, optimizer)
 
 

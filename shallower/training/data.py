@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ class Documents:
     end: int | None
 
 
+class Rows(NamedTuple):
+    """Training sequences at hand: tokens, the place of each within its document, and whether it bears a loss (is to be predicted)."""
+
+    tokens: Int[Tensor, "sequence place"]
+    positions: Int[Tensor, "sequence place"]
+    bearing: Bool[Tensor, "sequence place"]
+
+
 @dataclass(frozen=True)
 class Packed:
     """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted).
@@ -67,6 +75,18 @@ class Packed:
         orders = {turn: np.random.default_rng([self.seed, turn]).permutation(count) for turn in {number // count for number in numbers}}
         return [int(orders[number // count][number % count]) for number in numbers]
 
+    def rows(self, step: int, size: int) -> Rows:
+        """The sequences of a step themselves."""
+        which = self.batch(step, size)
+        return Rows(self.tokens[which].long(), self.positions[which].long(), self.bearing[which])
+
+    def place(self) -> dict[str, int]:
+        """Where the next step goes on; the step says it all."""
+        return {}
+
+    def seek(self, place: dict[str, int]) -> None:
+        """Go on at a place that was kept."""
+
 
 def read_documents(
     paths: Sequence[str | Path], tokenizer, vocabulary: int, *, dataset: str | None = None, most: int | None = None, seed: int = 0
@@ -83,13 +103,12 @@ def read_documents(
     if bool(paths) == bool(dataset):
         raise UserError("--data: give .txt, .jsonl or .parquet files to train on, or a --dataset, and not both")
     source = f"--dataset {dataset}" if dataset else f"--data {', '.join(map(str, paths))}"
-    rows = _streamed(dataset, seed) if dataset else ((where, row) for path in paths for where, row in _rows(Path(path)))
+    rows = streamed(dataset, seed) if dataset else ((where, row) for path in paths for where, row in _rows(Path(path)))
     end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
-    front = [tokenizer.bos_token_id] if bos_rule("auto", tokenizer, every=True) == "every" else []
-    back = [end] if end is not None else encode(tokenizer, "\n\n")
+    front, back = ends_of(tokenizer)
     for where, row in rows:
         instructions = "instruction" in row if instructions is None else instructions
-        before, text = _example(where, row) if instructions else ("", _text(where, row, "text"))
+        before, text = _example(where, row) if instructions else ("", text_of(where, row, "text"))
         prompt = front + (encode(tokenizer, before) if before else [])
         if text.strip():
             ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
@@ -99,24 +118,37 @@ def read_documents(
             break
     if not ids:
         raise UserError(f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on")
-    largest = max(int(one.max()) for one in ids)
-    if largest >= vocabulary:
-        raise UserError(
-            f"the tokenizer gives the token {largest} on {source.split()[0]}, the model knows 0 to {vocabulary - 1}: "
-            "is it another model's tokenizer?"
-        )
+    check_known(max(int(one.max()) for one in ids), vocabulary, source.split()[0])
     return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
 
 
-def _streamed(name: str, seed: int) -> Iterator[tuple[str, dict]]:
-    """Rows of a data set in an order that the seed decides, read as they are needed."""
+def streamed(name: str, seed: int, skipped: int = 0) -> Iterator[tuple[str, dict]]:
+    """(where it stands, fields) of the rows of a data set in an order that the seed decides, read as they are needed.
+
+    Raises:
+        UserError: it cannot be opened, or breaks off.
+    """
     rows = open_dataset(name, streaming=True).shuffle(seed=seed, buffer_size=BUFFER)
-    number = 0
+    number = skipped
     try:
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows.skip(skipped) if skipped else rows, skipped + 1):
             yield f"{name}: row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again") from error
+
+
+def check_known(largest: int, vocabulary: int, source: str) -> None:
+    """Raise a UserError if the tokenizer gives a token that the model does not have."""
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives the token {largest} on {source}, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
+        )
+
+
+def ends_of(tokenizer) -> tuple[list[int], list[int]]:
+    """What is put in front of a document, and behind it."""
+    front = [tokenizer.bos_token_id] if bos_rule("auto", tokenizer, every=True) == "every" else []
+    return front, [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else encode(tokenizer, "\n\n")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -156,7 +188,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _text(where: str, row: dict, name: str) -> str:
+def text_of(where: str, row: dict, name: str) -> str:
     if not isinstance(row.get(name), str):
         what = f"a field {name!r} that is a {type(row[name]).__name__}" if name in row else f"no field {name!r}"
         raise UserError(f"--data {where} has {what} (it has {', '.join(list(row)[:8])}); give text, or instruction, input and output")
@@ -165,8 +197,8 @@ def _text(where: str, row: dict, name: str) -> str:
 
 def _example(where: str, row: dict) -> tuple[str, str]:
     """(prompt, answer) of an Alpaca-format row."""
-    fields = {name: _text(where, row, name) for name in ("instruction", "output")}
-    extra = _text(where, row, "input") if row.get("input") is not None else ""
+    fields = {name: text_of(where, row, name) for name in ("instruction", "output")}
+    extra = text_of(where, row, "input") if row.get("input") is not None else ""
     prompt = WITH_INPUT.format(instruction=fields["instruction"], input=extra) if extra.strip() else None
     return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
 
@@ -180,7 +212,7 @@ def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
         UserError: less than one sequence, or no answer within the cut-off.
     """
     order = [int(index) for index in np.random.default_rng(seed).permutation(len(found.ids))]
-    made, dropped = _examples(found, order, length, apart) if found.instructions else (_stream(found, order, length), 0)
+    made, dropped = _examples(found, order, length, apart) if found.instructions else (_whole(found, order, length), 0)
     tokens, positions, bearing = (torch.from_numpy(part) for part in made)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in made)).hexdigest()[:16]
     about = {
@@ -199,7 +231,7 @@ def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
     return Packed(tokens, positions.clamp(min=0), bearing, seed, about)
 
 
-def _stream(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _whole(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ids = np.concatenate([found.ids[index] for index in order])
     places = np.concatenate([np.arange(len(found.ids[index]), dtype=np.int32) for index in order])
     count = len(ids) // length
@@ -207,7 +239,12 @@ def _stream(found: Documents, order: list[int], length: int) -> tuple[np.ndarray
         raise UserError(
             f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text or lower --length"
         )
-    ids, places = (array[: count * length].reshape(count, length) for array in (ids, places))
+    return cut(ids[: count * length], places[: count * length], length)
+
+
+def cut(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Full sequences of joined documents: tokens, positions and what bears a loss; ``places`` are those within a document, (token,)."""
+    ids, places = (array.reshape(-1, length) for array in (ids, places))
     within = np.arange(length, dtype=np.int32)[None]
     begins = np.where(places == 0, within, 0)  # where the document at hand starts within its row
     positions = within - np.maximum.accumulate(begins, axis=1)

@@ -67,7 +67,9 @@ class Distillation(Objective):
         self.maps = nn.ParameterDict({label: nn.Parameter(torch.eye(width, device=device)) for label in mapped})
 
     def forward(self, tokens: Tensor, positions: Tensor | None, bearing: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
-        """As in ``Objective``; told are the sums of NLL, KL, and the unweighted mean squares of the other terms."""
+        """As in ``Objective``, all of it outside training; told are the sums of NLL, KL, and the plain mean squares of the others."""
+        if not self.training:
+            return super().forward(tokens, positions, bearing)
         teacher, soft = self._teacher[0], self.teaching.soft
         with self._heard("student") as ours:
             own = self.ends(tokens, positions, bearing)

@@ -8,7 +8,7 @@ are computed. The step alone decides data and dropout.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,18 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .. import ranks
 from ..errors import UserError
 from ..progress import Meter, meter, say
 from .checkpoints import Keeper, put_state, state_of
-from .data import Packed
+from .data import Packed, Rows
 from .lion import Lion
 from .objective import Objective
 from .schedule import Recipe, Schedule
+from .sharding import shard, whole
+from .streams import Stream
 
 WATCHED = 10  # steps whose mean loss is compared
 DIVERGED = 1.5  # a mean that is so many times the best one, and one nat more, is beyond repair
@@ -46,11 +49,13 @@ class Run:
         checkpoint_steps, checkpoint_minutes: when a checkpoint is due.
         watch: step -> further figures, every ``watch_steps`` steps and at both ends.
         state: what an optimiser has kept in an earlier training, to begin with.
+        layers: the modules to split among the processes; empty: every process holds the whole model.
+        keep_state: tell what the optimiser keeps at the end.
         tracker: where the figures go beside ``metrics.jsonl``: a name that accelerate knows, and a folder for what lies in files.
     """
 
     objective: Objective
-    data: Packed
+    data: Packed | Stream
     schedule: Schedule
     keeper: Keeper
     device: str
@@ -63,6 +68,8 @@ class Run:
     watch: Callable[[int], dict[str, Any]] = field(default=lambda step: {})
     watch_steps: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
+    layers: tuple[nn.Module, ...] = ()
+    keep_state: bool = False
     tracker: tuple[str, Path] | None = None
 
     @property
@@ -73,11 +80,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), and what the optimiser keeps at the end."""
+    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), what the optimiser keeps at the end if that
+    is wanted, and, in the first process, the trained weights by name if they had been split."""
 
     rows: list[dict[str, Any]]
     seconds: float
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] | None
+    weights: dict[str, Tensor] | None
 
 
 def train(run: Run) -> Outcome:
@@ -86,13 +95,19 @@ def train(run: Run) -> Outcome:
     Raises:
         UserError: the loss is not finite, or diverges; the last good checkpoint is kept.
     """
-    accelerator, trained = _accelerator(run), run.trained
+    accelerator = _accelerator(run)
+    if run.layers:
+        shard(run.objective, run.layers, run.device)
+    trained = run.trained
     optimizer = _optimizer(list(trained.values()), run.schedule.recipe)
     put_state(run.state, trained, optimizer)
-    step, before = run.keeper.restore(trained, optimizer)
+    step, before, place = run.keeper.restore(trained, optimizer)
+    run.data.seek(place)
     if not run.objective.chunked:
         say("the model has no plain linear head behind its decoder: its logits are held whole")
-    prepared, optimizer = accelerator.prepare(run.objective, optimizer)
+    prepared = run.objective
+    if not run.layers:
+        prepared, optimizer = accelerator.prepare(prepared, optimizer)
     started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
     with meter("training", run.schedule.steps, step) as shown, _tracked(run, accelerator) as note:
         if not step:
@@ -111,9 +126,11 @@ def train(run: Run) -> Outcome:
             note(row)
             _tell(shown, row, step)
             if step < run.schedule.steps and _due(run, step, saved):
-                run.keeper.keep(step, trained, _inner(optimizer), row["seconds"])
+                run.keeper.keep(step, trained, _inner(optimizer), row["seconds"], run.data.place())
                 saved = time.monotonic()
-    return Outcome(run.keeper.rows(), before + time.monotonic() - started, state_of(trained, _inner(optimizer)))
+    state = state_of(trained, _inner(optimizer)) if run.keep_state else None
+    weights = {name: whole(parameter.detach()) for name, parameter in trained.items()} if run.layers else None
+    return Outcome(run.keeper.rows(), before + time.monotonic() - started, state, weights)
 
 
 @contextmanager
@@ -167,8 +184,8 @@ def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, s
     """
     for group in optimizer.param_groups:
         group["lr"] = run.schedule.lr(step)
-    mine = run.data.batch(step, run.schedule.batch)[ranks.rank() :: ranks.size()]
-    bearing = int(ranks.added(run.data.bearing[mine].sum()))
+    mine = Rows(*(part[ranks.rank() :: ranks.size()] for part in run.data.rows(step, run.schedule.batch)))
+    bearing = int(ranks.added(mine.bearing.sum()))
     while True:
         try:
             sums = _gradients(run, accelerator, objective, mine, (step, bearing))
@@ -180,7 +197,8 @@ def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, s
             say(f"out of memory: from now on {run.micro} sequences at once")
             optimizer.zero_grad()
             torch.cuda.empty_cache()
-    norm = float(accelerator.clip_grad_norm_(run.trained.values(), run.schedule.recipe.clip))
+    norm = accelerator.clip_grad_norm_(run.trained.values(), run.schedule.recipe.clip)
+    norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     told = (ranks.added(sums.double().cpu()) / bearing).tolist()
     if math.isfinite(told[0]) and math.isfinite(norm):
         optimizer.step()
@@ -188,27 +206,28 @@ def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, s
     return told, bearing, norm
 
 
-def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: list[int], where: tuple[int, int]) -> Tensor:
+def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: Rows, where: tuple[int, int]) -> Tensor:
     """Sum the gradients of this process's sequences, and return the sums of what the objective tells."""
     step, bearing = where
     run.objective.train()
     torch.manual_seed(((run.seed * 1_000_003 + step) * 1009 + ranks.rank()) % 2**63)  # dropout, by step and process
     total = torch.zeros(len(run.objective.terms), device=run.device)
-    pieces = [mine[start : start + run.micro] for start in range(0, len(mine), run.micro)]
+    pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro) for part in mine), strict=True)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
-        with nullcontext() if last else accelerator.no_sync(objective):
-            loss, told = objective(*inputs(run.data, piece, run.apart, run.device))
+        if run.layers:
+            objective.set_requires_gradient_sync(last)
+        with nullcontext() if last or run.layers else accelerator.no_sync(objective):
+            with accelerator.autocast():
+                loss, told = objective(*inputs(piece, run.apart, run.device))
             accelerator.backward(loss * (ranks.size() / bearing))  # processes are averaged
         total += told
     return total
 
 
-def inputs(data: Packed, numbers: Iterable[int], apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+def inputs(rows: Rows, apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the objective takes of some sequences; positions only where a document begins within a row."""
-    numbers = list(numbers)
-    tokens, positions, bearing = (part[numbers].to(device) for part in (data.tokens, data.positions, data.bearing))
-    tokens, positions = tokens.long(), positions.long()
+    tokens, positions, bearing = (part.to(device) for part in rows)
     several = apart and bool((positions[:, 1:] == 0).any())
     return tokens, positions if several else None, bearing
 
@@ -224,7 +243,8 @@ def _accelerator(run: Run) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
     )
     if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise UserError(f"healing does not split a model over processes yet ({accelerator.distributed_type.name}): start it by torchrun")
+        kind = accelerator.distributed_type.name
+        raise UserError(f"{kind} as set up by accelerate is not used here: start it by torchrun, with --shard to split the model")
     return accelerator
 
 

@@ -1,0 +1,39 @@
+"""Weights, gradients and the optimiser's state split among the processes (FSDP2), for models that no process could train whole."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .. import ranks
+
+
+def shard(objective: nn.Module, layers: Iterable[nn.Module], device: str) -> None:
+    """Split all parameters, in place; each layer is put together while it computes, what lies outside of them with the objective.
+
+    Every process must then call ``objective`` equally often.
+    """
+    mesh = init_device_mesh(torch.device(device).type, (ranks.size(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A split tensor put together, in the memory of the first process, empty in the others; every process must call this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a whole tensor on the device of a parameter, split as that is where both have the same shape."""
+    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+        local = tensor.to(parameter.device)
+        return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)  # all have it: nothing is sent
+    return tensor.to(parameter.device, copy=True)

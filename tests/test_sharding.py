@@ -1,0 +1,68 @@
+"""A model that is split among processes is trained as a whole one is, and comes out whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from test_healing import KILLED, arguments, command, curve, healed, weights
+
+from shallower import UserError, open_model
+
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text(zoo._SENTENCES * 8, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("which", ["llama continued", "llama+tied continued", "mixtral continued", "llama lora"])
+def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path) -> None:
+    name, method = which.split()
+    own = ("--set", "dropout=0") if method == "lora" else ()
+    given = arguments(saved(name), text, tmp_path / "two", method, *own, "--shard", "--eval-text", str(text), "--json")
+    ran = command(*LAUNCH, "-m", "shallower", *given)
+    assert ran.returncode == 0, ran.stderr
+    one = healed(saved(name), text, tmp_path / "one", method=method, settings={"dropout": "0"} if own else None, eval_texts=[text])
+    two = json.loads(ran.stdout)
+    assert [row["loss"] for row in two["rows"] if "loss" in row] == pytest.approx(curve(one), rel=1e-4)
+    assert two["rows"][-1]["eval"]["book"]["nll"] == pytest.approx(one.rows[-1]["eval"]["book"]["nll"], rel=1e-4)
+    assert two["trained_parameters"] == one.trained_parameters and two["reloaded"]["logits"] == "bit for bit"
+    assert open_model(tmp_path / "two").record.fingerprint == two["fingerprint"]
+    found, wanted = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_split_training_is_killed_and_goes_on(saved, text, tmp_path) -> None:
+    """The checkpoint is a whole one: one process could go on with it, too."""
+    given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--micro-batch", "1", "--keep-optimizer", "--shard")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    assert command(*LAUNCH, str(script), *given).returncode != 0
+    script.unlink()
+    again = command(*LAUNCH, "-m", "shallower", *given, "--resume")
+    assert again.returncode == 0 and "resuming at step 3" in again.stderr, again.stderr
+    whole = healed(saved("llama"), text, tmp_path / "whole", keep_optimizer=True)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(curve(whole), rel=1e-4)
+    kept = [{name: tensor.shape for name, tensor in weights(tmp_path / name / "training").items()} for name in ("out", "whole")]
+    assert kept[0] == kept[1]
+
+
+def test_what_cannot_be_split(saved, text, tmp_path) -> None:
+    with pytest.raises(UserError, match="there is one process: start several by torchrun"):
+        healed(saved("llama"), text, tmp_path / "out", shard=True)
+    options = {"method": "distill", "settings": {"teacher": str(saved("llama"))}}
+    with pytest.raises(UserError, match="a teacher is not split"):
+        healed(saved("llama"), text, tmp_path / "out", shard=True, **options)
+    ran = command(
+        *LAUNCH, "-m", "shallower", *arguments(saved("llama"), text, tmp_path / "out", "continued", "--batch-tokens", "96", "--shard")
+    )
+    assert ran.returncode != 0 and "error: --shard: a batch of 3 sequences does not split evenly: --batch-tokens 64 does" in ran.stderr
+    assert not list(tmp_path.iterdir())
