@@ -5,7 +5,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -128,8 +128,11 @@ def write_shards(
     total_bytes, written = sum(content.bytes for content in contents.values()), written or {}
     before = sum(written.values())
     with meter("writing MB", total_bytes // 10**6, before // 10**6) as done, ThreadPoolExecutor(1) as syncer:
-        for file, shard in zip(names, shards, strict=True):
-            _File(folder / file, shard, mark, syncer).write(written.get(file, 0), done)
+        ends = [
+            _File(folder / file, shard, mark, syncer).write(written.get(file, 0), done) for file, shard in zip(names, shards, strict=True)
+        ]
+        for end in ends:
+            end.result()
     if total > 1:
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
@@ -144,7 +147,7 @@ class _File:
         self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
         self.marked, self.syncing = 0, None
         self.sources, self.reading = ExitStack(), None
-        self.buffer = memoryview(bytearray(COPY_BYTES))
+        self.buffer = memoryview(b"")
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -156,12 +159,13 @@ class _File:
         raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
         return struct.pack("<Q", len(raw)) + raw
 
-    def write(self, start: int, done: Meter) -> None:
-        """Write the file from ``start`` on, the end of some tensor in it."""
+    def write(self, start: int, done: Meter) -> Future:
+        """Write the file from ``start`` on, the end of some tensor in it; it is on the disk, and closed, when the future is done."""
         going_on = start and self.path.is_file() and self.path.stat().st_size >= start
         header, self.marked = self.header(), start if going_on else 0
-        position = len(header)
-        with ExitStack() as self.sources, self.path.open("r+b" if going_on else "wb", buffering=0) as out:
+        position, self.buffer = len(header), memoryview(bytearray(COPY_BYTES))
+        with ExitStack() as unfinished, ExitStack() as self.sources:
+            out = unfinished.enter_context(self.path.open("r+b" if going_on else "wb", buffering=0))
             if going_on:
                 out.truncate(start)
                 out.seek(start)
@@ -174,10 +178,15 @@ class _File:
                 self._copy(name, content, out)
                 done.add(content.bytes // 10**6, self.path.name)
                 self._sync(out.fileno(), position)
+            end = self.syncer.submit(self._ended, unfinished.pop_all(), out.fileno(), position)
+        return end
+
+    def _ended(self, opened: ExitStack, handle: int, position: int) -> None:
+        self.buffer = memoryview(b"")
+        with opened:  # the next file is being copied meanwhile
             if self.syncing is not None:
                 self.syncing.result()
-            os.fsync(out.fileno())
-        self.mark(self.path.name, position)
+            self._synced(handle, position)
 
     def _copy(self, name: str, content: Content, out: FileIO) -> None:
         if content.source is not None:

@@ -170,7 +170,7 @@ def heal(
         prepared, run = _prepared(opened, way, own, common, keeper, teacher)
         run.state, run.tracker = state, tracker
         _announce(opened, run, changed, teacher)
-        count = sum(parameter.numel() for parameter in run.trained.values())
+        count = sum(parameter.numel() for parameter in opened.module.parameters() if parameter.requires_grad)
         with Peak(device) as peak:
             trained = train(run)
         result = Healing(
@@ -316,6 +316,7 @@ def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> 
 def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None) -> None:
     """The plan, on stderr, before the first step."""
     every, trained = parameter_count(model.module), sum(parameter.numel() for parameter in run.trained.values())
+    maps = trained - sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
     schedule, about = run.schedule, run.data.about
     moments = {"adamw": 8, "lion": 4, "adamw8bit": 2}[schedule.recipe.optimizer]
     needed, what = 4 * every + (4 + moments) * trained, "weights, gradients, optimiser"
@@ -325,7 +326,8 @@ def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None)
         what += ", teacher"
     if run.layers:
         needed, what = needed // ranks.size(), f"{what} in each process"
-    say(f"trains {millions(trained)} of {millions(every)} parameters; {needed / 2**30:.2f} GiB for {what}, plus activations")
+    also = f" and {millions(maps)} of maps" if maps else ""
+    say(f"trains {millions(trained - maps)} of {millions(every)} parameters{also}; {needed / 2**30:.2f} GiB for {what}, plus activations")
     kind = "examples" if about["kind"] == "instructions" else "documents"
     if about["sequences"]:
         passes = schedule.steps * schedule.batch / about["sequences"]
