@@ -338,21 +338,23 @@ def command(*names: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *names], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
 
-@pytest.mark.parametrize("method", ["continued", "lora"])
+@pytest.mark.parametrize("method", ["continued", "lora", "continued in 8 bit"])
 def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -> None:
     """Losses and weights are equal to the last bit, with dropout too (lora)."""
-    given = arguments(saved("gpt2"), text, tmp_path / "out", method)
+    own = ("--set", "optimizer=adamw8bit") if "8 bit" in method else ()
+    settings, method = dict(one.split("=") for one in own[1:]), method.split()[0]
+    given = arguments(saved("gpt2"), text, tmp_path / "out", method, *own)
     assert command("-c", KILLED, *given).returncode == -signal.SIGKILL
     kept = folder_of(tmp_path / "out")
     assert sorted(path.name for path in kept.glob("step-*")) == ["step-2.safetensors", "step-3.safetensors"]
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="pass --resume to go on"):
-        healed(saved("gpt2"), text, tmp_path / "out", method=method)
+        healed(saved("gpt2"), text, tmp_path / "out", method=method, settings=settings)
     with pytest.raises(UserError, match=r"is of another run \(recipe: "):
-        healed(saved("gpt2"), text, tmp_path / "out", method=method, lr=1e-3, resume=True)
+        healed(saved("gpt2"), text, tmp_path / "out", method=method, settings=settings, lr=1e-3, resume=True)
     again = command("-m", "shallower", *given, "--resume")
     assert again.returncode == 0 and "resuming at step 3" in again.stderr, again.stderr
-    whole = command("-m", "shallower", *arguments(saved("gpt2"), text, tmp_path / "whole", method))
+    whole = command("-m", "shallower", *arguments(saved("gpt2"), text, tmp_path / "whole", method, *own))
     assert whole.returncode == 0, whole.stderr
     rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("out", "whole")]
     curves = [[(row["step"], row.get("loss"), row.get("grad_norm")) for row in one] for one in rows]

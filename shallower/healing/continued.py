@@ -8,7 +8,7 @@ over documents packed into full sequences. ``recipe=shortened-llama``: AdamW (0.
 512 sequences of 2048 tokens a batch (the authors' model card); its warm-up of 2000 steps and the cosine down to 10 % are our
 reconstruction. ``recipe=layerchop``: AdamW (0.9, 0.95), 3e-4, weight decay 0.1, 2000 steps of warm-up, cosine down to 10 %, 4M
 tokens a batch (its 7B model). ``optimizer=lion`` is LayerCHOP's for smaller models: 2e-4, weight decay 1e-4, 2M tokens; its
-betas 0.9 and 0.99 are Lion's own. ``optimizer=adamw8bit`` keeps AdamW's state in 8 bit (bitsandbytes, on a GPU).
+betas 0.9 and 0.99 are Lion's own. ``optimizer=adamw8bit`` keeps AdamW's state in 8 bit (bitsandbytes).
 ``last_layers=k`` trains only the head, the norm before it and the last k layers.
 
 Source: Shortened LLaMA (arXiv 2402.02834), Just CHOP (arXiv 2305.14864).

@@ -231,8 +231,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor  # optimisers of 8 bit share their tables
+        seen.add(tensor.data_ptr())
     try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, header)
+        save_file(own, path, header)
     except SafetensorError as error:  # it wraps what the disk said
         raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
     with path.open("rb") as written, suppress(OSError):

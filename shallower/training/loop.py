@@ -260,7 +260,7 @@ def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optim
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise UserError("optimizer=adamw8bit needs the package bitsandbytes and a GPU; pip install 'shallower[8bit]'") from error
+            raise UserError("optimizer=adamw8bit needs the package bitsandbytes; pip install 'shallower[8bit]'") from error
         return AdamW8bit(groups, lr=recipe.lr, betas=recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
