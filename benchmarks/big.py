@@ -203,18 +203,23 @@ def recipe(model: Path, settings: dict) -> str:
 
 
 def writing(work: Path, settings: dict) -> dict:
-    """Ours, cp of files with the same number of bytes, and mergekit in turn; each begins with its input out of the file cache."""
+    """Ours, cp of the same files, and mergekit, each first in its turn; each begins with its input out of the file cache.
+
+    All read the model itself: files that lie elsewhere, or were written later, are read at another speed by some disks. cp copies all of
+    it, so its seconds are scaled to as many bytes as ours writes.
+    """
     model, out, reference = prepare(work, settings["shape"]), work / "written", work / "reference"
     clear(work)
-    room(work, int(2.04 * bytes_of(settings["shape"])), "writing")
+    room(work, int(2.1 * bytes_of(settings["shape"])), "writing")
     tool, about = mergekit(work)
     (work / "merge.yaml").write_text(recipe(model, settings))
     script = [sys.executable, HERE / "big.py", model]
     took = {"ours": [], "ours, whole command": [], "cp": [], "mergekit": []}
-    _run([*script, reference, dropped(settings)])  # what cp will copy; also imports everything once
-    size, equal = sum(file.stat().st_size for file in reference.glob("*.safetensors")), None
-    for _ in range(settings["repeats"]):
-        for name in ("ours", "cp", *(["mergekit"] if tool else [])):
+    _run([*script, reference, dropped(settings)])  # to compare with mergekit's; also imports everything once
+    size, every = (sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (reference, model))
+    names, equal = ["ours", "cp", *(["mergekit"] if tool else [])], None
+    for turn in range(settings["repeats"]):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             uncache(model, reference)
             started = time.perf_counter()
             if name == "ours":
@@ -223,9 +228,9 @@ def writing(work: Path, settings: dict) -> dict:
             else:
                 out.mkdir()
                 arguments = [tool, work / "merge.yaml", out, "--quiet", "--no-copy-tokenizer", "--no-write-model-card"]
-                _run(arguments if name == "mergekit" else ["cp", *reference.glob("*.safetensors"), out])
+                _run(arguments if name == "mergekit" else ["cp", *model.glob("*.safetensors"), out])
                 os.sync()
-                took[name].append(time.perf_counter() - started)
+                took[name].append((time.perf_counter() - started) * (size / every if name == "cp" else 1))
             print(f"writing: {name} {took[name][-1]:.1f} s", file=sys.stderr)
             equal = same_tensors(reference, out, settings) if name == "mergekit" and equal is None else equal
             shutil.rmtree(out)
