@@ -396,7 +396,8 @@ def big_rows(pieces: dict) -> Iterator[Row]:
     if piece := pieces.get("big writing"):
         arms, rate = piece["arms"], piece["bytes"] / 1e9
         pace = side_by_side(arms["cp"], arms["ours"])
-        remark = f"{rate:.1f} GB, synced; our seconds begin after the imports, cp's are scaled to these bytes; {piece['file_system']}; file cache {piece['cache']}"
+        remark = f"{rate:.1f} GB, synced; our seconds begin after the imports, cp's are scaled to these bytes; {piece['file_system']}; "
+        remark += f"file cache {piece['cache']}"
         yield Row("writing against cp", ">= 0.8 x", against(arms, "cp", "ours")[0], pace, pace >= 0.8, remark)
         if "mergekit" in arms:
             measured, ratio, best = against(arms, "mergekit", "ours, whole command")
