@@ -174,6 +174,7 @@ def test_the_teacher_must_be_the_one(saved, pruned, text, tmp_path, monkeypatch)
         healed(pruned("llama"), text, tmp_path / "out", method="distill", settings=options)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(pruned, text, tmp_path) -> None:
     """The learned maps are kept too."""
     own = ("--set", "objective=layerchop")
@@ -188,6 +189,7 @@ def test_killed_and_resumed(pruned, text, tmp_path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_same_curve(pruned, text, tmp_path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "shallower"]
     own = ("--set", "objective=layerchop", "--json")
@@ -222,6 +224,7 @@ def test_how_much_of_the_gap_is_closed(saved, text, tmp_path) -> None:
     assert gaps(replace(found, control=None)) == {} == gaps(replace(found, control=[row(0, 6.0), row(6, 5.0)]))
 
 
+@pytest.mark.slow
 def test_a_control_that_was_finished_is_not_trained_again(pruned, text, tmp_path) -> None:
     given = arguments(pruned("llama"), text, tmp_path / "out", "continued", "--control", "--eval-text", str(text))
     killed = KILLED.replace("step == 3", "step == 3 and '.control.' not in str(self.folder)")

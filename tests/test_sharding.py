@@ -10,6 +10,7 @@ from test_healing import KILLED, arguments, command, curve, healed, weights
 
 from shallower import UserError, open_model
 
+SLOW = ["llama+tied continued", "mixtral continued", "llama lora"]
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -20,7 +21,7 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("which", ["llama continued", "llama+tied continued", "mixtral continued", "llama lora"])
+@pytest.mark.parametrize("which", ["llama continued", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
 def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path) -> None:
     name, method = which.split()
     own = ("--set", "dropout=0") if method == "lora" else ()
@@ -39,6 +40,7 @@ def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path
         torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_split_training_is_killed_and_goes_on(saved, text, tmp_path) -> None:
     """The checkpoint is a whole one: one process could go on with it, too."""
     given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--micro-batch", "1", "--keep-optimizer", "--shard")

@@ -98,6 +98,7 @@ def test_killed_and_resumed_is_undisturbed(saved, rows, tmp_path) -> None:
     assert whole.data["streamed"] and whole.data["hash"]
 
 
+@pytest.mark.slow
 def test_two_processes_read_the_same_stream(saved, rows, tmp_path) -> None:
     size = ["--train-tokens", "768", "--length", "32", "--batch-tokens", "128", "--lr", "3e-3", "--device", "cpu", "--json"]
     given = ["heal", str(saved("llama")), "--method", "continued", "--dataset", str(rows), *size, "--out", str(tmp_path / "two")]

@@ -1,18 +1,16 @@
 """Distill: the pruned model learns from the unpruned one, whose every token tells more than which one came next.
 
-    L = lm NLL + kl T² KL(p_T || q_T)                                                     objective=logits
-      + hidden sum_l MSE(M_l h_l, h_l') + attention sum_l MSE(a_l, a_l') + embedding MSE(e, e')      objective=layerchop
+    L = lm NLL + kl T² KL(p_T || q_T)                                                              objective=logits
+      + hidden sum_l MSE(M_l h_l, h_l') + attention sum_l MSE(a_l, a_l') + embedding MSE(e, e')     objective=layerchop
 
 p is the teacher's distribution of the next token, q the student's, T the temperature; ``top_k`` keeps the teacher's largest logits
 only. h and a are the stream behind a retained layer and the output of its attention, primes are the teacher's, at the layer of the
-same original index (``shallower.json`` knows it); M_l are linear maps that are learned along, the identity at the start, and thrown
-away. ``objective=layerchop`` is the one that Just CHOP compares with plain training, with all weights 1; it found that distillation
-costs more per hour than it gives. That an MSE is the mean over the width, that it is taken where the next token bears a loss, and
-``relative=true`` (each divided by the teacher's mean square, since a few activations are huge) are our reconstruction.
+same original index; M_l are linear maps that are learned along, the identity at the start, and thrown away. ``layerchop`` is what Just
+CHOP compares with plain training, all weights 1; it found that it gives less per hour. That an MSE is the mean over the width, that it
+is taken where the next token bears a loss, and ``relative=true`` (each divided by the teacher's mean square) are our reconstruction.
 
-All weights are trained, by the recipes of ``continued``; or only ``last_layers``, or adapters of ``rank`` on the layers (alpha is
-twice the rank), and then teacher and student share the frozen weights that they have in common. The teacher is the model that
-was pruned, or the one given as ``teacher``.
+All weights are trained, by the recipes of ``continued``; or only ``last_layers``, or adapters of ``rank`` (alpha is twice that), and
+then both models share the frozen weights that they have in common. The teacher is the model that was pruned, or ``teacher``.
 
 Source: Just CHOP (arXiv 2305.14864), distillation (arXiv 1503.02531).
 """

@@ -23,7 +23,7 @@ from ..progress import say
 from ..runs import load_weights
 from ..tables import millions
 from ..training.checkpoints import Keeper
-from ..training.data import Packed, packed, read_documents, streamed
+from ..training.data import Documents, Packed, packed, read_documents, streamed
 from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
@@ -126,37 +126,27 @@ def heal(
             raise UserError(f"--shard splits the model among processes; {what}")
         compute = replace(compute, device="cpu")  # from there each process takes its part
         opened, _ = _opened(model, compute, out)
-    teacher = unpruned(opened, own.teacher, compute, "fp32" if _frozen(own) or not bf16 else "bf16") if hasattr(way, "teaching") else None
+    teacher = None
+    if hasattr(way, "teaching"):
+        way.teaching(own)  # refuses what cannot be before anything is loaded
+        teacher = unpruned(opened, own.teacher, compute, "fp32" if _frozen(own) or not bf16 else "bf16")
     dense = unpruned(opened, getattr(own, "teacher", ""), compute, "fp32") if training.control else None
-    flowing = dataset and not data and "text" in next(streamed(dataset, training.seed), ("", {}))[1]
-    how = {"dataset": dataset, "most": budget, "seed": training.seed}
-    documents = None if flowing else read_documents(data, opened.tokenizer, opened.vocabulary, **how)
+    documents = _documents(opened, data, dataset, budget, training.seed)
     texts = evaluation_segments(opened, training.eval_texts, None, _protocol(training)) if training.eval_texts else {}
     if dense and not texts:
         raise UserError("--control: the unpruned model is held against the healed one on --eval-text; give at least one file")
     load_weights(opened)
     apart = isolates(opened.module)
-    if documents:
-        sequences = packed(documents, training.length, training.seed, apart=apart)
-    else:
-        sequences = Stream(dataset, opened.tokenizer, opened.vocabulary, training.length, training.seed, apart=apart)
+    how = {"length": training.length, "seed": training.seed, "apart": apart}
+    sequences = packed(documents, **how) if documents else Stream(dataset, opened.tokenizer, opened.vocabulary, **how)
     recipe = way.recipe(own) if training.lr is None else replace(way.recipe(own), lr=training.lr)
     schedule, changed = fitted(recipe, budget, sequences.about["length"], training.batch_tokens)
-    if schedule.batch < ranks.size():
-        raise UserError(f"a batch of {schedule.batch} sequences cannot be split among {ranks.size()} processes: raise --batch-tokens")
-    if training.shard and schedule.batch % ranks.size():
-        fitting = schedule.batch // ranks.size() * ranks.size() * schedule.length
-        raise UserError(f"--shard: a batch of {schedule.batch} sequences does not split evenly: --batch-tokens {fitting} does")
+    _check_batch(schedule, shard=training.shard)
     tracker = tracker_of(training.track, out)
     earlier, state = state_from(training.optimizer_from, opened, schedule.recipe)
-    key = {
-        "method": method,
-        "settings": vars(own),
-        "model": opened.record.fingerprint,
-        "data": sequences.about["hash"],
-        "steps": schedule.steps,
-    }
-    key |= {"recipe": asdict(schedule.recipe), "batch": schedule.batch, "length": schedule.length, "seed": training.seed, "bf16": bf16}
+    key = {"method": method, "settings": vars(own), "model": opened.record.fingerprint, "data": sequences.about["hash"]}
+    key |= {"steps": schedule.steps, "recipe": asdict(schedule.recipe), "batch": schedule.batch, "length": schedule.length}
+    key |= {"seed": training.seed, "bf16": bf16}
     key |= {"teacher": teacher.record.fingerprint} if teacher else {}
     key |= {"optimizer": earlier} if earlier else {}
     common = Common(sequences, schedule, training, texts, device, apart=apart, bf16=bf16)
@@ -218,6 +208,23 @@ class Common:
     device: str
     apart: bool
     bf16: bool
+
+
+def _documents(model: Model, data: Sequence[str | Path], dataset: str | None, budget: int, seed: int) -> Documents | None:
+    """What is trained on, in memory; None for a data set of text, which is read on the way."""
+    if dataset and not data and "text" in next(streamed(dataset, seed), ("", {}))[1]:
+        return None
+    return read_documents(data, model.tokenizer, model.vocabulary, dataset=dataset, most=budget, seed=seed)
+
+
+def _check_batch(schedule: Schedule, *, shard: bool) -> None:
+    """Raise a UserError if the processes cannot split a batch."""
+    many = ranks.size()
+    if schedule.batch < many:
+        raise UserError(f"a batch of {schedule.batch} sequences cannot be split among {many} processes: raise --batch-tokens")
+    if shard and schedule.batch % many:
+        fitting = schedule.batch // many * many * schedule.length
+        raise UserError(f"--shard: a batch of {schedule.batch} sequences does not split evenly: --batch-tokens {fitting} does")
 
 
 def _whole_again(model: Model, way: ModuleType, own: Any, weights: dict[str, torch.Tensor]) -> Any:

@@ -51,8 +51,10 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: Head | None, soft: Soft | None):
         with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
-            needed, own = ctx.needs_input_grad, Head(hidden, weight, bias)
-            matrix = weight.to(hidden.dtype)
+            needed, matrix = ctx.needs_input_grad, weight.to(hidden.dtype)
+            own = Head(hidden, matrix, bias)
+            if teacher is not None:
+                teacher = teacher._replace(weight=teacher.weight.to(teacher.hidden.dtype))  # once, not for every chunk
             grads = [torch.empty_like(hidden) if needed[0] else None]
             grads += [torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None]
             grads += [torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None]
@@ -92,33 +94,25 @@ def chunk_loss(
     *,
     slope: bool,
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "place vocabulary"] | None]:
-    """Sums (loss, NLL, KL) of some places, and the loss's gradient by their logits; ``logits`` are overwritten.
+    """Sums (loss, NLL, KL) of some places, and the loss's gradient by their logits if ``slope``.
 
     With q the student's and p the teacher's distribution at temperature T: d NLL / dz = q_1 - onehot, d (T² KL) / dz = T (q_T - p_T).
     """
-    wanted = targets[:, None]
-    warm = None
-    if teacher is not None:
-        warm = (logits / soft.temperature).log_softmax(-1)
-        known = (teacher / soft.temperature).log_softmax(-1)
-        if soft.top_k:
-            kept = torch.full_like(known, -torch.inf)
-            top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
-            known = kept.scatter_(1, top.indices, top.values.log_softmax(-1))
-        share = known.exp()
-        kl = soft.temperature**2 * torch.where(share > 0, share * (known - warm), 0.0).sum()
-    logs = logits.log_softmax(-1)
+    logs, wanted, made = logits.log_softmax(-1), targets[:, None], None
     nll = -logs.gather(1, wanted).sum()
-    hard = 1.0 if teacher is None else soft.nll
-    sums = torch.stack([nll * hard, nll, torch.zeros_like(nll)])
-    if teacher is not None:
-        sums = torch.stack([hard * nll + soft.kl * kl, nll, kl])
-    if not slope:
-        return sums, None
-    made = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
-    if teacher is not None:
-        made = made.mul_(hard).add_(warm.exp_().sub_(share), alpha=soft.kl * soft.temperature)
-    return sums, made
+    if slope:
+        made = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+    if teacher is None:
+        return torch.stack([nll, nll, torch.zeros_like(nll)]), made
+    warm, known = ((one / soft.temperature).log_softmax(-1) for one in (logits, teacher))
+    if soft.top_k:
+        top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
+        known = torch.full_like(known, -torch.inf).scatter_(1, top.indices, top.values.log_softmax(-1))
+    share = known.exp()
+    kl = soft.temperature**2 * torch.where(share > 0, share * (known - warm), 0.0).sum()
+    if slope:
+        made.mul_(soft.nll).add_(warm.exp_().sub_(share), alpha=soft.kl * soft.temperature)
+    return torch.stack([soft.nll * nll + soft.kl * kl, nll, kl]), made
 
 
 class Objective(nn.Module):
