@@ -420,7 +420,7 @@ def test_divergence_keeps_the_last_good_checkpoint(saved, text, tmp_path) -> Non
 # ---------------------------------------------------------------- many processes
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_two_processes_follow_the_same_curve(name: str, saved, lines, tmp_path) -> None:
     """With micro-batches of one sequence, documents kept apart, so that every micro-batch bears another number of losses."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "shallower"]
