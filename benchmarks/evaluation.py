@@ -4,25 +4,20 @@ The seven zero-shot tasks through lm-eval from local data, and prefill and decod
 unpruned one, in turns. Each finished piece is on disk before the next one begins. The table is made from the JSON file alone.
 """
 
-import argparse
-import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from criteria import CALIBRATION, DATA, FP32, ROOT, begun, machine, save
+from criteria import CALIBRATION, FP32, machine
+from pieces import run
 
-from shallower import Calibration, Grid, Tasks, UserError, bench, drop, evaluate, open_model, prune
+from shallower import Calibration, Grid, Tasks, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
 from shallower.demo import demo_model
 from shallower.evaluation.tasks import SETS, mean_of
-from shallower.files import write_atomic
 from shallower.memory import Peak
-from shallower.progress import shown
 from shallower.provenance import versions
 from shallower.repairs import Compensating
 
@@ -36,8 +31,9 @@ GOALS = {"minutes": 20, "decode": 0.9}
 class Measuring:
     """The pieces and how each is made; the models are opened, and the pruned one is written, once."""
 
-    def __init__(self, data: Path, settings: dict, folder: Path):
-        self.data, self.settings, self.folder = data, settings, folder
+    def __init__(self, data: Path, settings: dict):
+        self.data, self.settings, self._temporary = data, settings, tempfile.TemporaryDirectory()
+        self.folder = Path(self._temporary.name)
         self.dense = open_model(demo_model(), FP32)
         self.opened: dict[str, Model] = {}
 
@@ -122,36 +118,13 @@ def about(settings: dict) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, tasks beside it (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the results; the table goes beside it (benchmarks/results/evaluation.json)")
-    parser.add_argument("--quick", action="store_true", help="a trial with few items; needs --out")
-    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, such as 'tasks pruned'")
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--table", action="store_true", help="only remake the table from the results")
-    given = parser.parse_args()
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
-    out, settings = given.out or ROOT / "benchmarks/results/evaluation.json", QUICK if given.quick else FULL
-    if given.table:
-        print(write_atomic(out.with_suffix(".md"), table(json.loads(out.read_text()))))
-        return
-    if not (given.data.parent / "tasks/piqa.jsonl").is_file():
-        raise UserError(f"no tasks/piqa.jsonl beside {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
-    content = begun(out, about(settings), restart=given.restart)
-    with tempfile.TemporaryDirectory() as folder, shown():
-        for name, make in Measuring(given.data, settings, Path(folder)).jobs().items():
-            if name not in content["pieces"] or (given.again and name.startswith(given.again)):
-                print(name, file=sys.stderr)
-                content["pieces"][name] = make()
-                save(out, content)
-                print(write_atomic(out.with_suffix(".md"), table(content)))
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(
+        __doc__,
+        "evaluation",
+        beside="tasks/piqa.jsonl",
+        settings=(FULL, QUICK),
+        about=about,
+        jobs=lambda data, settings: Measuring(data, settings).jobs(),
+        table=table,
+    )

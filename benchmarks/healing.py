@@ -6,10 +6,6 @@ perplexity of a novel of another author. Each finished piece is on disk before t
 from its last checkpoint. The table is made from the JSON file alone.
 """
 
-import argparse
-import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,13 +15,12 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from criteria import CALIBRATION, DATA, FP32, ROOT, begun, machine, save
-from speed import BUSY, others
+from criteria import CALIBRATION, FP32, machine
+from pieces import run
+from speed import BUSY
 
-from shallower import Calibration, Protocol, Training, UserError, drop, evaluate, heal, open_model, prune
+from shallower import Calibration, Protocol, Training, drop, evaluate, heal, open_model, prune
 from shallower.demo import demo_model
-from shallower.files import write_atomic
-from shallower.progress import shown
 from shallower.provenance import versions
 from shallower.repairs import Compensating
 from shallower.training.data import CUT_OFF, read_documents
@@ -55,8 +50,10 @@ GOALS = {"closed": 0.4, "minutes": 45, "throughput": 1.5}
 class Measuring:
     """The pieces and how each is made; the pruned model is written once and stays in the folder."""
 
-    def __init__(self, data: Path, settings: dict, folder: Path):
-        self.data, self.settings, self.folder = data, settings, folder
+    def __init__(self, data: Path, settings: dict):
+        self.data, self.settings = data, settings
+        self.folder = Path(tempfile.gettempdir()) / f"shallower-healing{'-quick' * (settings is QUICK)}"
+        self.folder.mkdir(exist_ok=True)
 
     def books(self) -> list[Path]:
         """The novels that are trained on: none of the author of the one that is watched."""
@@ -269,42 +266,13 @@ def about(settings: dict) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, instructions beside it (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the results; the table goes beside it (benchmarks/results/healing.json)")
-    parser.add_argument("--quick", action="store_true", help="a trial with few tokens; needs --out")
-    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, such as 'heal lora'")
-    parser.add_argument("--only", metavar="NAME", default="", help="only pieces whose name begins so")
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--table", action="store_true", help="only remake the table from the results")
-    given = parser.parse_args()
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
-    out, settings = given.out or ROOT / "benchmarks/results/healing.json", QUICK if given.quick else FULL
-    if given.table:
-        print(write_atomic(out.with_suffix(".md"), table(json.loads(out.read_text()))))
-        return
-    if not (given.data.parent / "instruct/alpaca_format.jsonl").is_file():
-        raise UserError(f"no instruct/alpaca_format.jsonl beside {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
-    content = begun(out, about(settings), restart=given.restart)
-    folder = Path(tempfile.gettempdir()) / f"shallower-healing{'-quick' * given.quick}"
-    folder.mkdir(exist_ok=True)
-    with shown():
-        for name, make in Measuring(given.data, settings, folder).jobs().items():
-            wanted = name not in content["pieces"] or (given.again and name.startswith(given.again))
-            if wanted and name.startswith(given.only):
-                print(name, file=sys.stderr)
-                with others() as shared:
-                    made = make()
-                content["pieces"][name] = made | shared
-                save(out, content)
-                print(write_atomic(out.with_suffix(".md"), table(content)))
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run(
+        __doc__,
+        "healing",
+        beside="instruct/alpaca_format.jsonl",
+        settings=(FULL, QUICK),
+        about=about,
+        jobs=lambda data, settings: Measuring(data, settings).jobs(),
+        table=table,
+    )

@@ -16,7 +16,7 @@ fi
 
 # shellcheck disable=SC2086  # the settings are several words
 {
-  step "$OUT/scores.json" $LAUNCH score "$MODEL" --criterion perplexity $SCORE --length 128 --seed 1234 --out "$OUT/scores.json"
+  step "$OUT/scores.json" $LAUNCH score "$MODEL" --criterion ${CRITERION:-perplexity} $SCORE --length 128 --seed 1234 --out "$OUT/scores.json"
   step "$OUT/plan.json" shallower plan "$OUT/scores.json" --remove 6 --keep-first 4 --keep-last 2 --out "$OUT/plan.json"
   step "$OUT/pruned" shallower prune "$MODEL" --plan "$OUT/plan.json" --out "$OUT/pruned"
   step "$OUT/healed" $LAUNCH heal "$OUT/pruned" --method lora $HEAL --resume --out "$OUT/healed"

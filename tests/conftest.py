@@ -32,6 +32,14 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A small book to train on."""
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text(zoo._SENTENCES * 8, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The shared data folder beside the checkout; the test is skipped where there is none."""
     if not SHARED.is_dir():

@@ -10,8 +10,8 @@ import pytest
 import torch
 import zoo
 from safetensors.torch import load_file
-from test_healing import CPU, KILLED, arguments, command, curve, healed, weights
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax, mse_loss, softmax
+from trainings import CPU, KILLED, LAUNCH, arguments, command, curve, healed, weights
 
 from shallower import UserError, drop, open_model, prune, report
 from shallower.anatomy.model import Model
@@ -20,19 +20,12 @@ from shallower.stages.forebears import state_from
 from shallower.stages.healed import STATE_FILE
 from shallower.tables import gap_closed, gaps
 from shallower.training.checkpoints import folder_of
-from shallower.training.distillation import Distillation, Teaching, pairs, shared, soft_kl
-from shallower.training.objective import ChunkedLoss, Head, Soft
+from shallower.training.distillation import Distillation, Teaching, pairs, shared
+from shallower.training.objective import ChunkedLoss, Head, Soft, loss_of
 from shallower.training.schedule import Recipe
 
 REMOVED = (2, 5)
 ADAMW = Recipe(1e-4, (0.9, 0.95), 0.1, 1, "cosine", 0.1, 128)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_text(zoo._SENTENCES * 8, encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +46,15 @@ def pruned(saved, tmp_path_factory):
 # ---------------------------------------------------------------- the loss
 
 
+def soft_kl(student: torch.Tensor, teacher: torch.Tensor, soft: Soft) -> torch.Tensor:
+    """T² KL(teacher || student) at temperature T summed over places, from whole logits."""
+    warm, known = ((logits / soft.temperature).log_softmax(-1) for logits in (student, teacher))
+    if soft.top_k:
+        top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
+        warm, known = warm.gather(1, top.indices), top.values.log_softmax(-1)
+    return soft.temperature**2 * (known.exp() * (known - warm)).sum()
+
+
 @pytest.mark.parametrize("soft", [Soft(), Soft(0.3, 2.0, 2.5), Soft(0.0, 1.0, 1.0, 7), Soft(1.0, 0.5, 3.0, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_chunks_equal_the_whole(bias: bool, soft: Soft, monkeypatch) -> None:
@@ -62,19 +64,22 @@ def test_chunks_equal_the_whole(bias: bool, soft: Soft, monkeypatch) -> None:
     tensors, theirs = (draw(10, 8), draw(50, 8), draw(50)), Head(draw(10, 8), draw(50, 8), draw(50))
     targets = torch.randint(50, (10,), generator=generator)
     found = []
-    for way in ("chunked", "whole"):
+    for way in ("chunked", "logits", "whole"):
         hidden, weight, offset = (one.clone().requires_grad_() for one in tensors)
         offset = offset if bias else None
         if way == "chunked":
             loss, told = ChunkedLoss.apply(hidden, weight, offset, targets, theirs, soft)
+        elif way == "logits":
+            loss, told = loss_of(linear(hidden, weight, offset), targets, theirs.logits(slice(None)), soft)
         else:
             logits, known = linear(hidden, weight, offset), theirs.logits(slice(None))
             nll, kl = cross_entropy(logits, targets, reduction="sum"), soft_kl(logits, known, soft)
             loss, told = soft.nll * nll + soft.kl * kl, torch.stack([nll, kl]).detach()
         (3 * loss).backward()
         found.append([loss.detach(), told, hidden.grad, weight.grad, *([offset.grad] if bias else [])])
-    for one, other in zip(*found, strict=True):
+    for one, logits, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, other, rtol=1e-4, atol=1e-4)
 
 
 def test_the_divergence_is_torchs() -> None:
@@ -191,9 +196,8 @@ def test_killed_and_resumed(pruned, text, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_follow_the_same_curve(pruned, text, tmp_path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "shallower"]
     own = ("--set", "objective=layerchop", "--json")
-    ran = command(*launch, *arguments(pruned("llama"), text, tmp_path / "two", "distill", *own))
+    ran = command(*LAUNCH, *arguments(pruned("llama"), text, tmp_path / "two", "distill", *own))
     assert ran.returncode == 0, ran.stderr
     one = healed(pruned("llama"), text, tmp_path / "one", method="distill", settings={"objective": "layerchop"})
     two = json.loads(ran.stdout)["rows"]
@@ -256,8 +260,7 @@ def test_the_optimisers_state_goes_across_the_cut(saved, text, tmp_path) -> None
     assert curve(started)[0] == curve(anew)[0] and curve(started)[1] != curve(anew)[1]
 
 
-def test_a_training_that_goes_on_is_one_training(saved, text, tmp_path) -> None:
-    """At a constant rate, three steps and three more on the rest of the data would be six; here: the second half's state is the first's."""
+def test_the_state_of_the_same_model_is_found_whole(saved, text, tmp_path) -> None:
     healed(saved("llama"), text, tmp_path / "warm", keep_optimizer=True)
     found, state = state_from(tmp_path / "warm", open_model(tmp_path / "warm", CPU), ADAMW)
     assert found == open_model(tmp_path / "warm").record.fingerprint

@@ -1,10 +1,7 @@
 """Healing: one loop, two methods; what is trained on, never lost, the same in one process and two, and written as a plain model."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +9,8 @@ import pytest
 import torch
 import zoo
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from trainings import CPU, KILLED, LAUNCH, SIZE, arguments, command, curve, healed, weights
 from transformers import AutoModelForCausalLM
 
 from shallower import Compute, Training, UserError, cli, drop, evaluate, heal, methods, open_model, prune, report
@@ -27,16 +24,7 @@ from shallower.training.lion import Lion
 from shallower.training.objective import ChunkedLoss, Objective, isolates
 from shallower.training.schedule import Recipe, count_of, fitted
 
-CPU = Compute(device="cpu")
-SIZE = {"length": 32, "batch_tokens": 128, "lr": 3e-3}
 PAPER = Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 1 << 20)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_text(zoo._SENTENCES * 8, encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +33,6 @@ def lines(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("lines") / "lines.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in (zoo._SENTENCES * 4).splitlines()), encoding="utf-8")
     return path
-
-
-def healed(folder, data, out, *, method="continued", settings=None, tokens=768, **training):
-    options = SIZE | training
-    return heal(
-        folder, data=[data], train_tokens=tokens, out=out, method=method, settings=settings, training=Training(**options), compute=CPU
-    )
-
-
-def curve(found) -> list[float]:
-    return [row["loss"] for row in found.rows if "loss" in row]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 # ---------------------------------------------------------------- the loss falls, the model is plain
@@ -302,41 +275,6 @@ def test_lion_follows_its_rule() -> None:
 
 # ---------------------------------------------------------------- never lost
 
-KILLED = """
-import os, signal, sys
-from shallower import cli
-from shallower.training.checkpoints import Keeper
-keep = Keeper.keep
-def killed(self, step, *rest):
-    keep(self, step, *rest)
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-Keeper.keep = killed
-cli.main(sys.argv[1:])
-"""
-
-
-def arguments(folder, data, out, method: str, *more: str) -> list[str]:
-    size = [
-        "--train-tokens",
-        "768",
-        "--length",
-        "32",
-        "--batch-tokens",
-        "128",
-        "--lr",
-        "3e-3",
-        "--checkpoint-steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    return ["heal", str(folder), "--method", method, "--data", str(data), *size, *more, "--out", str(out)]
-
-
-def command(*names: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *names], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
-
 
 @pytest.mark.parametrize("method", ["continued", "lora", pytest.param("continued in 8 bit", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -> None:
@@ -423,9 +361,8 @@ def test_divergence_keeps_the_last_good_checkpoint(saved, text, tmp_path) -> Non
 @pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_two_processes_follow_the_same_curve(name: str, saved, lines, tmp_path) -> None:
     """With micro-batches of one sequence, documents kept apart, so that every micro-batch bears another number of losses."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "shallower"]
     given = arguments(saved(name), lines, tmp_path / "two", "continued", "--micro-batch", "1", "--eval-text", str(lines), "--json")
-    ran = command(*launch, *given)
+    ran = command(*LAUNCH, *given)
     assert ran.returncode == 0, ran.stderr
     one = healed(saved(name), lines, tmp_path / "one", eval_texts=[lines])
     two = json.loads(ran.stdout)

@@ -1,24 +1,14 @@
 """A model that is split among processes is trained as a whole one is, and comes out whole."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-import zoo
-from test_healing import KILLED, arguments, command, curve, healed, weights
+from trainings import KILLED, LAUNCH, arguments, command, curve, healed, weights
 
 from shallower import UserError, open_model
 
 SLOW = ["llama+tied continued", "mixtral continued", "llama lora"]
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_text(zoo._SENTENCES * 8, encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("which", ["llama continued", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
@@ -26,7 +16,7 @@ def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path
     name, method = which.split()
     own = ("--set", "dropout=0") if method == "lora" else ()
     given = arguments(saved(name), text, tmp_path / "two", method, *own, "--shard", "--eval-text", str(text), "--json")
-    ran = command(*LAUNCH, "-m", "shallower", *given)
+    ran = command(*LAUNCH, *given)
     assert ran.returncode == 0, ran.stderr
     one = healed(saved(name), text, tmp_path / "one", method=method, settings={"dropout": "0"} if own else None, eval_texts=[text])
     two = json.loads(ran.stdout)
@@ -46,9 +36,9 @@ def test_a_split_training_is_killed_and_goes_on(saved, text, tmp_path) -> None:
     given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--micro-batch", "1", "--keep-optimizer", "--shard")
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    assert command(*LAUNCH, str(script), *given).returncode != 0
+    assert command(*LAUNCH[:-2], str(script), *given).returncode != 0
     script.unlink()
-    again = command(*LAUNCH, "-m", "shallower", *given, "--resume")
+    again = command(*LAUNCH, *given, "--resume")
     assert again.returncode == 0 and "resuming at step 3" in again.stderr, again.stderr
     whole = healed(saved("llama"), text, tmp_path / "whole", keep_optimizer=True)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -63,8 +53,6 @@ def test_what_cannot_be_split(saved, text, tmp_path) -> None:
     options = {"method": "distill", "settings": {"teacher": str(saved("llama"))}}
     with pytest.raises(UserError, match="a teacher is not split"):
         healed(saved("llama"), text, tmp_path / "out", shard=True, **options)
-    ran = command(
-        *LAUNCH, "-m", "shallower", *arguments(saved("llama"), text, tmp_path / "out", "continued", "--batch-tokens", "96", "--shard")
-    )
+    ran = command(*LAUNCH, *arguments(saved("llama"), text, tmp_path / "out", "continued", "--batch-tokens", "96", "--shard"))
     assert ran.returncode != 0 and "error: --shard: a batch of 3 sequences does not split evenly: --batch-tokens 64 does" in ran.stderr
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from test_healing import CPU, KILLED, SIZE, command, curve, weights
+from trainings import CPU, KILLED, LAUNCH, SIZE, arguments, command, curve, weights
 from transformers import AutoTokenizer
 
 from shallower import Training, UserError, heal
@@ -72,21 +72,7 @@ def options(rows: Path, **more) -> dict:
 
 
 def test_killed_and_resumed_is_undisturbed(saved, rows, tmp_path) -> None:
-    size = [
-        "--train-tokens",
-        "768",
-        "--length",
-        "32",
-        "--batch-tokens",
-        "128",
-        "--lr",
-        "3e-3",
-        "--checkpoint-steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    given = ["heal", str(saved("llama")), "--method", "continued", "--dataset", str(rows), *size, "--out", str(tmp_path / "out")]
+    given = arguments(saved("llama"), rows, tmp_path / "out", "continued", source="--dataset")
     assert command("-c", KILLED, *given).returncode == -signal.SIGKILL
     again = command("-m", "shallower", *given, "--resume")
     assert again.returncode == 0 and "resuming at step 3" in again.stderr, again.stderr
@@ -100,9 +86,8 @@ def test_killed_and_resumed_is_undisturbed(saved, rows, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_read_the_same_stream(saved, rows, tmp_path) -> None:
-    size = ["--train-tokens", "768", "--length", "32", "--batch-tokens", "128", "--lr", "3e-3", "--device", "cpu", "--json"]
-    given = ["heal", str(saved("llama")), "--method", "continued", "--dataset", str(rows), *size, "--out", str(tmp_path / "two")]
-    ran = command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "shallower", *given)
+    given = arguments(saved("llama"), rows, tmp_path / "two", "continued", "--json", source="--dataset")
+    ran = command(*LAUNCH, *given)
     assert ran.returncode == 0, ran.stderr
     one = heal(saved("llama"), out=tmp_path / "one", **options(rows))
     assert [row["loss"] for row in json.loads(ran.stdout)["rows"] if "loss" in row] == pytest.approx(curve(one), rel=1e-4)

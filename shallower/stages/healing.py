@@ -12,7 +12,7 @@ import torch
 
 from .. import methods, ranks
 from ..anatomy.loading import parse_dtype
-from ..anatomy.model import Model
+from ..anatomy.model import Model, checked_device
 from ..anatomy.stack import parameter_count
 from ..artifacts import Healing
 from ..errors import UserError
@@ -118,14 +118,14 @@ def heal(
     check_free(out, overwrite=overwrite)
     way, training, budget, out = methods.find("healing", method), training or Training(), count_of(train_tokens), Path(out)
     own, compute = methods.configure(way, settings or {}), compute or Compute()
-    opened, bf16 = _opened(model, compute, out)
-    device = opened.device
+    device = checked_device(compute.device)
+    bf16 = _bf16(compute, device)
     if training.shard:
         if hasattr(way, "teaching") or ranks.size() < 2:
             what = "a teacher is not split" if hasattr(way, "teaching") else "there is one process: start several by torchrun"
             raise UserError(f"--shard splits the model among processes; {what}")
         compute = replace(compute, device="cpu")  # from there each process takes its part
-        opened, _ = _opened(model, compute, out)
+    opened = _opened(model, compute, out)
     teacher = None
     if hasattr(way, "teaching"):
         way.teaching(own)  # refuses what cannot be before anything is loaded
@@ -212,7 +212,7 @@ class Common:
 
 def _documents(model: Model, data: Sequence[str | Path], dataset: str | None, budget: int, seed: int) -> Documents | None:
     """What is trained on, in memory; None for a data set of text, which is read on the way."""
-    if dataset and not data and "text" in next(streamed(dataset, seed), ("", {}))[1]:
+    if dataset and not data and "text" in next(streamed(dataset), ("", {}))[1]:
         return None
     return read_documents(data, model.tokenizer, model.vocabulary, dataset=dataset, most=budget, seed=seed)
 
@@ -263,7 +263,7 @@ def _prepared(model: Model, way: ModuleType, own: Any, common: Common, keeper: K
 
 def _control(dense: Model, way: ModuleType, own: Any, common: Common, keeper: Keeper, beside: Keeper) -> list[dict[str, Any]]:
     """The unpruned model trained on the same tokens, in the same way: the rows with its perplexities; the model itself is not kept."""
-    if rows := keeper.told("control"):
+    if rows := keeper.control():
         return rows
     if hasattr(way, "teaching"):  # nobody teaches the teacher
         way = methods.find("healing", "continued")
@@ -273,13 +273,13 @@ def _control(dense: Model, way: ModuleType, own: Any, common: Common, keeper: Ke
         load_weights(dense)
         _, run = _prepared(dense, way, own, common, beside)
         rows = [row for row in train(run).rows if "eval" in row]
-        keeper.tell("control", rows)
+        keeper.keep_control(rows)
     dense.unload()
     return rows
 
 
-def _opened(source: Source, compute: Compute, out: Path) -> tuple[Model, bool]:
-    """The model in fp32, its own copy of the weights, and whether products are to be in bf16."""
+def _opened(source: Source, compute: Compute, out: Path) -> Model:
+    """The model in fp32, with its own copy of the weights."""
     given = source.checkpoint if isinstance(source, Model) else None
     trust = compute.trust_remote_code or bool(given and given.trust_remote_code)
     opened = Model(given.source if given else source, dtype="fp32", device=compute.device, trust_remote_code=trust, layered=compute.layered)
@@ -289,10 +289,15 @@ def _opened(source: Source, compute: Compute, out: Path) -> tuple[Model, bool]:
         raise UserError(f"{opened.checkpoint.source} is quantised; heal the model before it is quantised")
     if opened.layered:
         raise UserError(f"{opened.checkpoint.source} does not fit into memory in fp32, which training needs: take a larger machine")
-    wanted = parse_dtype(compute.dtype) or (torch.bfloat16 if opened.device.startswith("cuda") else torch.float32)
+    return opened
+
+
+def _bf16(compute: Compute, device: str) -> bool:
+    """Whether products are to be in bf16."""
+    wanted = parse_dtype(compute.dtype) or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if wanted == torch.float16:
         raise UserError("--dtype fp16: its gradients vanish without scaling; train in bf16 or fp32")
-    return opened, wanted == torch.bfloat16
+    return wanted == torch.bfloat16
 
 
 def _protocol(training: Training) -> Protocol:

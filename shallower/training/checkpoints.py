@@ -41,7 +41,7 @@ class Keeper:
 
     def __init__(self, out: Path, key: dict[str, Any]):
         self.folder, self.key = folder_of(out), json.loads(json.dumps(key))
-        self.metrics = self.folder / "metrics.jsonl"
+        self.metrics, self._control = self.folder / "metrics.jsonl", self.folder / "control.json"
 
     @contextmanager
     def claimed(self, *, resume: bool) -> Iterator[None]:
@@ -71,7 +71,7 @@ class Keeper:
             raise
         finally:
             if lock is not None:
-                if not [*self.folder.glob("step-*.safetensors"), *self.folder.glob("control.json")]:
+                if not self._begun():
                     shutil.rmtree(self.folder, ignore_errors=True)
                 lock.close()
 
@@ -85,7 +85,7 @@ class Keeper:
         return lock
 
     def _check(self, resume: bool) -> None:
-        if not self.steps() and not self.told("control"):
+        if not self._begun():
             return
         if not resume:
             raise UserError(f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove them to start anew")
@@ -157,16 +157,19 @@ class Keeper:
             with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def tell(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Keep further figures for a second start."""
+    def keep_control(self, rows: list[dict[str, Any]]) -> None:
+        """Keep the figures of the unpruned model, which was trained first, for a second start."""
         if ranks.rank() == 0:
-            write_atomic(self.folder / f"{name}.json", json.dumps(rows))
+            write_atomic(self._control, json.dumps(rows))
         ranks.gathered(None)
 
-    def told(self, name: str) -> list[dict[str, Any]]:
-        """What ``tell`` kept, or nothing."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    def control(self) -> list[dict[str, Any]]:
+        """What ``keep_control`` kept, or nothing."""
+        return json.loads(self._control.read_text(encoding="utf-8")) if self._control.is_file() else []
+
+    def _begun(self) -> bool:
+        """Whether something lies there that a second start can use."""
+        return bool(self.steps()) or self._control.is_file()
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in _lines(self.metrics)]

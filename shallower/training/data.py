@@ -122,13 +122,15 @@ def read_documents(
     return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
 
 
-def streamed(name: str, seed: int, skipped: int = 0) -> Iterator[tuple[str, dict]]:
-    """(where it stands, fields) of the rows of a data set in an order that the seed decides, read as they are needed.
+def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, dict]]:
+    """(where it stands, fields) of the rows of a data set, read as they are needed; in an order that the seed decides, None: its own.
 
     Raises:
         UserError: it cannot be opened, or breaks off.
     """
-    rows = open_dataset(name, streaming=True).shuffle(seed=seed, buffer_size=BUFFER)
+    rows = open_dataset(name, streaming=True)
+    if seed is not None:
+        rows = rows.shuffle(seed=seed, buffer_size=BUFFER)
     number = skipped
     try:
         for number, row in enumerate(rows.skip(skipped) if skipped else rows, skipped + 1):

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
 from ..errors import UserError
-from .objective import ChunkedLoss, Objective, Soft
+from .objective import Objective, Soft, loss_of
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,7 @@ class Distillation(Objective):
             own = self.ends(tokens, positions, bearing)
         with torch.no_grad(), self._heard("teacher") as theirs:
             known = teacher.ends(tokens, positions, bearing)
-        targets = tokens[:, 1:][bearing[:, 1:]]
-        if isinstance(own, Tensor):
-            nll, kl = cross_entropy(own, targets, reduction="sum"), soft_kl(own, known, soft)
-            total, told = soft.nll * nll + soft.kl * kl, torch.stack([nll, kl]).detach()
-        else:
-            total, told = ChunkedLoss.apply(*own, targets, known, soft)
+        total, told = loss_of(own, tokens[:, 1:][bearing[:, 1:]], known, soft)
         squares = self._squares(ours, theirs, bearing[:, 1:])
         for name, value in squares.items():
             total = total + getattr(self.teaching, name) * value
@@ -110,15 +104,6 @@ class Distillation(Objective):
                 square = square / known.pow(2).mean().clamp(min=1e-12)
             found[tap.term] = found.get(tap.term, 0.0) + square
         return found
-
-
-def soft_kl(student: Float[Tensor, "place vocabulary"], teacher: Float[Tensor, "place vocabulary"], soft: Soft) -> Float[Tensor, ""]:
-    """T² KL(teacher || student) at temperature T summed over places, by whole logits; see ``Soft``."""
-    warm, known = ((logits / soft.temperature).log_softmax(-1) for logits in (student, teacher))
-    if soft.top_k:
-        top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
-        warm, known = warm.gather(1, top.indices), top.values.log_softmax(-1)
-    return soft.temperature**2 * (known.exp() * (known - warm)).sum()
 
 
 def pairs(student: Model, teacher: Model) -> list[int]:

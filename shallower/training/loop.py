@@ -114,7 +114,7 @@ def train(run: Run) -> Outcome:
             note({"step": 0, "tokens": 0, **run.watch(0)})
         while step < run.schedule.steps:
             begun = time.monotonic()
-            told, bearing, norm = _step(run, accelerator, prepared, optimizer, step)
+            told, bearing, norm = _step(run, accelerator, prepared, optimizer, list(trained.values()), step)
             recent.check(step + 1, told[0], norm)
             step += 1
             took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
@@ -177,7 +177,9 @@ def _flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, step: int) -> tuple[list[float], int, float]:
+def _step(
+    run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, parameters: list[nn.Parameter], step: int
+) -> tuple[list[float], int, float]:
     """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm before it was clipped.
 
     Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
@@ -197,7 +199,7 @@ def _step(run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, s
             say(f"out of memory: from now on {run.micro} sequences at once")
             optimizer.zero_grad()
             torch.cuda.empty_cache()
-    norm = accelerator.clip_grad_norm_(run.trained.values(), run.schedule.recipe.clip)
+    norm = accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip)
     norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     told = (ranks.added(sums.double().cpu()) / bearing).tolist()
     if math.isfinite(told[0]) and math.isfinite(norm):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 CHUNK_BYTES = 64 << 20  # of fp32 logits that exist at once
 EXACT = 1e-4  # of the largest logit: how far decoder and head by hand may be from the model's own logits
@@ -115,6 +115,19 @@ def chunk_loss(
     return torch.stack([soft.nll * nll + soft.kl * kl, nll, kl]), made
 
 
+def loss_of(
+    found: Head | Float[Tensor, "kept vocabulary"],
+    targets: Int[Tensor, "kept"],
+    teacher: Head | Float[Tensor, "kept vocabulary"] | None,
+    soft: Soft | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
+    """(loss, NLL and KL for telling) of what ``Objective.ends`` gives for a model and, where there is one, its teacher."""
+    if isinstance(found, Tensor):
+        sums, _ = chunk_loss(found, targets, teacher, soft, slope=False)
+        return sums[0], sums[1:].detach()
+    return ChunkedLoss.apply(*found, targets, teacher, soft)
+
+
 class Objective(nn.Module):
     """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of what is told of them).
 
@@ -143,11 +156,7 @@ class Objective(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
         """``bearing`` tells the tokens that are to be predicted; ``positions`` None counts from 0 in every row."""
         targets = tokens[:, 1:][bearing[:, 1:]]
-        found = self.ends(tokens, positions, bearing)
-        if isinstance(found, Tensor):
-            total = cross_entropy(found, targets, reduction="sum")
-            return total, total.detach()[None]
-        total, told = ChunkedLoss.apply(*found, targets, None, None)
+        total, told = loss_of(self.ends(tokens, positions, bearing), targets, None, None)
         return total, told[:1]
 
     def ends(

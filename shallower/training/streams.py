@@ -29,7 +29,8 @@ class Stream:
         self._at, self._ready = START, None
         self._worker = ThreadPoolExecutor(1, "stream")
         self._made: Iterator | None = None
-        first = next(self._documents(0, 0), None)
+        texts = (text_of(where, row, "text") for where, row in streamed(name))
+        first = next((text for text in texts if text.strip()), None)
         if first is None:
             raise UserError(f"--dataset {name}: only empty texts; give text to train on")
         self.about: dict[str, Any] = {
@@ -44,7 +45,7 @@ class Stream:
             "loss_tokens": None,
             "apart": apart,
             "seed": seed,
-            "hash": hashlib.sha256(f"{name} {seed} {BUFFER} {length} {first[1].tolist()}".encode()).hexdigest()[:16],
+            "hash": hashlib.sha256(f"{name} {seed} {BUFFER} {length} {first}".encode()).hexdigest()[:16],
         }
 
     def rows(self, step: int, size: int) -> Rows:
@@ -94,7 +95,7 @@ class Stream:
                     room, some = room - self.length, some + 1
                     next_one = {"document": held[0][0], "token": held[0][1]} if held else {"document": number + 1, "token": 0}
                     yield cut(np.concatenate(pieces), np.concatenate(places), self.length), {"turn": turn, **next_one}
-            if not some and not document:
+            if not some and not document and not token:
                 raise UserError(
                     f"--dataset {self.name} has less than one sequence of {self.length} tokens: give more text or lower --length"
                 )
