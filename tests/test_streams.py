@@ -67,6 +67,20 @@ def test_it_goes_on_at_a_place(before: int, stream) -> None:
     assert not torch.equal(stream(2).rows(0, 3).tokens, stream(1).rows(0, 3).tokens)
 
 
+def test_it_goes_on_near_the_end_of_its_only_document(saved, tmp_path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": zoo._SENTENCES[:300]}) + "\n")
+    coder = AutoTokenizer.from_pretrained(saved("llama"))
+    whole, again = (Stream(str(tmp_path), coder, len(coder), 16, 1, apart=True) for _ in range(2))
+    steps = 0
+    while not steps or whole.place()["turn"] == 0:
+        last = whole.place()
+        found = whole.rows(steps, 1)
+        steps += 1
+    again.seek(last)
+    assert steps > 1 and last["document"] == 0 < last["token"]
+    assert torch.equal(again.rows(0, 1).tokens, found.tokens)
+
+
 def options(rows: Path, **more) -> dict:
     return {"dataset": str(rows), "train_tokens": 768, "method": "continued", "training": Training(**(SIZE | more)), "compute": CPU}
 
