@@ -30,15 +30,15 @@ class _Linear(torch.autograd.Function):
         wanted, rows = ctx.needs_input_grad, gradient.flatten(0, -2)
         return (
             product(gradient, weight.t()) if wanted[0] else None,
-            product(rows.t().contiguous(), stream.flatten(0, -2).t().contiguous()) if wanted[1] else None,
+            product(rows.t(), stream.flatten(0, -2).t()) if wanted[1] else None,
             rows.sum(0) if wanted[2] else None,
         )
 
 
 def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, through oneDNN where that is the faster one."""
-    plain = stream.dtype != torch.float32 or weight.dtype != torch.float32 or stream.device.type != "cpu" or stream.dim() < 2
-    if plain or stream.numel() * weight.shape[0] < FEW:
+    plain = stream.dtype == weight.dtype == torch.float32 and stream.device.type == "cpu" and stream.dim() >= 2
+    if not (AVAILABLE and plain) or stream.numel() * weight.shape[0] < FEW or torch.is_autocast_enabled("cpu"):
         return linear(stream, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(stream, weight, bias)

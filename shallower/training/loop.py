@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .. import ranks
+from ..anatomy.kernels import fast_products
 from ..errors import UserError
 from ..progress import Meter, meter, say
 from .checkpoints import Keeper, put_state, state_of
@@ -109,7 +110,8 @@ def train(run: Run) -> Outcome:
     if not run.layers:
         prepared, optimizer = accelerator.prepare(prepared, optimizer)
     started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
-    with meter("training", run.schedule.steps, step) as shown, _tracked(run, accelerator) as note:
+    counted = meter("training", run.schedule.steps, step)
+    with fast_products(run.objective), counted as shown, _tracked(run, accelerator) as note:
         if not step:
             note({"step": 0, "tokens": 0, **run.watch(0)})
         while step < run.schedule.steps:

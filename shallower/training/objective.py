@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from ..anatomy.kernels import fast_linear
 
 CHUNK_BYTES = 64 << 20  # of fp32 logits that exist at once
 EXACT = 1e-4  # of the largest logit: how far decoder and head by hand may be from the model's own logits
@@ -37,7 +38,7 @@ class Head(NamedTuple):
 
     def logits(self, places: slice) -> Float[Tensor, "some vocabulary"]:
         bias = None if self.bias is None else self.bias.to(self.hidden.dtype)
-        return linear(self.hidden[places], self.weight.to(self.hidden.dtype), bias).float()
+        return fast_linear(self.hidden[places], self.weight.to(self.hidden.dtype), bias).float()
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -71,9 +72,9 @@ class ChunkedLoss(torch.autograd.Function):
                     grads[2] += slope.sum(0)
                 slope = slope.to(hidden.dtype)
                 if grads[0] is not None:
-                    grads[0][places] = slope @ matrix
+                    grads[0][places] = fast_linear(slope, matrix.T)
                 if grads[1] is not None:
-                    grads[1] += slope.T @ hidden[places]
+                    grads[1] += fast_linear(slope.T, hidden[places].T)
             ctx.save_for_backward(*grads)
             ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
             total, told = parts[0].clone(), parts[1:].clone()
