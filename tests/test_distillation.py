@@ -195,11 +195,16 @@ def test_killed_and_resumed(pruned, text, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_same_curve(pruned, text, tmp_path) -> None:
-    own = ("--set", "objective=layerchop", "--json")
-    ran = command(*LAUNCH, *arguments(pruned("llama"), text, tmp_path / "two", "distill", *own))
+@pytest.mark.parametrize("which", ["llama", "llama last_layers", "llama+tied --shard", "mixtral --shard", "llama last_layers --shard"])
+def test_two_processes_follow_the_same_curve(which: str, pruned, text, tmp_path) -> None:
+    """Split or not, the teacher too; its weights outside of the layers, here tied, stay whole."""
+    name, *more = which.split()
+    settings = {"objective": "layerchop"} | ({"last_layers": "1"} if "last_layers" in more else {})
+    own = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    split = ["--shard"] if "--shard" in more else []
+    ran = command(*LAUNCH, *arguments(pruned(name), text, tmp_path / "two", "distill", *own, *split, "--json"))
     assert ran.returncode == 0, ran.stderr
-    one = healed(pruned("llama"), text, tmp_path / "one", method="distill", settings={"objective": "layerchop"})
+    one = healed(pruned(name), text, tmp_path / "one", method="distill", settings=settings)
     two = json.loads(ran.stdout)["rows"]
     assert [row["loss"] for row in two if "loss" in row] == pytest.approx(curve(one), rel=1e-4)
 

@@ -28,6 +28,7 @@ from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, count_of, fitted
+from ..training.sharding import shard_layers
 from ..training.streams import Stream
 from .forebears import state_from, unpruned
 from .healed import write_healed
@@ -121,9 +122,8 @@ def heal(
     device = checked_device(compute.device)
     bf16 = _bf16(compute, device)
     if training.shard:
-        if hasattr(way, "teaching") or ranks.size() < 2:
-            what = "a teacher is not split" if hasattr(way, "teaching") else "there is one process: start several by torchrun"
-            raise UserError(f"--shard splits the model among processes; {what}")
+        if ranks.size() < 2:
+            raise UserError("--shard splits the model among processes; there is one process: start several by torchrun")
         compute = replace(compute, device="cpu")  # from there each process takes its part
     opened = _opened(model, compute, out)
     teacher = None
@@ -234,7 +234,8 @@ def _whole_again(model: Model, way: ModuleType, own: Any, weights: dict[str, tor
     named = {f"model.{name}": parameter for name, parameter in model.module.named_parameters()}
     with torch.no_grad():
         for name, tensor in weights.items():
-            named[name].copy_(tensor)
+            if name.startswith("model."):  # else what the objective alone has learned
+                named[name].copy_(tensor)
     return prepared
 
 
@@ -252,10 +253,12 @@ def _prepared(model: Model, way: ModuleType, own: Any, common: Common, keeper: K
     objective = Objective(model.module)
     if teacher:
         load_weights(teacher)
-        same = shared(model, teacher) if _frozen(own) else 0
+        same = shared(model, teacher) if _frozen(own) and not common.training.shard else 0
         every = parameter_count(teacher.module)
         say(f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(every)} parameters with the student")
         objective = Distillation(model, teacher, way.teaching(own))
+        if common.training.shard:
+            shard_layers(teacher.module, teacher.module.get_submodule(teacher.outline.name), common.device)
     run = _run(model, objective, common, keeper)
     run.watch = _watcher(run, common.texts)
     return prepared, run

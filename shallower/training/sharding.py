@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -17,10 +17,24 @@ def shard(objective: nn.Module, layers: Iterable[nn.Module], device: str) -> Non
 
     Every process must then call ``objective`` equally often.
     """
-    mesh = init_device_mesh(torch.device(device).type, (ranks.size(),))
+    mesh = _mesh(device)
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
+
+
+def shard_layers(module: nn.Module, layers: Iterable[nn.Module], device: str) -> None:
+    """Split the layers of a model that is only run, in place; what lies outside of them is whole in every process."""
+    mesh = _mesh(device)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)  # each is a root of its own, which would stay together
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(device)
+
+
+def _mesh(device: str) -> DeviceMesh:
+    return init_device_mesh(torch.device(device).type, (ranks.size(),))
 
 
 def whole(tensor: Tensor) -> Tensor:
