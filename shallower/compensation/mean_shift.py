@@ -3,7 +3,7 @@
     b_down ← b_down + E[h⁰_l*] - E[h^p_l*],    l* = argmax_l ‖ E[h^p_l] - E[h⁰_l] ‖₂
 
 with h⁰, h^p the streams behind retained layer l in the unpruned and the pruned model. Only for architectures whose down
-projection has a bias: a plain checkpoint of another has no place for one.
+projections have biases: a plain checkpoint of another has no place for one. It refuses at the first layer without.
 
 Source: ours, the ablation of the projection of GradMAP (arXiv 2602.14649).
 """
@@ -18,20 +18,21 @@ def fit(case: Case) -> Fitted:
     for stop in case.walk():
         if not stop.touched:
             continue
+        writer = stop.writers()[-1]
+        bias = stop.bias(writer)
+        if bias is None:
+            raise Refusal(
+                f"layer {stop.index}: {writer.module} has no bias, and a checkpoint of this architecture has no place for one: "
+                "use projection, linear or sequential"
+            )
         drift = DriftSums()
         for look in stop.looks():
             drift.add(look)
         moved = drift.of(stop.index)
         if largest is None or moved.shift > largest[0].shift:
-            largest = moved, (drift.same - drift.pruned) / drift.count, stop, stop.writers()[-1]
+            largest = moved, (drift.same - drift.pruned) / drift.count / writer.scale, bias
     if largest is None:
         raise Refusal("no retained layer follows a removed one, so nothing has moved")
-    moved, difference, stop, writer = largest
-    bias = stop.bias(writer)
-    if bias is None:
-        raise Refusal(
-            f"layer {stop.index}: {writer.module} has no bias, and a checkpoint of this architecture has no place for one: "
-            "use projection, linear or sequential"
-        )
-    patch, _, chosen, tried = best_of(case, ({}, case.before), [(stop.index, edits("add", difference / writer.scale, [(bias, 0)]))])
-    return Fitted(patch, {"layer": stop.index, "shift": moved.shift, "taken": chosen is not None, "tried": tried})
+    moved, difference, bias = largest
+    patch, _, chosen, tried = best_of(case, ({}, case.before), [(moved.layer, edits("add", difference, [(bias, 0)]))])
+    return Fitted(patch, {"layer": moved.layer, "shift": moved.shift, "taken": chosen is not None, "tried": tried})
