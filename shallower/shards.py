@@ -5,18 +5,19 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 from .progress import Meter, meter
 from .tensors import INDEX, SINGLE, Entry
 
 COPY_BYTES = 16 << 20
-MARK_BYTES = 1 << 30  # written between two marks of how far a file has come
+MARK_BYTES = 4 << 30  # written between two marks of how far a file has come; each costs a wait for the disk
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,11 @@ def write_shards(
     names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
     total_bytes, written = sum(content.bytes for content in contents.values()), written or {}
     before = sum(written.values())
-    with meter("writing MB", total_bytes // 10**6, before // 10**6) as done, ThreadPoolExecutor(1) as syncer:
+    counted = meter("writing MB", total_bytes // 10**6, before // 10**6)
+    with counted as done, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as syncer:
+        workers = reader, syncer
         ends = [
-            _File(folder / file, shard, mark, syncer).write(written.get(file, 0), done) for file, shard in zip(names, shards, strict=True)
+            _File(folder / file, shard, mark, workers).write(written.get(file, 0), done) for file, shard in zip(names, shards, strict=True)
         ]
         for end in ends:
             end.result()
@@ -143,11 +146,11 @@ def write_shards(
 class _File:
     """One file being written; what it has so far is brought to the disk beside the copying."""
 
-    def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], syncer: ThreadPoolExecutor):
-        self.path, self.shard, self.mark, self.syncer = path, shard, mark, syncer
+    def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], workers: tuple[Executor, Executor]):
+        self.path, self.shard, self.mark, (self.reader, self.syncer) = path, shard, mark, workers
         self.marked, self.syncing = 0, None
         self.sources, self.reading = ExitStack(), None
-        self.buffer = memoryview(b"")
+        self.buffers = tuple(memoryview(bytearray(COPY_BYTES)) for _ in range(2))
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -163,7 +166,6 @@ class _File:
         """Write the file from ``start`` on, the end of some tensor in it; it is on the disk, and closed, when the future is done."""
         going_on = start and self.path.is_file() and self.path.stat().st_size >= start
         header, self.marked = self.header(), start if going_on else 0
-        position, self.buffer = len(header), memoryview(bytearray(COPY_BYTES))
         with ExitStack() as unfinished, ExitStack() as self.sources:
             out = unfinished.enter_context(self.path.open("r+b" if going_on else "wb", buffering=0))
             if going_on:
@@ -171,41 +173,50 @@ class _File:
                 out.seek(start)
             else:
                 _all(out, header)
-            for name, content in self.shard.items():
-                position += content.bytes
-                if going_on and position <= start:
-                    continue
-                self._copy(name, content, out)
-                done.add(content.bytes // 10**6, self.path.name)
-                self._sync(out.fileno(), position)
+            position = self.marked or len(header)
+            with closing(ahead(self._pieces(len(header), self.marked), self.reader)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, Content):
+                        position += piece.bytes
+                        done.add(piece.bytes // 10**6, self.path.name)
+                        self._sync(out.fileno(), position)
+                    else:
+                        _all(out, piece)
+            self.buffers = ()
             end = self.syncer.submit(self._ended, unfinished.pop_all(), out.fileno(), position)
         return end
 
+    def _pieces(self, position: int, start: int) -> Iterator[memoryview | bytes | Content]:
+        """The bytes of all tensors that do not end at or before ``start``; behind those of each the tensor itself."""
+        for name, content in self.shard.items():
+            position += content.bytes
+            if position <= start:
+                continue
+            left = content.bytes
+            for piece in content.pieces() if content.source is None else self._range(content.source):
+                left -= len(piece)
+                yield piece
+            if left:
+                raise AssertionError(f"{name}: {content.bytes - left} bytes where {content.bytes} were announced")
+            yield content
+
     def _ended(self, opened: ExitStack, handle: int, position: int) -> None:
-        self.buffer = memoryview(b"")
         with opened:  # the next file is being copied meanwhile
             if self.syncing is not None:
                 self.syncing.result()
             self._synced(handle, position)
 
-    def _copy(self, name: str, content: Content, out: FileIO) -> None:
-        if content.source is not None:
-            done = self._copy_range(content.source, out)
-        else:
-            done = sum(_all(out, piece) for piece in content.pieces())
-        if done != content.bytes:
-            raise AssertionError(f"{name}: {done} bytes where {content.bytes} were announced")
-
-    def _copy_range(self, entry: Entry, out: FileIO) -> int:
-        """Bytes copied through one buffer, used again and again; a copy inside the kernel was measured to be no faster."""
+    def _range(self, entry: Entry) -> Iterator[memoryview]:
+        """A tensor's bytes through two buffers, used in turn again and again; a copy inside the kernel was measured to be no faster."""
         source, start = self._opened(entry.file), entry.start
         while start < entry.end:
-            count = os.preadv(source, [self.buffer[: entry.end - start]], start)
+            buffer, other = self.buffers
+            self.buffers = other, buffer
+            count = os.preadv(source, [buffer[: entry.end - start]], start)
             if not count:
                 raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            _all(out, self.buffer[:count])
+            yield buffer[:count]
             start += count
-        return entry.bytes
 
     def _opened(self, file: Path) -> int:
         """The handle of a source, kept from tensor to tensor: the system reads ahead of a handle as far as it has seen it read in order."""
@@ -228,8 +239,18 @@ class _File:
         self.mark(self.path.name, position)
 
 
-def _all(out: FileIO, piece: bytes | memoryview) -> int:
+def ahead(items: Iterator[Any], worker: Executor) -> Iterator[Any]:
+    """The same items, none of them None; the next one is made in the worker's thread while the caller works on this one."""
+    coming = worker.submit(next, items, None)
+    try:
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
+    finally:
+        wait([coming])  # where the caller stops early
+
+
+def _all(out: FileIO, piece: bytes | memoryview) -> None:
     view = memoryview(piece)
     while view:
         view = view[out.write(view) :]
-    return len(piece)

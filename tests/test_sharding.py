@@ -31,6 +31,23 @@ def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path
 
 
 @pytest.mark.slow
+def test_fsdp_by_accelerate_means_splitting(saved, text, tmp_path) -> None:
+    """On a CPU ``accelerate launch`` passes no such wish on: the variable by which it does so is set by hand."""
+    given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--json")
+    ran = command(*LAUNCH, *given, ACCELERATE_USE_FSDP="true")
+    assert ran.returncode == 0, ran.stderr
+    assert "in each process" in ran.stderr  # the memory of a split one
+    one = healed(saved("llama"), text, tmp_path / "one")
+    assert [row["loss"] for row in json.loads(ran.stdout)["rows"] if "loss" in row] == pytest.approx(curve(one), rel=1e-4)
+
+
+def test_deepspeed_is_refused(saved, text, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="torchrun with --shard"):
+        healed(saved("llama"), text, tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_a_split_training_is_killed_and_goes_on(saved, text, tmp_path) -> None:
     """The checkpoint is a whole one: one process could go on with it, too."""
     given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--micro-batch", "1", "--keep-optimizer", "--shard")

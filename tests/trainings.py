@@ -50,5 +50,6 @@ def arguments(folder, data, out, method: str, *more: str, source: str = "--data"
     return ["heal", str(folder), "--method", method, source, str(data), *GIVEN, *more, "--out", str(out)]
 
 
-def command(*names: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *names], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+def command(*names: str, **variables: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run([sys.executable, *names], capture_output=True, text=True, env=env, timeout=240)

@@ -28,7 +28,7 @@ from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, count_of, fitted
-from ..training.sharding import shard_layers
+from ..training.sharding import launched, shard_layers
 from ..training.streams import Stream
 from .forebears import state_from, unpruned
 from .healed import write_healed
@@ -121,6 +121,8 @@ def heal(
     own, compute = methods.configure(way, settings or {}), compute or Compute()
     device = checked_device(compute.device)
     bf16 = _bf16(compute, device)
+    if launched():
+        training = replace(training, shard=True)
     if training.shard:
         if ranks.size() < 2:
             raise UserError("--shard splits the model among processes; there is one process: start several by torchrun")

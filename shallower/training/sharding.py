@@ -1,6 +1,8 @@
 """Weights, gradients and the optimiser's state split among the processes (FSDP2), for models that no process could train whole."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -10,6 +12,35 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import ranks
+from ..errors import UserError
+
+BY_ACCELERATE = "ACCELERATE_USE_FSDP"
+
+
+def launched() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` started this process, which stands for splitting; its other settings are not used.
+
+    Raises:
+        UserError: it was told to use DeepSpeed.
+    """
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError("DeepSpeed is not used: start by accelerate launch --use_fsdp, or by torchrun with --shard, which split the same")
+    return _flag(BY_ACCELERATE)
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() == "true"
+
+
+@contextmanager
+def by_hand() -> Iterator[None]:
+    """Inside, accelerate does not know that FSDP is wanted and leaves the splitting to ``shard``."""
+    known = os.environ.pop(BY_ACCELERATE, None)
+    try:
+        yield
+    finally:
+        if known is not None:
+            os.environ[BY_ACCELERATE] = known
 
 
 def shard(objective: nn.Module, layers: Iterable[nn.Module], device: str) -> None:
