@@ -59,7 +59,10 @@ def _explain(arguments: list[str]) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
-    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if ranks.launched() > 1 and arguments and arguments[0].startswith("--local_rank="):
+        arguments = arguments[1:]  # DeepSpeed's launcher puts it first; the environment tells the same
+    arguments = arguments or ["--help"]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a formula must not fail on a terminal that knows only ASCII
     try:

@@ -31,20 +31,15 @@ def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path
 
 
 @pytest.mark.slow
-def test_fsdp_by_accelerate_means_splitting(saved, text, tmp_path) -> None:
+@pytest.mark.parametrize("what", ["FSDP", "DEEPSPEED"])
+def test_what_accelerate_asks_for_means_splitting(what: str, saved, text, tmp_path) -> None:
     """On a CPU ``accelerate launch`` passes no such wish on: the variable by which it does so is set by hand."""
     given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--json")
-    ran = command(*LAUNCH, *given, ACCELERATE_USE_FSDP="true")
+    ran = command(*LAUNCH, *given, **{f"ACCELERATE_USE_{what}": "true"})
     assert ran.returncode == 0, ran.stderr
-    assert "in each process" in ran.stderr  # the memory of a split one
+    assert "split by FSDP2, as by --shard" in ran.stderr and "in each process" in ran.stderr  # the memory of a split one
     one = healed(saved("llama"), text, tmp_path / "one")
     assert [row["loss"] for row in json.loads(ran.stdout)["rows"] if "loss" in row] == pytest.approx(curve(one), rel=1e-4)
-
-
-def test_deepspeed_is_refused(saved, text, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="torchrun with --shard"):
-        healed(saved("llama"), text, tmp_path / "out")
 
 
 @pytest.mark.slow

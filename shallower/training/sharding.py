@@ -12,35 +12,31 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import ranks
-from ..errors import UserError
+from ..progress import say
 
-BY_ACCELERATE = "ACCELERATE_USE_FSDP"
+BY_ACCELERATE = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed's ZeRO"}
 
 
 def launched() -> bool:
-    """Whether ``accelerate launch --use_fsdp`` started this process, which stands for splitting; its other settings are not used.
+    """Whether ``accelerate launch`` started this process with FSDP or DeepSpeed, which stand for ``--shard``; says so.
 
-    Raises:
-        UserError: it was told to use DeepSpeed.
+    FSDP2 splits what ZeRO stage 3 splits; the launcher's own settings, such as a stage or offloading, are not used.
     """
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError("DeepSpeed is not used: start by accelerate launch --use_fsdp, or by torchrun with --shard, which split the same")
-    return _flag(BY_ACCELERATE)
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() == "true"
+    for name, what in BY_ACCELERATE.items():
+        if os.environ.get(name, "").lower() == "true":
+            say(f"{what} was asked for: the model is split by FSDP2, as by --shard; no other setting of {what} is used")
+            return True
+    return False
 
 
 @contextmanager
 def by_hand() -> Iterator[None]:
-    """Inside, accelerate does not know that FSDP is wanted and leaves the splitting to ``shard``."""
-    known = os.environ.pop(BY_ACCELERATE, None)
+    """Inside, accelerate does not know that splitting is wanted and leaves it to ``shard``."""
+    known = {name: os.environ.pop(name) for name in BY_ACCELERATE if name in os.environ}
     try:
         yield
     finally:
-        if known is not None:
-            os.environ[BY_ACCELERATE] = known
+        os.environ.update(known)
 
 
 def shard(objective: nn.Module, layers: Iterable[nn.Module], device: str) -> None:
