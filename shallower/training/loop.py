@@ -7,6 +7,7 @@ are computed. The step alone decides data and dropout.
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -108,7 +109,9 @@ def train(run: Run) -> Outcome:
         say("the model has no plain linear head behind its decoder: its logits are held whole")
     prepared = run.objective
     if not run.layers:
-        prepared, optimizer = accelerator.prepare(prepared, optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
+            prepared, optimizer = accelerator.prepare(prepared, optimizer)
     started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
     counted = meter("training", run.schedule.steps, step)
     with fast_products(run.objective), counted as shown, _tracked(run, accelerator) as note:
