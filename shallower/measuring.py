@@ -12,7 +12,7 @@ from .demo import demo as run_demo
 from .errors import UserError
 from .evaluation.grid import CACHES, PROTOCOLS, Grid, counts
 from .evaluation.tasks import Tasks
-from .planning import sizes_of
+from .quantities import sizes_of
 
 
 def evaluate(

@@ -12,8 +12,8 @@ from .artifacts import dumps
 from .calibration import BOS_RULES
 from .errors import UserError
 from .evaluation.perplexity import PROTOCOLS, Protocol
-from .planning import Amount, Choosing, parameters_of, seconds_of, share_of
-from .tensors import total_size
+from .planning import Amount, Choosing
+from .quantities import bytes_of, parameters_of, seconds_of, share_of
 
 CRITERIA = ", ".join(methods.names("criteria"))
 SELECTIONS = ", ".join(methods.names("selection"))
@@ -132,7 +132,7 @@ def amount(
     remove: int | None, ratio: float | None, target: str | None, memory: str | None, speedup: float | None, increase: str | None
 ) -> Amount:
     parameters = parameters_of(target) if target is not None else None
-    size = total_size(memory) if memory is not None else None
+    size = bytes_of(memory) if memory is not None else None
     return Amount(remove, ratio, parameters, size, speedup, share_of(increase) if increase is not None else None)
 
 

@@ -21,9 +21,10 @@ from .journal import Journal, journaled
 from .progress import say
 from .proof import verify
 from .provenance import versions
+from .quantities import bytes_of
 from .reporting.card import CARD, write_card
 from .shards import Content, Cut, stored, write_shards
-from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry, total_size
+from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry
 
 # of an earlier repair or healing, of the model that is written anew now
 PICTURES = ("compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl")
@@ -56,7 +57,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         UserError: the disk, or the proof failed; nothing is left at ``out``.
     """
     overwrite, check, patch = options.get("overwrite", False), options.get("verify", True), options.get("patch") or {}
-    save_dtype, shard = options.get("save_dtype"), total_size(str(options.get("max_shard_size", "5GB")))
+    save_dtype, shard = options.get("save_dtype"), bytes_of(str(options.get("max_shard_size", "5GB")))
     checkpoint = model.checkpoint
     out = Path(out)
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):

@@ -130,20 +130,3 @@ def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
         if name not in headers[shard]:
             raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
     return {name: entry for shard in shards for name, entry in headers[shard].items() if where.get(name) == shard}
-
-
-def total_size(text: str) -> int:
-    """Bytes of a size such as ``5GB`` or ``500MB`` (decimal units), or of a plain number.
-
-    Raises:
-        UserError: it is not a size.
-    """
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number, unit = (text[:-2], text[-2:].upper()) if text[-2:].upper() in units else (text, "")
-    try:
-        size = int(float(number) * units.get(unit, 1))
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise UserError(f"{text!r} is not a size; write for example 5GB or 500MB")
-    return size

@@ -12,9 +12,8 @@ from .calibration import Calibration
 from .errors import UserError
 from .files import check_free
 from .journal import journaled
-from .planning import layers_of
+from .quantities import bytes_of, layers_of
 from .repairs import FITTED, Compensating
-from .tensors import total_size
 
 
 def inspect(model: opt.ModelArg, out: opt.Out = None, json: opt.Json = False, trust_remote_code: opt.Trust = False) -> None:
@@ -146,7 +145,7 @@ def prune(
         raise UserError("say what to remove: one of --plan, --drop, --remove, --ratio and the targets (see --help)")
     check_free(out, overwrite=overwrite)
     parse_dtype(save_dtype)
-    total_size(max_shard_size)
+    bytes_of(max_shard_size)
     mine, its, theirs = opt.split_settings(opt.pairs(settings), criterion, selection, compensate)
     repair = None
     if compensate is not None:
@@ -200,7 +199,7 @@ def compensate(
     """Remove what a plan says, repair what is left without training, write it and prove it."""
     check_free(out, overwrite=overwrite)
     parse_dtype(save_dtype)
-    total_size(max_shard_size)
+    bytes_of(max_shard_size)
     fitting = Calibration(text, dataset, tokens, samples, length, seed, bos, at_most=True)
     how = Compensating(method, opt.pairs(settings), fitting)
     with journaled(out):

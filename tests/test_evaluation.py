@@ -12,7 +12,7 @@ from shallower import Amount, Calibration, Choosing, Compute, Protocol, Tasks, U
 from shallower.cli import main
 from shallower.evaluation.perplexity import segments_of_text
 from shallower.evaluation.tasks import batch_sizes, mean_of
-from shallower.planning import sizes_of
+from shallower.quantities import sizes_of
 
 PIQA = [{"goal": f"How to boil {n} eggs?", "sol1": "Use hot water.", "sol2": "Use a hammer " * n, "label": n % 2} for n in range(1, 9)]
 ARC = [

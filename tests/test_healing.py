@@ -17,12 +17,13 @@ from shallower import Compute, Training, UserError, cli, drop, evaluate, heal, m
 from shallower.errors import DiskError
 from shallower.evaluation.perplexity import Protocol
 from shallower.healing import continued, lora
+from shallower.quantities import tokens_of
 from shallower.training import checkpoints
 from shallower.training.checkpoints import folder_of
 from shallower.training.data import WITH_INPUT, Documents, packed, read_documents
 from shallower.training.lion import Lion
 from shallower.training.objective import ChunkedLoss, Objective, isolates
-from shallower.training.schedule import Recipe, count_of, fitted
+from shallower.training.schedule import Recipe, fitted
 
 PAPER = Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 1 << 20)
 
@@ -256,7 +257,7 @@ def test_a_small_budget_shrinks_batch_and_warm_up() -> None:
     assert (small.batch, small.steps, small.recipe.warmup) == (20, 2000, 2000)
     tiny, said = fitted(PAPER, 20_000, 128)
     assert (tiny.batch, tiny.steps, tiny.recipe.warmup) == (16, 10, 1) and len(said) == 2
-    assert [count_of(text) for text in ("20M", "500k", "768", 768)] == [20_000_000, 500_000, 768, 768]
+    assert [tokens_of(text) for text in ("20M", "500k", "768", 768)] == [20_000_000, 500_000, 768, 768]
     rates = [large.lr(step) for step in (0, 1999, 2000)]
     assert rates == pytest.approx([5e-8, 1e-4, 1e-4])
     assert fitted(PAPER, 4000 << 20, 2048)[0].lr(3999) == pytest.approx(1e-5, rel=1e-3)

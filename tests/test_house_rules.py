@@ -14,7 +14,7 @@ OPTIONAL = {"bitsandbytes", "datasets", "lm_eval", "peft", "pyarrow"}  # extras:
 
 # Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
 ORDER = [
-    "errors files tensors methods memory progress shards ranks journal provenance artifacts",
+    "errors quantities files tensors methods memory progress shards ranks journal provenance artifacts",
     "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.decoding anatomy.names anatomy.edits anatomy.kernels anatomy.loading",
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",

@@ -15,8 +15,9 @@ from test_losses import TOKENS, literal_kl, walk_of
 from test_scale import killed_after
 
 from shallower import Amount, Calibration, Choosing, UserError, methods, plan
-from shallower.planning import Stopwatch, searches, seconds_of
+from shallower.planning import Stopwatch, searches
 from shallower.progress import shown
+from shallower.quantities import seconds_of
 from shallower.selection import Problem, beam, evolution, greedy
 
 SEARCHING = {"beam": beam, "evolution": evolution}

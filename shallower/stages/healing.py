@@ -20,6 +20,7 @@ from ..evaluation.perplexity import Protocol, Segments, evaluation_segments, per
 from ..files import check_free
 from ..memory import Peak
 from ..progress import say
+from ..quantities import tokens_of
 from ..runs import load_weights
 from ..tables import millions
 from ..training.checkpoints import Keeper
@@ -27,7 +28,7 @@ from ..training.data import Documents, Packed, packed, read_documents, streamed
 from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
-from ..training.schedule import Schedule, count_of, fitted
+from ..training.schedule import Schedule, fitted
 from ..training.sharding import launched, shard_layers
 from ..training.streams import Stream
 from .forebears import state_from, unpruned
@@ -117,7 +118,7 @@ def heal(
         UserError: bad data, a loss that is not finite or diverges, another run's checkpoint; nothing is left at ``out``.
     """
     check_free(out, overwrite=overwrite)
-    way, training, budget, out = methods.find("healing", method), training or Training(), count_of(train_tokens), Path(out)
+    way, training, budget, out = methods.find("healing", method), training or Training(), tokens_of(train_tokens), Path(out)
     own, compute = methods.configure(way, settings or {}), compute or Compute()
     device = checked_device(compute.device)
     bf16 = _bf16(compute, device)

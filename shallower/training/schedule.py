@@ -3,12 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
-from ..errors import UserError
-
 PAPER_STEPS = 2000  # a budget that gives fewer steps of the recipe's batch gets a smaller batch
 LEAST_BATCH = 2048  # tokens; below that the gradient is mostly noise
 WARMUP_SHARE = 0.05
-UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,6 @@ class Schedule:
         done = (step - recipe.warmup) / max(1, self.steps - recipe.warmup)
         left = 1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return recipe.lr * (recipe.floor + (1 - recipe.floor) * left)
-
-
-def count_of(text: str | int) -> int:
-    """A number of tokens from text such as ``20M`` or ``500000``.
-
-    Raises:
-        UserError: not a positive number.
-    """
-    text = str(text).strip()
-    unit = text[-1:].upper()
-    try:
-        count = round(float(text[:-1]) * UNITS[unit]) if unit in UNITS else round(float(text))
-    except (ValueError, OverflowError):
-        count = 0
-    if count < 1:
-        raise UserError(f"--train-tokens {text!r}: give a number of tokens such as 500K or 20M")
-    return count
 
 
 def fitted(recipe: Recipe, tokens: int, length: int, batch_tokens: int | None = None) -> tuple[Schedule, list[str]]:
