@@ -202,10 +202,11 @@ class Quality(Bench):
             found |= self.evaluations({(), *sets(self.content, size)}, self.short)
             found |= self.repairs(size, self.rows(size)[:LEADING], METHODS)
         for size in self.sizes:
+            found |= self.repairs(size, self.rows(size), METHODS)
+        for size in self.sizes:
             found |= self.searches(size)
             found |= self.repairs(size, self.rows(size), METHODS)
             found |= self.stand_ins(size, found)
-        for size in self.sizes:
             found |= self.longer(size)
         return found
 
