@@ -26,15 +26,16 @@ from criteria import CALIBRATION, CRITERIA, DATA, FP32, KEPT, ROOT, TEXTS, TOGET
 from quality_tables import Removed, cells, ratio, sets, tables
 from speed import others
 
-from shallower import Amount, Calibration, Choosing, Protocol, Scores, UserError, methods, open_model, plan, score
+from shallower import Amount, Calibration, Choosing, Protocol, Scores, UserError, methods, open_model, plan, repairs, score
 from shallower.calibration import calibration_tokens, token_hash
+from shallower.compensation._ridge import Normal
 from shallower.demo import demo_model
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
 from shallower.files import write_atomic
 from shallower.memory import Peak
 from shallower.progress import shown
 from shallower.provenance import versions
-from shallower.repairs import Compensating, compensated
+from shallower.repairs import Compensating
 from shallower.walk.losses import LossWalk
 
 BOOKS = ("books/bleak-house_1023.txt", "books/the-moonstone_155.txt", "books/middlemarch_145.txt")
@@ -135,6 +136,30 @@ def counted() -> Iterator[Counter]:
         return whole(walk, masks, *args, **options)
 
     with patch.object(LossWalk, "__call__", call):
+        yield found
+
+
+@contextmanager
+def clocked() -> Iterator[Counter]:
+    """Seconds of solving, and of deciding by held-out tokens; the rest of a fit is its pass over the other tokens."""
+    found = Counter(solving_seconds=0.0, deciding_seconds=0.0)
+
+    def timing(work: Callable, what: str) -> Callable:
+        def call(*given):
+            began = time.monotonic()
+            try:
+                return work(*given)
+            finally:
+                if given[-2] != ():  # the unpruned model's loss is for the report alone
+                    found[f"{what}_seconds"] += time.monotonic() - began
+
+        return call
+
+    with (
+        patch.object(Normal, "solve", timing(Normal.solve, "solving")),
+        patch.object(repairs, "all_nll", timing(repairs.all_nll, "deciding")),
+        patch.object(repairs, "drift", timing(repairs.drift, "deciding")),
+    ):
         yield found
 
 
@@ -296,8 +321,8 @@ class Quality(Bench):
         made = {"method": name, "removed": list(removed)}
         how = Compensating(name, calibration=Calibration(tokens=f"{self.folder.name}/fitting.npy"))
         try:
-            with shown():
-                changes, report = compensated(self.model, removed, how)
+            with shown(), clocked() as parts:
+                changes, report = repairs.compensated(self.model, removed, how)
         except (UserError, torch.linalg.LinAlgError) as error:
             return made | {"refused": " ".join(str(error).split())}
         began = time.monotonic()
@@ -305,7 +330,7 @@ class Quality(Bench):
             values = {text: perplexity(self.model, self.texts[text], removed=removed, label=text)["value"] for text in texts}
         made |= {"perplexity": values, "evaluation_seconds": time.monotonic() - began, "changed": len(report.changed)}
         kept = ("seconds", "peak_memory_bytes", "loss", "fitted_tokens", "held_out_tokens", "settings")
-        return made | {field: getattr(report, field) for field in kept} | {"notes": brief(report.notes)}
+        return made | parts | {field: getattr(report, field) for field in kept} | {"notes": brief(report.notes)}
 
     def left(self, only: str) -> dict[str, Job]:
         """What is missing, with the time that each takes by those like it that have been made."""
