@@ -160,16 +160,37 @@ class Journal:
         """Seconds of work in what is kept and in this process."""
         return self.before + time.monotonic() - self.started
 
-    def part(self, label: str, total: int, which: str = "") -> "Part":
-        """A stretch of ``total`` steps within this work; ``which`` tells it from others with the same label."""
-        return Part(self, label, total, which)
+    def part(self, label: str, total: int, which: str = "", *, lasting: bool = False) -> "Part":
+        """A stretch of ``total`` steps within this work; ``which`` tells it from others with the same label.
+
+        Args:
+            lasting: its last state stays until the command ends.
+        """
+        return Part(self, label, total, which, lasting)
+
+    def spilled(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The same tensors in a file, read from there only where they are used; None where nothing is kept, or by another process."""
+        if self.folder is None or ranks.size() > 1:
+            return None
+        path = self.folder / f"{name}.spilled"
+        with disk_errors(path):
+            try:
+                _save(tensors, path.with_name(f".{path.name}"), {}, sync=False)
+                os.replace(path.with_name(f".{path.name}"), path)
+            finally:
+                path.with_name(f".{path.name}").unlink(missing_ok=True)
+        return self.from_spilled(name)
+
+    def from_spilled(self, name: str) -> dict[str, Tensor]:
+        with safe_open(self.folder / f"{name}.spilled", "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 class Part:
     """A stretch of steps whose state is kept now and then: entered with ``with``, ``resume`` first, ``keep`` after each step."""
 
-    def __init__(self, journal: Journal, label: str, total: int, which: str):
-        self.journal, self.label, self.total = journal, label, total
+    def __init__(self, journal: Journal, label: str, total: int, which: str, lasting: bool):
+        self.journal, self.label, self.total, self.lasting = journal, label, total, lasting
         self.kept, self.saved, self.took = 0, time.monotonic(), 0.0
         name = re.sub(r"[^a-z0-9]+", "-", f"{label} {which}".lower())
         self.pattern = f"{name}.*.{ranks.rank()}.safetensors"
@@ -186,9 +207,9 @@ class Part:
         say(f"resuming at {self.label} {state.step} of {self.total}")
         return state
 
-    def keep(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        """Write the state after ``step`` steps, if it is time to."""
-        if self.journal.folder is None or not self._due():
+    def keep(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], *, now: bool = False) -> None:
+        """Write the state after ``step`` steps, if it is time to, or in any case ``now``."""
+        if self.journal.folder is None or not (now or self._due()):
             return
         started = time.monotonic()
         name = self.pattern.replace("*", str(step))
@@ -219,14 +240,14 @@ class Part:
     def __exit__(self, kind, *_) -> None:
         if self.journal.folder is None:
             return
-        if kind is None:
+        if kind is None and not self.lasting:
             for path in self._files().values():
                 path.unlink(missing_ok=True)
         elif kind is KeyboardInterrupt:
             say(f"stopped in {self.label}, {self.kept} of {self.total} steps are kept: the same command goes on from there")
 
 
-def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str], *, sync: bool = True) -> None:
     own: dict[str, Tensor] = {}
     taken: set[int] = set()
     for key, tensor in tensors.items():  # the format wants contiguous tensors that share no memory
@@ -237,8 +258,9 @@ def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> Non
         save_file(own, path, header)
     except SafetensorError as error:  # it wraps what the disk said
         raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    if sync:
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def _read(path: Path) -> State | None:

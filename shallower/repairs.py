@@ -12,12 +12,12 @@ from .anatomy.model import Model
 from .anatomy.patch import Patch
 from .artifacts import Compensation
 from .calibration import Calibration
-from .compensation import Case
+from .compensation import Case, Fitted
 from .errors import UserError
 from .progress import say
-from .runs import dtype_name, timed, tokens_of
+from .runs import dtype_name, journal_of, timed, tokens_of
 from .walk.losses import all_nll
-from .walk.paired import drift
+from .walk.paired import Findings, drift
 
 FITTED = 256  # samples that a compensation takes by default
 HELD_OUT = 8  # one sample in so many is not fitted on
@@ -52,15 +52,32 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
             value = float(all_nll(model, held_out, gone, "held-out loss").double().mean())
         return value if math.isfinite(value) else math.inf
 
-    with timed(model) as peak, model.given(tokens.shape[1]):
-        before = loss({})
-        found = method.fit(Case(model, removed, fitted, held_out, loss, before, settings))
-        after = loss(found.patch) if found.patch else before
+    def drifts(patch: Patch) -> list[dict[str, Any]]:
+        return [vars(one) for one in drift(model, held_out, removed, patch)]
+
+    layers = model.record.layers
+    journal = journal_of(model, record, compensation=how.method, settings=vars(settings) if settings else {}, removed=removed)
+    with timed(model) as peak, model.given(tokens.shape[1]), journal.part("compensation", layers + 1, lasting=True) as part:
+        findings = Findings.of(part.resume(), part)
+        before = journal.memo("before", lambda: loss({}))
+
+        def asked(patch: Patch) -> float:
+            """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question is its name."""
+            findings.notes["asked"] = number = findings.notes.get("asked", 0) + 1
+            return journal.memo(f"loss {number}", lambda: loss(patch))
+
+        if findings.step <= layers:
+            found = method.fit(Case(model, removed, fitted, held_out, asked, before, settings, findings, part))
+            findings = Findings(found.patch, {"fitted": found.notes}, files=findings.files)
+            findings.keep(part, layers + 1, {}, now=True)
+        found = Fitted(findings.patch, findings.notes["fitted"])
+        after = journal.memo("after", lambda: loss(found.patch)) if found.patch else before
         patch = found.patch if after < before else {}
         if not patch:
             say(f"{how.method} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
-        old = drift(model, held_out, removed, {})
-        new = drift(model, held_out, removed, patch) if patch else old
+        old = journal.memo("drift before", lambda: drifts({}))
+        new = journal.memo("drift after", lambda: drifts(patch)) if patch else old
+    dense = journal.memo("dense", lambda: loss({}, ()))
     report = Compensation(
         method=how.method,
         settings=vars(settings) if settings else {},
@@ -69,11 +86,11 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         calibration=record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={"dense": loss({}, ()), "before": before, "after": min(before, after)},
+        loss={"dense": dense, "before": before, "after": min(before, after)},
         changed=sorted(patch),
-        layers=[{"layer": one.layer, "before": vars(one), "after": vars(other)} for one, other in zip(old, new, strict=True)],
+        layers=[{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)],
         notes=found.notes,
-        seconds=peak.seconds,
+        seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
     )

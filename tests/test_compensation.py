@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from test_scale import Killed, killed_after
+from trainings import weights
 from transformers import AutoModelForCausalLM
 
-from shallower import Calibration, Compensating, Refusal, UserError, cli, drop, methods, stages
+from shallower import Calibration, Compensating, Compute, Refusal, UserError, cli, drop, methods, prune, stages
 from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Edit, patched
 from shallower.compensation import Case, Fitted, halved
@@ -93,9 +95,9 @@ def test_an_edit_is_its_formula() -> None:
     with pytest.raises(Refusal, match="another form"):
         Edit("map", matrix, axis=1).on_disk("w", (3, 4, 5), (5, 4, 3))
     assert torch.equal(Edit("scale", torch.tensor(2.0)).of(weight), weight * 2)
-    half = halved({"map": Edit("map", matrix), "scale": Edit("scale", torch.tensor(3.0)), "add": Edit("add", weight)})
-    assert torch.allclose(half["map"].value, (matrix + torch.eye(4)) / 2)
-    assert (half["scale"].value, torch.equal(half["add"].value, weight / 2)) == (2.0, True)
+    half = halved({"map": Edit("map", matrix, axis=1), "scale": Edit("scale", torch.tensor(3.0)), "add": Edit("add", weight)})
+    assert torch.allclose(half["map"].of(weight), (weight + mapped) / 2, atol=1e-6)
+    assert torch.equal(half["scale"].of(weight), 2 * weight) and torch.equal(half["add"].of(weight), 1.5 * weight)
 
 
 @pytest.mark.parametrize("layered", [False, True])
@@ -294,6 +296,42 @@ def test_constant_tokens_give_no_nan() -> None:
     assert not normal.solve(0.1).any()
     normal.add(torch.ones(5, 3), torch.ones(5, 3))  # one direction only
     assert torch.isfinite(normal.solve(0.0)).all()
+
+
+# ---------------------------------------------------------------- never lost
+
+
+@pytest.mark.parametrize("spilled", [1, 1 << 20])
+@pytest.mark.parametrize("method", [*methods.names("compensation"), "sequential layer"])
+def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_file, tmp_path, monkeypatch, capsys) -> None:
+    """Wherever it is killed, and with large changes on the disk: the same weights and the same report, but for the clock."""
+    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
+    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+    monkeypatch.setattr("shallower.walk.paired.SPILLED", spilled)
+    name, _, accept = method.partition(" ")
+    how = Compensating(name, {"accept": accept} if accept else {}, Calibration(tokens=tokens_file))
+    folder, out = saved("gpt2"), tmp_path / "out"  # one whose down projections have biases
+    plan, options = drop(folder, REMOVED), {"compute": Compute(device="cpu"), "compensating": how}
+    prune(folder, plan, out=tmp_path / "whole", **options)
+    for count in (1, 3, 3):  # after 0 and 1, then 3 and 4 and 6, then 6 and all
+        killed_after(monkeypatch, count, lambda: prune(folder, plan, out=out, **options))
+    monkeypatch.setattr("shallower.surgery._write", killed)
+    with pytest.raises(Killed):
+        prune(folder, plan, out=out, **options)
+    monkeypatch.undo()
+    with shown():
+        prune(folder, plan, out=out, **options)
+    assert "resuming at compensation 9 of 9" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tokens.npy", "whole"]
+    got, wanted = (weights(tmp_path / name) for name in ("out", "whole"))
+    assert got.keys() == wanted.keys() and all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+    first, second = (json.loads((tmp_path / name / "compensation.json").read_text()) for name in ("out", "whole"))
+    changing = ("seconds", "peak_memory_bytes", "provenance")
+    assert {name: first[name] for name in first if name not in changing} == {name: second[name] for name in second if name not in changing}
+
+
+def killed(*given, **options):
+    raise Killed
 
 
 # ---------------------------------------------------------------- mistakes

@@ -20,24 +20,29 @@ class Edit:
     Attributes:
         kind: ``map``: the features along ``axis`` are multiplied by the matrix ``value``, (features, features);
             ``add``: ``value``, shaped like the parameter, is added; ``scale``: it is multiplied by the number ``value``.
+        strength: of what the change adds, this share.
     """
 
     kind: Literal["map", "add", "scale"]
     value: Tensor
     axis: int = 0
+    strength: float = 1.0
 
     def of(self, weight: Tensor) -> Tensor:
         """The changed parameter, computed in at least float32, in its own dtype and on its own device."""
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         value = self.value.to(wide)
-        if self.kind == "map":
-            return (wide.movedim(self.axis, -1) @ value.T).movedim(-1, self.axis).to(weight.dtype).contiguous()
-        return (wide + value if self.kind == "add" else wide * value).to(weight.dtype)
+        if self.kind == "add":
+            return torch.add(wide, value, alpha=self.strength).to(weight.dtype)
+        if self.kind == "scale":
+            return (wide * (1 + self.strength * (value - 1)) if self.strength != 1 else wide * value).to(weight.dtype)
+        whole = (wide.movedim(self.axis, -1) @ value.T).movedim(-1, self.axis)
+        return (whole if self.strength == 1 else wide.lerp(whole, self.strength)).to(weight.dtype).contiguous()
 
     def digest(self) -> str:
         """Changes with anything in it."""
         raw = np.ascontiguousarray(self.value.detach().cpu().double().numpy()).tobytes()
-        return hashlib.sha256(f"{self.kind} {self.axis} {tuple(self.value.shape)}".encode() + raw).hexdigest()[:16]
+        return hashlib.sha256(f"{self.kind} {self.axis} {self.strength} {tuple(self.value.shape)}".encode() + raw).hexdigest()[:16]
 
     def on_disk(self, name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> "Edit":
         """The same change for a tensor of a file from which a parameter of the given shape is made, alone or as one of a pile.

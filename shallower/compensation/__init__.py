@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
-from ..walk.paired import PairedWalk
+from ..journal import NO_JOURNAL, Part
+from ..walk.paired import Findings, PairedWalk
+from ..walk.tail import Tail
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Case:
         loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
         before: that loss without changes.
         settings: the method's own.
+        findings: what the method has found so far; all that it needs of earlier layers must be there, for it may be begun anew
+            at any layer, by another process.
+        part: of a journal, which keeps them.
     """
 
     model: Model
@@ -39,10 +43,18 @@ class Case:
     loss: Callable[[Patch], float]
     before: float
     settings: Any = None
+    findings: Findings = field(default_factory=Findings)
+    part: Part = field(default_factory=lambda: NO_JOURNAL.part("", 0))
 
     def walk(self, **options: Any) -> PairedWalk:
-        """The fitting tokens through both models."""
-        return PairedWalk(self.model, self.tokens, self.removed, **options)
+        """The fitting tokens through both models, from where the findings end."""
+        return PairedWalk(self.model, self.tokens, self.removed, findings=self.findings, part=self.part, **options)
+
+    def tail(self) -> Tail:
+        """The held-out tokens in front of where the findings end, in the model changed so far."""
+        tail = Tail(self.model, self.held_out, self.removed)
+        tail.pass_on(self.findings.step - 1, self.findings.patch)
+        return tail
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,4 @@ def edits(kind: str, value: Tensor, weights: Iterable[tuple[str, int]]) -> Patch
 
 def halved(patch: Patch) -> Patch:
     """The same changes at half strength."""
-    whole = {
-        "map": lambda value: torch.eye(len(value)).to(value),
-        "scale": torch.ones_like,
-        "add": torch.zeros_like,
-    }
-    return {name: replace(edit, value=(edit.value + whole[edit.kind](edit.value)) / 2) for name, edit in patch.items()}
+    return {name: replace(edit, strength=edit.strength / 2) for name, edit in patch.items()}

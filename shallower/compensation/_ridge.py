@@ -15,17 +15,14 @@ class Normal:
     Solves min_D E ‖ R - X D ‖² + λ ‖D‖²_F, with λ relative to the mean diagonal of E[XᵀX].
     """
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.left: Tensor | None = None
-        self.right: Tensor | None = None
+    def __init__(self, left: Tensor | None = None, right: Tensor | None = None) -> None:
+        self.left, self.right = left, right
 
     def add(self, x: Float[Tensor, "row feature"], rest: Float[Tensor, "row output"]) -> None:
         """Add rows: what the correction may use, and what it should make of it."""
         if self.left is None:
             self.left = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
             self.right = torch.zeros(x.shape[1], rest.shape[1], dtype=torch.float64, device=x.device)
-        self.rows += len(x)
         for some, wanted in zip(x.float().split(ROWS), rest.float().split(ROWS), strict=True):
             self.left += (some.T @ some).double()
             self.right += (some.T @ wanted).double()

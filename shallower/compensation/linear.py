@@ -22,7 +22,9 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    patch, loss, steps = {}, case.before, []
+    found = case.findings
+    steps = found.notes.setdefault("steps", [])
+    found.notes.setdefault("loss", case.before)
     for stop in case.walk():
         if not stop.gap:
             continue
@@ -31,7 +33,7 @@ def fit(case: Case) -> Fitted:
             normal.add(look.output, look.wanted - look.after)
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = [(strength, edits("map", map_of(normal, strength), stop.weights(writer))) for strength in grid]
-        patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)
+        found.patch, found.notes["loss"], chosen, tried = best_of(case, (found.patch, found.notes["loss"]), candidates)
         stop.take(dict(candidates)[chosen] if chosen is not None else {})
         steps.append({"layer": stop.index, "strength": chosen, "tried": tried})
-    return Fitted(patch, {"steps": steps})
+    return Fitted(found.patch, {"steps": steps})

@@ -17,13 +17,15 @@ from . import Case, Fitted, edits
 
 
 def fit(case: Case) -> Fitted:
-    patch, steps, scale = {}, [], 1.0
+    found = case.findings
+    steps = found.notes.setdefault("steps", [])
+    scale = steps[-1]["scale_behind"] if steps else 1.0
     for stop in case.walk():
         if scale != 1.0:
             every = [weight for writer in stop.whole_writers() for weight in stop.weights(writer)]
             changes = edits("scale", torch.tensor(scale, dtype=torch.float64), every)
             stop.take(changes)
-            patch |= changes
+            found.patch |= changes
         if stop.gap:
             wanted = pruned = 0.0
             for look in stop.looks():
@@ -33,4 +35,4 @@ def fit(case: Case) -> Fitted:
                 raise Refusal(f"layer {stop.index}: the stream behind the removed run is zero")
             scale = pruned / wanted  # in the units of the scaled layers, so it is the product over all gaps so far
             steps.append({"layer": stop.index, "scale_behind": scale})
-    return Fitted(patch, {"steps": steps})
+    return Fitted(found.patch, {"steps": steps})

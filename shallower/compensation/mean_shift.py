@@ -14,7 +14,7 @@ from . import Case, Fitted, best_of, edits
 
 
 def fit(case: Case) -> Fitted:
-    largest = None
+    found = case.findings
     for stop in case.walk():
         if not stop.touched:
             continue
@@ -29,10 +29,11 @@ def fit(case: Case) -> Fitted:
         for look in stop.looks():
             drift.add(look)
         moved = drift.of(stop.index)
-        if largest is None or moved.shift > largest[0].shift:
-            largest = moved, (drift.same - drift.pruned) / drift.count / writer.scale, bias
-    if largest is None:
+        if moved.shift > found.notes.get("shift", -1.0):
+            found.notes |= {"layer": moved.layer, "shift": moved.shift, "bias": bias}
+            found.tensors["difference"] = (drift.same - drift.pruned) / drift.count / writer.scale
+    if "bias" not in found.notes:
         raise Refusal("no retained layer follows a removed one, so nothing has moved")
-    moved, difference, bias = largest
-    patch, _, chosen, tried = best_of(case, ({}, case.before), [(moved.layer, edits("add", difference, [(bias, 0)]))])
-    return Fitted(patch, {"layer": moved.layer, "shift": moved.shift, "taken": chosen is not None, "tried": tried})
+    layer, shift, bias = (found.notes[name] for name in ("layer", "shift", "bias"))
+    patch, _, chosen, tried = best_of(case, ({}, case.before), [(layer, edits("add", found.tensors["difference"], [(bias, 0)]))])
+    return Fitted(patch, {"layer": layer, "shift": shift, "taken": chosen is not None, "tried": tried})

@@ -28,15 +28,15 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    best: list[tuple[float, int, Normal, list]] = []
-    refused: dict[int, str] = {}
+    found = case.findings
+    best, refused = found.notes.setdefault("best", []), found.notes.setdefault("refused", {})
     for stop in case.walk():
         if not stop.touched:
             continue
         try:
             writer = stop.writers()[-1]
         except Refusal as refusal:
-            refused[stop.index] = str(refusal)
+            refused[str(stop.index)] = str(refusal)
             continue
         normal, drift = Normal(), DriftSums()
         for look in stop.looks(writer):
@@ -44,12 +44,17 @@ def fit(case: Case) -> Fitted:
             drift.add(look)
         moved = drift.of(stop.index)
         size = moved.shift if case.settings.shift == "absolute" else moved.relative_shift
-        best.append((size, stop.index, normal, stop.weights(writer)))
-        best = sorted(best, key=lambda item: (-item[0], item[1]))[: max(1, case.settings.top_k)]  # no more sums than needed
+        best.append([size, stop.index, stop.weights(writer)])
+        best.sort(key=lambda item: (-item[0], item[1]))
+        found.tensors |= {f"left/{stop.index}": normal.left, f"right/{stop.index}": normal.right}
+        for _, layer, _ in best[max(1, case.settings.top_k) :]:  # no more sums than needed
+            del found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"]
+        del best[max(1, case.settings.top_k) :]
     if not best:
         raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
     patch, loss, steps = {}, case.before, []
-    for size, layer, normal, weights in best:
+    for size, layer, weights in best:
+        normal = Normal(found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"])
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)
         patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)

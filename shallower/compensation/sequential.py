@@ -36,8 +36,8 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    own, patch, steps = case.settings, {}, []
-    tail = Tail(case.model, case.held_out, case.removed) if own.accept == "layer" else None
+    own, found, steps = case.settings, case.findings, case.findings.notes.setdefault("steps", [])
+    tail = case.tail() if own.accept == "layer" else None
     for stop in case.walk(middles=own.attention):
         if stop.touched:
             writers = stop.writers()
@@ -45,15 +45,15 @@ def fit(case: Case) -> Fitted:
                 grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
                 fits = _fits(stop, writers[: place + 1], grid)
                 steps.append({"layer": stop.index, "writer": writers[place].module} | _taken(stop, fits, tail))
+        found.patch |= stop.patch
         if tail is not None:
-            tail.pass_on(stop.index, stop.patch)
-        patch |= stop.patch
-    if tail is None:
-        counts = sorted({max(1, round(len(patch) * share)) for share in SHARES})
-        candidates = [("half strength", halved(patch)), *((f"first {count}", dict([*patch.items()][:count])) for count in counts)]
-        patch, _, chosen, tried = best_of(case, ({}, case.before), candidates)
-        steps.append({"taken": chosen, "tried": tried})
-    return Fitted(patch, {"steps": steps})
+            tail.pass_on(stop.index, found.patch)
+    if tail is not None:
+        return Fitted(found.patch, {"steps": steps})
+    counts = sorted({max(1, round(len(found.patch) * share)) for share in SHARES})
+    firsts = ((f"first {count}", dict([*found.patch.items()][:count])) for count in counts)
+    patch, _, chosen, tried = best_of(case, ({}, case.before), [("half strength", halved(found.patch)), *firsts])
+    return Fitted(patch, {"steps": [*steps, {"taken": chosen, "tried": tried}]})
 
 
 def _fits(stop: Stop, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:

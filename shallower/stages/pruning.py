@@ -262,12 +262,13 @@ def prune(
     model = open_model(model, compute)
     plan = plan if isinstance(plan, Plan) else load(plan, "plan")
     check_same_model(plan.model, model.record, "the plan")
-    if compensating is not None:
-        patch, report = compensated(model, plan.removed, compensating)
-        options |= {"patch": patch, "report": brief(report)}
-        options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift(report).png()}
-    model.unload()  # the proof reads the model anew; two of them need not fit
-    return prune_files(model, plan, out, **options)
+    with journaled(out):
+        if compensating is not None:
+            patch, report = compensated(model, plan.removed, compensating)
+            options |= {"patch": patch, "report": brief(report)}
+            options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift(report).png()}
+        model.unload()  # the proof reads the model anew; two of them need not fit
+        return prune_files(model, plan, out, **options)
 
 
 def compensate(

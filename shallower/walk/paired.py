@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,11 +15,13 @@ from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
 from ..anatomy.writers import Writer, find_writers
 from ..errors import Refusal, UserError
+from ..journal import NO_JOURNAL, Part, State
 from ..progress import meter
 from .batching import batches
 from .losses import replay_of
 
 PROBE = (1, 16)  # samples and positions on which writers are looked for
+SPILLED = 1 << 20  # bytes of changes of a layer from which on they are kept on the disk, where there is a journal
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,61 @@ class Look:
     target: Tensor
 
 
+@dataclass
+class Findings:
+    """What has been found on the way; kept together with the streams, so that a killed walk goes on.
+
+    Attributes:
+        patch: changes so far.
+        notes: what else is needed of the layers that have been passed, as JSON holds it.
+        tensors: the same for tensors.
+        step: the layer at which the walk begins.
+        streams: of both models in front of it.
+        files: name of a changed weight -> the file of the journal that holds its change.
+    """
+
+    patch: Patch = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    streams: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: State, part: Part) -> "Findings":
+        """What a state holds that ``keep`` has written."""
+        if not state.step:
+            return cls()
+        groups: dict[str, dict[str, Tensor]] = {"patch": {}, "own": {}, "stream": {}}
+        for key, tensor in state.tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        about, files = state.notes["patch"], state.notes["files"]
+        for file in dict.fromkeys(files.values()):
+            groups["patch"] |= part.journal.from_spilled(file)
+        patch = {name: Edit(kind, groups["patch"][name], axis, strength) for name, (kind, axis, strength) in about.items()}
+        return cls(patch, state.notes["own"], groups["own"], state.step, groups["stream"], files)
+
+    def keep(self, part: Part, step: int, streams: dict[str, Tensor], *, now: bool = False) -> None:
+        """Give it to the journal, if it is time to."""
+        files = {name: file for name, file in self.files.items() if name in self.patch}
+        tensors = {f"patch/{name}": edit.value for name, edit in self.patch.items() if name not in files}
+        tensors |= {f"own/{name}": tensor for name, tensor in self.tensors.items()}
+        tensors |= {f"stream/{name}": tensor for name, tensor in streams.items()}
+        patch = {name: [edit.kind, edit.axis, edit.strength] for name, edit in self.patch.items()}
+        part.keep(step, tensors, {"own": self.notes, "patch": patch, "files": files}, now=now)
+
+    def spill(self, part: Part, index: int, patch: Patch) -> None:
+        """Hold the changes of a layer on the disk rather than in memory, if they are large and there is a journal."""
+        large = {name: edit.value for name, edit in patch.items() if name in self.patch}
+        if sum(value.nbytes for value in large.values()) < SPILLED:
+            return
+        stored = part.journal.spilled(f"layer-{index}", large)
+        if stored is not None:
+            self.patch |= {name: replace(self.patch[name], value=value) for name, value in stored.items()}
+            self.files |= dict.fromkeys(stored, f"layer-{index}")
+
+
 class PairedWalk:
     """Iterating yields a ``Stop`` at every retained layer, in order; one reading of the weights.
 
@@ -52,25 +110,40 @@ class PairedWalk:
         tokens: all tokens; the streams of both models stay in memory together.
         removed: the layers that the pruned model lacks.
         middles: keep, per layer, the unpruned stream between its writers.
+        findings: what whoever iterates has found; it tells where to begin.
+        part: of a journal, which keeps them.
     Raises:
         UserError: the model cannot be walked layer by layer.
     """
 
-    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], *, middles: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        tokens: Int[Tensor, "sample position"],
+        removed: tuple[int, ...],
+        *,
+        middles: bool = False,
+        findings: Findings | None = None,
+        part: Part | None = None,
+    ):
         self.model, self.removed, self.middles = model, frozenset(removed), middles
+        self.findings, self.part = findings or Findings(), part or NO_JOURNAL.part("", 0)
         replay = replay_of(model)
         if replay is None:
             raise UserError(f"{model.checkpoint.source}: its layers hand more than the stream to each other, so nothing can be compensated")
         self.replay = replay
         self.recordings = [replay.record(batch) for batch in batches(model, tokens)]
         self.probe = replay.record(tokens[: PROBE[0], : PROBE[1]].to(model.device))
-        self.dense = [recording.entering for recording in self.recordings]
-        self.pruned = list(self.dense)
+        entering = {f"dense/{i}": recording.entering for i, recording in enumerate(self.recordings)}
+        streams = {name: stream.to(model.device) for name, stream in self.findings.streams.items()} or entering
+        self.findings.streams = {}
+        self.dense = [streams[f"dense/{i}"] for i in range(len(entering))]
+        self.pruned = [streams.get(f"pruned/{i}", stream) for i, stream in enumerate(self.dense)]
         self.known: dict[int, tuple[Writer, ...]] = {}
 
     def __iter__(self) -> Iterator["Stop"]:
-        layers, index = len(self.model.stack), 0
-        with torch.no_grad(), fast_products(self.model.module), meter("paired streams", layers) as done:
+        layers, index = len(self.model.stack), self.findings.step
+        with torch.no_grad(), fast_products(self.model.module), meter("paired streams", layers, index) as done:
             while index < layers and index in self.removed:  # removed ones in front of all retained ones
                 self._dense(index)
                 index, _ = index + 1, done.add()
@@ -84,8 +157,15 @@ class PairedWalk:
                 stop = Stop(self, index, following - index - 1, entering, same, middles)
                 yield stop
                 self.pruned = stop.leaving()
+                self.findings.spill(self.part, index, stop.patch)
                 done.add(following - index)
                 index = following
+                self.findings.keep(self.part, index, self._streams())
+
+    def _streams(self) -> dict[str, Tensor]:
+        found = {f"dense/{i}": stream for i, stream in enumerate(self.dense)}
+        apart = enumerate(zip(self.dense, self.pruned, strict=True))
+        return found | {f"pruned/{i}": pruned for i, (dense, pruned) in apart if pruned is not dense}
 
     def _dense(self, index: int, *, middles: bool = False) -> list[list[Tensor]]:
         """Take the unpruned streams through a layer; with ``middles``, the streams behind each writer but the last, per batch."""
@@ -281,14 +361,18 @@ class Drift:
 def drift(model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], patch: Patch) -> list[Drift]:
     """The drift behind every retained layer of the pruned model with these changes."""
     found, walk = [], PairedWalk(model, tokens, removed)
-    prefix = walk.model.stack.name
     for stop in walk:
-        stop.take({name: edit for name, edit in patch.items() if name.startswith(f"{prefix}.{stop.index}.")})
+        stop.take(part_of_layer(model, patch, stop.index))
         sums = DriftSums()
         for look in stop.looks():
             sums.add(look)
         found.append(sums.of(stop.index))
     return found
+
+
+def part_of_layer(model: Model, patch: Patch, index: int) -> Patch:
+    """The changes of one layer's weights."""
+    return {name: edit for name, edit in patch.items() if name.startswith(f"{model.stack.name}.{index}.")}
 
 
 class DriftSums:

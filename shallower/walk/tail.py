@@ -9,6 +9,7 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Patch, patched
 from .batching import batches, chunks, total_predictions
 from .losses import head_nll, replay_of
+from .paired import part_of_layer
 
 
 class Tail:
@@ -29,10 +30,10 @@ class Tail:
         self.place = 0
 
     def pass_on(self, index: int, patch: Patch) -> None:
-        """Take the streams through all retained layers up to this one, which has these changes."""
+        """Take the streams through all retained layers up to this one, with the changes of each."""
         while self.place < len(self.retained) and self.retained[self.place] <= index:
             here = self.retained[self.place]
-            self.streams = self._through(here, self.streams, patch if here == index else {})
+            self.streams = self._through(here, self.streams, part_of_layer(self.model, patch, here))
             self.place += 1
 
     def loss(self, index: int, patch: Patch) -> float:
