@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from statistics import mean
 from typing import NamedTuple
 
@@ -215,9 +216,10 @@ def repair_table(content: dict) -> str:
 
 
 def refusals(content: dict) -> str:
-    """Every refusal once."""
-    found = {(piece["method"], piece["refused"]): None for piece in content["pieces"].values() if "refused" in piece}
-    every = "\n".join(f"- `{name}`: {message}" for name, message in found)
+    """Every refusal once, whatever layer it names."""
+    refused = [(piece["method"], piece["refused"]) for piece in content["pieces"].values() if "refused" in piece]
+    found = {(name, re.sub(r"^layer \d+: ", "", message)): message for name, message in reversed(refused)}
+    every = "\n".join(f"- `{name}`: {message}" for (name, _), message in reversed(found.items()))
     return f" Refused:\n\n{every}" if every else ""
 
 

@@ -24,16 +24,17 @@ class Normal:
             self.left = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
             self.right = torch.zeros(x.shape[1], rest.shape[1], dtype=torch.float64, device=x.device)
         for some, wanted in zip(x.float().split(ROWS), rest.float().split(ROWS), strict=True):
-            self.left += (some.T @ some).double()
-            self.right += (some.T @ wanted).double()
+            self.left += some.T @ some
+            self.right += some.T @ wanted
 
     def solve(self, strength: float) -> Float[Tensor, "feature output"]:
         """D; where X is zero everywhere, or too few rows determine it, the regularisation keeps it small and finite."""
         size = self.left.diagonal().mean()
         if not size > 0:
             return torch.zeros_like(self.right)
-        ridge = max(strength, FLOOR) * size * torch.eye(len(self.left), dtype=torch.float64, device=self.left.device)
-        return torch.cholesky_solve(self.right, torch.linalg.cholesky(self.left + ridge))
+        damped = self.left.clone()
+        damped.diagonal().add_(max(strength, FLOOR) * size)
+        return torch.cholesky_solve(self.right, torch.linalg.cholesky(damped))
 
 
 def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
