@@ -13,7 +13,7 @@ import torch
 import zoo
 
 from shallower import Calibration, Compute, Plan, Refusal, UserError, drop, evaluate, methods, open_model, plan, prune, score
-from shallower.anatomy.kernels import AVAILABLE, fast_linear
+from shallower.anatomy.kernels import AVAILABLE, fast_linear, fast_products, packed
 from shallower.journal import Journal, Part, journaled
 from shallower.memory import total_memory
 from shallower.planning import Amount, Choosing
@@ -98,6 +98,23 @@ def test_fast_products_are_exact_to_fp32(shape) -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-4)
     for one, other in zip(*(torch.autograd.grad(out, (stream, weight, bias), flowing) for out in (fast, plain)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_that_are_held_in_another_order_give_the_same_bits(dtype, bias: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(96, 200, bias=bias), torch.nn.SiLU(), torch.nn.Linear(200, 96, bias=bias)).to(dtype)
+    streams = [torch.randn(rows, 40, 96, dtype=dtype) for rows in (3, 1, 7, 5)]
+    with torch.no_grad(), fast_products(model):
+        wanted = [model(stream) for stream in streams]
+        before = model[0].forward
+        with packed(model, len(streams)):
+            assert model[0].forward is not before
+            assert all(torch.equal(model(stream), one) for stream, one in zip(streams, wanted, strict=True))
+        assert model[0].forward is before
+        with packed(model, 3):  # too few to be worth it
+            assert model[0].forward is before
 
 
 @pytest.mark.parametrize("limit", [1, 16, 40, 64, 4096])

@@ -1,4 +1,5 @@
-"""Faster products of the same precision: oneDNN for fp32 linear layers on the CPU, at about twice the speed of the default."""
+"""Faster products of the same precision on the CPU: oneDNN for fp32 linear layers, at about twice the speed of the default, and
+weights that are multiplied often kept in its own order, in fp32 and bf16."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +12,8 @@ from .bypass import replaced_forwards
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW = 1 << 15  # multiplications below this are not worth the longer way there
+OFTEN = 4  # calls from which on reordering a weight once takes less time than oneDNN's doing so in each
+NARROW, LARGEST = 1024, 256 << 20  # the shorter side of a weight above which nothing is gained; bytes of it that are not held twice
 
 
 def product(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,3 +56,34 @@ def fast_products(model: nn.Module) -> AbstractContextManager[None]:
 
 def _forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     return lambda stream: fast_linear(stream, module.weight, module.bias)
+
+
+def packed(module: nn.Module | None, calls: int) -> AbstractContextManager[None]:
+    """Let plain linear layers within a module hold their weights in oneDNN's order while inside, for so many calls of the module.
+
+    The results are those without, bit for bit. The weights must stay as they are meanwhile; they are read at the first call.
+    """
+    inside = module.modules() if module is not None and AVAILABLE and calls >= OFTEN else ()
+    return replaced_forwards((one, _holding(one)) for one in inside if type(one) is nn.Linear)
+
+
+def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    plain, held = module.forward, []
+
+    def forward(stream: Tensor) -> Tensor:
+        weight = module.weight
+        if not _worth_holding(stream, weight):
+            return plain(stream)
+        if not held:
+            held.append(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), stream.numel() // stream.shape[-1]))
+        return product(stream, held[0], module.bias)
+
+    return forward
+
+
+def _worth_holding(stream: Tensor, weight: Tensor) -> bool:
+    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    alike = known and stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
+    if not alike or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return stream.numel() * weight.shape[0] >= FEW and min(weight.shape) <= NARROW and weight.nbytes <= LARGEST

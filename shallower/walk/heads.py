@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from .batching import part_of
 from .replay import Replay
@@ -14,7 +13,7 @@ KL_ROWS = 128  # the same for divergences on a GPU, where it bounds what exists 
 
 def token_nll(logits: Float[Tensor, "*places vocabulary"], targets: Int[Tensor, "*places"]) -> Float[Tensor, "*places"]:
     """NLL in nats of every target, float32."""
-    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
+    return log_probabilities(logits).gather(-1, targets.unsqueeze(-1)).squeeze(-1).neg()
 
 
 def log_probabilities(logits: Float[Tensor, "*places vocabulary"]) -> Float[Tensor, "*places vocabulary"]:

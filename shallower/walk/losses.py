@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..anatomy.bypass import bypass
-from ..anatomy.kernels import fast_products
+from ..anatomy.kernels import fast_products, packed
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
@@ -58,15 +58,18 @@ def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], 
     recordings = [replay.record(batch) for batch in part]
     streams = [recording.entering for recording in recordings]
     for index in stays:
-        for i, recording in enumerate(recordings):
-            streams[i] = replay.step(recording, index, streams[i])
+        with packed(replay.stack.layers[index], len(part)):
+            for i, recording in enumerate(recordings):
+                streams[i] = replay.step(recording, index, streams[i])
+                done.add()
+    blocks = [chunks(model.vocabulary, batch, stream.element_size()) for stream, batch in zip(streams, part, strict=True)]
+    with packed(model.module.get_output_embeddings(), sum(map(len, blocks))):
+        for stream, batch, places in zip(streams, part, blocks, strict=True):
+            nll = torch.empty(batch.shape[0], batch.shape[1] - 1, device=batch.device)
+            for block in places:
+                nll[block] = head_nll(replay, stream, batch, block)
             done.add()
-    for stream, batch in zip(streams, part, strict=True):
-        nll = torch.empty(batch.shape[0], batch.shape[1] - 1, device=batch.device)
-        for block in chunks(model.vocabulary, batch, stream.element_size()):
-            nll[block] = head_nll(replay, stream, batch, block)
-        done.add()
-        yield nll
+            yield nll
 
 
 def _whole(model: Model, part: list[Tensor], removed: frozenset[int], done: Meter, objective: Objective = "loss") -> Iterator[Tensor]:
@@ -106,16 +109,19 @@ class _Round:
         """One layer on every stream, in even batches: small rounds run several streams at once, large ones are cut."""
         if not streams:
             return []
-        axis, rows, count = self.replay.axes[0], len(self.tokens), len(streams)
+        axis, rows, count, layer = self.replay.axes[0], len(self.tokens), len(streams), self.replay.stack.layers[index]
         fits = max(1, self.limit // self.tokens.shape[1])
         if fits < 2 * rows:
-            cuts = torch.arange(rows).tensor_split(-(-rows // fits))
-            return [self._cut(index, stream, axis, [(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]) for stream in streams]
+            cuts = [(int(cut[0]), int(cut[-1]) + 1) for cut in torch.arange(rows).tensor_split(-(-rows // fits))]
+            with packed(layer, count * len(cuts)):
+                return [self._cut(index, stream, axis, cuts) for stream in streams]
         after: list[Tensor] = []
-        for places in torch.arange(count).tensor_split(-(-count // (fits // rows))):
-            together = torch.cat([streams[place] for place in places], dim=axis)
-            out = self.replay.step(self.recording(0, rows, len(places)), index, together)
-            after += [piece.clone() for piece in out.split(rows, dim=axis)]  # a view would keep its neighbours alive
+        groups = torch.arange(count).tensor_split(-(-count // (fits // rows)))
+        with packed(layer, len(groups)):
+            for places in groups:
+                together = torch.cat([streams[place] for place in places], dim=axis)
+                out = self.replay.step(self.recording(0, rows, len(places)), index, together)
+                after += [piece.clone() for piece in out.split(rows, dim=axis)]  # a view would keep its neighbours alive
         return after
 
     def _cut(self, index: int, stream: Tensor, axis: int, cuts: list[tuple[int, int]]) -> Tensor:
@@ -228,7 +234,9 @@ class LossWalk:
                         done.add(sum(key.endswith("0") for key in streams), f"layer {k + 1}/{depth}, {len(streams)} streams")
                         part.keep(base + k + 1, streams, {"total": total})
                     bounded = walk.bounded if number == len(pieces) - 1 else 0
-                    total = self._heads(work, streams, total, replace(walk, bounded=bounded), lambda new, note: done.add(head * new, note))
+                    now = replace(walk, bounded=bounded)
+                    with packed(self.model.module.get_output_embeddings(), len(order)):
+                        total = self._heads(work, streams, total, now, lambda new, note: done.add(head * new, note))
                     part.keep(base + depth + 1, {}, {"total": total})
         return total
 
