@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..anatomy.bypass import bypass
-from ..anatomy.kernels import fast_products
+from ..anatomy.kernels import fast_products, packed
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal, Part, State
@@ -108,10 +108,11 @@ def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: li
             else:
                 taps.kept.clear()
             for place in range(done_before if resumed else 0, len(stays)):
-                for i, recording in enumerate(recordings):
-                    after = replay.step(recording, stays[place], streams[i])
-                    taps.see(i, stays[place], streams[i], after)
-                    streams[i] = after
+                with packed(replay.stack.layers[stays[place]], len(recordings)):
+                    for i, recording in enumerate(recordings):
+                        after = replay.step(recording, stays[place], streams[i])
+                        taps.see(i, stays[place], streams[i], after)
+                        streams[i] = after
                 done.add()
                 step = number * len(stays) + place + 1
                 part.keep(step, _state(taps, streams), {})

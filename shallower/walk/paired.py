@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..anatomy.kernels import fast_products
+from ..anatomy.kernels import fast_products, packed
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
@@ -172,14 +172,15 @@ class PairedWalk:
         layer, found = self.model.layer(index), []
         writers = self.writers(index)[:-1] if middles else ()
         streams = []
-        for recording, stream in zip(self.recordings, self.dense, strict=True):
-            with captured(layer, writers) as seen:
-                streams.append(self.replay.step(recording, index, stream))
-            between, place = [], stream
-            for writer, (_, output) in zip(writers, seen, strict=True):
-                place = place + writer.scale * output.view(place.shape)
-                between.append(place)
-            found.append(between)
+        with packed(layer, len(self.recordings)):
+            for recording, stream in zip(self.recordings, self.dense, strict=True):
+                with captured(layer, writers) as seen:
+                    streams.append(self.replay.step(recording, index, stream))
+                between, place = [], stream
+                for writer, (_, output) in zip(writers, seen, strict=True):
+                    place = place + writer.scale * output.view(place.shape)
+                    between.append(place)
+                found.append(between)
         self.dense = streams
         return found
 
@@ -239,7 +240,7 @@ class Stop:
         """
         walk, after, last = self.walk, [], not writers or len(writers) > len(self.middles[0])
         layer, rows = walk.model.layer(self.index), self._rows
-        with self._changed():
+        with self._changed(), packed(layer, len(walk.recordings)):
             for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
                 with captured(layer, writers) as seen:
                     leaving = walk.replay.step(recording, self.index, stream)
