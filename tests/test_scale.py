@@ -290,7 +290,7 @@ cli.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+@pytest.mark.parametrize("shard", ["200KB", pytest.param("5GB", marks=pytest.mark.slow)])
 def test_killed_while_writing(shard: str, saved, tmp_path) -> None:
     arguments = ["prune", str(saved("llama")), "--drop", "2", "--device", "cpu", "--max-shard-size", shard, "--out"]
     for count in (9, 25):
@@ -314,7 +314,10 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([*names, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=240)
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "gradient", "gate", "perplexity", "block_influence"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "gate")]
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "perplexity", "block_influence", *SLOW])
 def test_two_processes_give_the_same_scores(criterion: str, saved, tmp_path) -> None:
     options = ("--criterion", criterion, "--samples", 7, "--length", 16, "--device", "cpu")
     ran = torchrun(2, "score", saved("qwen3"), *options, "--out", tmp_path / "two.json", "--json")
@@ -325,7 +328,7 @@ def test_two_processes_give_the_same_scores(criterion: str, saved, tmp_path) -> 
     assert [path.name for path in Path(tmp_path).iterdir()] == ["two.json"]
 
 
-@pytest.mark.parametrize("objective", ["loss", "kl"])
+@pytest.mark.parametrize("objective", ["loss", pytest.param("kl", marks=pytest.mark.slow)])
 def test_two_processes_search_alike(objective: str, saved, tmp_path) -> None:
     """Divergences are added over processes, and both stop at the same time."""
     options = ("--remove", 3, "--selection", "beam", "--set", f"objective={objective}", "--keep-first", 0, "--device", "cpu")
