@@ -17,8 +17,9 @@ from shallower import Compute, Training, UserError, cli, drop, evaluate, heal, m
 from shallower.errors import DiskError
 from shallower.evaluation.perplexity import Protocol
 from shallower.healing import continued, lora
+from shallower.progress import shown
 from shallower.quantities import tokens_of
-from shallower.training import checkpoints
+from shallower.training import checkpoints, loop
 from shallower.training.checkpoints import folder_of
 from shallower.training.data import WITH_INPUT, Documents, packed, read_documents
 from shallower.training.lion import Lion
@@ -340,6 +341,27 @@ def test_memory_can_be_spared(saved, text, tmp_path) -> None:
     plain = healed(saved("llama"), text, tmp_path / "plain")
     spared = healed(saved("llama"), text, tmp_path / "spared", gradient_checkpointing=True, micro_batch=1)
     assert curve(spared) == pytest.approx(curve(plain), rel=1e-5)
+
+
+def test_out_of_memory_halves_the_micro_batch(saved, text, tmp_path, monkeypatch, capfd) -> None:
+    """Also in the middle of a step, whose sums so far do not count; where even one sequence is too much, it says what to do."""
+    plain = healed(saved("llama"), text, tmp_path / "plain", method="continued")
+    given, calls, room = loop.inputs, [], [1]
+
+    def inputs(piece, *others):
+        calls.append(len(piece.tokens))
+        if len(calls) > 3 and len(piece.tokens) > room[0]:
+            raise torch.OutOfMemoryError("none left")
+        return given(piece, *others)
+
+    monkeypatch.setattr(loop, "inputs", inputs)
+    with shown():
+        spared = healed(saved("llama"), text, tmp_path / "spared", method="continued", micro_batch=2)
+    assert calls[:6] == [2, 2, 2, 2, 1, 1] and "out of memory: from now on 1 sequences at once" in capfd.readouterr().err
+    assert curve(spared) == pytest.approx(curve(plain), rel=1e-5)
+    room[0] = 0
+    with pytest.raises(UserError, match=r"^out of memory in step 1 with --micro-batch 1: .*--gradient-checkpointing"):
+        healed(saved("llama"), text, tmp_path / "none", method="continued", micro_batch=2)
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw8bit"])

@@ -188,6 +188,9 @@ def _step(
     """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm before it was clipped.
 
     Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
+
+    Raises:
+        UserError: there is no room for one sequence, or for a micro-batch of one of several processes.
     """
     for group in optimizer.param_groups:
         group["lr"] = run.schedule.lr(step)
@@ -197,9 +200,12 @@ def _step(
         try:
             sums = _gradients(run, accelerator, objective, mine, (step, bearing))
             break
-        except torch.OutOfMemoryError:
-            if run.micro == 1 or ranks.size() > 1:
-                raise
+        except torch.OutOfMemoryError as error:
+            if run.micro == 1 or ranks.size() > 1:  # processes would have to halve together, in the middle of a step
+                raise UserError(
+                    f"out of memory in step {step + 1} with --micro-batch {run.micro}: a smaller one or --gradient-checkpointing may fit;"
+                    " with --resume it goes on from the last checkpoint, if there is one"
+                ) from error
             run.micro //= 2
             say(f"out of memory: from now on {run.micro} sequences at once")
             optimizer.zero_grad()
