@@ -9,7 +9,7 @@ from . import measuring, methods, ranks, verbs
 from .anatomy.loading import quiet
 from .errors import UserError
 from .options import COMPENSATIONS, CRITERIA, HEALINGS, SELECTIONS
-from .progress import shown
+from .progress import aside, shown
 from .provenance import versions
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ for verb in (
     measuring.card,
     measuring.demo,
 ):
-    app.command()(verb)
+    app.command()(aside()(verb))
 
 
 def _explain(arguments: list[str]) -> bool:
@@ -60,7 +60,7 @@ def _explain(arguments: list[str]) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if ranks.launched() > 1 and arguments and arguments[0].startswith("--local_rank="):
+    if "LOCAL_RANK" in os.environ and arguments and arguments[0].startswith("--local_rank="):
         arguments = arguments[1:]  # DeepSpeed's launcher puts it first; the environment tells the same
     arguments = arguments or ["--help"]
     if hasattr(sys.stdout, "reconfigure"):

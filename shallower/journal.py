@@ -32,6 +32,7 @@ from .progress import say
 
 SECONDS = float(os.environ.get("SHALLOWER_JOURNAL_SECONDS", "5"))  # between two states; more where writing one takes long
 PATIENCE = 20.0  # a state is written again after so many times the seconds that the last one took
+PASSING = (DiskError, OSError, MemoryError, torch.OutOfMemoryError)  # the same command may succeed later
 _beside: ContextVar["_Beside | None"] = ContextVar("journal", default=None)
 
 
@@ -80,7 +81,7 @@ class _Beside:
 def journaled(out: str | Path | None) -> Iterator[None]:
     """Keep journals beside ``out`` while inside; the outermost such block decides.
 
-    They go when it succeeds, or fails in a way that would come again; a kill, Ctrl-C or a full disk leaves them.
+    They go when it succeeds, or fails in a way that would come again; a kill, Ctrl-C, a disk or memory that is full leaves them.
     """
     if out is None or _beside.get() is not None:
         yield
@@ -92,7 +93,7 @@ def journaled(out: str | Path | None) -> Iterator[None]:
         ranks.gathered(None)  # all are done with it
         beside.close(drop=True)
     except Exception as error:
-        beside.close(drop=not isinstance(error, DiskError))
+        beside.close(drop=not isinstance(error, PASSING))
         raise
     finally:
         beside.close()
@@ -169,21 +170,34 @@ class Journal:
         return Part(self, label, total, which, lasting)
 
     def spilled(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """The same tensors in a file, read from there only where they are used; None where nothing is kept, or by another process."""
+        """The same tensors in a file, read from there only where they are used; one that has several names is written once.
+
+        None where nothing is kept, or several processes work together.
+        """
         if self.folder is None or ranks.size() > 1:
             return None
-        path = self.folder / f"{name}.spilled"
+        path, first = self.folder / f"{name}.spilled", {}
+        same = {key: first.setdefault((one.data_ptr(), one.shape, one.stride()), key) for key, one in tensors.items()}
         with disk_errors(path):
             try:
-                _save(tensors, path.with_name(f".{path.name}"), {}, sync=False)
+                _save({key: tensors[key] for key in first.values()}, path.with_name(f".{path.name}"), {"same": json.dumps(same)})
                 os.replace(path.with_name(f".{path.name}"), path)
             finally:
                 path.with_name(f".{path.name}").unlink(missing_ok=True)
         return self.from_spilled(name)
 
     def from_spilled(self, name: str) -> dict[str, Tensor]:
-        with safe_open(self.folder / f"{name}.spilled", "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        """What was spilled by that name.
+
+        Raises:
+            OSError: the file is not there, or not whole.
+        """
+        try:
+            with safe_open(self.folder / f"{name}.spilled", "pt") as file:
+                own = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {key: own[first] for key, first in json.loads(file.metadata()["same"]).items()}
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
 
 
 class Part:
@@ -247,7 +261,7 @@ class Part:
             say(f"stopped in {self.label}, {self.kept} of {self.total} steps are kept: the same command goes on from there")
 
 
-def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str], *, sync: bool = True) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
     own: dict[str, Tensor] = {}
     taken: set[int] = set()
     for key, tensor in tensors.items():  # the format wants contiguous tensors that share no memory
@@ -258,9 +272,8 @@ def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str], *, syn
         save_file(own, path, header)
     except SafetensorError as error:  # it wraps what the disk said
         raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-    if sync:
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _read(path: Path) -> State | None:

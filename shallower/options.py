@@ -1,6 +1,5 @@
 """The options that several verbs share, each with its help, and how what they give is read and shown."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from .calibration import BOS_RULES
 from .errors import UserError
 from .evaluation.perplexity import PROTOCOLS, Protocol
 from .planning import Amount, Choosing
+from .progress import stdout
 from .quantities import bytes_of, parameters_of, seconds_of, share_of
 
 CRITERIA = ", ".join(methods.names("criteria"))
@@ -87,7 +87,7 @@ def finish(result, json: bool, table: Callable[..., None], out: Path | None) -> 
     if ranks.rank():
         return
     if json:
-        sys.stdout.write(dumps(result))
+        stdout().write(dumps(result))
     else:
         table(result, out)
 

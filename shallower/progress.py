@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from io import TextIOBase
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from .memory import in_use
 
 T = TypeVar("T")
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
+_stdout: ContextVar[TextIOBase | None] = ContextVar("stdout", default=None)
 LOG_SECONDS = 10.0
 
 
@@ -25,6 +27,22 @@ def shown(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _shown.reset(token)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """What libraries print while inside goes to stderr; only what is written to ``stdout()`` does not."""
+    token = _stdout.set(stdout())
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.reset(token)
+
+
+def stdout() -> TextIOBase:
+    """Where results go."""
+    return _stdout.get() or sys.stdout
 
 
 def say(message: str) -> None:

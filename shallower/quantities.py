@@ -17,7 +17,7 @@ def layers_of(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             low, dash, high = part.strip().partition("-")
-            if len(high) > 6:
+            if len(high) > 6 or (dash and int(high) < int(low)):
                 raise ValueError("not a number of layers")
             found += range(int(low), int(high) + 1) if dash else [int(low)]
     except ValueError as error:
@@ -35,7 +35,7 @@ def sizes_of(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             low, dots, high = part.strip().partition("..")
-            if max(len(low), len(high)) > 6:
+            if max(len(low), len(high)) > 6 or (dots and int(high) < int(low)):
                 raise ValueError("not a number of layers")
             found |= set(range(int(low), int(high) + 1)) if dots else {int(low)}
     except ValueError as error:

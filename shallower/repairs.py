@@ -16,8 +16,9 @@ from .compensation import Case, Fitted
 from .errors import UserError
 from .progress import say
 from .runs import dtype_name, journal_of, timed, tokens_of
+from .walk.findings import Findings
 from .walk.losses import all_nll
-from .walk.paired import Findings, drift
+from .walk.paired import drift
 
 FITTED = 256  # samples that a compensation takes by default
 HELD_OUT = 8  # one sample in so many is not fitted on

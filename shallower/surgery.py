@@ -15,7 +15,7 @@ from .anatomy.model import SIDE_FILE, Model
 from .anatomy.names import Place, names_in_model
 from .anatomy.patch import Edit, Patch
 from .artifacts import Plan, Pruned, dumps
-from .errors import Refusal, UserError
+from .errors import DiskError, Refusal, UserError
 from .files import new_folder
 from .journal import Journal, journaled
 from .progress import say
@@ -36,6 +36,25 @@ class Renaming:
 
     sources: dict[str, str]
     dropped_beyond: int
+
+
+def checked_removal(model: Model, plan: Plan, out: Path) -> tuple[Solved, Renaming]:
+    """The config and the names of what stays, before any long work begins.
+
+    Raises:
+        Refusal: the config cannot describe the kept layers.
+        UserError: ``out`` holds the model itself, or the files hold more layers than the config says.
+    """
+    checkpoint = model.checkpoint
+    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--out {out} is or holds the model itself; give another folder")
+    solved = model.solver.solve(tuple(plan.removed))
+    renaming = rename(checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept))
+    announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    if renaming.dropped_beyond > announced:
+        found = plan.model.layers + renaming.dropped_beyond
+        raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
+    return solved, renaming
 
 
 def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
@@ -60,17 +79,10 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
     save_dtype, shard = options.get("save_dtype"), bytes_of(str(options.get("max_shard_size", "5GB")))
     checkpoint = model.checkpoint
     out = Path(out)
-    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--out {out} is or holds the model itself; give another folder")
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
-    solved = model.solver.solve(tuple(plan.removed))
+    solved, renaming = checked_removal(model, plan, out)
     cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
-    renaming = rename(checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept))
-    announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
-    if renaming.dropped_beyond > announced:
-        found = plan.model.layers + renaming.dropped_beyond
-        raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
     key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
     contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
     contents = {name: converted(content, save_dtype) for name, content in contents.items()}
@@ -222,7 +234,7 @@ def _check_space(out: Path, needed: int) -> None:
     place = out.absolute().parent
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise UserError(f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere")
+        raise DiskError(f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere")
 
 
 def converted(content: Content, dtype: torch.dtype | None) -> Content:

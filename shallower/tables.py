@@ -14,13 +14,14 @@ from .artifacts import Comparison, Evaluation, Healing, Inspection, Plan, Pruned
 from .comparison.comparing import title
 from .comparison.page import LEGEND, cells, remarks
 from .evaluation.tasks import mean_of
+from .progress import stdout
 
 BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
 
 def plain_console() -> Console:
     """Prints names and paths as they are: no markup in them is read, nothing is coloured by guess."""
-    return Console(markup=False, highlight=False)
+    return Console(file=stdout(), markup=False, highlight=False)
 
 
 def millions(count: int) -> str:

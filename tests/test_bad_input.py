@@ -247,8 +247,8 @@ evaluate {--text short.txt|--stride 0|--max-tokens 5} -> {less than one segment 
 evaluate --text good.txt --text MODEL/../good.txt -> two files are named good
 evaluate --text good.txt --tokens good.npy --length 16 -> good
 $ score {nix|org/nix|good.txt|nix.gguf} -> {no folder nix|cannot be fetched from the Hub|a file that is no model|no file nix.gguf}
-prune --drop {3,3|8|0-7|5-3} -> {names layer 3 twice|the model has the layers 0 to 7|one must stay|one must}
-prune --drop {a|-1|""|3,|"3 4"} -> such as 3,4,5 or 8-10
+prune --drop {3,3|8|0-7} -> {names layer 3 twice|the model has the layers 0 to 7|one must stay}
+prune --drop {a|-1|""|3,|"3 4"|5-3|1,5-3} -> such as 3,4,5 or 8-10
 prune {--verify|--drop 3 --remove 1|--drop 3 --plan plan.json} -> one of --plan, --drop, --remove
 prune --drop 3 {--max-shard-size big|--save-dtype fp8|--nix} -> {'big' is not a size|unknown dtype|No such option: --nix}
 prune --drop 3 --max-shard-size infGB -> not a size

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shallower import demo
+from shallower import demo, stages
 from shallower.cli import main
 
 TINY = ("--samples", "2", "--length", "16")
@@ -205,6 +205,20 @@ def test_settings_of_a_criterion(saved, answer) -> None:
     scores = [answer("score", saved("llama"), "--criterion", "random", *extra) for extra in (("--set", "seed=7"), ("--seed", "7"), ())]
     assert scores[0]["scores"] == scores[1]["scores"] != scores[2]["scores"]
     assert scores[0]["settings"] == {"seed": 7}
+
+
+def test_the_launcher_of_deepspeed_starts_one_process_too(saved, monkeypatch) -> None:
+    assert status("--local_rank=0", "inspect", saved("llama")) == 2
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert status("--local_rank=0", "inspect", saved("llama")) == 0
+
+
+def test_what_libraries_print_does_not_come_between(saved, answer, run, monkeypatch) -> None:
+    opened = stages.pruning.open_model
+    monkeypatch.setattr(stages.pruning, "open_model", lambda *given: (print("a greeting"), opened(*given))[1])
+    assert answer("inspect", saved("llama"))["model"]["layers"] == 8
+    out, err = run("inspect", saved("llama"))
+    assert "a greeting" not in out and "a greeting" in err and "8 layers" in out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Edit, patched
 from shallower.compensation import Case, Fitted, halved
 from shallower.compensation._ridge import Normal, map_of
+from shallower.errors import DiskError
+from shallower.journal import Journal, journaled
 from shallower.progress import shown
 from shallower.repairs import compensated
 from shallower.surgery import prune_files
+from shallower.walk.findings import Findings
 from shallower.walk.losses import all_nll
 from shallower.walk.paired import PairedWalk, drift
 from shallower.walk.tail import Tail
@@ -307,7 +311,7 @@ def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_
     """Wherever it is killed, and with large changes on the disk: the same weights and the same report, but for the clock."""
     monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
     monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
-    monkeypatch.setattr("shallower.walk.paired.SPILLED", spilled)
+    monkeypatch.setattr("shallower.walk.findings.SPILLED", spilled)
     name, _, accept = method.partition(" ")
     how = Compensating(name, {"accept": accept} if accept else {}, Calibration(tokens=tokens_file))
     folder, out = saved("gpt2"), tmp_path / "out"  # one whose down projections have biases
@@ -328,6 +332,51 @@ def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_
     first, second = (json.loads((tmp_path / name / "compensation.json").read_text()) for name in ("out", "whole"))
     changing = ("seconds", "peak_memory_bytes", "provenance")
     assert {name: first[name] for name in first if name not in changing} == {name: second[name] for name in second if name not in changing}
+
+
+@pytest.fixture
+def spilling(saved, tokens_file, tmp_path, monkeypatch):
+    """(how to repair into a folder of that name, how to die after so many steps), all changes being kept on the disk."""
+    for name, value in (("journal.SECONDS", 0.0), ("journal.PATIENCE", 0.0), ("walk.findings.SPILLED", 1)):
+        monkeypatch.setattr(f"shallower.{name}", value)
+    how = Compensating("linear", {}, Calibration(tokens=tokens_file))
+    plan, options = drop(saved("llama"), REMOVED), {"compute": Compute(device="cpu"), "compensating": how}
+    return lambda name: prune(saved("llama"), plan, out=tmp_path / name, **options)
+
+
+def test_changes_that_are_not_whole_on_the_disk_are_found_again(spilling, tmp_path, monkeypatch, capsys) -> None:
+    spilling("whole")
+    killed_after(monkeypatch, 7, lambda: spilling("out"))
+    cut = list(tmp_path.rglob("*.spilled"))
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:99])
+    with shown():
+        spilling("out")
+    assert cut and "is not whole: beginning anew" in capsys.readouterr().err
+    got, wanted = (weights(tmp_path / name) for name in ("out", "whole"))
+    assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_repair_that_the_disk_has_no_room_for_is_kept(spilling, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=99))
+        with pytest.raises(DiskError, match="free some or write elsewhere"):
+            spilling("out")
+    assert not (tmp_path / "out").exists()
+    with shown():
+        spilling("out")
+    assert "resuming at compensation 9 of 9" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tokens.npy"]
+
+
+def test_a_change_of_several_weights_is_written_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shallower.walk.findings.SPILLED", 1)
+    value = torch.arange(6.0).view(2, 3)
+    with journaled(tmp_path / "out"):
+        part, found = Journal({"of": "a test"}).part("fitting", 2), Findings({name: Edit("map", value, 0) for name in "ab"})
+        found.spill(part, 0, found.patch)
+        assert next(tmp_path.rglob("*.spilled")).stat().st_size < 250
+        assert all(torch.equal(edit.value, value) for edit in found.patch.values())
 
 
 def killed(*given, **options):

@@ -191,7 +191,7 @@ def test_a_sweep_is_its_single_runs(selection, saved, text, tmp_path) -> None:
 
 def test_sizes() -> None:
     assert sizes_of("1..3, 6") == (1, 2, 3, 6)
-    for wrong in ("", "0..2", "3..1", "a", "1-3"):
+    for wrong in ("", "0..2", "3..1", "3,9..6", "a", "1-3"):
         with pytest.raises(UserError, match="--remove"):
             sizes_of(wrong)
 

@@ -19,7 +19,7 @@ ORDER = [
     "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.offload anatomy.config anatomy.model",
     "calibration",
     "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
-    "walk.forward walk.backward walk.gather walk.paired walk.tail",
+    "walk.forward walk.backward walk.gather walk.findings walk.paired walk.tail",
     "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
     "evaluation.grid evaluation.analytic evaluation.speed",
     "selection compensation._ridge compensation",

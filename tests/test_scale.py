@@ -102,10 +102,11 @@ def test_fast_products_are_exact_to_fp32(shape) -> None:
 
 @pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [False, True])
-def test_weights_that_are_held_in_another_order_give_the_same_bits(dtype, bias: bool) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(96, 200, bias=bias), torch.nn.SiLU(), torch.nn.Linear(200, 96, bias=bias)).to(dtype)
-    streams = [torch.randn(rows, 40, 96, dtype=dtype) for rows in (3, 1, 7, 5)]
+@pytest.mark.parametrize(("inner", "outer", "bias"), [(96, 200, False), (96, 200, True), (896, 4864, False)])
+def test_weights_that_are_held_in_another_order_give_the_same_bits(dtype, inner: int, outer: int, bias: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(inner, outer, bias=bias), torch.nn.SiLU(), torch.nn.Linear(outer, inner, bias=bias))
+    model = model.to(dtype)
+    streams = [torch.randn(rows, 40, inner, dtype=dtype) for rows in (3, 1, 7, 5)]
     with torch.no_grad(), fast_products(model):
         wanted = [model(stream) for stream in streams]
         before = model[0].forward

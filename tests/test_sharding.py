@@ -1,6 +1,7 @@
 """A model that is split among processes is trained as a whole one is, and comes out whole."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -35,11 +36,21 @@ def test_split_and_whole_follow_the_same_curve(which: str, saved, text, tmp_path
 def test_what_accelerate_asks_for_means_splitting(what: str, saved, text, tmp_path) -> None:
     """On a CPU ``accelerate launch`` passes no such wish on: the variable by which it does so is set by hand."""
     given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--json")
-    ran = command(*LAUNCH, *given, **{f"ACCELERATE_USE_{what}": "true"})
+    others = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}
+    ran = command(*LAUNCH, *given, **{f"ACCELERATE_USE_{what}": "true"}, **others)
     assert ran.returncode == 0, ran.stderr
     assert "split by FSDP2, as by --shard" in ran.stderr and "in each process" in ran.stderr  # the memory of a split one
     one = healed(saved("llama"), text, tmp_path / "one")
     assert [row["loss"] for row in json.loads(ran.stdout)["rows"] if "loss" in row] == pytest.approx(curve(one), rel=1e-4)
+
+
+def test_one_process_takes_nothing_of_what_accelerate_asks_for(saved, text, tmp_path, monkeypatch) -> None:
+    plain = healed(saved("llama"), text, tmp_path / "plain")
+    for name, value in {"USE_FSDP": "true", "GRADIENT_ACCUMULATION_STEPS": "8"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    found = healed(saved("llama"), text, tmp_path / "out")
+    assert [row["grad_norm"] for row in found.rows if "loss" in row] == [row["grad_norm"] for row in plain.rows if "loss" in row]
+    assert curve(found) == curve(plain) and os.environ["ACCELERATE_USE_FSDP"] == "true"
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def _forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def packed(module: nn.Module | None, calls: int) -> AbstractContextManager[None]:
-    """Let plain linear layers within a module hold their weights in oneDNN's order while inside, for so many calls of the module.
+    """Let plain linear layers within a module hold their weights in oneDNN's order while inside, if it is called often enough to pay.
 
     The results are those without, bit for bit. The weights must stay as they are meanwhile; they are read at the first call.
     """

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
 from ..journal import NO_JOURNAL, Part
-from ..walk.paired import Findings, PairedWalk
+from ..walk.findings import Findings
+from ..walk.paired import PairedWalk
 from ..walk.tail import Tail
 
 

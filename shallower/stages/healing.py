@@ -29,7 +29,7 @@ from ..training.distillation import Distillation, shared
 from ..training.loop import Run, tracker_of, train
 from ..training.objective import Objective, isolates
 from ..training.schedule import Schedule, fitted
-from ..training.sharding import launched, shard_layers
+from ..training.sharding import by_hand, launched, shard_layers
 from ..training.streams import Stream
 from .forebears import state_from, unpruned
 from .healed import write_healed
@@ -93,6 +93,7 @@ class Training:
             raise UserError(f"--seed {self.seed}: 0 or more")
 
 
+@by_hand()
 def heal(
     model: Source,
     *,

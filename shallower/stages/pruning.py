@@ -24,7 +24,7 @@ from ..repairs import Compensating, brief, compensated
 from ..reporting.figures import drift
 from ..runs import dtype_name, journal_of, load_weights, timed, tokens_of
 from ..selection import Problem
-from ..surgery import prune_files
+from ..surgery import checked_removal, prune_files
 from ..walk.gather import DATA, Gathered, gather
 from ..walk.losses import LossWalk, Objective
 from .opening import Compute, Source, check_same_model, kept, open_model
@@ -264,6 +264,7 @@ def prune(
     check_same_model(plan.model, model.record, "the plan")
     with journaled(out):
         if compensating is not None:
+            checked_removal(model, plan, Path(out))
             patch, report = compensated(model, plan.removed, compensating)
             options |= {"patch": patch, "report": brief(report)}
             options["files"] = {"compensation.json": dumps(report).encode(), "compensation.png": drift(report).png()}

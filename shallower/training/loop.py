@@ -31,7 +31,7 @@ from .data import Packed, Rows
 from .lion import Lion
 from .objective import Objective
 from .schedule import Recipe, Schedule
-from .sharding import by_hand, shard, whole
+from .sharding import shard, whole
 from .streams import Stream
 
 WATCHED = 10  # steps whose mean loss is compared
@@ -247,15 +247,14 @@ def inputs(rows: Rows, apart: bool, device: str) -> tuple[Tensor, Tensor | None,
 
 def _accelerator(run: Run) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may have had other settings
-    with by_hand():
-        accelerator = Accelerator(
-            cpu=not run.device.startswith("cuda"),
-            log_with=run.tracker and run.tracker[0],
-            project_dir=run.tracker and str(run.tracker[1]),
-            device_placement=False,
-            mixed_precision="bf16" if run.bf16 else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
-        )
+    accelerator = Accelerator(
+        cpu=not run.device.startswith("cuda"),
+        log_with=run.tracker and run.tracker[0],
+        project_dir=run.tracker and str(run.tracker[1]),
+        device_placement=False,
+        mixed_precision="bf16" if run.bf16 else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
+    )
     if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         kind = accelerator.distributed_type.name
         raise UserError(f"{kind} as set up by accelerate is not used here: start it by torchrun, with --shard to split the model")

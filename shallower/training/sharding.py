@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -15,28 +16,35 @@ from .. import ranks
 from ..progress import say
 
 BY_ACCELERATE = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed's ZeRO"}
-
-
-def launched() -> bool:
-    """Whether ``accelerate launch`` started this process with FSDP or DeepSpeed, which stand for ``--shard``; says so.
-
-    FSDP2 splits what ZeRO stage 3 splits; the launcher's own settings, such as a stage or offloading, are not used.
-    """
-    for name, what in BY_ACCELERATE.items():
-        if os.environ.get(name, "").lower() == "true":
-            say(f"{what} was asked for: the model is split by FSDP2, as by --shard; no other setting of {what} is used")
-            return True
-    return False
+UNHEARD = (  # what accelerate would do to the loss, and transformers to the weights while it loads them
+    *BY_ACCELERATE,
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING",
+)
+_asked: ContextVar[str] = ContextVar("asked", default="")
 
 
 @contextmanager
 def by_hand() -> Iterator[None]:
-    """Inside, accelerate does not know that splitting is wanted and leaves it to ``shard``."""
-    known = {name: os.environ.pop(name) for name in BY_ACCELERATE if name in os.environ}
+    """Inside, accelerate and transformers do not know what ``accelerate launch`` was told of splitting, and leave it to ``shard``."""
+    known = {name: os.environ.pop(name) for name in UNHEARD if name in os.environ}
+    token = _asked.set(next((what for name, what in BY_ACCELERATE.items() if known.get(name, "").lower() == "true"), ""))
     try:
         yield
     finally:
         os.environ.update(known)
+        _asked.reset(token)
+
+
+def launched() -> bool:
+    """Within ``by_hand``: whether ``accelerate launch`` was asked for FSDP or DeepSpeed, which stand for ``--shard``; says so.
+
+    FSDP2 splits what ZeRO stage 3 splits; the launcher's own settings, such as a stage or offloading, are not used.
+    """
+    if what := _asked.get():
+        done = "the model is split by FSDP2, as by --shard" if ranks.size() > 1 else "one process cannot split the model"
+        say(f"{what} was asked for: {done}; no other setting of {what} is used")
+    return bool(what) and ranks.size() > 1
 
 
 def shard(objective: nn.Module, layers: Iterable[nn.Module], device: str) -> None:

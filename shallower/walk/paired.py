@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -15,13 +14,13 @@ from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
 from ..anatomy.writers import Writer, find_writers
 from ..errors import Refusal, UserError
-from ..journal import NO_JOURNAL, Part, State
+from ..journal import NO_JOURNAL, Part
 from ..progress import meter
 from .batching import batches
+from .findings import Findings
 from .losses import replay_of
 
 PROBE = (1, 16)  # samples and positions on which writers are looked for
-SPILLED = 1 << 20  # bytes of changes of a layer from which on they are kept on the disk, where there is a journal
 
 
 @dataclass(frozen=True)
@@ -45,61 +44,6 @@ class Look:
     features: Tensor | None
     reached: Tensor
     target: Tensor
-
-
-@dataclass
-class Findings:
-    """What has been found on the way; kept together with the streams, so that a killed walk goes on.
-
-    Attributes:
-        patch: changes so far.
-        notes: what else is needed of the layers that have been passed, as JSON holds it.
-        tensors: the same for tensors.
-        step: the layer at which the walk begins.
-        streams: of both models in front of it.
-        files: name of a changed weight -> the file of the journal that holds its change.
-    """
-
-    patch: Patch = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    streams: dict[str, Tensor] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, state: State, part: Part) -> "Findings":
-        """What a state holds that ``keep`` has written."""
-        if not state.step:
-            return cls()
-        groups: dict[str, dict[str, Tensor]] = {"patch": {}, "own": {}, "stream": {}}
-        for key, tensor in state.tensors.items():
-            group, _, name = key.partition("/")
-            groups[group][name] = tensor
-        about, files = state.notes["patch"], state.notes["files"]
-        for file in dict.fromkeys(files.values()):
-            groups["patch"] |= part.journal.from_spilled(file)
-        patch = {name: Edit(kind, groups["patch"][name], axis, strength) for name, (kind, axis, strength) in about.items()}
-        return cls(patch, state.notes["own"], groups["own"], state.step, groups["stream"], files)
-
-    def keep(self, part: Part, step: int, streams: dict[str, Tensor], *, now: bool = False) -> None:
-        """Give it to the journal, if it is time to."""
-        files = {name: file for name, file in self.files.items() if name in self.patch}
-        tensors = {f"patch/{name}": edit.value for name, edit in self.patch.items() if name not in files}
-        tensors |= {f"own/{name}": tensor for name, tensor in self.tensors.items()}
-        tensors |= {f"stream/{name}": tensor for name, tensor in streams.items()}
-        patch = {name: [edit.kind, edit.axis, edit.strength] for name, edit in self.patch.items()}
-        part.keep(step, tensors, {"own": self.notes, "patch": patch, "files": files}, now=now)
-
-    def spill(self, part: Part, index: int, patch: Patch) -> None:
-        """Hold the changes of a layer on the disk rather than in memory, if they are large and there is a journal."""
-        large = {name: edit.value for name, edit in patch.items() if name in self.patch}
-        if sum(value.nbytes for value in large.values()) < SPILLED:
-            return
-        stored = part.journal.spilled(f"layer-{index}", large)
-        if stored is not None:
-            self.patch |= {name: replace(self.patch[name], value=value) for name, value in stored.items()}
-            self.files |= dict.fromkeys(stored, f"layer-{index}")
 
 
 class PairedWalk:
