@@ -2,16 +2,20 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import zoo
+from test_scale import Killed, killed_after
 
 from shallower import Amount, Calibration, Choosing, Compute, Protocol, Tasks, UserError, evaluate, open_model, plan, score, sweep
 from shallower.cli import main
 from shallower.evaluation.perplexity import segments_of_text
 from shallower.evaluation.tasks import batch_sizes, mean_of
+from shallower.journal import Journal
+from shallower.progress import shown
 from shallower.quantities import sizes_of
 
 PIQA = [{"goal": f"How to boil {n} eggs?", "sol1": "Use hot water.", "sol2": "Use a hammer " * n, "label": n % 2} for n in range(1, 9)]
@@ -187,6 +191,33 @@ def test_a_sweep_is_its_single_runs(selection, saved, text, tmp_path) -> None:
         value = evaluate(model, texts=[text], protocol=protocol, removed=row["layers"]).perplexity["prose"]
         assert row["perplexity"]["prose"]["value"] == pytest.approx(value["value"], rel=1e-5)
         assert row["perplexity"]["prose"]["bits_per_byte"] == pytest.approx(value["bits_per_byte"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, capsys) -> None:
+    """In the middle of a text, and in the middle of the tasks; the same to the last bit."""
+    for name, value in (("journal.SECONDS", 0.0), ("journal.PATIENCE", 0.0), ("walk.losses.TOGETHER", 1), ("evaluation.tasks.FEWEST", 7)):
+        monkeypatch.setattr(f"shallower.{name}", value)
+    how = {"texts": [text], "tasks": Tasks(("piqa", "arc_easy"), data), "protocol": Protocol(length=16)}
+    how |= {"compute": Compute(device="cpu", max_batch_tokens=128)}
+    whole, out = evaluate(saved("llama"), **how), tmp_path / "out.json"
+    killed_after(monkeypatch, 2, lambda: evaluate(saved("llama"), out=out, **how))
+    noted = Journal.memo
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "memo", lambda journal, name, compute: noted(journal, name, compute if name != "14" else killed))
+        with pytest.raises(Killed):
+            evaluate(saved("llama"), out=out, **how)
+    assert not out.exists()
+    with shown():
+        found = evaluate(saved("llama"), out=out, **how)
+    said = capsys.readouterr().err
+    assert re.search(r"resuming at perplexity prose (\d+) of \1\n", said) and "resuming at task requests 14 of 31" in said
+    assert (found.perplexity, found.tasks) == (whole.perplexity, whole.tasks)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arc_easy.jsonl", "out.json", "piqa.jsonl", "prose.txt"]
+
+
+def killed() -> None:
+    raise Killed
 
 
 def test_sizes() -> None:

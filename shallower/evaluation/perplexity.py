@@ -20,6 +20,7 @@ from torch import Tensor
 from ..anatomy.model import Model
 from ..calibration import bos_rule, check_numbers, check_vocabulary, encode, read_text, read_tokens, shipped_text, token_hash
 from ..errors import UserError
+from ..journal import NO_JOURNAL, Journal
 from ..walk.losses import all_nll
 from .health import first_broken
 
@@ -137,16 +138,19 @@ def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str |
     return named
 
 
-def perplexity(model: Model, segments: Segments, *, removed: Iterable[int] = (), label: str = "perplexity") -> dict[str, Any]:
+def perplexity(
+    model: Model, segments: Segments, *, removed: Iterable[int] = (), label: str = "perplexity", journal: Journal = NO_JOURNAL
+) -> dict[str, Any]:
     """exp of the mean NLL of the counted predictions, with the protocol beside it.
 
     Args:
         removed: layers to leave out virtually.
+        journal: keeps how far it has come.
     Raises:
         UserError: the model yields NaN or infinite losses.
     """
     removed = tuple(removed)
-    nll = all_nll(model, segments.tokens, removed, label).double()
+    nll = all_nll(model, segments.tokens, removed, label, journal).double()
     sums = (nll * segments.counted).sum(1)
     if not math.isfinite(float(sums.sum())):
         row = segments.tokens[(~nll.isfinite()).any(1)][:1]

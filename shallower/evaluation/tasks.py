@@ -13,8 +13,9 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from tqdm.std import tqdm
 from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
 from ..errors import UserError
+from ..journal import NO_JOURNAL, Journal
 from ..progress import meter, say
 from .health import first_broken
 from .items import check_items
@@ -32,6 +34,7 @@ from .items import check_items
 SETS = {"commonsense7": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")}
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
+PARTS, FEWEST = 50, 512  # into how many parts requests are divided to be kept, and the fewest of one
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,14 @@ class Tasks:
         return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
 
 
-def zero_shot(model: Model, tasks: Tasks, *, removed: Iterable[int] = ()) -> dict[str, dict[str, Any]]:
+def zero_shot(
+    model: Model, tasks: Tasks, *, removed: Iterable[int] = (), journal: Callable[..., Journal] = lambda requests: NO_JOURNAL
+) -> dict[str, dict[str, Any]]:
     """Task -> value, stderr, metric, count, version, items (the metric of each) and all of lm-eval's metrics.
 
     Args:
         removed: layers to leave out virtually.
+        journal: makes what keeps the answers to requests, a fiftieth of them at a time, given their hash as ``requests``.
     Raises:
         UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
     """
@@ -73,7 +79,7 @@ def zero_shot(model: Model, tasks: Tasks, *, removed: Iterable[int] = ()) -> dic
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
             ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
-            found = harness.simple_evaluate(_wrapped(model, removed), tasks=ready, limit=tasks.limit, task_manager=manager)
+            found = harness.simple_evaluate(_wrapped(model, removed, journal), tasks=ready, limit=tasks.limit, task_manager=manager)
     return {name: _result(name, found) for name in found["samples"]}
 
 
@@ -136,7 +142,7 @@ def _local(name: str, base: Path, data: Path, place: Path) -> dict[str, Any]:
     }
 
 
-def _wrapped(model: Model, removed: tuple[int, ...]) -> Any:
+def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Journal]) -> Any:
     """The open model as lm-eval's own model class, batched by length within a number of tokens."""
     from lm_eval.models.huggingface import HFLM
 
@@ -149,13 +155,27 @@ def _wrapped(model: Model, removed: tuple[int, ...]) -> Any:
             return self.sizes[pos]
 
         def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None) -> list:
-            with meter("task requests", len(requests)) as self.done:
-                found = super()._loglikelihood_tokens(requests, True, override_bs)
+            tokens = [[*context, *answer] for _, context, answer in requests]
+            order = sorted(range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place]))  # as they are batched
+            size = max(FEWEST, -(-len(requests) // PARTS))
+            kept, found = journal(requests=_digest(requests)), [(0.0, False)] * len(requests)
+            if kept.resumed:
+                say(f"resuming at task requests {min(size * len(kept.done), len(requests))} of {len(requests)}")
+            with meter("task requests", len(requests), min(size * len(kept.done), len(requests))) as self.done:
+                for start in range(0, len(requests), size):
+                    part = order[start : start + size]
+                    values = kept.memo(str(start), partial(self.answers, [requests[place] for place in part], override_bs))
+                    for place, (value, likeliest) in zip(part, values, strict=True):
+                        found[place] = value, likeliest
+            return found
+
+        def answers(self, requests: list, override_bs: int | None) -> list[tuple[float, bool]]:
+            found = super()._loglikelihood_tokens(requests, True, override_bs)
             for (_, context, answer), (value, _) in zip(requests, found, strict=True):
                 if not math.isfinite(value):
                     tokens = torch.tensor([(context + answer)[-self.max_length :]])
                     raise UserError(f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removed)}")
-            return found
+            return [(float(value), bool(likeliest)) for value, likeliest in found]
 
         def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
             logits = super()._model_call(inps, **options)
@@ -165,6 +185,11 @@ def _wrapped(model: Model, removed: tuple[int, ...]) -> Any:
     lm = Open(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size="auto")
     lm._device = torch.device(model.device)  # a layered model's own weights may be nowhere yet
     return lm
+
+
+def _digest(requests: list) -> str:
+    """A hash of the tokens of all requests, in order."""
+    return hashlib.sha256(json.dumps([[context, answer] for _, context, answer in requests]).encode()).hexdigest()
 
 
 def batch_sizes(lengths: list[int], most: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ..evaluation.tasks import Tasks, zero_shot
 from ..files import check_file, check_free, new_folder
 from ..journal import journaled
 from ..planning import Choosing
-from ..runs import dtype_name, load_weights, timed
+from ..runs import dtype_name, journal_of, load_weights, timed
 from .opening import Compute, Source, kept, open_model
 from .pruning import nested_plans
 from .quality import removals_perplexity
@@ -50,12 +51,14 @@ def evaluate(
     model = open_model(model, compute)
     named = evaluation_segments(model, texts, tokens, protocol) if texts or tokens or not tasks else {}
     found, solved = {}, {}
-    with timed(model) as peak:
+    with journaled(out), timed(model) as peak:
+        journal = partial(journal_of, model, None, removed=removed)
         for name, segments in named.items():
+            keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
             with model.given(segments.tokens.shape[1]):
-                found[name] = perplexity(model, segments, removed=removed, label=f"perplexity {name}")
+                found[name] = perplexity(model, segments, removed=removed, **keeping)
         if tasks:
-            solved = zero_shot(model, tasks, removed=removed)
+            solved = zero_shot(model, tasks, removed=removed, journal=journal)
     result = Evaluation(
         model=model.record,
         perplexity=found,

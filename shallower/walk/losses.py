@@ -22,6 +22,7 @@ from .heads import head_kl, head_logits, head_nll, log_probabilities, token_kl, 
 from .replay import Recording, Replay
 
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
+TOGETHER = 64  # batches of a resident model that are walked at once where nothing but losses is asked for
 Objective = Literal["loss", "kl"]
 
 
@@ -36,21 +37,35 @@ def replay_of(model: Model) -> Replay | None:
 
 @torch.no_grad()
 def all_nll(
-    model: Model, tokens: Int[Tensor, "sample position"], removed: Iterable[int] = (), label: str = "losses"
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    removed: Iterable[int] = (),
+    label: str = "losses",
+    journal: Journal = NO_JOURNAL,
 ) -> Float[Tensor, "sample predicted"]:
-    """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers."""
+    """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers.
+
+    Args:
+        journal: keeps what has been found, after as many samples as are walked at once.
+    """
     replay, removed = replay_of(model), frozenset(removed)
     stays = [index for index in range(len(model.stack)) if index not in removed]
-    found = torch.empty(tokens.shape[0], tokens.shape[1] - 1)
     pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
-    steps = sum(map(len, pieces)) * (1 if replay is None else len(stays) + 1)
-    start = 0
-    with meter(label, steps) as done, fast_products(model.module):
-        for part in pieces:
-            walked = _whole(model, part, removed, done) if replay is None else _walked(model, replay, part, stays, done)
-            for nll in walked:
-                found[start : start + len(nll)] = nll.cpu()
-                start += len(nll)
+    if not model.layered:  # there a further round costs nothing, and what has been found is kept in between
+        pieces = [part[at : at + TOGETHER] for part in pieces for at in range(0, len(part), TOGETHER)]
+    each = 1 if replay is None else len(stays) + 1
+    with journal.part(label, len(pieces), lasting=True) as part, fast_products(model.module):
+        state = part.resume()
+        found = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
+        past = sum(map(len, pieces[: state.step]))
+        start = sum(len(batch) for piece in pieces[: state.step] for batch in piece)
+        with meter(label, sum(map(len, pieces)) * each, past * each) as done:
+            for step, piece in enumerate(pieces[state.step :], state.step + 1):
+                walked = _whole(model, piece, removed, done) if replay is None else _walked(model, replay, piece, stays, done)
+                for nll in walked:
+                    found[start : start + len(nll)] = nll.cpu()
+                    start += len(nll)
+                part.keep(step, {"nll": found}, {}, now=step == len(pieces))
     return found
 
 
