@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 BLOCK = 1 << 25  # random numbers made once; every tensor begins elsewhere in them
 SHARD = 5 * 10**9
 PATIENCE = 1200  # seconds that the plain backward gets
+REPAIR = "prune and repair"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -143,30 +144,37 @@ def dropped(settings: dict) -> str:
 
 
 def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
-    """One command under the memory limit: a criterion's name, ``prune``, or ``plain backward``."""
+    """One command under the memory limit: a criterion's name, ``prune``, ``REPAIR`` (twice the limit), or ``plain backward``."""
     model, tokens, out, log = prepare(work, settings["shape"]), tokens_file(work, settings), work / "limited-out", work / "limited.log"
+    prune = ["-m", "shallower", "prune", model, "--drop", dropped(settings), "--out", out, "--overwrite"]
+    limit = settings["limit_bytes"] * (2 if what == REPAIR else 1)  # the sums of one writer with 11008 inputs take 2.9 GB while solved
     commands = {
-        "prune": ["-m", "shallower", "prune", model, "--drop", dropped(settings), "--out", out, "--overwrite"],
+        "prune": prune,
+        REPAIR: [*prune, "--compensate", "sequential", "--tokens", tokens],
         "plain backward": [HERE / "plain.py", model, tokens],
     }
     score = ["-m", "shallower", "score", model, "--criterion", what, "--tokens", tokens, "--out", out.with_suffix(".json")]
     command = [str(part) for part in commands.get(what, score)]
     clear(work)
-    if what == "prune":
-        room(work, int(1.02 * bytes_of(settings["shape"])), "pruning")
+    if what in ("prune", REPAIR):
+        room(work, int((1.02 if what == "prune" else 2) * bytes_of(settings["shape"])), "pruning")  # a repair also keeps its changes there
     uncache(model)
     patience = PATIENCE if what == "plain backward" else None
-    print(f"within {settings['limit_bytes'] / 2**30:.1f} GiB: {what}; progress is in {log}", file=sys.stderr)
+    print(f"within {limit / 2**30:.1f} GiB: {what}; progress is in {log}", file=sys.stderr)
     try:
         options = {"timeout": patience, "given": parent, "cwd": ROOT, "env": ENVIRONMENT}
-        found = run_limited([sys.executable, *command], settings["limit_bytes"], log, **options)
+        found = run_limited([sys.executable, *command], limit, log, **options)
     except NoGroupError as error:
         return {"skipped": str(error)}
     said = log.read_text(errors="replace").strip().replace(str(work), "WORK").splitlines()
     if found["ended"] != "finished":
         found["said"] = said[-1][:300] if said else ""
-    elif what == "prune":
-        found["verified"] = json.loads((out / "shallower.json").read_text())["verified"]
+    elif what in ("prune", REPAIR):
+        side = json.loads((out / "shallower.json").read_text())
+        found["verified"] = side["verified"]
+        if what == REPAIR:
+            report = json.loads((out / "compensation.json").read_text())
+            found |= {"repair_seconds": report["seconds"], "changed": len(report["changed"]), "loss": report["loss"]}
     elif what != "plain backward":
         found["seconds"] = json.loads(out.with_suffix(".json").read_text())["seconds"]
     found["layered"] = any("one layer at a time" in line for line in said)

@@ -43,7 +43,7 @@ BIG = {"shape": SHAPE, "samples": 10, "length": 128, "seed": 0, "limit_bytes": 3
 SHAPE_QUICK = SHAPE | {"hidden": 1536, "intermediate": 4128, "heads": 16}  # 2 GB, so that the limit makes it layered
 BIG_QUICK = BIG | {"shape": SHAPE_QUICK, "samples": 2, "length": 32, "limit_bytes": 2 << 30, "repeats": 1}
 LAYERED = ("block_influence", "taylor", "perplexity")
-LIMITED = (*LAYERED, "prune", "plain backward")
+LIMITED = (*LAYERED, "prune", big.REPAIR, "plain backward")
 BUSY = 0.2  # cores used by others from which on a piece should be measured again
 Arms = dict[str, list[float]]
 
@@ -380,7 +380,7 @@ def big_rows(pieces: dict) -> Iterator[Row]:
         piece = pieces.get(f"big limited {what}")
         if piece is None:
             continue
-        target = f"<= {targets[what]} min" if what in targets else "proven" if what == "prune" else ""
+        target = f"<= {targets[what]} min" if what in targets else "proven" if what in ("prune", big.REPAIR) else ""
         if "skipped" in piece:
             yield Row(f"{what}, limited memory", target, "skipped", remark=piece["skipped"])
             continue
@@ -391,6 +391,7 @@ def big_rows(pieces: dict) -> Iterator[Row]:
         remark += f"largest process {piece['largest_resident_bytes'] / 2**30:.2f}; killed for memory: {piece['kills_for_memory']}"
         remark += f"; without starting {piece['seconds']:.0f} s" if "seconds" in piece else ""
         remark += f"; logits equal {piece['verified'].get('logits')}" if "verified" in piece else ""
+        remark += f"; the repair without writing {piece['repair_seconds']:.0f} s" if "repair_seconds" in piece else ""
         met = None if not target else ended == "finished" and minutes <= targets.get(what, minutes)
         yield Row(f"{what}, limited memory", target, took, None, met, remark)
     if piece := pieces.get("big writing"):
