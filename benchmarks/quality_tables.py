@@ -236,7 +236,7 @@ def parts(content: dict) -> list[str]:
         f"{', '.join(content['texts'])}, in segments of {settings['length']}; a ratio is perplexity / dense perplexity, a mean ratio the "
         f"mean over these texts, lower is better. Plans are made on {used['samples']} x {used['length']} tokens of {used['source']}; "
         f"compensations are fitted and accepted on {fits['samples']} x {fits['length']} tokens of {sources}, "
-        f"of which the last eighth is held out. `{OPEN}` is not measured yet.",
+        "of which the last eighth is held out.",
         f"## Goals\n\n{goal_table(content)}",
         f"## Repaired\n\nMean ratio.{refusals(content)}",
     ]
@@ -257,6 +257,8 @@ def parts(content: dict) -> list[str]:
         "Of compensating, mean over the plans (memory: the most; seconds: of those during which other work took little); a fit is its "
         f"pass over the fitting tokens, solving, and deciding by held-out tokens:\n\n{repair_table(content)}"
     )
+    if any(OPEN in part for part in found):
+        found[0] += f" `{OPEN}` is not measured yet."
     return found
 
 
