@@ -32,9 +32,14 @@ class Normal:
         size = self.left.diagonal().mean()
         if not size > 0:
             return torch.zeros_like(self.right)
-        damped = self.left.clone()
-        damped.diagonal().add_(max(strength, FLOOR) * size)
-        return torch.cholesky_solve(self.right, torch.linalg.cholesky(damped))
+        diagonal = self.left.diagonal().clone()
+        self.left.diagonal().add_(max(strength, FLOOR) * size)  # in place: a copy of the sums of one wide writer takes a GB
+        try:
+            factor = torch.linalg.cholesky(self.left)
+        finally:
+            self.left.diagonal().copy_(diagonal)
+        half = torch.linalg.solve_triangular(factor, self.right, upper=False)  # cholesky_solve would copy the factor
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
