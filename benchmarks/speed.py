@@ -391,7 +391,7 @@ def big_rows(pieces: dict) -> Iterator[Row]:
         remark += f"largest process {piece['largest_resident_bytes'] / 2**30:.2f}; killed for memory: {piece['kills_for_memory']}"
         remark += f"; without starting {piece['seconds']:.0f} s" if "seconds" in piece else ""
         remark += f"; logits equal {piece['verified'].get('logits')}" if "verified" in piece else ""
-        remark += f"; the repair without writing {piece['repair_seconds']:.0f} s" if "repair_seconds" in piece else ""
+        remark += f"; the repair {piece['repair_seconds']:.0f} s, {piece['changed']} weights changed" if "repair_seconds" in piece else ""
         met = None if not target else ended == "finished" and minutes <= targets.get(what, minutes)
         yield Row(f"{what}, limited memory", target, took, None, met, remark)
     if piece := pieces.get("big writing"):
