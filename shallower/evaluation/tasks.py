@@ -74,7 +74,7 @@ def zero_shot(
         UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
     """
     harness, removed = _harness(), tuple(removed)
-    with _quiet():
+    with _quiet(harness.evaluator):
         manager = harness.tasks.TaskManager()
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
@@ -91,6 +91,7 @@ def mean_of(tasks: dict[str, dict[str, Any]]) -> float | None:
 def _harness() -> ModuleType:
     try:
         import lm_eval
+        import lm_eval.evaluator
         import lm_eval.tasks
     except ImportError as error:
         raise UserError("--tasks needs the package lm-eval; pip install 'shallower[eval]'") from error
@@ -221,11 +222,13 @@ def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(evaluator: ModuleType) -> Iterator[None]:
     """Silence what the harness and its data sets log, draw and warn of; what matters here is raised or metered."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "huggingface_hub")]
     levels, drawn = [logger.level for logger in loggers], tqdm.__init__
+    asked = evaluator.get_git_commit_hash
     try:
+        evaluator.get_git_commit_hash = str  # git would complain of a working directory that is no repository
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         tqdm.__init__ = lambda bar, *args, **options: drawn(bar, *args, **options | {"disable": True})
@@ -233,6 +236,6 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__ = drawn
+        tqdm.__init__, evaluator.get_git_commit_hash = drawn, asked
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

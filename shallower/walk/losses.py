@@ -22,7 +22,7 @@ from .heads import head_kl, head_logits, head_nll, log_probabilities, token_kl, 
 from .replay import Recording, Replay
 
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
-TOGETHER = 64  # batches of a resident model that are walked at once where nothing but losses is asked for
+TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
 Objective = Literal["loss", "kl"]
 
 
