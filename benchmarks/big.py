@@ -25,6 +25,7 @@ BLOCK = 1 << 25  # random numbers made once; every tensor begins elsewhere in th
 SHARD = 5 * 10**9
 PATIENCE = 1200  # seconds that the plain backward gets
 REPAIR = "prune and repair"
+WRITERS = {"prune": 1.02, REPAIR: 2.0}  # commands that write a model, and how much of its bytes they need; a repair keeps changes, too
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -147,7 +148,7 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     """One command under the memory limit: a criterion's name, ``prune``, ``REPAIR`` (twice the limit), or ``plain backward``."""
     model, tokens, out, log = prepare(work, settings["shape"]), tokens_file(work, settings), work / "limited-out", work / "limited.log"
     prune = ["-m", "shallower", "prune", model, "--drop", dropped(settings), "--out", out, "--overwrite"]
-    limit = settings["limit_bytes"] * (2 if what == REPAIR else 1)  # the sums of one writer with 11008 inputs take 2.9 GB while solved
+    limit = settings["limit_bytes"] * (2 if what == REPAIR else 1)  # the sums of one writer with 11008 inputs take 3 GB while solved
     commands = {
         "prune": prune,
         REPAIR: [*prune, "--compensate", "sequential", "--tokens", tokens],
@@ -156,8 +157,8 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     score = ["-m", "shallower", "score", model, "--criterion", what, "--tokens", tokens, "--out", out.with_suffix(".json")]
     command = [str(part) for part in commands.get(what, score)]
     clear(work)
-    if what in ("prune", REPAIR):
-        room(work, int((1.02 if what == "prune" else 2) * bytes_of(settings["shape"])), "pruning")  # a repair also keeps its changes there
+    if what in WRITERS:
+        room(work, int(WRITERS[what] * bytes_of(settings["shape"])), what)
     uncache(model)
     patience = PATIENCE if what == "plain backward" else None
     print(f"within {limit / 2**30:.1f} GiB: {what}; progress is in {log}", file=sys.stderr)
@@ -169,9 +170,8 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     said = log.read_text(errors="replace").strip().replace(str(work), "WORK").splitlines()
     if found["ended"] != "finished":
         found["said"] = said[-1][:300] if said else ""
-    elif what in ("prune", REPAIR):
-        side = json.loads((out / "shallower.json").read_text())
-        found["verified"] = side["verified"]
+    elif what in WRITERS:
+        found["verified"] = json.loads((out / "shallower.json").read_text())["verified"]
         if what == REPAIR:
             report = json.loads((out / "compensation.json").read_text())
             found |= {"repair_seconds": report["seconds"], "changed": len(report["changed"]), "loss": report["loss"]}

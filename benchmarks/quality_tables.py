@@ -10,12 +10,12 @@ from typing import NamedTuple
 from criteria import removal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from speed import BUSY
 
 from shallower.tables import layers
 
 Removed = tuple[int, ...]
 OPEN, REFUSED = "…", "refused"
-QUIET = 0.2  # cores that other work may take while seconds are measured
 COLOURS = ("#b5542b", "#2b6cb5", "#4a7c3f", "#8a5fa8", "#b08a1e", "#3f8f8f", "#777777")
 LINES = ("greedy", "lowest taylor", "lowest block_influence", "window angular", "lowest gradient l1")  # of which the picture has one each
 
@@ -194,7 +194,7 @@ def repair_table(content: dict) -> str:
         for name in methods_of(content):
             made = [piece for key, piece in content["pieces"].items() if key.startswith(f"repair {size} {name} ") and "seconds" in piece]
             if made:
-                quiet = [piece for piece in made if piece.get("cores_used_by_others", 0.0) <= QUIET] or made
+                quiet = [piece for piece in made if piece.get("cores_used_by_others", 0.0) < BUSY] or made
                 took = mean(piece["seconds"] for piece in quiet)
                 peak = max(piece["peak_memory_bytes"] for piece in made) / 2**20
                 fell = mean(piece["loss"]["after"] - piece["loss"]["before"] for piece in made)

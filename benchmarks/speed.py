@@ -380,7 +380,7 @@ def big_rows(pieces: dict) -> Iterator[Row]:
         piece = pieces.get(f"big limited {what}")
         if piece is None:
             continue
-        target = f"<= {targets[what]} min" if what in targets else "proven" if what in ("prune", big.REPAIR) else ""
+        target = f"<= {targets[what]} min" if what in targets else "proven" if what in big.WRITERS else ""
         if "skipped" in piece:
             yield Row(f"{what}, limited memory", target, "skipped", remark=piece["skipped"])
             continue

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from test_scale import Killed, killed_after
+from test_scale import Killed, keep_every_step, killed, killed_after
 from trainings import weights
 from transformers import AutoModelForCausalLM
 
@@ -309,8 +309,7 @@ def test_constant_tokens_give_no_nan() -> None:
 @pytest.mark.parametrize("method", [*methods.names("compensation"), "sequential layer"])
 def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_file, tmp_path, monkeypatch, capsys) -> None:
     """Wherever it is killed, and with large changes on the disk: the same weights and the same report, but for the clock."""
-    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
-    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+    keep_every_step(monkeypatch)
     monkeypatch.setattr("shallower.walk.findings.SPILLED", spilled)
     name, _, accept = method.partition(" ")
     how = Compensating(name, {"accept": accept} if accept else {}, Calibration(tokens=tokens_file))
@@ -336,9 +335,9 @@ def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_
 
 @pytest.fixture
 def spilling(saved, tokens_file, tmp_path, monkeypatch):
-    """(how to repair into a folder of that name, how to die after so many steps), all changes being kept on the disk."""
-    for name, value in (("journal.SECONDS", 0.0), ("journal.PATIENCE", 0.0), ("walk.findings.SPILLED", 1)):
-        monkeypatch.setattr(f"shallower.{name}", value)
+    """``spilling(name)`` repairs into a folder of that name, all changes being kept on the disk."""
+    keep_every_step(monkeypatch)
+    monkeypatch.setattr("shallower.walk.findings.SPILLED", 1)
     how = Compensating("sequential", {}, Calibration(tokens=tokens_file))
     plan, options = drop(saved("llama"), REMOVED), {"compute": Compute(device="cpu"), "compensating": how}
     return lambda name: prune(saved("llama"), plan, out=tmp_path / name, **options)
@@ -377,10 +376,6 @@ def test_a_change_of_several_weights_is_written_once(tmp_path, monkeypatch) -> N
         found.spill(part, 0, found.patch)
         assert next(tmp_path.rglob("*.spilled")).stat().st_size < 250
         assert all(torch.equal(edit.value, value) for edit in found.patch.values())
-
-
-def killed(*given, **options):
-    raise Killed
 
 
 # ---------------------------------------------------------------- mistakes

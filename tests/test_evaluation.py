@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from test_scale import Killed, killed_after
+from test_scale import Killed, keep_every_step, killed, killed_after
 
 from shallower import Amount, Calibration, Choosing, Compute, Protocol, Tasks, UserError, evaluate, open_model, plan, score, sweep
 from shallower.cli import main
@@ -196,8 +196,9 @@ def test_a_sweep_is_its_single_runs(selection, saved, text, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, capsys) -> None:
     """In the middle of a text, and in the middle of the tasks; the same to the last bit."""
-    for name, value in (("journal.SECONDS", 0.0), ("journal.PATIENCE", 0.0), ("walk.losses.TOGETHER", 1), ("evaluation.tasks.FEWEST", 7)):
-        monkeypatch.setattr(f"shallower.{name}", value)
+    keep_every_step(monkeypatch)
+    monkeypatch.setattr("shallower.walk.losses.TOGETHER", 1)
+    monkeypatch.setattr("shallower.evaluation.tasks.FEWEST", 7)
     how = {"texts": [text], "tasks": Tasks(("piqa", "arc_easy"), data), "protocol": Protocol(length=16)}
     how |= {"compute": Compute(device="cpu", max_batch_tokens=128)}
     whole, out = evaluate(saved("llama"), **how), tmp_path / "out.json"
@@ -214,10 +215,6 @@ def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, c
     assert re.search(r"resuming at perplexity prose (\d+) of \1\n", said) and "resuming at task requests 14 of 31" in said
     assert (found.perplexity, found.tasks) == (whole.perplexity, whole.tasks)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arc_easy.jsonl", "out.json", "piqa.jsonl", "prose.txt"]
-
-
-def killed() -> None:
-    raise Killed
 
 
 def test_sizes() -> None:

@@ -156,6 +156,17 @@ class Killed(BaseException):
     """Stands for kill -9: nothing that catches errors catches it."""
 
 
+def killed(*given, **options):
+    """Stands for anything that is killed."""
+    raise Killed
+
+
+def keep_every_step(monkeypatch) -> None:
+    """Let journals be written whenever they can be, not now and then."""
+    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
+    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+
+
 def killed_after(monkeypatch, count: int, run) -> None:
     """Die right after the journal was written ``count`` times."""
     kept = Part.keep
@@ -178,8 +189,7 @@ def killed_after(monkeypatch, count: int, run) -> None:
 @pytest.mark.parametrize("layered", [False, True])
 @pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "magnitude"])
 def test_a_killed_score_goes_on(criterion: str, layered: bool, saved, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
-    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+    keep_every_step(monkeypatch)
     options = {"criterion": criterion, "calibration": SHORT, "out": tmp_path / "scores.json"}
     wanted = score(opened(saved("qwen3"), layered=layered), **options | {"out": None})
     for count in (1, 3, 2):
@@ -192,8 +202,7 @@ def test_a_killed_score_goes_on(criterion: str, layered: bool, saved, tmp_path, 
 
 
 def test_a_killed_greedy_search_goes_on(saved, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
-    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+    keep_every_step(monkeypatch)
     options = {"amount": Amount(remove=3), "choosing": Choosing("greedy", keep_first=0, keep_last=0), "calibration": SHORT}
     wanted = plan(opened(saved("qwen3")), **options)
     for count in (2, 12, 5):

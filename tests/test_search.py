@@ -12,7 +12,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_losses import TOKENS, literal_kl, walk_of
-from test_scale import killed_after
+from test_scale import keep_every_step, killed_after
 
 from shallower import Amount, Calibration, Choosing, UserError, methods, plan
 from shallower.planning import Stopwatch, searches
@@ -260,8 +260,7 @@ def test_a_parameter_target_is_met(name, saved) -> None:
 
 @pytest.mark.parametrize(("name", "objective"), [("beam", "kl"), ("evolution", "loss")])
 def test_a_killed_search_goes_on(name, objective, saved, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("shallower.journal.SECONDS", 0.0)
-    monkeypatch.setattr("shallower.journal.PATIENCE", 0.0)
+    keep_every_step(monkeypatch)
     own = {"objective": objective} | ({"width": "2"} if name == "beam" else {"generations": "3", "population": "4"})
     wanted = planned(saved("qwen3"), SHORT, name, own)
     for count in (30, 12, 5):

@@ -160,9 +160,10 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
             order = sorted(range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place]))  # as they are batched
             size = max(FEWEST, -(-len(requests) // PARTS))
             kept, found = journal(requests=_digest(requests)), [(0.0, False)] * len(requests)
+            past = min(size * len(kept.done), len(requests))
             if kept.resumed:
-                say(f"resuming at task requests {min(size * len(kept.done), len(requests))} of {len(requests)}")
-            with meter("task requests", len(requests), min(size * len(kept.done), len(requests))) as self.done:
+                say(f"resuming at task requests {past} of {len(requests)}")
+            with meter("task requests", len(requests), past) as self.done:
                 for start in range(0, len(requests), size):
                     part = order[start : start + size]
                     values = kept.memo(str(start), partial(self.answers, [requests[place] for place in part], override_bs))

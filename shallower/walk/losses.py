@@ -57,9 +57,9 @@ def all_nll(
     with journal.part(label, len(pieces), lasting=True) as part, fast_products(model.module):
         state = part.resume()
         found = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
-        past = sum(map(len, pieces[: state.step]))
-        start = sum(len(batch) for piece in pieces[: state.step] for batch in piece)
-        with meter(label, sum(map(len, pieces)) * each, past * each) as done:
+        past = [len(batch) for piece in pieces[: state.step] for batch in piece]
+        start = sum(past)
+        with meter(label, sum(map(len, pieces)) * each, len(past) * each) as done:
             for step, piece in enumerate(pieces[state.step :], state.step + 1):
                 walked = _whole(model, piece, removed, done) if replay is None else _walked(model, replay, piece, stays, done)
                 for nll in walked:
