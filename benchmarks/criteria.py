@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from shallower import Amount, Calibration, Choosing, Compute, Protocol, Scores, UserError, methods, open_model, plan, score
-from shallower.calibration import calibration_tokens
-from shallower.demo import demo_model
+from shallower.cli.demo import demo_model
+from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import evaluation_segments
 from shallower.files import write_atomic
+from shallower.format import layers
 from shallower.progress import shown
 from shallower.provenance import versions
-from shallower.tables import layers
 from shallower.walk.losses import LossWalk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +75,8 @@ class Bench:
     def __init__(self, data: Path, out: Path, settings: dict, *, restart: bool):
         self.model, self.out, self.sizes = open_model(demo_model(), FP32), out, settings["sizes"]
         self.calibration = Calibration(text=str(data / CALIBRATION))
-        self.tokens, self.record = calibration_tokens(self.calibration, lambda: self.model.tokenizer, self.model.vocabulary)
+        found = calibration_samples(self.calibration, lambda: self.model.tokenizer, self.model.vocabulary)
+        self.tokens, self.record = found.tokens, found.record
         protocol = Protocol(length=settings["length"], max_tokens=settings["tokens"])
         self.texts = evaluation_segments(self.model, [data / name for name in TEXTS], None, protocol)
         about = {

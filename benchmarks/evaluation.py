@@ -15,7 +15,7 @@ from pieces import run
 
 from shallower import Calibration, Grid, Tasks, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
-from shallower.demo import demo_model
+from shallower.cli.demo import demo_model
 from shallower.evaluation.tasks import SETS, mean_of
 from shallower.memory import Peak
 from shallower.provenance import versions

@@ -20,10 +20,10 @@ from pieces import run
 from speed import BUSY
 
 from shallower import Calibration, Protocol, Training, drop, evaluate, heal, open_model, prune
-from shallower.demo import demo_model
+from shallower.cli.demo import demo_model
+from shallower.data.packing import CUT_OFF, read_documents
 from shallower.provenance import versions
 from shallower.repairs import Compensating
-from shallower.training.data import CUT_OFF, read_documents
 
 REMOVED = [*range(12, 18)]
 WATCHED = "pride-and-prejudice_1342"

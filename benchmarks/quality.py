@@ -27,9 +27,9 @@ from quality_tables import Removed, cells, ratio, sets, tables
 from speed import others
 
 from shallower import Amount, Calibration, Choosing, Protocol, Scores, UserError, methods, open_model, plan, repairs, score
-from shallower.calibration import calibration_tokens, token_hash
+from shallower.cli.demo import demo_model
 from shallower.compensation._ridge import Normal
-from shallower.demo import demo_model
+from shallower.data.tokens import calibration_samples, token_hash
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
 from shallower.files import write_atomic
 from shallower.memory import Peak
@@ -203,7 +203,8 @@ class Quality(Bench):
         self.pieces = self.content["pieces"]
 
     def tokens_of(self, calibration: Calibration):
-        return calibration_tokens(calibration, lambda: self.model.tokenizer, self.model.vocabulary)
+        found = calibration_samples(calibration, lambda: self.model.tokenizer, self.model.vocabulary)
+        return found.tokens, found.record
 
     def fitting(self, data: Path, samples: int, length: int, seed: int) -> torch.Tensor:
         """Half encyclopedia, half novels, in turn, so that the last samples, which are held out, are of all sources too."""

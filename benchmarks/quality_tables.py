@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from speed import BUSY
 
-from shallower.tables import layers
+from shallower.format import layers
 
 Removed = tuple[int, ...]
 OPEN, REFUSED = "…", "refused"

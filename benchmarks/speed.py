@@ -27,8 +27,8 @@ from criteria import CALIBRATION, DATA, begun, machine, save
 from shallower import Amount, Calibration, Choosing, Compute, UserError, methods, open_model, plan, score
 from shallower.anatomy.kernels import fast_products
 from shallower.anatomy.model import Model
-from shallower.calibration import calibration_tokens
-from shallower.demo import demo_model
+from shallower.cli.demo import demo_model
+from shallower.data.tokens import calibration_samples
 from shallower.files import write_atomic
 from shallower.memory import Peak, in_use, total_memory
 from shallower.planning import protection
@@ -72,7 +72,7 @@ class Small:
         return open_model(demo_model(), Compute(dtype=dtype, device="cpu", layered=layered))
 
     def tokens(self, model: Model) -> torch.Tensor:
-        return calibration_tokens(self.calibration, lambda: model.tokenizer, model.vocabulary)[0]
+        return calibration_samples(self.calibration, lambda: model.tokenizer, model.vocabulary).tokens
 
     def plain(self, model: Model) -> torch.nn.Module:
         return plain.loaded(model.checkpoint.folder, torch.float32)

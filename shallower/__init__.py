@@ -1,69 +1,71 @@
 """shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate, report.
 
-The verbs are plain functions with the names of the command line; see ``stages``.
+The verbs are plain functions with the names of the command line, a file each in ``stages``; what can be set is in ``settings``.
+Nothing heavy is imported before it is asked for.
 """
 
-from .artifacts import Comparison, Compensation, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
-from .calibration import Calibration
-from .errors import Refusal, UserError
-from .evaluation.grid import Grid
-from .evaluation.perplexity import Protocol
-from .evaluation.tasks import Tasks
-from .planning import Amount, Choosing
-from .repairs import Compensating
-from .stages import (
-    Compute,
-    Training,
-    bench,
-    card,
-    compare,
-    compensate,
-    drop,
-    evaluate,
-    heal,
-    inspect,
-    open_model,
-    plan,
-    prune,
-    report,
-    score,
-    sweep,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Amount",
-    "Calibration",
-    "Choosing",
-    "Comparison",
-    "Compensating",
-    "Compensation",
-    "Compute",
-    "Evaluation",
-    "Grid",
-    "Healing",
-    "Inspection",
-    "Plan",
-    "Protocol",
-    "Pruned",
-    "Refusal",
-    "Scores",
-    "Speed",
-    "Sweep",
-    "Tasks",
-    "Training",
-    "UserError",
-    "bench",
-    "card",
-    "compare",
-    "compensate",
-    "drop",
-    "evaluate",
-    "heal",
-    "inspect",
-    "open_model",
-    "plan",
-    "prune",
-    "report",
-    "score",
-    "sweep",
-]
+if TYPE_CHECKING:
+    from .artifacts import Comparison, Compensation, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
+    from .errors import Refusal, UserError
+    from .settings.amount import Amount
+    from .settings.calibration import Calibration
+    from .settings.compute import Compute
+    from .settings.evaluation import Protocol, Tasks
+    from .settings.repair import Compensating
+    from .settings.selection import Choosing
+    from .settings.speed import Grid
+    from .settings.training import Training
+    from .settings.writing import Writing
+    from .stages.bench import bench
+    from .stages.common import open_model
+    from .stages.compare import compare
+    from .stages.evaluate import evaluate
+    from .stages.heal import heal
+    from .stages.inspect import inspect
+    from .stages.plan import drop, plan
+    from .stages.prune import compensate, prune
+    from .stages.report import card, report
+    from .stages.score import score
+    from .stages.sweep import sweep
+
+_PLACES = {
+    "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned Scores Speed Sweep",
+    "errors": "Refusal UserError",
+    "settings.amount": "Amount",
+    "settings.calibration": "Calibration",
+    "settings.compute": "Compute",
+    "settings.evaluation": "Protocol Tasks",
+    "settings.repair": "Compensating",
+    "settings.selection": "Choosing",
+    "settings.speed": "Grid",
+    "settings.training": "Training",
+    "settings.writing": "Writing",
+    "stages.bench": "bench",
+    "stages.common": "open_model",
+    "stages.compare": "compare",
+    "stages.evaluate": "evaluate",
+    "stages.heal": "heal",
+    "stages.inspect": "inspect",
+    "stages.plan": "drop plan",
+    "stages.prune": "compensate prune",
+    "stages.report": "card report",
+    "stages.score": "score",
+    "stages.sweep": "sweep",
+}
+_WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -11,3 +11,16 @@ class Refusal(UserError):
 
 class DiskError(UserError):
     """The disk is full, read-only or failing; what was kept so far stays, and the same command goes on once it is mended."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for an end, Ctrl-C or a scheduler's SIGTERM; ``kept`` says in words what there is to go on from."""
+
+    def __init__(self, signal: int, kept: str = ""):
+        super().__init__(kept)
+        self.signal, self.kept = signal, kept
+
+    @property
+    def status(self) -> int:
+        """The exit status that says so: 130 or 143."""
+        return 128 + self.signal

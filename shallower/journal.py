@@ -257,7 +257,7 @@ class Part:
         if kind is None and not self.lasting:
             for path in self._files().values():
                 path.unlink(missing_ok=True)
-        elif kind is KeyboardInterrupt:
+        elif kind is not None and issubclass(kind, KeyboardInterrupt):
             say(f"stopped in {self.label}, {self.kept} of {self.total} steps are kept: the same command goes on from there")
 
 

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from types import ModuleType
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -19,12 +19,12 @@ class Peak:
     bytes: int = 0
 
     def __init__(self, device: str = "cpu"):
-        self.cuda = device.startswith("cuda")
+        self.device, self.cuda = device, device.startswith("cuda")
 
     def __enter__(self) -> "Peak":
         if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+            _torch().cuda.synchronize(self.device)
+            _torch().cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError):
                 CLEAR.write_text("5")  # Linux: start the high-water mark anew
@@ -33,9 +33,14 @@ class Peak:
 
     def __exit__(self, *_) -> None:
         if self.cuda:
-            torch.cuda.synchronize()
+            _torch().cuda.synchronize(self.device)
         self.seconds = time.monotonic() - self.started
-        self.bytes = torch.cuda.max_memory_allocated() if self.cuda else high_water()
+        self.bytes = _torch().cuda.max_memory_allocated(self.device) if self.cuda else high_water()
+
+
+def _torch() -> ModuleType | None:
+    """torch where it is loaded; a command that computes nothing does not wait for it."""
+    return sys.modules.get("torch")
 
 
 def high_water() -> int:
@@ -48,7 +53,8 @@ def high_water() -> int:
 
 def in_use() -> int:
     """Bytes in use now: of the GPU where it is used, else resident memory of the process."""
-    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+    torch = _torch()
+    if torch and torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError, IndexError, ValueError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -58,7 +64,7 @@ def in_use() -> int:
 def total_memory(device: str = "cpu") -> int:
     """Bytes that a process may have in all: of the GPU, or the machine's within the limit of the process's control group."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_properties(device).total_memory
+        return _torch().cuda.get_device_properties(device).total_memory
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_limits()])
 

@@ -3,9 +3,13 @@
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
+import sys
 import typing
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .errors import UserError
 
@@ -14,8 +18,18 @@ KINDS = {"criteria": "criterion", "selection": "selection", "compensation": "com
 
 def names(kind: str) -> tuple[str, ...]:
     """The methods of a kind (a key of ``KINDS``), sorted: its files that do not start with an underscore."""
-    package = importlib.import_module(f"{__package__}.{kind}")
-    return tuple(sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_")))
+    package = sys.modules.get(f"{__package__}.{kind}")  # not imported for its names alone: that would be slow
+    folders = list(package.__path__) if package else [str(Path(__file__).parent / kind)]
+    return tuple(sorted(item.name for item in pkgutil.iter_modules(folders) if not item.name.startswith("_")))
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise a UserError if there is no method of that name; says the nearest one and lists all."""
+    known = names(kind)
+    if name not in known:
+        near = difflib.get_close_matches(str(name).replace("-", "_").lower(), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown {KINDS[kind]} {name!r}: {hint}known are {', '.join(known)}")
 
 
 def find(kind: str, name: str) -> ModuleType:
@@ -24,22 +38,22 @@ def find(kind: str, name: str) -> ModuleType:
     Raises:
         UserError: no method of that name; says the nearest one and lists all.
     """
-    known = names(kind)
-    if name not in known:
-        near = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown {KINDS[kind]} {name!r}: {hint}known are {', '.join(known)}")
+    check_name(kind, name)
     return importlib.import_module(f"{__package__}.{kind}.{name}")
 
 
-def configure(method: ModuleType, given: dict[str, str]):
-    """The method's ``Settings`` (a dataclass, or None where it has none) with the given texts read by field type.
+def configure(method: ModuleType, given: Any):
+    """The method's ``Settings`` (a dataclass, or None where it has none) with the given values, or their texts, read by field type.
+
+    ``given`` may also be such settings.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or outside the allowed ones.
     """
     name = method.__name__.rsplit(".", 1)[-1]
     kind = getattr(method, "Settings", None)
+    if kind and isinstance(given, kind):
+        return given
     fields = {field.name: field for field in dataclasses.fields(kind)} if kind else {}
     values = {}
     for key, text in given.items():
@@ -63,10 +77,15 @@ def _read(where: str, text, kind):
             raise UserError(f"{where}={text}: allowed are {', '.join(map(str, allowed))}")
         return text
     try:
-        if kind is bool and isinstance(text, str):
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError, TypeError) as error:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(text).lower()]
+        if isinstance(text, bool) or (kind is int and not float(text).is_integer()):
+            raise ValueError("not a number of that kind")
+        found = kind(float(text)) if kind is int and not isinstance(text, int) else kind(text)
+        if isinstance(found, float) and not math.isfinite(found):
+            raise ValueError("not finite")
+        return found
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{where}={text}: expected {getattr(kind, '__name__', kind)}") from error
 
 

@@ -3,99 +3,47 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import ranks
-from .artifacts import CalibrationRecord, ModelRecord, Plan
+from .artifacts import CalibrationRecord, ModelRecord, Plan, Scores
 from .errors import UserError
 from .selection import Choice, Problem, greedy
+from .settings.amount import Amount
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How much goes; give one.
-
-    Attributes:
-        remove: a number of layers.
-        ratio: a share of the parameters, to the nearest number of layers.
-        target_params: parameters that may be left.
-        target_memory: bytes that the weights may take.
-        target_speedup: how many times faster decoding should be.
-        max_ppl_increase: share by which the perplexity of evaluation texts may grow: as many layers as stay within it.
-        said: how a settled target was given, for messages.
-    """
-
-    remove: int | None = None
-    ratio: float | None = None
-    target_params: float | int | None = None
-    target_memory: int | None = None
-    target_speedup: float | None = None
-    max_ppl_increase: float | None = None
-    said: str = ""
-
-    def __post_init__(self) -> None:
-        targets = (self.target_params, self.target_memory, self.target_speedup, self.max_ppl_increase)
-        given = [value for value in (self.remove, self.ratio, *targets) if value is not None]
-        if len(given) != 1:
-            raise UserError(
-                "say how much to remove: one of --remove N, --ratio R, --target-params P, --target-memory SIZE, --target-speedup X "
-                "and --max-ppl-increase SHARE"
-            )
-        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
-            raise UserError(f"--target-speedup {self.target_speedup:g}: how many times faster, more than 1 (1.25 is a quarter faster)")
-        if self.max_ppl_increase is not None and not 0 < self.max_ppl_increase < math.inf:
-            raise UserError(f"--max-ppl-increase {self.max_ppl_increase:g}: a share above 0, such as 0.2 or 20%")
-        if self.remove is not None and self.remove < 1:
-            raise UserError(f"--remove {self.remove}: at least 1 layer")
-        if self.ratio is not None and not 0 < self.ratio < 1:
-            raise UserError(f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2)")
-        if self.target_params is not None and not self.target_params > 0:
-            raise UserError(f"{self.name}: a number of parameters such as 5.5B")
-
-    @property
-    def name(self) -> str:
-        """How a target was given."""
-        return self.said or f"--target-params {self.target_params:g}"
-
-    def settled(self, record: ModelRecord, dtype: str) -> tuple["Amount", str]:
-        """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
-        if self.target_memory is not None:
-            each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-            said = f"--target-memory {self.target_memory / 1e9:g}GB"
-            assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
-            return Amount(target_params=self.target_memory / each, said=said), assumed
-        if self.target_speedup is not None:
-            read = record.parameters - record.lookup_parameters
-            wanted = read / self.target_speedup + record.lookup_parameters
-            assumed = (
-                "the time of decoding one sequence is that of reading every weight once per token (memory-bound, short context): "
-                f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it with shallower bench"
-            )
-            return Amount(target_params=wanted, said=f"--target-speedup {self.target_speedup:g}"), assumed
-        return self, ""
+def settled_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amount, str]:
+    """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
+    if amount.target_memory is not None:
+        each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+        said = f"--target-memory {amount.target_memory / 1e9:g}GB"
+        assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
+        return Amount(target_params=amount.target_memory / each, said=said), assumed
+    if amount.target_speedup is not None:
+        read = record.parameters - record.lookup_parameters
+        wanted = read / amount.target_speedup + record.lookup_parameters
+        assumed = (
+            "the time of decoding one sequence is that of reading every weight once per token (memory-bound, short context): "
+            f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it with shallower bench"
+        )
+        return Amount(target_params=wanted, said=f"--target-speedup {amount.target_speedup:g}"), assumed
+    return amount, ""
 
 
-@dataclass(frozen=True)
-class Choosing:
-    """How layers are chosen: the method of selection and its settings, protection (None: auto), the schedule, and the time.
-
-    ``budget`` is in seconds, for a selection that searches: counted from its first loss on, greedy's part included.
-    """
-
-    selection: str = "lowest"
-    settings: dict[str, str] = field(default_factory=dict)
-    keep_first: int | None = None
-    keep_last: int | None = None
-    iterative: bool = False
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.budget is not None and not 0 <= self.budget < math.inf:
-            raise UserError(f"--budget {self.budget:g}: a number of seconds, 0 or more")
+def agreement(selection: ModuleType, problem: Problem, choice: Choice, scores: Scores) -> int | None:
+    """How many of the chosen layers both halves of the calibration samples choose too, each by itself; None without halves."""
+    if len(scores.halves) != 2:
+        return None
+    windows = scores.halves_windows or (None, None)
+    alone = [
+        selection.select(replace(problem, amount=len(choice.order), scores=half, windows=spans)).order
+        for half, spans in zip(scores.halves, windows, strict=True)
+    ]
+    return len(set(choice.order).intersection(*alone))
 
 
 class Stopwatch:
@@ -212,6 +160,8 @@ def plan_of(
         order=list(order),
         params_before=record.parameters,
         params_after=record.parameters - sum(record.layer_parameters[index] for index in removed),
+        bytes_before=record.weight_bytes,
+        bytes_after=record.weight_bytes - sum(record.layer_bytes[index] for index in removed) if record.layer_bytes else 0,
         selection=selection,
         criterion=None,
         settings={},
@@ -228,4 +178,5 @@ def shortened(plan: Plan, size: int) -> Plan:
     """The beginning of a plan whose selection is nested: only the first ``size`` of its layers go."""
     order = plan.order[:size]
     short = plan_of(plan.model, tuple(order), plan.selection)
-    return replace(plan, removed=short.removed, kept=short.kept, order=order, params_after=short.params_after, trace=plan.trace[:size])
+    fields = {name: getattr(short, name) for name in ("removed", "kept", "params_after", "bytes_after", "agreement")}
+    return replace(plan, order=order, trace=plan.trace[:size], **fields)

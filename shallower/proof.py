@@ -1,6 +1,7 @@
 """Prove a written checkpoint: reloaded from disk, it is the virtually pruned model, with the unpruned one as control."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,20 +10,26 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .anatomy.bypass import bypass
-from .anatomy.loading import Checkpoint, check_whole, one_line, open_checkpoint, quiet
-from .anatomy.model import Model
+from .anatomy.fingerprint import shared_tensors
+from .anatomy.kernels import exact_products
+from .anatomy.loading import Checkpoint, check_whole, one_line, quiet
+from .anatomy.model import SHARE, Model
 from .anatomy.patch import Patch, patched
-from .anatomy.stack import check_causal, dry_tokens
+from .anatomy.sources import open_checkpoint
+from .anatomy.stack import check_causal, dry_tokens, sound_tokens
 from .artifacts import Plan
 from .errors import Refusal, UserError
+from .memory import total_memory
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of the largest logit, where not bit for bit
 CACHED_TOLERANCE = 1e-3  # fp32: one product of many rows against many of one row
+PACKED_TOLERANCE = 5e-2  # where quantised weights cannot be widened, and activations may be rounded by rows too
 PROBE = (2, 32)
 PROBE_LAYERED = (2, 16)  # each decoded token reads all weights
 PROBE_PREFIX = 12
 
 
+@exact_products()
 def verify(
     model: Model,
     plan: Plan,
@@ -48,14 +55,17 @@ def verify(
     Raises:
         UserError: a check failed, for the unpruned or for the pruned model.
     """
-    probe = PROBE_LAYERED if model.layered else PROBE
-    opened = partial(_opened, device=model.device, layered=model.layered)
+    wide = 4 * model.record.parameters > SHARE * total_memory(model.device)  # as fp32, in which the cache is checked
+    apart = model.checkpoint.quantised is None and not shared_tensors(model.checkpoint.shapes, model.outline.name)
+    layered = model.layered or (wide and apart)
+    probe = PROBE_LAYERED if layered else PROBE
+    opened = partial(_opened, device=model.device, layered=layered)
     dense, dense_info = opened(model.checkpoint, save_dtype)
     check_whole(model.checkpoint.source, dense_info)
-    if not model.layered:  # else seen when it was opened
+    if not layered:  # else seen when it was opened
         check_causal(dense)
     stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
-    tokens = dry_tokens(model.vocabulary, *probe).to(model.device)
+    tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
     try:
         with patched(dense, patch or {}), bypass(stack, plan.removed):
             wanted = _logits(dense, tokens)
@@ -82,34 +92,46 @@ def verify(
         "logits_difference": difference,
         "cached_difference": cached,
         "cached_difference_unpruned": control,
-        "cached_tolerance": CACHED_TOLERANCE,
+        "cached_tolerance": PACKED_TOLERANCE if max(cached, control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
         "missing_keys": 0,
         "unexpected_keys": len(info["unexpected_keys"]),
         "dtype": str(dtype).removeprefix("torch."),
         "tokens": list(probe),
-        "layered": model.layered,
+        "layered": layered,
         "changed_weights": len(patch or {}),
     }
 
 
-def _opened(checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, layered: bool) -> tuple[nn.Module, dict]:
+def _opened(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, layered: bool, lean: Tensor | None = None
+) -> tuple[nn.Module, dict]:
     """The model of a checkpoint and the report of its loading, which for a layered one grows as layers are read."""
     if not layered:
         return checkpoint.load_reporting(dtype=dtype, device=device)
     trust = checkpoint.trust_remote_code
-    model = Model(checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust, layered=True)
+    model = Model(checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust, layered=True, lean=lean)
     return model.module, {"unexpected_keys": model.onloader.unexpected, "close": model.onloader.close}
 
 
 def _cached(module: nn.Module, opened: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict) -> tuple[float, dict]:
-    """``cached_difference`` of a model in fp32, which a resident one becomes in place; a layered one is opened as, and closed."""
+    """``cached_difference`` of a model in fp32, which a resident one becomes in place; a layered one is opened as, and closed.
+
+    Packed weights cannot be made fp32: such a model is compared as it is, more coarsely.
+    """
     if "close" not in info:
+        if getattr(module, "hf_quantizer", None) is not None and not _floats(module):
+            return cached_difference(module, tokens, who, PACKED_TOLERANCE), info
         return cached_difference(module.float(), tokens, who), info
     info["close"]()  # both need not fit
-    module, info = opened(torch.float32)
+    module, info = opened(torch.float32, lean=tokens)
     difference = cached_difference(module, tokens, who)
     info["close"]()
     return difference, info
+
+
+def _floats(module: nn.Module) -> bool:
+    """Whether all weights are plain floating numbers."""
+    return all(parameter.dtype in TOLERANCE or parameter.dtype == torch.float64 for parameter in module.parameters())
 
 
 @torch.no_grad()
@@ -148,6 +170,17 @@ class _Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, wanted[:, None], 0.0)
 
 
+@contextlib.contextmanager
+def _neutral(model: nn.Module) -> Iterator[None]:
+    """Generation without the model's own defaults: end tokens, stop strings, sampling, several sequences, penalties, kinds of cache."""
+    before = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
 @torch.no_grad()
 def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Tensor:
     """Logits (batch, position, token) of generating the given tokens after a prefix."""
@@ -159,8 +192,9 @@ def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Ten
         return_dict_in_generate=True,
         pad_token_id=0,
     )
+    steps = tokens.shape[1] - PROBE_PREFIX
     try:
-        with quiet():
+        with quiet(), _neutral(model):
             result = model.generate(
                 input_ids=tokens[:, :PROBE_PREFIX],
                 attention_mask=torch.ones_like(tokens[:, :PROBE_PREFIX]),
@@ -170,28 +204,30 @@ def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Ten
     except Exception as error:  # caches fail in many ways
         reason = f"{who} cannot generate with{'' if cached else 'out'} its cache ({one_line(error)})"
         raise UserError(f"{reason}: nothing was kept; --no-verify writes it all the same") from error
+    if len(result.logits) != steps:
+        raise UserError(f"{who} stops generating after {len(result.logits)} of {steps} tokens: nothing was kept; --no-verify writes it")
     return torch.stack(result.logits, dim=1).float()
 
 
 @torch.no_grad()
-def cached_difference(model: nn.Module, tokens: Tensor, who: str) -> float:
+def cached_difference(model: nn.Module, tokens: Tensor, who: str, tolerance: float = CACHED_TOLERANCE) -> float:
     """How far cached decoding of given tokens is from uncached, as a share of the largest logit, in fp32.
 
     One row is decoded. Uncached is one forward; where generation without cache differs from that too, it is what counts.
 
-    The model must be in fp32: bf16 rounding alone can exceed any useful tolerance.
+    The model should be in fp32: bf16 rounding alone can exceed any useful tolerance.
 
     Raises:
-        UserError: beyond CACHED_TOLERANCE, or decoding fails.
+        UserError: beyond the tolerance, or decoding fails.
     """
     tokens = tokens[:1]  # some caches know one row only
     full = _logits(model, tokens)[:, PROBE_PREFIX - 1 : -1].float()
     step = _decoded(model, tokens, who, cached=True)
     difference = float((full - step).abs().max() / full.abs().max())
-    if not difference <= CACHED_TOLERANCE:  # generation may number positions otherwise than a bare forward: ask it without cache
+    if not difference <= tolerance:  # generation may number positions otherwise than a bare forward: ask it without cache
         full = _decoded(model, tokens, who, cached=False)
         difference = float((full - step).abs().max() / full.abs().max())
-    if not difference <= CACHED_TOLERANCE:
+    if not difference <= tolerance:
         raise UserError(
             f"{who} decodes differently with its cache than without (by {difference:.2g} of the largest logit): "
             "nothing was kept; --no-verify writes it all the same"

@@ -2,38 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import methods
 from .anatomy.model import Model
 from .anatomy.patch import Patch
 from .artifacts import Compensation
-from .calibration import Calibration
 from .compensation import Case, Fitted
 from .errors import UserError
-from .progress import say
-from .runs import dtype_name, journal_of, timed, tokens_of
+from .progress import parts, say
+from .runs import dtype_name, journal_of, samples_of, timed
+from .settings.repair import Compensating
 from .walk.findings import Findings
 from .walk.losses import all_nll
 from .walk.paired import drift
 
-FITTED = 256  # samples that a compensation takes by default
 HELD_OUT = 8  # one sample in so many is not fitted on
-
-
-@dataclass(frozen=True)
-class Compensating:
-    """How what is left is repaired: a method from ``methods.names("compensation")``, its settings, and which tokens."""
-
-    method: str = "sequential"
-    settings: dict[str, str] = field(default_factory=dict)
-    calibration: Calibration = field(default_factory=lambda: Calibration(samples=FITTED, at_most=True))
-
-    def __post_init__(self) -> None:
-        methods.configure(methods.find("compensation", self.method), self.settings)
+TRIES = 7  # candidates that are held against each other at the end, at most
+FITTING = 2.5  # layers run for every layer, and the sums and solutions
 
 
 def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tuple[Patch, Compensation]:
@@ -44,41 +32,62 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
     """
     method = methods.find("compensation", how.method)
     settings = methods.configure(method, how.settings)
-    tokens, record = tokens_of(model, how.calibration)
-    fitted, held_out = _split(model, tokens)
+    samples = samples_of(model, how.calibration)
+    tokens, record = samples.tokens, samples.record
+    width = _widest(model) if getattr(method, "FITS", "stream") == "inputs" else model.outline.width
+    fitted, held_out = _split(tokens, width)
+    own = samples.by_source(range(len(fitted), len(tokens)))
     removed = tuple(sorted(removed))
 
-    def loss(patch: Patch, gone: tuple[int, ...] = removed) -> float:
+    def losses(patch: Patch, gone: tuple[int, ...] = removed) -> list[float]:
+        """Mean NLL of every held-out sample."""
         with model.patched(patch):
-            value = float(all_nll(model, held_out, gone, "held-out loss").double().mean())
-        return value if math.isfinite(value) else math.inf
+            found = all_nll(model, held_out, gone, "held-out loss").double().mean(dim=1)
+        return found.nan_to_num(math.inf, math.inf, math.inf).tolist()
+
+    def loss(patch: Patch) -> float:
+        return _mean(losses(patch))
 
     def drifts(patch: Patch) -> list[dict[str, Any]]:
         return [vars(one) for one in drift(model, held_out, removed, patch)]
 
     layers = model.record.layers
     journal = journal_of(model, record, compensation=how.method, settings=vars(settings) if settings else {}, removed=removed)
-    with timed(model) as peak, model.given(tokens.shape[1]), journal.part("compensation", layers + 1, lasting=True) as part:
+    with (
+        timed(model) as peak,
+        model.given(tokens.shape[1]),
+        journal.part("compensation", layers + 1, lasting=True) as part,
+        parts(_costs(layers, len(removed), fitted.numel(), held_out.numel())) as stretch,
+    ):
         findings = Findings.of(part.resume(), part)
-        before = journal.memo("before", lambda: loss({}))
+        with stretch("loss before"):
+            plain = journal.memo("before", lambda: losses({}))
+            before = _mean(plain)
 
         def asked(patch: Patch) -> float:
             """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question is its name."""
             findings.notes["asked"] = number = findings.notes.get("asked", 0) + 1
-            return journal.memo(f"loss {number}", lambda: loss(patch))
+            with stretch(f"candidate {min(number, TRIES)}"):
+                return journal.memo(f"loss {number}", lambda: loss(patch))
 
         if findings.step <= layers:
-            found = method.fit(Case(model, removed, fitted, held_out, asked, before, settings, findings, part))
+            with stretch("fitting"):
+                found = method.fit(Case(model, removed, fitted, held_out, asked, before, settings, findings, part))
             findings = Findings(found.patch, {"fitted": found.notes}, files=findings.files)
             findings.keep(part, layers + 1, {}, now=True)
         found = Fitted(findings.patch, findings.notes["fitted"])
-        after = journal.memo("after", lambda: loss(found.patch)) if found.patch else before
+        with stretch("loss after"):
+            repaired = journal.memo("after", lambda: losses(found.patch)) if found.patch else plain
+        after = _mean(repaired)
         patch = found.patch if after < before else {}
         if not patch:
             say(f"{how.method} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
-        old = journal.memo("drift before", lambda: drifts({}))
-        new = journal.memo("drift after", lambda: drifts(patch)) if patch else old
-    dense = journal.memo("dense", lambda: loss({}, ()))
+        with stretch("drift"):
+            old = journal.memo("drift before", lambda: drifts({}))
+            new = journal.memo("drift after", lambda: drifts(patch)) if patch else old
+        with stretch("unpruned"):
+            dense = journal.memo("dense", lambda: losses({}, ()))
+    three = {"dense": dense, "before": plain, "after": repaired if patch else plain}
     report = Compensation(
         method=how.method,
         settings=vars(settings) if settings else {},
@@ -87,32 +96,55 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         calibration=record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={"dense": dense, "before": before, "after": min(before, after)},
+        loss={state: _mean(values) for state, values in three.items()},
         changed=sorted(patch),
         layers=[{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)],
         notes=found.notes,
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
+        by_source={
+            name: {state: _mean([values[place] for place in places]) for state, values in three.items()} for name, places in own.items()
+        },
+        fitted_width=width,
     )
     return patch, report
 
 
+def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, float]:
+    """The parts of a repair, and what each costs in layers times tokens."""
+    check = (layers - removed) * held_out
+    costs: dict[str, float] = {"loss before": check, "fitting": FITTING * layers * fitted}
+    costs |= {f"candidate {number}": check for number in range(1, TRIES + 1)}
+    return costs | {"loss after": check, "drift": 4 * layers * held_out, "unpruned": layers * held_out}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _widest(model: Model) -> int:
+    """The most inputs that a plain product inside the layers has."""
+    stack = model.checkpoint.shapes.get_submodule(model.outline.name)
+    sizes = [module.in_features for layer in stack for module in layer.modules() if isinstance(module, nn.Linear)]
+    return max(sizes, default=model.outline.width)
+
+
 def brief(report: Compensation) -> dict[str, Any]:
     """What ``shallower.json`` tells of a compensation; the rest is in the file beside it."""
-    return {name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "changed")}
+    return {name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "by_source", "changed")}
 
 
-def _split(model: Model, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(what is fitted on, what is decided by): every eighth sample is held out."""
     if len(tokens) < 2:
         raise UserError("a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise --samples")
     last = len(tokens) - max(1, len(tokens) // HELD_OUT)
-    fitted, width = tokens[:last], model.outline.width
+    fitted = tokens[:last]
     if fitted.numel() < width:
-        least = -(-width // tokens.shape[1])
+        least = -(-width // tokens.shape[1]) * HELD_OUT // (HELD_OUT - 1) + 1
         say(
-            f"{fitted.numel()} tokens to fit {width} features on: at least {least} samples of {tokens.shape[1]} would determine them; "
-            "the regularisation decides the rest"
+            f"warning: {fitted.numel()} tokens to fit {width} inputs on, which they do not determine: the regularisation decides the rest, "
+            f"and the repair may hold for this text alone; give at least {least} samples of {tokens.shape[1]} tokens"
         )
     return fitted, tokens[last:]

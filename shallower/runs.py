@@ -2,25 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from . import ranks
 from .anatomy.model import Model
-from .calibration import Calibration, calibration_tokens
+from .data.tokens import Samples, calibration_samples
 from .journal import Journal
 from .memory import Peak
 from .progress import say
-from .provenance import versions
+from .provenance import device_name, versions
+from .settings.calibration import Calibration
 
 
 def journal_of(model: Model, tokens: Any, **what: Any) -> Journal:
     """The journal of work that is decided, to the last bit, by the model, the tokens, how it is computed, and ``what``."""
     how = {
         "dtype": dtype_name(model),
-        "device": torch.device(model.device).type,
+        "device": "cpu" if model.device == "cpu" else device_name(model.device),
         "batch_tokens": model.batch_tokens,
         "threads": torch.get_num_threads(),
         "processes": ranks.size(),
@@ -29,9 +29,9 @@ def journal_of(model: Model, tokens: Any, **what: Any) -> Journal:
     return Journal({"model": model.record.fingerprint, "tokens": tokens, "how": how, "versions": versions(), **what})
 
 
-def tokens_of(model: Model, calibration: Calibration | None):
-    """(calibration tokens, the record of them), by default of the shipped text."""
-    return calibration_tokens(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
+def samples_of(model: Model, calibration: Calibration | None) -> Samples:
+    """Calibration samples, by default of the shipped prose."""
+    return calibration_samples(calibration or Calibration(), lambda: model.tokenizer, model.vocabulary)
 
 
 def load_weights(model: Model) -> None:
@@ -42,9 +42,9 @@ def load_weights(model: Model) -> None:
 
 
 @contextmanager
-def timed(model: Model, method: ModuleType | None = None) -> Iterator[Peak]:
+def timed(model: Model, *, load: bool = True) -> Iterator[Peak]:
     """Seconds and peak memory of what runs inside, the loading of the model left out."""
-    if method is None or method.EVIDENCE != "place":
+    if load:
         load_weights(model)
     with Peak(model.device) as peak:
         yield peak

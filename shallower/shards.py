@@ -1,5 +1,6 @@
 """Safetensors written by copying byte ranges, so that nothing has to fit into memory, and going on after a kill."""
 
+import hashlib
 import json
 import math
 import os
@@ -106,7 +107,7 @@ def write_shards(
     max_bytes: int,
     written: dict[str, int] | None = None,
     mark: Callable[[str, int], None] = lambda file, position: None,
-) -> list[str]:
+) -> dict[str, str]:
     """Write tensors into ``folder``, split into shards of at most ``max_bytes`` where needed.
 
     Args:
@@ -114,7 +115,7 @@ def write_shards(
         written: file -> how many of its bytes an earlier, interrupted call has brought to the disk.
         mark: told a file and how many of its bytes are on the disk, now and then.
     Returns:
-        The names of the files written.
+        The names of the files written -> the SHA-256 of each.
     """
     shards: list[dict[str, Content]] = [{}]
     filled = 0
@@ -134,23 +135,23 @@ def write_shards(
         ends = [
             _File(folder / file, shard, mark, workers).write(written.get(file, 0), done) for file, shard in zip(names, shards, strict=True)
         ]
-        for end in ends:
-            end.result()
+        hashes = [end.result() for end in ends]
     if total > 1:
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return names
+    return dict(zip(names, hashes, strict=True))
 
 
 class _File:
-    """One file being written; what it has so far is brought to the disk beside the copying."""
+    """One file being written; what it has so far is brought to the disk beside the copying, and hashed beside the reading."""
 
     def __init__(self, path: Path, shard: dict[str, Content], mark: Callable[[str, int], None], workers: tuple[Executor, Executor]):
         self.path, self.shard, self.mark, (self.reader, self.syncer) = path, shard, mark, workers
         self.marked, self.syncing = 0, None
         self.sources, self.reading = ExitStack(), None
         self.buffers = tuple(memoryview(bytearray(COPY_BYTES)) for _ in range(2))
+        self.digest = hashlib.sha256()
 
     def header(self) -> bytes:
         described: dict = {"__metadata__": {"format": "pt"}}
@@ -163,16 +164,18 @@ class _File:
         return struct.pack("<Q", len(raw)) + raw
 
     def write(self, start: int, done: Meter) -> Future:
-        """Write the file from ``start`` on, the end of some tensor in it; it is on the disk, and closed, when the future is done."""
+        """Write the file from ``start`` on, the end of some tensor in it; on the disk, and closed, when the future gives its hash."""
         going_on = start and self.path.is_file() and self.path.stat().st_size >= start
         header, self.marked = self.header(), start if going_on else 0
         with ExitStack() as unfinished, ExitStack() as self.sources:
             out = unfinished.enter_context(self.path.open("r+b" if going_on else "wb", buffering=0))
             if going_on:
                 out.truncate(start)
+                self._hash_before(start)
                 out.seek(start)
             else:
                 _all(out, header)
+                self.digest.update(header)
             position = self.marked or len(header)
             with closing(ahead(self._pieces(len(header), self.marked), self.reader)) as pieces:
                 for piece in pieces:
@@ -195,16 +198,26 @@ class _File:
             left = content.bytes
             for piece in content.pieces() if content.source is None else self._range(content.source):
                 left -= len(piece)
+                self.digest.update(piece)
                 yield piece
             if left:
                 raise AssertionError(f"{name}: {content.bytes - left} bytes where {content.bytes} were announced")
             yield content
 
-    def _ended(self, opened: ExitStack, handle: int, position: int) -> None:
+    def _hash_before(self, end: int) -> None:
+        """Hash what an interrupted process has written."""
+        with self.path.open("rb", buffering=0) as written:
+            while end:
+                piece = written.read(min(COPY_BYTES, end))
+                self.digest.update(piece)
+                end -= len(piece)
+
+    def _ended(self, opened: ExitStack, handle: int, position: int) -> str:
         with opened:  # the next file is being copied meanwhile
             if self.syncing is not None:
                 self.syncing.result()
             self._synced(handle, position)
+        return self.digest.hexdigest()
 
     def _range(self, entry: Entry) -> Iterator[memoryview]:
         """A tensor's bytes through two buffers, used in turn again and again; a copy inside the kernel was measured to be no faster."""

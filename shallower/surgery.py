@@ -1,33 +1,33 @@
 """Write a pruned checkpoint file to file, without building the model; it counts only once it is proven (``proof``)."""
 
 import json
-import re
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from .anatomy.config import Solved
-from .anatomy.loading import FLOATS, open_checkpoint, quiet
+from .anatomy.config_file import Edited
+from .anatomy.loading import FLOATS
 from .anatomy.model import SIDE_FILE, Model
-from .anatomy.names import Place, names_in_model
+from .anatomy.names import Place
 from .anatomy.patch import Edit, Patch
-from .artifacts import Plan, Pruned, dumps
-from .errors import DiskError, Refusal, UserError
-from .files import new_folder
+from .anatomy.quantised import StackNames, refuse, renumbered, stack_names
+from .anatomy.sources import open_checkpoint
+from .artifacts import Plan, Pruned, dumps, published
+from .errors import Refusal
+from .files import check_apart, check_space, files_below, listed, new_folder
+from .hashes import remember
 from .journal import Journal, journaled
 from .progress import say
 from .proof import verify
 from .provenance import versions
 from .quantities import bytes_of
-from .reporting.card import CARD, write_card
+from .reporting.card import write_card
 from .shards import Content, Cut, stored, write_shards
-from .tensors import INDEX, ITEM_BYTES, PICKLES, Entry
-
-# of an earlier repair or healing, of the model that is written anew now
-PICTURES = ("compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl")
+from .side_files import carry_side_files
+from .tensors import ITEM_BYTES, Entry
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,27 @@ class Renaming:
     dropped_beyond: int
 
 
-def checked_removal(model: Model, plan: Plan, out: Path) -> tuple[Solved, Renaming]:
+def checked_removal(
+    model: Model, plan: Plan, out: Path, *, save_dtype: torch.dtype | None = None, changed: bool = False
+) -> tuple[Solved, Renaming]:
     """The config and the names of what stays, before any long work begins.
 
+    Args:
+        changed: weights of what stays are going to be changed.
     Raises:
         Refusal: the config cannot describe the kept layers.
-        UserError: ``out`` holds the model itself, or the files hold more layers than the config says.
+        UserError: ``out`` holds the model itself, or its weights are quantised and cannot be stored as asked.
     """
     checkpoint = model.checkpoint
-    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--out {out} is or holds the model itself; give another folder")
+    check_apart(out, [checkpoint.folder, *(path for path in checkpoint.folder.iterdir() if path.is_file())])
+    if save_dtype is not None:
+        why = "its packed weights and their scales belong together, so --save-dtype cannot store them otherwise: prune without it"
+        refuse(checkpoint.source, checkpoint.quantised, why)
+    if changed:
+        why = "what is stored cannot be refitted: repair the unquantised model, and quantise the result"
+        refuse(checkpoint.source, checkpoint.quantised, why)
     solved = model.solver.solve(tuple(plan.removed))
     renaming = rename(checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept))
-    announced = getattr(checkpoint.config.get_text_config(), "num_nextn_predict_layers", None) or 0
-    if renaming.dropped_beyond > announced:
-        found = plan.model.layers + renaming.dropped_beyond
-        raise UserError(f"{checkpoint.source} has the weights of {found} layers and a config for {plan.model.layers}: mend one of them")
     return solved, renaming
 
 
@@ -67,7 +72,7 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         patch: changes of kept layers' weights, in the model's own numbering.
         report: what is to be told about them in ``shallower.json``.
         files: further files by name, such as pictures.
-        overwrite: replace a non-empty folder.
+        overwrite: replace what was written there before.
         verify: reload and compare (see ``verify``).
         save_dtype: convert floating tensors (torch dtype); None keeps each one's own.
         max_shard_size: such as ``5GB``.
@@ -76,16 +81,17 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         UserError: the disk, or the proof failed; nothing is left at ``out``.
     """
     overwrite, check, patch = options.get("overwrite", False), options.get("verify", True), options.get("patch") or {}
-    save_dtype, shard = options.get("save_dtype"), bytes_of(str(options.get("max_shard_size", "5GB")))
+    save_dtype, shard = options.get("save_dtype"), bytes_of(options.get("max_shard_size", "5GB"), "--max-shard-size")
     checkpoint = model.checkpoint
     out = Path(out)
     if not check and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
-    solved, renaming = checked_removal(model, plan, out)
+    solved, renaming = checked_removal(model, plan, out, save_dtype=save_dtype, changed=bool(patch))
     cuts = {name: Cut(axis, plan.model.layers, tuple(plan.kept)) for name, axis in model.solver.on_disk(solved.tables).items()}
     key = {"write": list(plan.removed), "model": checkpoint.fingerprint, "dtype": str(save_dtype), "shard": shard, "versions": versions()}
     contents = {new: stored(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
-    contents = {name: converted(content, save_dtype) for name, content in contents.items()}
+    wide = model.kept_wide(save_dtype) if save_dtype else set()
+    contents = {name: content if renaming.sources[name] in wide else converted(content, save_dtype) for name, content in contents.items()}
     for name, edit in edits_on_disk(model, patch, renaming.sources).items():
         contents[name] = changed(contents[name], edit)
         key["patch"] = key.get("patch", "") + edit.digest()
@@ -93,34 +99,43 @@ def prune_files(model: Model, plan: Plan, out: str | Path, **options) -> Pruned:
         journal = Journal(key)
         try:
             with new_folder(out, overwrite=overwrite, at=journal.folder) as folder:
-                copy_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
-                write_config(solved.config, checkpoint.config, renaming, plan, folder, save_dtype)
-                _write(folder, contents, shard, journal, out)
+                numbers = Numbers(model, plan.kept)
+                python = checkpoint.trust_remote_code
+                left = carry_side_files(checkpoint.folder, folder, python=python, renumber=numbers.renumbered)
+                notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype)
+                hashes = _write(folder, contents, shard, journal, out)
                 proof = (
                     verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
                     if check
                     else {"skipped": "--no-verify was given"}
                 )
-                written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
-                changes = _changes(solved, renaming)
-                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, options.get("report"))
+                written = open_checkpoint(folder, trust_remote_code=python)
+                written = replace(written, hashes={folder / name: found for name, found in hashes.items()})
+                changes = [*_changes(solved, renaming), *notes]
+                told = {"left_behind": left, "weight_bytes": written.bytes}
+                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, options.get("report"), **told)
                 for name, content in options.get("files", {}).items():
                     (folder / name).write_bytes(content)
-                (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
                 write_card(folder, pruned, out.resolve().name, source=checkpoint.folder, hub_id=checkpoint.hub_id)
+                names = {SIDE_FILE, *(path.relative_to(folder).as_posix() for path in files_below(folder))}
+                pruned = published(replace(pruned, files=sorted(names)))
+                (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
         except Exception:
             journal.drop()
             raise
+    remember({out / name: found for name, found in hashes.items()})
+    if left:
+        say(f"left behind, as nothing tells whether they hold for the pruned model: {listed(left)}")
     return pruned
 
 
-def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> None:
-    """Write the weights, going on where an interrupted process stood."""
+def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> dict[str, str]:
+    """Write the weights, going on where an interrupted process stood; file -> its SHA-256."""
     total, written = sum(content.bytes for content in contents.values()), journal.done.get("written", {})
     if journal.resumed:
         say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
-    _check_space(out, total - sum(written.values()))
-    write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
+    check_space(out, total - sum(written.values()))
+    return write_shards(folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at))
 
 
 def _changes(solved: Solved, renaming: Renaming) -> list[str]:
@@ -157,45 +172,38 @@ def rename(
     return Renaming(sources, len(beyond))
 
 
+class Numbers:
+    """The new numbers of the layers that stay, inside quantisation configs."""
+
+    def __init__(self, model: Model, kept: list[int]):
+        self.model, self.kept = model, kept
+        self._names: StackNames | None = None
+
+    def renumbered(self, value: Any) -> Any:
+        return renumbered(value, self.names, self.kept)
+
+    @property
+    def names(self) -> StackNames:
+        if self._names is None:
+            solver = self.model.solver
+            self._names = stack_names(solver.dense, solver.stack_name, solver.places())
+        return self._names
+
+
 def write_config(
-    config: PreTrainedConfig, dense: PreTrainedConfig, renaming: Renaming, plan: Plan, folder: Path, save_dtype: torch.dtype | None
-) -> None:
-    """Write ``config.json``, with layer numbers inside a quantisation config renumbered and absent prediction layers unset."""
-    config.architectures = dense.architectures
-    config.dtype = save_dtype or dense.dtype
-    with quiet():
-        config.save_pretrained(folder)
-    path = folder / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if renaming.dropped_beyond and content.get("num_nextn_predict_layers"):
-        content["num_nextn_predict_layers"] = 0
-    if "quantization_config" in content:
-        content["quantization_config"] = _renumber(content["quantization_config"], plan.kept)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _renumber(value, kept: list[int]):
-    """Layer numbers in module names (``…layers.12.mlp``) of the kept layers renumbered, those of removed layers dropped."""
-    if isinstance(value, dict):
-        items = ((_renumber(key, kept), _renumber(item, kept)) for key, item in value.items())
-        return {key: item for key, item in items if key is not None}
-    if isinstance(value, list):
-        return [item for item in (_renumber(entry, kept) for entry in value) if item is not None]
-    if isinstance(value, str) and (match := re.search(r"(?<=layers[.])(\d+)(?=[.]|$)", value)):
-        index = int(match[1])
-        return value[: match.start()] + str(kept.index(index)) + value[match.end() :] if index in kept else None
-    return value
-
-
-def copy_side_files(source: Path, target: Path, *, python: bool = False) -> None:
-    """Carry over tokenizer, chat template, generation config, licence and other small files; no weights, no model card (see ``card``)."""
-    weights = {path for pattern in ("*.safetensors", "*.gguf", "*.h5", "*.msgpack", "*.onnx", *PICKLES) for path in source.glob(pattern)}
-    skipped = {"config.json", INDEX, SIDE_FILE, CARD, "pytorch_model.bin.index.json", *PICTURES}
-    for path in sorted(source.iterdir()):
-        if not path.is_file() or path in weights or path.name in skipped or path.name.startswith("."):
-            continue
-        if path.suffix != ".py" or python:
-            shutil.copyfile(path, target / path.name)
+    folder: Path, model: Model, solved: Solved, renaming: Renaming, plan: Plan, numbers: Numbers, save_dtype: torch.dtype | None
+) -> list[str]:
+    """Write ``config.json``: the source's own, with what speaks of layers changed; returns what is worth telling of it."""
+    checkpoint = model.checkpoint
+    edited = Edited(checkpoint.raw, checkpoint.config, solved.config, model.solver.path, plan.kept, plan.model.layers)
+    if checkpoint.quantised is not None:
+        edited.renumber(numbers.names)
+    if renaming.dropped_beyond:
+        edited.drop_predicted()
+    if save_dtype is not None:
+        edited.store_as(save_dtype)
+    (folder / "config.json").write_text(json.dumps(edited.content, indent=2) + "\n", encoding="utf-8")
+    return edited.changes
 
 
 def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:
@@ -207,7 +215,7 @@ def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[s
     if not patch:
         return {}
     tensors, shapes = model.checkpoint.tensors, {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()}
-    known = names_in_model(model.solver.dense, tensors)
+    known = model.checkpoint.names.memory
     new = {old: name for name, old in sources.items()}
     found, reached = {}, set()
     for old, name in known.items():
@@ -228,13 +236,6 @@ def changed(content: Content, edit: Edit) -> Content:
         yield edit.of(torch.frombuffer(raw, dtype=kind).view(content.shape)).view(torch.uint8).numpy().tobytes()
 
     return Content(content.dtype, content.shape, content.bytes, pieces)
-
-
-def _check_space(out: Path, needed: int) -> None:
-    place = out.absolute().parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise DiskError(f"not enough space for {needed / 1e9:.2f} GB at {place} ({free / 1e9:.2f} GB free): free some or write elsewhere")
 
 
 def converted(content: Content, dtype: torch.dtype | None) -> Content:

@@ -1,11 +1,11 @@
 """Where the tensors of a safetensors checkpoint lie; no other format is read."""
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
+from .files import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -16,6 +16,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("I32", "U32", "F32"), 4),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
+PIECE = 8 << 20
 MAX_HEADER = 100 << 20  # the limit of the safetensors format
 
 
@@ -48,17 +49,20 @@ def read_header(file: Path) -> dict[str, Entry]:
     Raises:
         UserError: the file is truncated, corrupt or no safetensors file.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER + 1
-        if length > min(MAX_HEADER, size):
-            raise UserError(f"{file} is no safetensors file or is truncated ({size} bytes): download or save it again")
-        raw = stream.read(length)
     try:
-        header = json.loads(raw)
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER + 1
+            if length > min(MAX_HEADER, size):
+                raise UserError(f"{file} is no safetensors file or is truncated ({size} bytes): download or save it again")
+            raw = stream.read(length)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({(error.strerror or 'failed').lower()}): download or save it again") from error
+    try:
+        header = parse_json(raw, str(file))
         entries = {name: _entry(file, item, 8 + length) for name, item in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(f"{file} has a corrupt safetensors header ({reason}): download or save it again") from error
     last = 8 + length
@@ -108,9 +112,9 @@ def read_index(folder: Path) -> dict[str, Entry]:
 def _read_map(folder: Path, index: Path) -> dict[str, str]:
     """Tensor name -> shard from an index file, checked to stay within the folder."""
     try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        where = parse_json(index.read_bytes(), str(index))["weight_map"]
         shards = sorted(set(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, UserError) as error:
         raise UserError(f"{index} is not a readable index file ({str(error)[:80]}): download or save it again") from error
     if not shards:
         raise UserError(f"{index} names no weights: download or save it again")
@@ -129,4 +133,23 @@ def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, Entry]:
     for name, shard in where.items():
         if name not in headers[shard]:
             raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
-    return {name: entry for shard in shards for name, entry in headers[shard].items() if where.get(name) == shard}
+    for shard, held in headers.items():
+        for name in held:
+            if where.get(name) != shard:
+                what = f"says that {name} is in {where[name]}" if name in where else f"does not name {name}"
+                raise UserError(f"{INDEX} in {folder} {what}, which lies in {shard}: the two do not belong together, download them again")
+    return {name: entry for shard in shards for name, entry in headers[shard].items()}
+
+
+def same_bytes(one: Entry, other: Entry) -> bool:
+    """Whether two stored tensors are equal, compared a piece at a time."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        for left in range(one.bytes, 0, -PIECE):
+            size = min(PIECE, left)
+            if first.read(size) != second.read(size):
+                return False
+    return True

@@ -11,7 +11,6 @@ from shallower.artifacts import (
     Inspection,
     ModelRecord,
     Plan,
-    Provenance,
     Pruned,
     Record,
     Scores,
@@ -19,6 +18,7 @@ from shallower.artifacts import (
     Sweep,
     save,
 )
+from shallower.provenance import Provenance
 
 LAYERS, GONE = 8, [3, 5]
 KEPT = [index for index in range(LAYERS) if index not in GONE]
@@ -112,7 +112,7 @@ def everything() -> dict[str, Record]:
             [speedup], 2e10, 60.0, "float32", MADE,
         ),
         "sweep.json": Sweep(DENSE, [3, 5, 4, 2], "lowest", "taylor", {}, TOKENS, rows, 9.0, "float32", MADE),
-        "comparison.json": Comparison("dense", ["perplexity prose"], [compared], ["a note"], MADE),
+        "comparison.json": Comparison("dense", ["perplexity prose"], [compared], ["a note"], [], MADE),
     }  # fmt: skip
 
 

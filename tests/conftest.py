@@ -51,7 +51,7 @@ def shared() -> Path:
 def smollm2():
     """The demo model, opened; the test is skipped where its package is missing."""
     from shallower import UserError, open_model
-    from shallower.demo import demo_model
+    from shallower.cli.demo import demo_model
 
     try:
         return open_model(demo_model())

@@ -77,7 +77,7 @@ def test_a_repair_is_told(saved, tmp_path) -> None:
     how = Compensating("magnitude", {}, Calibration(samples=4, length=16, at_most=True))
     made = compensate(saved("llama"), drop(saved("llama"), (3,)), compensating=how, out=tmp_path / "out")
     text = (tmp_path / "out" / CARD).read_text()
-    assert f"repair: `magnitude`, {len(made.compensation['changed'])} weights changed" in text
+    assert f"repair: `magnitude`, {len(made.compensation['changed'])} weight" in text
     assert "held-out calibration tokens" in text and (tmp_path / "out" / "compensation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -137,4 +137,4 @@ def test_figures_tasks_and_commands_of_a_card() -> None:
     assert "| perplexity, prose, length 128 | 10.00 | 12.00 (×1.200) |" in text
     assert "| arc\\_easy, acc | 0.500 ± 0.020 | 0.400 ± 0.020 |" in text
     assert "shallower prune tiny --out=model" in text and "secret" not in text and "/home" not in text
-    assert "# a\\|b \\<i\\>" in text and MARK in text and json.dumps("a|b <i>") in text
+    assert "# a\\|b &lt;i&gt;" in text and MARK in text and json.dumps("a|b <i>") in text

@@ -10,12 +10,13 @@ import pytest
 from matplotlib.image import imread
 
 from shallower import UserError, artifacts, compare
-from shallower.artifacts import Evaluation, ModelRecord, Plan, Provenance, Pruned, Speed, save
+from shallower.artifacts import Evaluation, ModelRecord, Plan, Pruned, Speed, save
 from shallower.cli import main
 from shallower.comparison import bootstrap, comparing, pareto
 from shallower.comparison.merging import entries_of
 from shallower.comparison.page import markdown
 from shallower.comparison.runfolders import Given
+from shallower.provenance import Provenance
 
 VERSIONS = {"python": "3"}
 

@@ -13,7 +13,7 @@ from test_scale import Killed, keep_every_step, killed, killed_after
 from trainings import weights
 from transformers import AutoModelForCausalLM
 
-from shallower import Calibration, Compensating, Compute, Refusal, UserError, cli, drop, methods, prune, stages
+from shallower import Calibration, Compensating, Compute, Refusal, UserError, cli, compensate, drop, methods, prune
 from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Edit, patched
 from shallower.compensation import Case, Fitted, halved
@@ -238,7 +238,7 @@ def test_the_tail_is_the_whole_model(saved) -> None:
 def test_never_worse_and_the_drift_is_told(method, name, saved, tokens_file, tmp_path, capsys) -> None:
     how = Compensating(method, {}, Calibration(tokens=tokens_file))
     with shown():
-        pruned = stages.compensate(saved(name), drop(saved(name), REMOVED), compensating=how, out=tmp_path / "out")
+        pruned = compensate(saved(name), drop(saved(name), REMOVED), compensating=how, out=tmp_path / "out")
     told = json.loads((tmp_path / "out" / "compensation.json").read_text())
     assert told["loss"]["after"] <= told["loss"]["before"]
     assert pruned.compensation["changed"] == told["changed"]
@@ -258,8 +258,8 @@ def test_what_makes_it_worse_is_not_taken(saved, tokens_file, tmp_path, monkeypa
     monkeypatch.setattr(methods.find("compensation", "linear"), "fit", lambda case: Fitted(max(bad, key=case.loss)))
     how = Compensating("linear", {}, Calibration(tokens=tokens_file))
     with shown():
-        stages.compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
-    stages.prune(saved("llama"), drop(saved("llama"), REMOVED), out=tmp_path / "plain")
+        compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
+    prune(saved("llama"), drop(saved("llama"), REMOVED), out=tmp_path / "plain")
     assert "linear does not lower the held-out loss" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
 
@@ -401,14 +401,14 @@ def test_mistakes_are_told_in_a_line(name, arguments, message, saved, tokens_fil
 
 def test_a_plan_for_another_model(saved, tmp_path) -> None:
     with pytest.raises(UserError, match="was made for another model"):
-        stages.compensate(saved("llama"), drop(saved("qwen3"), REMOVED), out=tmp_path / "out")
+        compensate(saved("llama"), drop(saved("qwen3"), REMOVED), out=tmp_path / "out")
 
 
 def test_one_sample_is_not_enough(saved, tmp_path) -> None:
     np.save(tmp_path / "one.npy", TOKENS[:1].numpy())
     how = Compensating("linear", {}, Calibration(tokens=str(tmp_path / "one.npy")))
     with pytest.raises(UserError, match="at least 2 calibration samples"):
-        stages.compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
+        compensate(saved("llama"), drop(saved("llama"), REMOVED), compensating=how, out=tmp_path / "out")
 
 
 def test_prune_with_a_compensation_in_one_step(saved, tmp_path) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from shallower import Calibration, UserError, drop, methods, prune, score
 from shallower.anatomy.model import Model
-from shallower.walk import backward, batching, forward, losses
-from shallower.walk.gather import DATA, gather
+from shallower.walk import backward, batching, losses
+from shallower.walk.gather import DATA, Asked, gather
 from shallower.walk.replay import Replay
 from shallower.walk.sums import Sums
 
@@ -172,7 +172,7 @@ def opened(folder) -> Model:
 
 def found(criterion: str, model: Model, removed: tuple[int, ...] = (), **settings: str):
     method = methods.find("criteria", criterion)
-    return gather(method, model, TOKENS, settings=methods.configure(method, settings), removed=removed)
+    return gather([Asked(method, methods.configure(method, settings))], model, TOKENS, removed=removed)[0]
 
 
 def values(criterion: str, model: Model) -> list[float]:
@@ -181,7 +181,7 @@ def values(criterion: str, model: Model) -> list[float]:
 
 def cut(monkeypatch, count: int) -> None:
     """Walk in batches of that many samples from now on."""
-    for module in (losses, backward, forward):
+    for module in (losses, backward, batching):
         monkeypatch.setattr(module, "batches", lambda model, tokens, limit=None: list(tokens.to(model.device).split(count)))
 
 

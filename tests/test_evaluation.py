@@ -12,7 +12,7 @@ from test_scale import Killed, keep_every_step, killed, killed_after
 
 from shallower import Amount, Calibration, Choosing, Compute, Protocol, Tasks, UserError, evaluate, open_model, plan, score, sweep
 from shallower.cli import main
-from shallower.evaluation.perplexity import segments_of_text
+from shallower.evaluation.perplexity import segments_of_text, settled_protocol
 from shallower.evaluation.tasks import batch_sizes, mean_of
 from shallower.journal import Journal
 from shallower.progress import shown
@@ -142,8 +142,8 @@ def test_options_that_do_not_fit(options, said, saved, data, capsys) -> None:
 def test_protocols(saved, text) -> None:
     model = open_model(saved("llama"))
     known = model.checkpoint.config.max_position_embeddings
-    assert Protocol().for_model(model).length == min(128, known)
-    assert Protocol(name="standard").for_model(model).length == min(2048, known)
+    assert settled_protocol(Protocol(), model).length == min(128, known)
+    assert settled_protocol(Protocol(name="standard"), model).length == min(2048, known)
     found = evaluate(model, texts=[text], protocol=Protocol(length=16)).perplexity["prose"]
     assert found["length"] == 16 and found["value"] == pytest.approx(math.exp(found["nll"]))
     assert found["nll"] == pytest.approx(sum(total for total, _ in found["parts"]) / found["tokens"], rel=1e-6)
@@ -218,10 +218,10 @@ def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, c
 
 
 def test_sizes() -> None:
-    assert sizes_of("1..3, 6") == (1, 2, 3, 6)
+    assert sizes_of("1..3, 6", "--remove") == (1, 2, 3, 6)
     for wrong in ("", "0..2", "3..1", "3,9..6", "a", "1-3"):
         with pytest.raises(UserError, match="--remove"):
-            sizes_of(wrong)
+            sizes_of(wrong, "--remove")
 
 
 def test_targets_of_memory_and_speed(saved) -> None:

@@ -13,15 +13,14 @@ from torch.nn.functional import cross_entropy
 from trainings import CPU, KILLED, LAUNCH, SIZE, arguments, command, curve, healed, weights
 from transformers import AutoModelForCausalLM
 
-from shallower import Compute, Training, UserError, cli, drop, evaluate, heal, methods, open_model, prune, report
+from shallower import Compute, Protocol, Training, UserError, cli, drop, evaluate, heal, methods, open_model, prune, report
+from shallower.data.packing import WITH_INPUT, Documents, packed, read_documents
 from shallower.errors import DiskError
-from shallower.evaluation.perplexity import Protocol
 from shallower.healing import continued, lora
 from shallower.progress import shown
 from shallower.quantities import tokens_of
 from shallower.training import checkpoints, loop
 from shallower.training.checkpoints import folder_of
-from shallower.training.data import WITH_INPUT, Documents, packed, read_documents
 from shallower.training.lion import Lion
 from shallower.training.objective import ChunkedLoss, Objective, isolates
 from shallower.training.schedule import Recipe, fitted
@@ -128,7 +127,7 @@ def test_a_pruned_model_stays_recognised(saved, text, tmp_path) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_chunked_loss_equals_the_plain_one(bias: bool, monkeypatch) -> None:
-    monkeypatch.setattr("shallower.training.objective.CHUNK_BYTES", 4 * 50 * 3)  # three places at once
+    monkeypatch.setattr("shallower.training.objective.CHUNK_BYTES", {"cpu": 4 * 50 * 3})  # three places at once
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((10, 8), (50, 8), (50,))]
     targets = torch.randint(50, (10,), generator=generator)
@@ -258,7 +257,7 @@ def test_a_small_budget_shrinks_batch_and_warm_up() -> None:
     assert (small.batch, small.steps, small.recipe.warmup) == (20, 2000, 2000)
     tiny, said = fitted(PAPER, 20_000, 128)
     assert (tiny.batch, tiny.steps, tiny.recipe.warmup) == (16, 10, 1) and len(said) == 2
-    assert [tokens_of(text) for text in ("20M", "500k", "768", 768)] == [20_000_000, 500_000, 768, 768]
+    assert [tokens_of(text, "--train-tokens") for text in ("20M", "500k", "768", 768)] == [20_000_000, 500_000, 768, 768]
     rates = [large.lr(step) for step in (0, 1999, 2000)]
     assert rates == pytest.approx([5e-8, 1e-4, 1e-4])
     assert fitted(PAPER, 4000 << 20, 2048)[0].lr(3999) == pytest.approx(1e-5, rel=1e-3)

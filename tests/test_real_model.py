@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import shallower
-from shallower.calibration import Calibration, calibration_tokens
+from shallower import Calibration
 from shallower.cli import main
+from shallower.data.tokens import calibration_samples
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def test_perplexity_of_every_layer_equals_the_plain_procedure(smollm2, shared) -
     """Delete the layer, run the model: relative difference at most 1e-5 in fp32."""
     calibration = Calibration(text=str(shared / "text" / "wikitext2.valid.txt"))
     found = shallower.score(smollm2, criterion="perplexity", calibration=calibration)
-    tokens, _ = calibration_tokens(calibration, lambda: smollm2.tokenizer, smollm2.vocabulary)
+    tokens = calibration_samples(calibration, lambda: smollm2.tokenizer, smollm2.vocabulary).tokens
     module = smollm2.module
     layers = list(module.model.layers)
     try:
@@ -45,7 +46,7 @@ def test_perplexity_of_every_layer_equals_the_plain_procedure(smollm2, shared) -
 
 def test_taylor_equals_a_plain_backward(smollm2) -> None:
     found = shallower.score(smollm2, criterion="taylor")
-    tokens, _ = calibration_tokens(Calibration(), lambda: smollm2.tokenizer, smollm2.vocabulary)
+    tokens = calibration_samples(Calibration(), lambda: smollm2.tokenizer, smollm2.vocabulary).tokens
     module = smollm2.module
     try:
         module.requires_grad_(True)

@@ -12,11 +12,25 @@ import pytest
 import torch
 import zoo
 
-from shallower import Calibration, Compute, Plan, Refusal, UserError, drop, evaluate, methods, open_model, plan, prune, score
+from shallower import (
+    Amount,
+    Calibration,
+    Choosing,
+    Compute,
+    Plan,
+    Refusal,
+    UserError,
+    drop,
+    evaluate,
+    methods,
+    open_model,
+    plan,
+    prune,
+    score,
+)
 from shallower.anatomy.kernels import AVAILABLE, fast_linear, fast_products, packed
 from shallower.journal import Journal, Part, journaled
 from shallower.memory import total_memory
-from shallower.planning import Amount, Choosing
 from shallower.progress import shown
 from shallower.walk.losses import LossWalk, replay_of
 

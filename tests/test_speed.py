@@ -7,10 +7,12 @@ import torch
 from test_cli import status
 
 import shallower
-from shallower import Compute, Grid, UserError, artifacts, tables
+from shallower import Compute, Grid, UserError, artifacts
 from shallower.anatomy.decoding import Decoder, cache_bytes
+from shallower.cli import tables
 from shallower.evaluation import speed
 from shallower.evaluation.analytic import analytic, bandwidth
+from shallower.provenance import processor
 
 SMALL = {"batches": (1, 2), "prompts": (5,), "new": (4,), "repeats": 3, "warmup": 1}
 OPTIONS = ("--batch", "1,2", "--prompt", "5", "--new", "4", "--repeats", "3", "--warmup", "1")
@@ -143,7 +145,13 @@ def test_rows_are_complete(saved, shallow, tmp_path, capsys) -> None:
     for row, batch in zip(found.speedups, (1, 2), strict=True):
         assert (row["batch"], row["prompt"], row["new"]) == (batch, 5, 4) and min(row.values()) > 0
         assert row["ideal"] == pytest.approx(weights[0] / weights[1], rel=0.02)
-    assert (found.model.layers, found.against.layers, found.protocol, found.device, found.threads) == (5, 8, "default", "cpu", 1)
+    assert (found.model.layers, found.against.layers, found.protocol, found.device, found.threads) == (
+        5,
+        8,
+        "default",
+        f"cpu ({processor()})",
+        1,
+    )
     tables.speed(found, tmp_path / "speed.json")
     shown = capsys.readouterr().out
     assert "shallow" in shown and "milliseconds" in shown and str(tmp_path) in shown
@@ -240,9 +248,9 @@ def test_a_model_without_a_cache(opened, monkeypatch) -> None:
     ("options", "said"),
     [
         (("--batch", "0"), "1 or more"),
-        (("--batch", "a,2"), "1,4,16"),
-        (("--batch", ""), "1,4,16"),
-        (("--prompt", "5,-1"), "1,4,16"),
+        (("--batch", "a,2"), "give numbers such as 3,4,5"),
+        (("--batch", ""), "give numbers such as 3,4,5"),
+        (("--prompt", "5,-1"), "give numbers such as 3,4,5"),
         (("--new", "1"), "2 or more"),
         (("--repeats", "0"), "at least 1"),
         (("--warmup", "-1"), "0 or more"),

@@ -11,7 +11,7 @@ from trainings import CPU, KILLED, LAUNCH, SIZE, arguments, command, curve, weig
 from transformers import AutoTokenizer
 
 from shallower import Training, UserError, heal
-from shallower.training.streams import Stream
+from shallower.data.streams import Stream
 
 pytest.importorskip("datasets")
 

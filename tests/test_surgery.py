@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from shallower import UserError, drop, prune, shards, surgery
+from shallower.anatomy.model import Model
+from shallower.anatomy.quantised import renumbered
 from shallower.shards import Cut, stored, write_shards
 from shallower.tensors import read_header, read_index
 
@@ -127,9 +129,22 @@ def test_prediction_layers_after_the_stack_are_left_out(saved, tmp_path) -> None
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
 
 
-def test_layer_numbers_inside_a_quantisation_config() -> None:
-    value = {"ignore": ["lm_head", "model.layers.2.mlp.gate", "model.layers.1.mlp.gate"], "modules": {"model.layers.3": 8}}
-    assert surgery._renumber(value, [0, 2, 3]) == {"ignore": ["lm_head", "model.layers.1.mlp.gate"], "modules": {"model.layers.2": 8}}
+@pytest.mark.parametrize(
+    ("entry", "wanted"),  # layers 1 and 4 of 8 go
+    [
+        ("lm_head", ["lm_head"]),
+        ("model.layers.2.mlp.up_proj", ["model.layers.1.mlp.up_proj"]),
+        ("model.layers.4.mlp.up_proj", []),
+        (r"re:model\.layers\.2\..*", [r"re:model\.layers\.1\..*"]),
+        ("model.layers.7.*", ["model.layers.5.*"]),
+        (r"re:.*down_proj", [r"re:.*down_proj"]),
+        ("vision_tower.layers.2.mlp", ["vision_tower.layers.2.mlp"]),  # of another stack
+    ],
+)
+def test_layer_numbers_inside_a_quantisation_config(entry, wanted, saved) -> None:
+    model = Model(saved("llama"), device="cpu")
+    names = surgery.Numbers(model, [0, 2, 3, 5, 6, 7]).names
+    assert renumbered({"ignore": ["a", entry], "bits": 8}, names, [0, 2, 3, 5, 6, 7]) == {"ignore": ["a", *wanted], "bits": 8}
 
 
 def test_pruning_twice_carries_the_map_to_the_ancestor(saved, tmp_path) -> None:
@@ -175,7 +190,7 @@ def test_a_changed_config_is_not_accepted(saved, tmp_path, monkeypatch) -> None:
 
     def changed(*args):
         honest(*args)
-        path = args[4] / "config.json"
+        path = args[0] / "config.json"
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"rms_norm_eps": 0.1}))
 

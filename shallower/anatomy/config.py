@@ -65,7 +65,7 @@ class ConfigSolver:
     def __init__(self, checkpoint: Checkpoint, stack_name: str):
         self.checkpoint = checkpoint
         self.stack_name = stack_name
-        self.dense = dense = checkpoint.build()
+        self.dense = dense = checkpoint.shapes
         self.layers = len(dense.get_submodule(stack_name))
         self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
         self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}

@@ -1,8 +1,8 @@
 """Faster products of the same precision on the CPU: oneDNN for fp32 linear layers, at about twice the speed of the default, and
 weights that are multiplied often kept in its own order, in fp32 and bf16."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,30 @@ def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return product(stream, weight, bias)
 
 
-def fast_products(model: nn.Module) -> AbstractContextManager[None]:
-    """Let the model's plain linear layers use ``fast_linear`` while inside; layers of other classes stay as they are."""
-    plain = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in module.__dict__] if AVAILABLE else []
-    return replaced_forwards((module, _forward(module)) for module in plain)
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """No TF32 on a GPU while inside: fp32 products in fp32 and sums of bf16 products in fp32, whatever the process had set."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    try:
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before[1:]
+
+
+@contextmanager
+def fast_products(model: nn.Module) -> Iterator[None]:
+    """Let the model's plain linear layers use ``fast_linear`` while inside, and no TF32; layers of other classes stay as they are."""
+    on_cpu = AVAILABLE and any(parameter.device.type in ("cpu", "meta") for parameter in model.parameters())
+    plain = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in module.__dict__] if on_cpu else []
+    with exact_products(), replaced_forwards((module, _forward(module)) for module in plain):
+        yield
 
 
 def _forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:

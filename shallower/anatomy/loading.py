@@ -1,34 +1,33 @@
-"""Open a model: a folder, a Hub id or a .gguf file. Safetensors only; remote code only when asked."""
+"""Checkpoint: a model on disk, its weights loaded whole or its modules built without them."""
 
 import contextlib
 import copy
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError
-from ..files import new_folder
-from ..tensors import Entry, read_index
+from ..hashes import file_hashes
+from ..tensors import Entry
+from .agreement import bounded
+from .names import Names, read_names
+from .quantised import check_loadable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
-SAMPLE_BYTES = 4096
+VOLATILE = ("transformers_version", "_name_or_path")  # fields of a config that do not change the model
 ALIGNMENT = 64
 
 
@@ -64,13 +63,26 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk: its folder, its config and where each tensor lies. Nothing large is read yet."""
+    """A model on disk: its folder, its config and where each tensor lies. Nothing large is read yet.
+
+    Attributes:
+        raw: the config as it is in the file.
+        origin: hash of the .gguf file that the folder was or would be made from; empty for others.
+        hashes: file -> SHA-256, where that is known without reading the file.
+        packed: bytes of the .gguf file's weights, and how they are stored; (0, "") for others.
+        whole: the files are here; else only their headers were read, and nothing can be loaded.
+    """
 
     source: str
     folder: Path
     config: PreTrainedConfig
     tensors: dict[str, Entry] = field(repr=False)
     trust_remote_code: bool = False
+    raw: dict[str, Any] = field(default_factory=dict, repr=False)
+    origin: str = ""
+    hashes: dict[Path, str] = field(default_factory=dict, repr=False)
+    packed: tuple[int, str] = (0, "")
+    whole: bool = True
 
     @property
     def hub_id(self) -> str | None:
@@ -79,12 +91,46 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the architecture and of a sample of every tensor's bytes: another model, another fingerprint."""
-        digest = hashlib.sha256(_stable(self.folder).encode())
+        """Hash of all that decides what is loaded: the config, every byte of every weight file, and code that comes with the model."""
+        digest = hashlib.sha256()
+        if self.origin:
+            digest.update(f"gguf {self.origin}".encode())
+            return digest.hexdigest()[:16]
+        raw = {key: value for key, value in self.raw.items() if key not in VOLATILE}
+        digest.update(json.dumps(raw, sort_keys=True).encode())
+        files = {entry.file for entry in self.tensors.values()}
+        code = sorted(self.folder.glob("*.py")) if self.trust_remote_code else []
+        hashes = self.hashes | file_hashes([*sorted(files - self.hashes.keys()), *code])
         for name, entry in sorted(self.tensors.items()):
-            digest.update(f"{name}|{entry.dtype}|{entry.shape}".encode())
-            digest.update(_sample(entry))
+            digest.update(f"{name}|{entry.dtype}|{entry.shape}|{hashes[entry.file]}".encode())
+        for file in code:
+            digest.update(f"{file.name}|{hashes[file]}".encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def shapes(self) -> nn.Module:
+        """The model without weights, for looking at: parameters on the meta device."""
+        with bounded(len(self.tensors)) if self.tensors else contextlib.nullcontext():
+            return self.build()
+
+    @cached_property
+    def names(self) -> Names:
+        """Where each tensor of the files goes in the model."""
+        return read_names(self.shapes, self.tensors)
+
+    @property
+    def quantised(self) -> dict[str, Any] | None:
+        """The quantisation config, or None where the weights are plain."""
+        found = getattr(self.config, "quantization_config", None)
+        found = found or getattr(self.config.get_text_config(), "quantization_config", None)
+        if found is None:
+            return None
+        return found if isinstance(found, dict) else found.to_dict()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stored weights."""
+        return sum(entry.bytes for entry in self.tensors.values())
 
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
         """The model in eval mode, all weights in memory; ``dtype`` None keeps the stored one.
@@ -98,6 +144,9 @@ class Checkpoint:
 
     def load_reporting(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, dict]:
         """The model and transformers' own report: missing, unexpected and mismatched keys."""
+        if not self.whole:
+            raise UserError(f"{self.source}: only the headers of its files were read, so it cannot be loaded: open it anew")
+        check_loadable(self.source, self.quantised)
         try:
             with quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(
@@ -106,6 +155,8 @@ class Checkpoint:
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
+                    # tensor by tensor to the GPU: the machine's memory need not hold the model
+                    **({"device_map": {"": device}} if device.startswith("cuda") else {}),
                 )
         except Exception as error:  # config, code and weights can each be wrong in many ways
             raise UserError(f"{self.source}: transformers cannot load it ({one_line(error)})") from error
@@ -160,15 +211,6 @@ def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dt
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code, **options).eval()
 
 
-def _sample(entry: Entry) -> bytes:
-    """Bytes from the middle of a tensor; a file that was not in memory is not read ahead, which would slow its copying later."""
-    with entry.file.open("rb", buffering=0) as stream:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        stream.seek(entry.start + max(0, entry.bytes - SAMPLE_BYTES) // 2)
-        return stream.read(min(SAMPLE_BYTES, entry.bytes))
-
-
 def check_whole(who: str, info: dict) -> None:
     """Raise a UserError if transformers' report says that weights were missing or of another shape."""
     for kind in ("missing_keys", "mismatched_keys"):
@@ -189,121 +231,3 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """The first informative line of an exception's text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _stable(folder: Path) -> str:
-    """The config as it is on disk, without what does not change the model; no library's defaults come in."""
-    volatile = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return json.dumps({key: value for key, value in raw.items() if key not in volatile}, sort_keys=True)
-
-
-def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Find a model and check its files, reading no weights.
-
-    Args:
-        source: a folder, a ``.gguf`` file (turned once into a plain model in the user's cache), or a Hub id.
-    Raises:
-        UserError: no model there, an encoder, broken or missing files, pickled weights, or remote code needed.
-    """
-    folder = _resolve(str(source), trust_remote_code)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{source} is no model folder: it has no config.json; give a Hugging Face model, a Hub id or a .gguf file")
-    config = _read_config(str(source), folder, trust_remote_code)
-    return Checkpoint(str(source), folder, config, read_index(folder), trust_remote_code)
-
-
-def _resolve(source: str, trust_remote_code: bool) -> Path:
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"no file {path}; give an existing .gguf file, a folder or a Hub id")
-        return plain_from_gguf(path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{path} is a file that is no model; give a folder, a .gguf file or a Hub id")
-    if not HUB_ID.fullmatch(source):
-        raise UserError(f"no folder {path}; give an existing folder, a .gguf file or a Hub id such as org/name")
-    return _download(source, trust_remote_code)
-
-
-def _download(source: str, trust_remote_code: bool) -> Path:
-    try:
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES + (["*.py"] if trust_remote_code else [])))
-    except Exception as error:  # the Hub client raises many kinds: offline, gated, missing, rate limits
-        raise UserError(
-            f"{source} is no folder here and cannot be fetched from the Hub ({one_line(error)}): check the name and the network"
-        ) from error
-
-
-def _read_config(source: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = raw.get("model_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.json'} is not readable ({one_line(error)}): download or save it again") from error
-    if raw.get("auto_map") and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
-        raise UserError(f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code")
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # validation errors come in many classes
-        raise UserError(f"{source}: transformers does not accept its config.json ({one_line(error)})") from error
-    _check_decoder(source, config)
-    return config
-
-
-def _check_decoder(source: str, config: PreTrainedConfig) -> None:
-    if config.is_encoder_decoder:
-        raise UserError(f"{source} ({config.model_type}) is an encoder-decoder; shallower works on decoders only")
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not known and not remote:
-        raise UserError(
-            f"{source} ({config.model_type}) is not a model that AutoModelForCausalLM loads; "
-            "give a decoder language model (of a multimodal model, its text part)"
-        )
-    architectures = config.architectures or []
-    if architectures and known and all(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in architectures):
-        raise UserError(f"{source} is an encoder ({architectures[0]}); give a causal language model")
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $SHALLOWER_CACHE, or shallower below the user's cache folder."""
-    base = os.environ.get("SHALLOWER_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shallower"
-
-
-def plain_from_gguf(file: Path) -> Path:
-    """A plain safetensors model made once from a .gguf file, in the user's cache under the file's hash.
-
-    The weights are dequantised to fp32, in which they are exact. A model loaded from GGUF keeps a quantisation config
-    that makes it unsavable, so the model is rebuilt as a plain one.
-
-    Raises:
-        UserError: transformers cannot read the file.
-    """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    target = cache_folder() / f"{file.stem}-{digest}"
-    if (target / "config.json").is_file():
-        return target
-    try:
-        with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # gguf and transformers raise many kinds for an unreadable file
-        raise UserError(f"{file} cannot be read as a GGUF model ({one_line(error)})") from error
-    content = loaded.config.to_dict()
-    for name in ("quantization_config", "_name_or_path"):
-        content.pop(name, None)
-    with init_empty_weights(include_buffers=False):
-        plain = from_config(type(loaded.config).from_dict(content))
-    plain.load_state_dict(loaded.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = loaded.generation_config
-    with quiet(), new_folder(target, overwrite=True) as folder:
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return target

@@ -1,8 +1,8 @@
 """An opened model: its files, its stack, its record, and its weights once somebody asks for them."""
 
 import contextlib
-import json
 import logging
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import ModelRecord
 from ..errors import UserError
+from ..files import parse_json
 from ..memory import total_memory
 from ..progress import say
 from .config import ConfigSolver
+from .disk import stored_dtypes
 from .layer_tables import layer_sizes
-from .loading import Checkpoint, from_config, open_checkpoint, parse_dtype
+from .loading import Checkpoint, from_config, parse_dtype
 from .offload import Onloader, stand_ins
 from .patch import Patch, patched
+from .quantised import check_plain, refuse
+from .sources import open_checkpoint
 from .stack import Stack, check_causal, find_stack, parameter_count
 
 SIDE_FILE = "shallower.json"
 SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
+UNPACKED = 4  # bytes of a weight of a .gguf file when it is unpacked, as float32
 
 
 class Model:
@@ -36,6 +41,8 @@ class Model:
         trust_remote_code: run code that comes with the model.
         layered: keep one layer in memory, the weights staying on disk; None does so where they would not fit.
         max_batch_tokens: tokens that run through a layer at once; None follows from the device and its total memory.
+        whole: its weights will be needed; else only headers are read (see ``open_checkpoint``).
+        lean: a layered model takes as little memory as can be, for these tokens only.
     """
 
     def __init__(
@@ -47,18 +54,25 @@ class Model:
         trust_remote_code: bool = False,
         layered: bool | None = None,
         max_batch_tokens: int | None = None,
+        whole: bool = True,
+        lean: torch.Tensor | None = None,
     ):
         self.dtype = parse_dtype(dtype)
         self.device = checked_device(device)
-        self.checkpoint: Checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code)
+        self.checkpoint: Checkpoint = open_checkpoint(source, trust_remote_code=trust_remote_code, whole=whole)
         self._layered = layered
+        self._lean = lean
         self._batch_tokens = max_batch_tokens
 
     @cached_property
     def layered(self) -> bool:
         """Whether one layer at a time is read from disk: as asked, else where the weights would not fit."""
         if self._layered is not None:
+            why = "only plain weights are read layer by layer: run without --layered"
+            refuse(self.checkpoint.source, self.checkpoint.quantised if self._layered else None, why)
             return self._layered
+        if self.checkpoint.quantised is not None:
+            return False
         size = torch.empty(0, dtype=self.dtype).element_size() if self.dtype else 0
         needed = sum(max(entry.bytes, entry.count * size) for entry in self.checkpoint.tensors.values())
         total = total_memory(self.device)
@@ -102,7 +116,7 @@ class Model:
         with stand_ins(module, self.device):
             check_causal(module)
             name = find_stack(module).name
-        self.onloader = Onloader(self.checkpoint, module, name, self.device)
+        self.onloader = Onloader(self.checkpoint, module, name, self.device, self._lean)
         return module
 
     @contextlib.contextmanager
@@ -121,6 +135,11 @@ class Model:
         if self.layered:
             self.onloader.need(index)
         return layer
+
+    def check_plain(self, what: str) -> None:
+        """Raise a UserError if the loaded weights are packed numbers, which ``what`` would take for weights."""
+        shapes = self._shapes.get_submodule(self.outline.name)
+        check_plain(self.checkpoint.source, self.checkpoint.quantised, self.stack.layers, shapes, what)
 
     def patched(self, patch: Patch) -> contextlib.AbstractContextManager[None]:
         """Change weights while inside."""
@@ -177,9 +196,9 @@ class Model:
         ends = (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())
         return min(len(end.weight) for end in ends if getattr(end, "weight", None) is not None)
 
-    @cached_property
+    @property
     def _shapes(self) -> nn.Module:
-        return self.checkpoint.build()
+        return self.checkpoint.shapes
 
     @cached_property
     def record(self) -> ModelRecord:
@@ -193,7 +212,31 @@ class Model:
             fingerprint=self.checkpoint.fingerprint,
             original=self._original(len(sizes)),
             lookup_parameters=self._lookup(),
+            weight_bytes=self.checkpoint.bytes or UNPACKED * parameter_count(self._shapes),
+            layer_bytes=self._layer_bytes(sizes),
+            storage=" and ".join(stored_dtypes(self.checkpoint.tensors)) or "float32",
+            packed_bytes=self.checkpoint.packed[0],
+            packed_storage=self.checkpoint.packed[1],
         )
+
+    def _layer_bytes(self, sizes: list[int]) -> list[int]:
+        """Stored bytes that go with each layer; what several share, and parts of tables, are counted with the layer that holds them."""
+        if not self.checkpoint.tensors:
+            return [UNPACKED * size for size in sizes]
+        layers, found = len(sizes), [0] * len(sizes)
+        for name, place in self.solver.places().items():
+            if 0 <= place.layer < layers:
+                found[place.layer] += self.checkpoint.tensors[name].bytes
+        for name in self.solver.on_disk(self.solver.tables):
+            found = [size + self.checkpoint.tensors[name].bytes // layers for size in found]
+        return found if any(found) else []
+
+    def kept_wide(self, dtype: torch.dtype) -> set[str]:
+        """Names in the files of weights that the architecture keeps in float32 where the others are stored in ``dtype``."""
+        plan = self._shapes._get_dtype_plan(dtype)
+        patterns = [re.compile(key.replace(".", r"\.").replace("*", ".*")) for key in plan]
+        memory = self.checkpoint.names.memory
+        return {disk for disk, name in memory.items() if any(pattern.search(name) for pattern in patterns)}
 
     def _lookup(self) -> int:
         """Parameters of an input embedding that is not the head too."""
@@ -211,10 +254,11 @@ class Model:
         if not side.is_file():
             return list(range(layers))
         try:
-            original = json.loads(side.read_text(encoding="utf-8"))["original"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            original = parse_json(side.read_bytes(), str(side))["original"]
+        except (UserError, OSError, KeyError, TypeError) as error:
             raise UserError(f"{side} is not readable: restore it, or remove it to number the layers anew") from error
-        if not isinstance(original, list) or len(original) != layers or not all(isinstance(i, int) for i in original):
+        sound = isinstance(original, list) and len(original) == layers and all(type(i) is int and i >= 0 for i in original)
+        if not sound or original != sorted(set(original)):
             what = f"does not fit the model beside it ({layers} layers)"
             raise UserError(f"{side} {what}: restore it, or remove it to number the layers anew")
         return original

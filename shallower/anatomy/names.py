@@ -26,6 +26,23 @@ class Place:
         return f"{self.head}{layer - self.offset}{self.tail}"
 
 
+@dataclass(frozen=True)
+class Names:
+    """Names of tensors in the files -> in the model (``memory``); ``plain`` are those that go there as they are."""
+
+    memory: dict[str, str]
+    plain: frozenset[str]
+
+    def tied(self, model: nn.Module) -> set[str]:
+        """Names in the model of weights that are tied to one that the files hold."""
+        pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
+        there = set(self.memory.values())
+        groups: dict[str, set[str]] = defaultdict(set)
+        for one, other in pairs.items():
+            groups[other] |= {one, other}
+        return {name for group in groups.values() if group & there for name in group}
+
+
 def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[str, Place]:
     """The places of all tensors that belong to a layer of the stack, or to a prediction layer numbered after it.
 
@@ -45,16 +62,24 @@ def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[s
 
 def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Tensor names in the files -> in the model, by transformers' own renaming; names that it does not know stay."""
+    return read_names(model, names).memory
+
+
+def read_names(model: nn.Module, names: Iterable[str]) -> Names:
+    """Where transformers' own renaming and converting puts each tensor of the files."""
     transforms = get_model_conversion_mapping(model)
     renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
     converters = [item for item in transforms if isinstance(item, WeightConverter)]
     state, prefix = model.state_dict(), model.base_model_prefix
 
-    def renamed(name: str) -> str:
-        new = rename_source_key(name, renamings, converters, prefix, state)[0]
-        return rename_source_key(name, [], [], prefix, state)[0] if new not in state and name in state else new
+    def renamed(name: str) -> tuple[str, bool]:
+        new, converter = rename_source_key(name, renamings, converters, prefix, state)
+        if new not in state and name in state:
+            return rename_source_key(name, [], [], prefix, state)[0], True
+        return new, converter is None
 
-    return {name: renamed(name) for name in sorted(names)}
+    found = {name: renamed(name) for name in sorted(names)}
+    return Names({name: new for name, (new, _) in found.items()}, frozenset(name for name, (_, plain) in found.items() if plain))
 
 
 def _by_owner(owners: dict[str, int]) -> dict[str, Place]:

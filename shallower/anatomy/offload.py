@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..memory import total_memory
 from ..tensors import Entry
 from .fingerprint import shared_tensors
+from .lean import lean_ends
 from .loading import FLOATS, Checkpoint, aligned, check_whole, one_line, quiet
 from .names import names_in_model
 from .patch import Patch
@@ -39,18 +40,24 @@ class Onloader:
         skeleton: the model with parameters on the meta device, in the dtype to compute in.
         stack_name: dotted name of its decoder stack.
         device: where the layers go.
+        lean: take as little memory as can be, for these tokens only (see ``lean_ends``).
     Raises:
         UserError: weights are missing, quantised, or shared by layers.
     """
 
-    def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str):
+    def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str, lean: Tensor | None = None):
         self.checkpoint, self.skeleton, self.prefix, self.device = checkpoint, skeleton, stack_name + ".", device
         self.layers = skeleton.get_submodule(stack_name)
         self.unexpected: set[str] = set()  # weights that the model has no place for, as far as they have been read
         self.units = self._units()
+        self.lean = lean is not None
+        self.ends = lean_ends(checkpoint, skeleton, lean) if self.lean and device == "cpu" else None
         self.present: int | None = None
         self.step = 1
+        self.cuda = device.startswith("cuda")
         self.reader = ThreadPoolExecutor(1, "reader")
+        self.side = torch.cuda.Stream(device) if self.cuda else None  # copies the next layer while this one computes
+        self.copied: dict[int, torch.cuda.Event] = {}
         self.coming: tuple[int, Future] | None = None
         self.uncached = sum(entry.bytes for entry in checkpoint.tensors.values()) > total_memory("cpu") / 2
         self.asleep = False
@@ -74,7 +81,10 @@ class Onloader:
 
     def _wake(self) -> None:
         self._install(OUTSIDE, self._read(OUTSIDE))
-        self.skeleton.tie_weights()
+        if self.ends is not None:
+            self.ends.install()
+        else:
+            self.skeleton.tie_weights()
         self.resting = False
 
     def rest(self) -> None:
@@ -142,11 +152,12 @@ class Onloader:
         if before is not None:
             self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
             self._free(self.layers[before].modules())
-            trim()
+            if not self.cuda:
+                trim()
         self._install(index, self._taken(index))
         self.present = index
         following = (index + self.step) % len(self.layers)
-        if following != index:
+        if following != index and not self.lean:
             self.coming = (following, self.reader.submit(self._read, following))
 
     def _taken(self, index: int) -> dict[str, Tensor]:
@@ -177,10 +188,27 @@ class Onloader:
         return units
 
     def _read(self, unit: int) -> dict[str, Tensor]:
-        return {name: read_tensor(self.checkpoint.tensors[name], uncached=self.uncached) for name in self.units[unit]}
+        """Tensors as they are on disk; those that are stored narrower than they are used are widened, which is exact."""
+        skipped = self.ends.skipped if self.ends is not None else ()
+        found = {}
+        with torch.cuda.stream(self.side) if self.cuda else contextlib.nullcontext():
+            for name in self.units[unit]:
+                if name not in skipped:
+                    tensor = read_tensor(self.checkpoint.tensors[name], uncached=self.uncached, pinned=self.cuda)
+                    if self.cuda:
+                        tensor = tensor.to(self.device, non_blocking=True)
+                    wider = tensor.is_floating_point() and tensor.dtype.itemsize < self.skeleton.dtype.itemsize
+                    found[name] = tensor.to(self.skeleton.dtype) if wider else tensor
+            if self.cuda:
+                self.copied[unit] = self.side.record_event()
+        return found
 
     def _install(self, unit: int, tensors: dict[str, Tensor]) -> None:
         """Put tensors as they are on disk into their places, converted and cast as ``from_pretrained`` does."""
+        if self.cuda:
+            torch.cuda.current_stream(self.device).wait_event(self.copied.pop(unit))
+            for tensor in tensors.values():
+                tensor.record_stream(torch.cuda.current_stream(self.device))  # not handed out again before it was computed with
         kind = self.skeleton.dtype
         plan = self.skeleton._get_dtype_plan(kind)
         settings = LoadStateDictConfig(weight_mapping=self.mapping, dtype=kind, dtype_plan=plan, device_map={"": torch.device(self.device)})
@@ -216,13 +244,15 @@ class Onloader:
                     module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
-def read_tensor(entry: Entry, *, uncached: bool = False) -> Tensor:
-    """One tensor read into aligned memory; ``uncached`` leaves nothing of it in the system's file cache.
+def read_tensor(entry: Entry, *, uncached: bool = False, pinned: bool = False) -> Tensor:
+    """One tensor read into aligned memory, which a GPU can copy from by itself where it is ``pinned``.
+
+    ``uncached`` leaves nothing of it in the system's file cache.
 
     Raises:
         UserError: the file ended early.
     """
-    raw = torch.empty(entry.bytes, dtype=torch.uint8)
+    raw = torch.empty(entry.bytes, dtype=torch.uint8, pin_memory=pinned)
     view, done = memoryview(np.asarray(raw)) if entry.bytes else memoryview(b""), 0
     handle = os.open(entry.file, os.O_RDONLY)
     try:

@@ -99,6 +99,31 @@ def dry_tokens(vocabulary: int, batch: int = BATCH, length: int = LENGTH, seed: 
     return torch.randint(low, vocabulary, (batch, length), generator=generator)
 
 
+@torch.no_grad()
+def sound_tokens(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The same probe on the model's device, with ids whose embedding is not finite replaced by ones whose is.
+
+    Rows of ids that no tokenizer gives are left uninitialised in some published models.
+    """
+    weight = model.get_input_embeddings().weight
+    tokens = tokens.to(weight.device)
+    if weight.is_meta or weight.dim() != 2 or not weight.is_floating_point() or torch.isfinite(weight[tokens]).all():
+        return tokens
+    sound = torch.isfinite(weight).all(1).nonzero().flatten()
+    if not len(sound):
+        raise UserError(f"{type(model).__name__} has an input embedding without a finite row: its weights are broken")
+    return torch.where(torch.isfinite(weight[tokens]).all(-1), tokens, sound[tokens % len(sound)])
+
+
+def unsound_rows(model: nn.Module) -> str:
+    """Which rows of the input embedding are not finite, in words; nothing where all are."""
+    weight = model.get_input_embeddings().weight
+    if weight.is_meta or weight.dim() != 2 or not weight.is_floating_point():
+        return ""
+    rows = (~torch.isfinite(weight).all(1)).nonzero().flatten().tolist()
+    return f"; {len(rows)} rows of its input embedding, of the token ids {rows[0]} to {rows[-1]}, are not finite" if rows else ""
+
+
 def find_stack(model: nn.Module) -> Stack:
     """The model's decoder stack: the ModuleList whose items a forward calls once each, in order, on float tensors.
 
@@ -195,15 +220,17 @@ def _axes(call: tuple, interface: Interface) -> tuple[int, int]:
 @torch.no_grad()
 def check_causal(model: nn.Module) -> None:
     """Raise a UserError unless earlier logits are blind to a later token, as in every decoder."""
-    embedding = model.get_input_embeddings()
-    tokens = dry_tokens(embedding.weight.shape[0]).to(embedding.weight.device)
+    count = model.get_input_embeddings().weight.shape[0]
+    tokens = sound_tokens(model, dry_tokens(count))
     changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % embedding.weight.shape[0]
+    changed[:, -1] = (changed[:, -1] + 1) % count
+    changed = sound_tokens(model, changed)
     both = model(input_ids=torch.cat([tokens, changed]), use_cache=False).logits[:, : LENGTH - 1].float()
     first, second = both.split(BATCH)
     scale = first.abs().max().clamp_min(1e-6)
     if not torch.isfinite(first).all():
-        raise UserError(f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken")
+        rows = unsound_rows(model)
+        raise UserError(f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken{rows}")
     limit = 1e-4 if model.dtype == torch.float32 else 2e-2  # experts may be batched otherwise, which moves the last bits
     if (first - second).abs().max() > limit * scale:
         raise UserError(

@@ -11,7 +11,7 @@ LEGEND = (
     f"× and +/-: against the base, with 95 % intervals from paired resampling; {MARK} marks those that leave out no effect. "
     "The best of each column is bold."
 )
-ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|<>[]"} | {"\n": " "})
+ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|[]#!~"} | {"\n": " ", "<": "&lt;", ">": "&gt;", "&": "&amp;"})
 
 
 def count_text(value: int | float, base: int = 1000) -> str:

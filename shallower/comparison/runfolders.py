@@ -1,6 +1,5 @@
 """What the arguments of ``compare`` hold: artifacts found by their kind, merged into one entry per model."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +9,9 @@ import pydantic
 
 from ..artifacts import Evaluation, ModelRecord, Pruned, Speed, load
 from ..errors import UserError
+from ..files import kind_of
+from ..files import place as expanded
 
-KIND = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)"')  # an artifact has its kind first
 USED = ("evaluation", "speed", "pruned")
 MODEL_FILES = (".gguf",)
 HOW = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
@@ -90,7 +90,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Given:
-    """One argument and what was found there; without an evaluation its model is ``missing`` one."""
+    """One argument and what was found there, in which files; without an evaluation its model is ``missing`` one."""
 
     path: str
     name: str | None = None
@@ -98,6 +98,7 @@ class Given:
     speeds: list[Speed] = field(default_factory=list)
     pruned: list[Pruned] = field(default_factory=list)
     missing: bool = False
+    files: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -133,27 +134,21 @@ def read_given(text: str | Path) -> Given:
         UserError: nothing of use there, or a broken artifact.
     """
     name, path = _named(str(text))
-    place = Path(path)
+    place = expanded(path)
     if place.is_dir():
-        found = [load(file, kind) for file, kind in artifacts_below(place) if kind in USED]
-        given = _sorted_out(Given(path, name), found)
+        used = [(file, kind) for file, kind in artifacts_below(place) if kind in USED]
         model = (place / "config.json").is_file()
+        files = (*(file for file, _ in used), *((place,) if model else ()))
+        given = _sorted_out(Given(path, name, files=files), [load(file, kind) for file, kind in used])
         if not model and not given.evaluations and not given.speeds:
             raise UserError(f"{path} holds no evaluation and no model: give a folder that evaluate wrote to, an evaluation file or a model")
         return replace(given, missing=model and not given.evaluations)
     if path.endswith(".json"):
         kind = "speed" if place.is_file() and kind_of(place) == "speed" else "evaluation"
-        return _sorted_out(Given(path, name), [load(path, kind)])
+        return _sorted_out(Given(path, name, files=(place,)), [load(place, kind)])
     if place.is_file() and not path.endswith(MODEL_FILES):
         raise UserError(f"{path} is neither a folder nor a .json or .gguf file: give a run, an evaluation file or a model")
-    return Given(path, name, missing=True)
-
-
-def kind_of(path: Path) -> str | None:
-    """The kind of an artifact; None for other files."""
-    with path.open("rb") as file:
-        found = KIND.match(file.read(100))
-    return found[1].decode() if found else None
+    return Given(path, name, missing=True, files=(place,))
 
 
 def artifacts_below(folder: Path) -> list[tuple[Path, str]]:
@@ -165,7 +160,7 @@ def artifacts_below(folder: Path) -> list[tuple[Path, str]]:
 
 def _named(text: str) -> tuple[str | None, str]:
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or expanded(text).exists():
         return None, text
     if not name.strip() or not path:
         raise UserError(f"{text!r}: write NAME=PATH")
@@ -180,17 +175,17 @@ def _sorted_out(given: Given, records: list) -> Given:
     return replace(given, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
 
 
-def completed(givens: Sequence[Given], evaluate: Callable[[str], Evaluation]) -> list[Given]:
-    """The same with every model evaluated that has no evaluation.
-
-    Raises:
-        UserError: two arguments of the same name, or a single model, before anything is evaluated.
-    """
+def check_several(givens: Sequence[Given]) -> None:
+    """Raise a UserError for two arguments of the same name, or a single model."""
     names = [given.name for given in givens if given.name]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two models are named {twice[0]}; give each a name of its own")
     if sum(max(1, len(given.evaluations), 2 * len(given.speeds)) for given in givens) < 2:
         raise UserError("nothing to compare: give at least two models, runs or evaluation files; the first is the base")
+
+
+def completed(givens: Sequence[Given], evaluate: Callable[[str], Evaluation]) -> list[Given]:
+    """The same with every model evaluated that has no evaluation."""
     return [replace(given, evaluations=[evaluate(given.path)]) if given.missing else given for given in givens]
 
 

@@ -25,6 +25,7 @@ from ..walk.tail import Tail
 from . import Case, Fitted, best_of, edits, halved
 from ._ridge import Normal, map_of
 
+FITS = "inputs"  # of the writers; other methods solve for the features of the stream
 GRID, SHARES, TINY = (0.1, 0.3, 1.0), (0.0, 0.125, 0.25, 0.5, 0.75, 1.0), 1e-6  # λ; of the fits; the shortest stream divided by
 
 

@@ -138,7 +138,7 @@ def bandwidth(device: str) -> float:
 
     The best of a few sums and matrix-vector products over a buffer larger than the caches.
     """
-    rows = min(BUFFER, total_memory(device) // 8) // (4 * 4096)
+    rows = min(BUFFER << 3 * device.startswith("cuda"), total_memory(device) // 8) // (4 * 4096)
     buffer, vector = torch.ones(rows, 4096, device=device), torch.ones(4096, device=device)
     best = float("inf")
     for reading in (lambda: buffer.sum(), lambda: buffer @ vector):

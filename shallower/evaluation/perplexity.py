@@ -7,7 +7,7 @@ token. With ``stride`` below ``length`` the segments overlap and only tokens not
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,50 +18,24 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..calibration import bos_rule, check_numbers, check_vocabulary, encode, read_text, read_tokens, shipped_text, token_hash
+from ..data.readers import read_text, shipped_text
+from ..data.tokens import bos_rule, check_vocabulary, encode, read_tokens, token_hash
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
+from ..settings.calibration import Paths, listed_paths
+from ..settings.evaluation import PROTOCOLS, Protocol
 from ..walk.losses import all_nll
 from .health import first_broken
 
 LARGEST = 700.0  # exp of more is not a number any longer
-PROTOCOLS = {"shortened-llama": 128, "standard": 2048}  # tokens per segment; none overlap
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a text is cut.
-
-    Attributes:
-        length: tokens per segment; None: what ``name`` says.
-        stride: step between segments; None means ``length``.
-        max_tokens: use only the start of each text; None means the whole.
-        name: shortened-llama (128 tokens) or standard (2048, or as many as the model has positions for).
-    """
-
-    length: int | None = None
-    stride: int | None = None
-    bos: str = "auto"
-    max_tokens: int | None = None
-    name: str = "shortened-llama"
-
-    def __post_init__(self) -> None:
-        if self.name not in PROTOCOLS:
-            raise UserError(f"--protocol {self.name}: allowed are {', '.join(PROTOCOLS)}")
-        if self.length is None:
-            return  # checked once the model has said how long it may be
-        check_numbers(samples=1, length=self.length, bos=self.bos)
-        if self.stride is not None and not 1 <= self.stride <= self.length:
-            raise UserError(f"--stride {self.stride}: between 1 and --length ({self.length})")
-        if self.max_tokens is not None and self.max_tokens < self.length:
-            raise UserError(f"--max-tokens {self.max_tokens}: at least --length ({self.length}) is needed")
-
-    def for_model(self, model: Model) -> "Protocol":
-        """The same with its length settled: as given, else the name's, within the positions that the model knows."""
-        if self.length is not None:
-            return self
-        known = getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[self.name]
-        return replace(self, length=min(PROTOCOLS[self.name], known))
+def settled_protocol(protocol: Protocol, model: Model) -> Protocol:
+    """The same with its length settled: as given, else the name's, within the positions that the model knows."""
+    if protocol.length is not None:
+        return protocol
+    known = getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[protocol.name]
+    return replace(protocol, length=min(PROTOCOLS[protocol.name], known))
 
 
 @dataclass(frozen=True)
@@ -119,11 +93,11 @@ def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
     return Segments(tokens, torch.ones(len(tokens), length - 1, dtype=torch.bool), described)
 
 
-def evaluation_segments(model: Model, texts: Sequence[str | Path], tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
+def evaluation_segments(model: Model, texts: Paths, tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
     """Name -> segments of every source; the shipped evaluation text where none is given."""
-    protocol = protocol.for_model(model)
+    protocol = settled_protocol(protocol, model)
     named: dict[str, Segments] = {}
-    for path in texts:
+    for path in listed_paths(texts):
         if Path(path).stem in named:
             raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
         named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))

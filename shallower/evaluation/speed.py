@@ -6,6 +6,7 @@ is the median of the ratios of neighbouring runs.
 """
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from ..anatomy.stack import dry_tokens
 from ..errors import UserError
 from ..memory import Peak, total_memory
 from ..progress import Meter, meter, say
+from ..settings.speed import Grid
 from .analytic import analytic, bandwidth, synchronize
-from .grid import Grid
 
 LEAST = 3  # runs that are kept of each setting, however little time there is
 TIMES = ("prefill", "decode", "latency")
@@ -226,8 +227,13 @@ def prompts(vocabulary: int, batch: int, length: int, *, repeated: bool) -> Int[
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """CUDA says so by type, the CPU's allocator by its message."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """CUDA says so by type, the CPU's allocator by its message, a compiler by what its own error came from."""
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, (torch.OutOfMemoryError, MemoryError)) or re.search("can't allocate memory|out of memory", str(told)):
+            return True
+        told = told.__cause__ or told.__context__
+    return False
 
 
 def _weight_bytes(model: Model) -> int:

@@ -14,7 +14,6 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -25,41 +24,26 @@ from tqdm.std import tqdm
 
 from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
+from ..data.tokens import encode
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
 from ..progress import meter, say
+from ..settings.evaluation import SETS, Tasks
 from .health import first_broken
 from .items import check_items
 
-SETS = {"commonsense7": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")}
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
 PARTS, FEWEST = 50, 512  # into how many parts requests are divided to be kept, and the fewest of one
 
 
-@dataclass(frozen=True)
-class Tasks:
-    """Which tasks, and from where.
-
-    Attributes:
-        names: tasks and groups of lm-eval, or commonsense7.
-        data: folder of NAME.jsonl files; None takes the Hub's.
-        limit: only the first so many items of each; None takes all.
-    """
-
-    names: tuple[str, ...]
-    data: Path | None = None
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: a number of items, 1 or more")
-        if not self.names:
-            raise UserError(f"--tasks names no task; give some such as {SETS['commonsense7'][0]}, or commonsense7")
-
-    def every(self) -> list[str]:
-        """The names with sets written out, each once."""
-        return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
+def check_tasks(tasks: Tasks) -> None:
+    """Raise a UserError for names that lm-eval does not know, or local data that are not there or do not fit; no model is needed."""
+    harness = _harness()
+    with _quiet(harness.evaluator):
+        _check_names(tasks.every(), harness.tasks.TaskManager().all_tasks)
+    for name in tasks.every() if tasks.data is not None else ():
+        check_items(Path(tasks.data), name)
 
 
 def zero_shot(
@@ -184,9 +168,17 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
             self.done.add(min(len(inps), self.done.total - self.done.done))
             return logits
 
-    lm = Open(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size="auto")
+    how = {"pretrained": model.module, "tokenizer": model.tokenizer, "backend": "causal", "batch_size": "auto"}
+    lm = Open(**how, prefix_token_id=_prefix(model.tokenizer))
     lm._device = torch.device(model.device)  # a layered model's own weights may be nowhere yet
     return lm
+
+
+def _prefix(tokenizer: Any) -> int | None:
+    """What stands in front of an answer without a question, where the tokenizer has neither BOS nor EOS: a line break."""
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    return encode(tokenizer, "\n")[-1]
 
 
 def _digest(requests: list) -> str:

@@ -1,5 +1,6 @@
 """The model card: the README.md of a written model, from what is on record about it."""
 
+import html
 import json
 import re
 import shutil
@@ -11,15 +12,19 @@ from typing import Any
 import yaml
 
 from ..artifacts import Evaluation, Pruned
-from ..comparison.page import ESCAPED
 from ..errors import UserError
-from ..tables import layers, millions
-from .findings import model_name, percent, perplexity_text, safe_command, settings_of, tokens_used
+from ..files import CARD
+from ..files import CARD_MARK as MARK
+from ..format import counted, layers, millions
+from ..provenance import safe_command
+from ..side_files import stays_within
+from .findings import model_name, percent, perplexity_text, settings_of, tokens_used
 
-CARD, BASE_CARD = "README.md", "README.base.md"
-MARK = "<!-- made by shallower from shallower.json -->"
+BASE_CARD = "README.base.md"
 CARRIED = ("license", "license_name", "license_link", "language")  # what holds for the pruned model as for its base
 TAGS = ("shallower", "depth-pruning", "layer-pruning")
+SIMPLE = re.compile(r"[\w .,:;=+/()%-]+")
+MARKS = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|[]#!~"})
 LARGEST = 1 << 20  # bytes of a base's card that are read
 
 
@@ -79,7 +84,7 @@ def card(pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluat
     parts = [
         _front(base),
         MARK,
-        f"# {name.translate(ESCAPED)}",
+        f"# {plain(name)}",
         f"{_linked(base, base_name)} without {went}: {millions(plan.params_before)} parameters became {millions(plan.params_after)} "
         f"({percent(1 - plan.share)}).{_repair(pruned)} Made by shallower; loading it needs nothing of it.",
         "## Figures",
@@ -103,16 +108,29 @@ def _front(base: Base) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
+def code(text: Any) -> str:
+    """A name as inline code; what is more than a name is text."""
+    line = " ".join(str(text).split())
+    return f"`{line}`" if SIMPLE.fullmatch(line) else plain(line)
+
+
+def plain(text: Any) -> str:
+    """Text in which nothing is markup: neither Markdown nor HTML."""
+    return html.escape(" ".join(str(text).split()), quote=False).translate(MARKS)
+
+
 def _linked(base: Base, name: str) -> str:
-    return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else name.translate(ESCAPED)
+    return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else plain(name)
 
 
 def _repair(pruned: Pruned) -> str:
     told, text = pruned.compensation, ""
     if told and told.get("changed"):
-        text = f" {len(told['changed'])} weights of what is left were refitted without training (`{told['method']}`)."
+        was = "was" if len(told["changed"]) == 1 else "were"
+        weights = counted(len(told["changed"]), "weight")
+        text = f" {weights} of what is left {was} refitted without training ({code(told['method'])})."
     for item in pruned.healing:
-        text += f" It was then trained on {item['train_tokens']:,} tokens (`{item['method']}`)."
+        text += f" It was then trained on {item['train_tokens']:,} tokens ({code(item['method'])})."
     return text
 
 
@@ -146,11 +164,11 @@ def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[s
         for text, item in found.perplexity.items():
             base = next((same for other in others if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")), None)
             ratio = f" (×{item['value'] / base['value']:.3f})" if base else ""
-            what = f"perplexity, {text.translate(ESCAPED)}, length {item.get('length')}"
+            what = f"perplexity, {plain(text)}, length {plain(item.get('length'))}"
             rows.append((what, perplexity_text(base["value"]) if base else "", perplexity_text(item["value"]) + ratio))
         for task, item in found.tasks.items():
             base = next((same for other in others if (same := other.tasks.get(task)) and same.get("count") == item.get("count")), None)
-            rows.append((f"{task.translate(ESCAPED)}, {item.get('metric')}", _with_error(base) if base else "", _with_error(item)))
+            rows.append((f"{plain(task)}, {plain(item.get('metric'))}", _with_error(base) if base else "", _with_error(item)))
     return rows
 
 
@@ -170,7 +188,7 @@ def _loading(name: str, code: bool) -> str:
 
 def _making(pruned: Pruned) -> str:
     plan, told = pruned.plan, pruned.compensation
-    by = f" by `{plan.criterion}`" if plan.criterion else ""
+    by = f" by {code(plan.criterion)}" if plan.criterion else ""
     numbering = (
         ""
         if plan.model.original == list(range(plan.model.layers))
@@ -178,14 +196,16 @@ def _making(pruned: Pruned) -> str:
     )
     lines = [
         f"removed layers, numbered from 0: {layers(plan.removed)}{numbering}",
-        f"selection: `{plan.selection}`{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
-        f"settings: {settings_of(plan.settings).translate(ESCAPED)}" if plan.settings else "",
-        f"calibration: {tokens_used(plan.calibration).translate(ESCAPED)}; hash `{plan.calibration.hash}`" if plan.calibration else "",
-        f"config: {'; '.join(pruned.config_changes).translate(ESCAPED)}" if pruned.config_changes else "",
-        f"repair: `{told['method']}`, {len(told['changed'])} weights changed; what it did is in `compensation.json`" if told else "",
+        f"selection: {code(plan.selection)}{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
+        f"settings: {plain(settings_of(plan.settings))}" if plan.settings else "",
+        f"calibration: {plain(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}" if plan.calibration else "",
+        f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
+        f"repair: {code(told['method'])}, {counted(len(told['changed']), 'weight')} changed; what it did is in `compensation.json`"
+        if told
+        else "",
         *(_healed(item) for item in pruned.healing),
         _proof(pruned),
-        f"versions: {', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items())}",
+        f"versions: {plain(', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items()))}",
     ]
     text = "\n".join(f"- {line}" for line in lines if line)
     command = pruned.provenance.command
@@ -194,10 +214,10 @@ def _making(pruned: Pruned) -> str:
 
 
 def _healed(item: dict[str, Any]) -> str:
-    loss, source = item["loss"], str(item["source"]).translate(ESCAPED)
+    loss, source = item["loss"], plain(item["source"])
     return (
-        f"healing: `{item['method']}` on {item['train_tokens']:,} tokens of {source} in {item['steps']} steps, training loss "
-        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained model {item['reloaded']}; "
+        f"healing: {code(item['method'])} on {item['train_tokens']:,} tokens of {source} in {item['steps']} steps, training loss "
+        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained model {plain(item['reloaded'])}; "
         "the last such training is in `healing.json`"
     )
 
@@ -205,11 +225,11 @@ def _healed(item: dict[str, Any]) -> str:
 def _proof(pruned: Pruned) -> str:
     proof = pruned.verified
     if "skipped" in proof:
-        return f"not verified ({proof['skipped']})"
+        return f"not verified ({plain(proof['skipped'])})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
     return (
-        f"proven after {when}: reloaded by plain transformers in {proof.get('dtype')}, no missing weights, logits equal "
-        f"{proof.get('logits')} to those of the intended model, cached decoding equal to uncached"
+        f"proven after {when}: reloaded by plain transformers in {plain(proof.get('dtype'))}, no missing weights, logits equal "
+        f"{plain(proof.get('logits'))} to those of the intended model, cached decoding equal to uncached"
     )
 
 
@@ -221,8 +241,10 @@ def _fenced(text: str, language: str = "") -> str:
 def write_card(folder: Path, pruned: Pruned, name: str, *, source: Path, hub_id: str | None = None) -> None:
     """Put the card into a model that is being written, and the base's own card, if it has one, beside it."""
     base = Base.of(source, hub_id)
-    if (source / CARD).is_file() and not (source / BASE_CARD).is_file() and MARK not in (source / CARD).read_text("utf-8", "replace"):
-        shutil.copyfile(source / CARD, folder / BASE_CARD)
+    for path in (source / BASE_CARD, source / CARD):  # the first, where the base was written by us too
+        if path.is_file() and stays_within(path, source) and MARK not in path.read_text("utf-8", "replace"):
+            shutil.copyfile(path, folder / BASE_CARD)
+            break
     (folder / CARD).write_text(card(pruned, name, base, code=any(folder.glob("*.py"))), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import math
 import textwrap
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,6 +21,7 @@ SIZE = 11.5  # of text
 DPI = 216
 MARGIN = 14.0  # around a drawing that is a file
 LETTERS = 60  # of a line of its title
+MAKER = "shallower"  # in the metadata of a PNG
 FAR = 12  # a ratio of values from which a scale is logarithmic
 PALETTE = {  # on light paper, on dark paper; blue against orange is told apart by nearly everybody
     "paper": ("#ffffff", "#14181e"),
@@ -42,6 +44,17 @@ def palette_css() -> str:
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{sides[1]}}}}}"
     classes = "".join(f".f-{name}{{fill:var(--{name})}}.s-{name}{{stroke:var(--{name});fill:none}}" for name in PALETTE)
     return f":root{{{sides[0]}}}{dark}{classes}"
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a file is a drawing of ours: an SVG with our colours, or a PNG that says so or lies beside such an SVG."""
+    if path.is_symlink() or not path.is_file() or path.suffix not in (".svg", ".png"):
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if path.suffix == ".svg":
+        return start.startswith(b"<svg ") and palette_css()[:60].encode() in start
+    return start.startswith(b"\x89PNG") and (f"Software\0{MAKER}".encode() in start or is_figure(path.with_suffix(".svg")))
 
 
 @dataclass
@@ -124,7 +137,7 @@ class Drawing:
         drawn = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-            figure.savefig(drawn, format="png", metadata={"Software": None, "Description": self.title})
+            figure.savefig(drawn, format="png", metadata={"Software": MAKER, "Description": self.title})
         return drawn.getvalue()
 
     def _wrapped(self, attributes: str, before: str) -> str:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores, Speed
-from ..tables import perplexities
+from ..comparison.healing import perplexities
 from .drawing import SERIES, WIDTH, Drawing, Number, Scale, frame, short
 
 ROWS = 44  # layers in one column of the stack

@@ -1,20 +1,17 @@
 """What the artifacts say together, in words and figures: labels, ratios to the unpruned model, the headline."""
 
 import math
-import re
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Speed
-from ..tables import layers, millions
+from ..format import layers, millions
 from .dossier import Dossier, Found, Removal
 from .drawing import Number, short
 from .figures import middle, setting
 
-SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")
 Column = tuple[str, str]  # name of a text, hash of its tokens
 
 
@@ -211,15 +208,3 @@ def tokens_used(record: CalibrationRecord | None) -> str:
 def settings_of(settings: dict[str, Any]) -> str:
     """A method's settings as they are given on the command line."""
     return ", ".join(f"{name}={short(value) if isinstance(value, float) else value}" for name, value in settings.items())
-
-
-def safe_command(command: str, *, paths: bool = True) -> str:
-    """A command without what looks like a secret; ``paths=False`` leaves of absolute paths only the last part."""
-    command = SECRETS.sub("…", command)
-    if paths:
-        return command
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return command
-    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in words)

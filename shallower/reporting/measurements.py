@@ -5,7 +5,7 @@ from typing import Any
 from ..artifacts import Comparison, Speed
 from ..comparison.comparing import title
 from ..comparison.page import LEGEND, cells, remarks
-from ..tables import millions
+from ..format import millions
 from . import figures
 from .dossier import Found
 from .drawing import Drawing, short

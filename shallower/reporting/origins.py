@@ -1,8 +1,9 @@
 """The last section of the report: where everything comes from, and how to repeat it."""
 
 from ..artifacts import model_of
+from ..provenance import safe_command
 from .dossier import Found
-from .findings import safe_command, seconds, tokens_used
+from .findings import seconds, tokens_used
 from .markup import Markup, section, table, tag
 from .sections import Page
 

@@ -5,10 +5,10 @@ from importlib import resources
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import disk_errors, new_folder, write_atomic
+from ..files import check_replaceable, replace_files, write_atomic
 from . import measurements, sections
 from .dossier import collect
-from .drawing import palette_css
+from .drawing import is_figure, palette_css
 from .markup import Markup, joined, tag
 from .origins import provenance
 from .sections import Page
@@ -38,29 +38,26 @@ def write_report(folder: Path, out: Path) -> Path:
     check_report(out, figures)
     page = Page(collect(folder))
     text = html(page)
-    with disk_errors(out), new_folder(figures, overwrite=True) as made:
-        for drawing in page.drawings:
-            (made / f"{drawing.name}.svg").write_text(drawing.file(), encoding="utf-8")
-            (made / f"{drawing.name}.png").write_bytes(drawing.png())
+    contents = {f"{drawing.name}.svg": drawing.file().encode() for drawing in page.drawings}
+    contents |= {f"{drawing.name}.png": drawing.png() for drawing in page.drawings}
+    replace_files(figures, contents, is_figure)
     return write_atomic(out, text)
 
 
 def check_report(out: Path, figures: Path) -> None:
-    """Raise a UserError unless a report may be written there: nothing is there yet, or an earlier report."""
+    """Raise a UserError unless a report may be written there: nothing is there yet, or an earlier report and its figures."""
     if out.suffix != ".html":
         raise UserError(f"--out {out}: give the name of an .html file")
-    if out.exists():
-        if not out.is_file() or MARK.encode() not in out.read_bytes()[:4096]:
-            raise UserError(f"--out {out} is no report of shallower; only older reports are replaced: give another name")
-    elif figures.exists() and (not figures.is_dir() or any(figures.iterdir())):
-        raise UserError(f"{figures} exists, where the figures of {out} would go: give --out another name")
+    if out.is_symlink() or (out.exists() and not (out.is_file() and MARK.encode() in out.read_bytes()[:4096])):
+        raise UserError(f"--out {out} is no report of shallower; only older reports are replaced: give another name")
+    check_replaceable(figures, (), is_figure)
 
 
 def html(page: Page) -> str:
     """The whole page."""
     parts = [made for part in SECTIONS if (made := part(page)) is not None]
     name = page.findings.name
-    style = resources.files("shallower").joinpath("texts", "report.css").read_text(encoding="utf-8")
+    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     head = [
         Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{MARK}\n'),

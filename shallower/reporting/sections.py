@@ -1,11 +1,13 @@
 """Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores
-from ..tables import gap_closed, gaps, layers, losses, millions, perplexities
+from ..comparison.healing import gap_closed, gaps, losses, perplexities
+from ..format import layers, millions
 from . import figures
 from .dossier import Dossier, Removal
 from .drawing import Drawing
@@ -184,6 +186,8 @@ def _repaired(found: Compensation) -> Markup:
     told = facts(
         [
             ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, unpruned {loss['dense']:.4f}"),
+            ("held-out perplexity", f"{_times(loss)} the unpruned one's"),
+            *((f"on {name}", _times(one)) for name, one in found.by_source.items() if len(found.by_source) > 1),
             ("of the gap", f"{gap:.0%} closed" if gap is not None else None),
             ("changed", f"{len(found.changed)} weights" if found.changed else "nothing: it did not lower the held-out loss"),
             ("settings", settings_of(found.settings)),
@@ -192,3 +196,9 @@ def _repaired(found: Compensation) -> Markup:
         ]
     )
     return tag("div", told, names)
+
+
+def _times(loss: dict[str, float]) -> str:
+    """Perplexity before and after the repair as multiples of the unpruned model's."""
+    before, after = (math.exp(min(loss[state] - loss["dense"], 99)) for state in ("before", "after"))
+    return f"× {before:.3f} → × {after:.3f}"

@@ -40,7 +40,7 @@ def select(problem: Problem) -> Choice:
     beam: list[tuple[int, ...]] = [()]
     seen: dict[frozenset[int], float] = {}
     for step in range(1, problem.amount + 1):
-        label, last = f"beam {step}/{problem.amount}", step == problem.amount
+        label, last = f"beam, layer {step} of {problem.amount}", step == problem.amount
         paths = _longer(beam, problem.allowed, {frozenset(greedy): greedy} if last else {})
         if not problem.affords(len(paths)):
             say(f"the time ends before {label}: greedy's choice stays")

@@ -44,7 +44,7 @@ def select(problem: Problem) -> Choice:
     values: dict[frozenset[int], float] = {}
     best, trace = [greedy], []
     for generation in range(1, settings.generations + 1):
-        label = f"evolution {generation}/{settings.generations}"
+        label = f"evolution, generation {generation} of {settings.generations}"
         first = [] if values else [greedy]
         new = first + _children(problem, best, {greedy, *values}, settings.population - len(first), chance)
         if not new:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,12 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import ranks
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import disk_errors, made_parents, write_atomic
 from ..progress import say
 from .sharding import like, whole
 
 KEPT = 2
+NOTHING = "before the first step was done, so there is nothing to go on from; nothing was left half-written"
 WEIGHT, STATE = "weight:", "state:"
 Trained = dict[str, nn.Parameter]  # by name
 
@@ -65,10 +67,11 @@ class Keeper:
             ranks.gathered(None)
             if first:
                 shutil.rmtree(self.folder, ignore_errors=True)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            kept = getattr(stop, "kept", "") or NOTHING
             if steps := list(self.steps()):
-                say(f"stopped; step {steps[-1]} is kept: the same command with --resume goes on from there")
-            raise
+                kept = f"step {steps[-1]} is kept in {self.folder}: the same command with --resume goes on from there"
+            raise Stopped(getattr(stop, "signal", signal.SIGINT), kept) from stop
         finally:
             if lock is not None:
                 if not self._begun():
@@ -86,6 +89,8 @@ class Keeper:
 
     def _check(self, resume: bool) -> None:
         if not self._begun():
+            if resume:
+                say(f"nothing to resume in {self.folder}: beginning")
             return
         if not resume:
             raise UserError(f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove them to start anew")

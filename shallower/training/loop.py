@@ -24,18 +24,21 @@ from torch.distributed.tensor import DTensor
 
 from .. import ranks
 from ..anatomy.kernels import fast_products
-from ..errors import UserError
+from ..data.packing import Packed, Rows
+from ..data.streams import Stream
+from ..errors import Stopped, UserError
 from ..progress import Meter, meter, say
+from ..stopping import patient, stop_asked
 from .checkpoints import Keeper, put_state, state_of
-from .data import Packed, Rows
 from .lion import Lion
 from .objective import Objective
 from .schedule import Recipe, Schedule
 from .sharding import shard, whole
-from .streams import Stream
 
 WATCHED = 10  # steps whose mean loss is compared
+EARLY = 60  # seconds after which the first checkpoint is due
 DIVERGED = 1.5  # a mean that is so many times the best one, and one nat more, is beyond repair
+MOST = 0.95  # of all tokens bear a loss in plain text; where fewer do, both rates are told
 FIRST_STEPS = 3  # after these the time that the rest takes is told
 
 
@@ -112,27 +115,37 @@ def train(run: Run) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
             prepared, optimizer = accelerator.prepare(prepared, optimizer)
-    started, saved, recent = time.monotonic(), time.monotonic(), _Watch(run.keeper)
+    started, recent = time.monotonic(), _Watch(run.keeper)
+    saved = (step, started)
     counted = meter("training", run.schedule.steps, step)
-    with fast_products(run.objective), counted as shown, _tracked(run, accelerator) as note:
+    with fast_products(run.objective), counted as shown, _tracked(run, accelerator) as note, patient():
         if not step:
             note({"step": 0, "tokens": 0, **run.watch(0)})
         while step < run.schedule.steps:
             begun = time.monotonic()
-            told, bearing, norm = _step(run, accelerator, prepared, optimizer, list(trained.values()), step)
+            try:
+                told, bearing, norm = _step(run, accelerator, prepared, optimizer, list(trained.values()), step)
+            except Stopped:  # in the middle of a step, of which nothing has reached the weights
+                optimizer.zero_grad()
+                _keep(run, step, before + begun - started, (trained, optimizer), saved)
+                raise
             recent.check(step + 1, told[0], norm)
             step += 1
             took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
             row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": told[0], "lr": rate}
             row |= {"grad_norm": norm, "tokens_per_second": bearing / took, "seconds": before + time.monotonic() - started}
+            row["all_tokens_per_second"] = run.schedule.batch * run.schedule.length / took
             row |= {"terms": dict(zip(run.objective.terms[1:], told[1:], strict=True))} if len(told) > 1 else {}
             if step == run.schedule.steps or (run.watch_steps and step % run.watch_steps == 0):
                 row |= run.watch(step)
             note(row)
             _tell(shown, row, step)
-            if step < run.schedule.steps and _due(run, step, saved):
-                run.keeper.keep(step, trained, _inner(optimizer), row["seconds"], run.data.place())
-                saved = time.monotonic()
+            asked = max(ranks.gathered(stop_asked()))
+            if step < run.schedule.steps and (asked or _due(run, step, saved)):
+                _keep(run, step, row["seconds"], (trained, optimizer), saved)
+                saved = (step, time.monotonic())
+            if asked and step < run.schedule.steps:
+                raise Stopped(asked)
     state = state_of(trained, _inner(optimizer)) if run.keep_state else None
     weights = {name: whole(parameter.detach()) for name, parameter in trained.items()} if run.layers else None
     return Outcome(run.keeper.rows(), before + time.monotonic() - started, state, weights)
@@ -209,7 +222,7 @@ def _step(
             run.micro //= 2
             say(f"out of memory: from now on {run.micro} sequences at once")
             optimizer.zero_grad()
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # here, where the traceback no longer holds the forward's tensors
     norm = accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip)
     norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     told = (ranks.added(sums.double().cpu()) / bearing).tolist()
@@ -228,6 +241,8 @@ def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: R
     pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro) for part in mine), strict=True)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
+        if ranks.size() == 1 and (asked := stop_asked()):
+            raise Stopped(asked)
         if run.layers:
             objective.set_requires_gradient_sync(last)
         with nullcontext() if last or run.layers else accelerator.no_sync(objective):
@@ -240,8 +255,10 @@ def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: R
 
 def inputs(rows: Rows, apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the objective takes of some sequences; positions only where a document begins within a row."""
-    tokens, positions, bearing = (part.to(device) for part in rows)
-    several = apart and bool((positions[:, 1:] == 0).any())
+    several = apart and bool((rows.positions[:, 1:] == 0).any())  # asked before they are on the device, which would be waited for
+    if device.startswith("cuda"):
+        rows = Rows(*(part.pin_memory() for part in rows))
+    tokens, positions, bearing = (part.to(device, non_blocking=True) for part in rows)
     return tokens, positions if several else None, bearing
 
 
@@ -310,14 +327,23 @@ class _Watch:
         return f"; the weights of step {steps[-1][0]} are kept in {steps[-1][1]}" if steps else "; no checkpoint had been due yet"
 
 
-def _due(run: Run, step: int, saved: float) -> bool:
-    """Whether a checkpoint is to be written; the first process's clock decides."""
+def _due(run: Run, step: int, saved: tuple[int, float]) -> bool:
+    """Whether a checkpoint is to be written; the first process's clock decides. The first one of all comes early."""
     by_steps = bool(run.checkpoint_steps) and step % run.checkpoint_steps == 0
-    by_time = time.monotonic() - saved >= 60 * run.checkpoint_minutes
-    return bool(ranks.gathered(by_steps or by_time)[0])
+    wait = 60 * run.checkpoint_minutes if saved[0] else min(EARLY, 60 * run.checkpoint_minutes)
+    return bool(ranks.gathered(by_steps or time.monotonic() - saved[1] >= wait)[0])
+
+
+def _keep(run: Run, step: int, seconds: float, reached: tuple[dict[str, nn.Parameter], Any], saved: tuple[int, float]) -> None:
+    """A checkpoint of what has been reached after ``step`` steps, unless that is kept already."""
+    if step > saved[0]:
+        trained, optimizer = reached
+        run.keeper.keep(step, trained, _inner(optimizer), seconds, run.data.place())
 
 
 def _tell(shown: Meter, row: dict[str, Any], step: int) -> None:
-    shown.add(1, f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s, lr {row['lr']:.1e}")
+    every, bearing = row["all_tokens_per_second"], row["tokens_per_second"]
+    answers = f" ({bearing:.0f} of answers)" if bearing < MOST * every else ""
+    shown.add(1, f"loss {row['loss']:.3f}, {every:.0f} tokens/s{answers}, lr {row['lr']:.1e}")
     if step - shown.first == FIRST_STEPS and shown.left() > 30:
         say(f"about {shown.left() / 60:.1f} minutes for the rest, by the first {FIRST_STEPS} steps")

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..anatomy.kernels import fast_linear
+from ..anatomy.kernels import exact_products, fast_linear
 
-CHUNK_BYTES = 64 << 20  # of fp32 logits that exist at once
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of fp32 logits that exist at once
+SHORT = (16, 64)  # tokens of the sequences from which the size of activations is told
 EXACT = 1e-4  # of the largest logit: how far decoder and head by hand may be from the model's own logits
 
 
@@ -60,7 +61,7 @@ class ChunkedLoss(torch.autograd.Function):
             grads += [torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None]
             grads += [torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None]
             parts = hidden.new_zeros(3, dtype=torch.float32)
-            rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+            rows = max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]) // (4 * len(weight)))
             for start in range(0, len(hidden), rows):
                 places = slice(start, start + rows)
                 known = teacher.logits(places) if teacher else None
@@ -175,6 +176,32 @@ class Objective(nn.Module):
         return Head(hidden, head.weight, head.bias)
 
 
+def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
+    """About what one sequence of so many tokens leaves for the way back, told from two short ones: activations grow with the tokens."""
+    found = [_left(objective, tokens, bf16=bf16) for tokens in SHORT]
+    each = (found[1] - found[0]) / (SHORT[1] - SHORT[0])
+    return max(0, int(found[0] + each * (length - SHORT[0])))
+
+
+def _left(objective: "Objective", length: int, *, bf16: bool) -> int:
+    own = {parameter.data_ptr() for parameter in objective.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = max(tensor.nbytes, seen.get(tensor.untyped_storage().data_ptr(), 0))
+            kept.append(tensor)  # so that no other one takes its place
+        return tensor
+
+    kept: list[Tensor] = []
+    device = next(objective.parameters()).device
+    tokens = torch.ones(1, length, dtype=torch.long, device=device)
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), hooks:
+        objective(tokens, None, torch.ones_like(tokens, dtype=torch.bool))
+    return sum(seen.values())
+
+
 def _ends(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """(decoder, head) that together give the model's own logits; (None, None) where there is no such pair."""
     head = model.get_output_embeddings()
@@ -204,6 +231,7 @@ def _by_hand(decoder: nn.Module, head: nn.Linear, tokens: Tensor) -> Tensor | No
 
 
 @torch.no_grad()
+@exact_products()
 def isolates(model: nn.Module) -> bool:
     """Whether positions that start again keep two documents in one row from seeing each other, as in separate rows."""
     device = next(model.parameters()).device

@@ -14,16 +14,18 @@ from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
+from ..memory import total_memory
 from ..progress import Meter, meter
-from .batching import GRADIENT_BATCHES, batches, chunks, part_of, total_predictions
+from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, chunks, halved, part_of, total_predictions
 from .evidence import Flows, Gradients
 from .losses import replay_of
 from .replay import Recording, Replay
-from .sums import Sums
+from .sums import Halves, Sums
 
 STREAM = ""  # the name under which a layer's gradients hold the one of its input
 Condense = Callable[[Sums], dict]
-Visit = Callable[[int, list[Recording], list[Tensor | None], list[Tensor]], Sums]  # changes the gradients to those of the input
+Visit = Callable[[int, list[Recording], list[Tensor | None], list[Tensor]], list[Sums]]  # changes the gradients to those of the input
+ROOM = 32  # float32 sums of a second half of the samples are held where they take no more than this part of the memory
 
 
 def gradient_sums(
@@ -34,8 +36,10 @@ def gradient_sums(
     *,
     removed: tuple[int, ...] = (),
     journal: Journal = NO_JOURNAL,
-) -> dict[int, Sums]:
+) -> dict[int, Halves]:
     """Layer -> totals: every parameter measured batch by batch, its sum condensed to numbers, these added over the layer.
+
+    Either half of the samples is condensed by itself too, where the memory has room for sums of both.
 
     Only the layers' inputs are kept from the way up; one layer's gradients exist at a time. Models that cannot be
     replayed get one plain backward through everything instead.
@@ -44,16 +48,18 @@ def gradient_sums(
     if replay is None:
         return _whole_gradients(model, tokens, (measure, condense), removed)
 
-    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> Sums:
-        layer, totals = model.layer(index), _Totals(index, measure, condense)
+    parts, first = _parts(model, tokens, weights=True)
+
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
+        layer, totals = model.layer(index), _Totals(index, measure, condense, first)
         for i, recording in enumerate(recordings):
-            gradients = _layer_back(replay, layer, recording, index, (entering[i], flowing[i]))
+            gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
             flowing[i] = gradients.pop(STREAM).contiguous()  # as it comes back from a journal, so that the same kernels run
             entering[i] = None
-            totals.add(layer, gradients, last=i == len(recordings) - 1)
+            totals.add(layer, gradients, i, last=i == len(recordings) - 1)
         return totals.numbers
 
-    return _reverse(model, tokens, visit, removed, journal)
+    return {index: _halves(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()}
 
 
 def flow_sums(
@@ -63,37 +69,38 @@ def flow_sums(
     *,
     removed: tuple[int, ...] = (),
     journal: Journal = NO_JOURNAL,
-) -> dict[int, Sums]:
+) -> dict[int, Halves]:
     """Layer -> totals of a measurement of the stream around it and the loss's gradient there; no weight gets a gradient."""
     replay, stack = replay_of(model), model.stack
     if replay is None:
         return _whole_flows(model, tokens, measure, removed)
+    parts, first = _parts(model, tokens)
 
-    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> Sums:
-        _, totals = model.layer(index), Sums()
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
+        _, totals = model.layer(index), [Sums(), Sums()]
         for i, recording in enumerate(recordings):
-            before, gradient = entering[i].detach().requires_grad_(), flowing[i]
+            before, gradient = entering[i].to(model.device).detach().requires_grad_(), flowing[i]
             with torch.enable_grad():
                 after = replay.step(recording, index, before)
             flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
             entering[i] = None
             streams = (stack.tokens_first(stream.detach()) for stream in (before, after, gradient))
-            totals += Sums.of(measure(Flows(index, *streams)))
-        return totals.added()
+            totals[i >= first] += Sums.of(measure(Flows(index, *streams)))
+        return [half.added() for half in totals if half]
 
-    return _reverse(model, tokens, visit, removed, journal)
+    return {index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()}
 
 
 def _reverse(
-    model: Model, tokens: Int[Tensor, "sample position"], visit: Visit, removed: tuple[int, ...], journal: Journal
-) -> dict[int, Sums]:
+    model: Model, tokens: Int[Tensor, "sample position"], parts: list[Tensor], visit: Visit, removed: tuple[int, ...], journal: Journal
+) -> dict[int, list[Sums]]:
     """Up through the layers that stay, then back from the loss to the first, visiting each."""
-    replay, parts = replay_of(model), _parts(model, tokens)
+    replay = replay_of(model)
     scale = 1 / total_predictions(tokens)
     stays = [index for index in range(len(model.stack)) if index not in removed]
     with journal.part("gradients", len(stays)) as part, fast_products(model.module):
         state = part.resume()
-        found = {int(index): Sums.of(numbers) for index, numbers in state.notes.items()}
+        found = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
         back = list(reversed(stays))[len(found) :]
         recordings = [replay.record(batch) for batch in parts]
         with meter("gradients", 4 * len(stays), 4 * len(found)) as done:  # a layer costs a forward and about three on the way back
@@ -102,7 +109,9 @@ def _reverse(
                 flowing = [state.tensors[f"flowing/{i}"].to(model.device) for i in range(len(parts))]
             else:
                 inputs = _way_up(replay, recordings, stays, done)
-                flowing = [_top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(inputs.pop(), parts, strict=True)]
+                tops = [top.to(model.device) for top in inputs.pop()]
+                flowing = [_top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(tops, parts, strict=True)]
+                del tops
             model.rest()
             for index in back:
                 found[index] = visit(index, recordings, inputs.pop(), flowing)
@@ -111,22 +120,52 @@ def _reverse(
     return dict(sorted(found.items()))
 
 
-def _parts(model: Model, tokens: Int[Tensor, "sample position"]) -> list[Tensor]:
-    return batches(model, ranks.share(tokens), GRADIENT_BATCHES * model.batch_tokens)
+def _parts(model: Model, tokens: Int[Tensor, "sample position"], *, weights: bool = False) -> tuple[list[Tensor], int]:
+    """The batches of this process, and how many of them are of the first half of its samples; all where halves are not kept apart.
+
+    Args:
+        weights: sums as large as weights are held, of one layer and half.
+    """
+    share, limit = ranks.share(tokens), GRADIENT_BATCHES * model.batch_tokens
+    plain = batches(model, share, limit)
+    largest = max(model.record.layer_parameters)
+    apart = not weights or len(plain) > 1 or 8 * largest <= total_memory(model.device) // ROOM
+    if not all(ranks.gathered(apart and len(share) > 1)):
+        return plain, len(plain)
+    return halved(model, share, limit)
 
 
-def _numbers(found: dict[int, Sums]) -> dict:
-    return {str(index): {name: value.tolist() for name, value in sums.items()} for index, sums in found.items()}
+def _numbers(found: dict[int, list[Sums]]) -> dict:
+    return {str(index): [{name: value.tolist() for name, value in sums.items()} for sums in several] for index, several in found.items()}
+
+
+def _halves(numbers: list[Sums]) -> Halves:
+    """From the condensed totals of all samples and, behind them, of either half."""
+    return Halves(numbers[0], tuple(numbers[1:]))
 
 
 @torch.no_grad()
 def _way_up(replay: Replay, recordings: list[Recording], through: list[int], done: Meter) -> list[list[Tensor]]:
     """The streams of all batches in front of each of these layers and, last, after them."""
-    inputs = [[recording.entering for recording in recordings]]
+    streams = [recording.entering for recording in recordings]
+    kept = _away if _large(streams, len(through)) else list
+    inputs = [kept(streams)]
     for index in through:
-        inputs.append([replay.step(recording, index, stream) for recording, stream in zip(recordings, inputs[-1], strict=True)])
+        streams = [replay.step(recording, index, stream) for recording, stream in zip(recordings, streams, strict=True)]
+        inputs.append(kept(streams))
         done.add()
     return inputs
+
+
+def _large(streams: list[Tensor], places: int) -> bool:
+    """Whether the streams at so many places would take too much of a GPU's memory."""
+    device = str(streams[0].device) if streams else "cpu"
+    return device.startswith("cuda") and sum(stream.nbytes for stream in streams) * places > total_memory(device) // STREAM_SHARE
+
+
+def _away(streams: list[Tensor]) -> list[Tensor]:
+    """The streams in the machine's own memory."""
+    return [stream.cpu() for stream in streams]
 
 
 def _top(replay: Replay, vocabulary: int, stream: Tensor, tokens: Tensor, scale: float) -> Tensor:
@@ -161,23 +200,34 @@ class _Totals:
     """The totals of a layer's parameters while batches are added, and the numbers that they condense to.
 
     With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked at.
+    ``numbers`` are those of all samples and, where ``first`` batches are of the first half and others follow, of either half.
     """
 
-    def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense):
-        self.index, self.measure, self.condense = index, measure, condense
-        self.sums: dict[str, Sums] = {}
-        self.numbers = Sums()
+    def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense, first: int):
+        self.index, self.measure, self.condense, self.first = index, measure, condense, first
+        self.sums: dict[tuple[str, bool], Sums] = {}
+        self.numbers: list[Sums] = []
 
     @torch.no_grad()
-    def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], *, last: bool) -> None:
+    def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], batch: int, *, last: bool) -> None:
         """Measure each parameter; its gradient is freed as soon as it has been looked at. All processes do this in step."""
         for name, weight in layer.named_parameters():
             gradient = gradients.pop(name)
             gradient = torch.zeros_like(weight) if gradient is None else gradient
-            total = self.sums.setdefault(name, Sums())
+            total = self.sums.setdefault((name, batch >= self.first), Sums())
             total += Sums.of(self.measure(Gradients(self.index, name, weight.detach(), gradient)))
             if last:
-                self.numbers += Sums.of(self.condense(self.sums.pop(name).added()))
+                self._condense(name)
+
+    def _condense(self, name: str) -> None:
+        halves = [self.sums.pop((name, second)).added() for second in (False, True) if (name, second) in self.sums]
+        apart = [Sums.of(self.condense(half)) for half in halves] if len(halves) > 1 else []
+        for other in halves[1:]:
+            halves[0] += other
+        found = [Sums.of(self.condense(halves[0])), *apart]
+        self.numbers = self.numbers or [Sums() for _ in found]
+        for total, numbers in zip(self.numbers, found, strict=True):
+            total += numbers
 
 
 @contextmanager
@@ -208,33 +258,33 @@ def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
 
 def _whole_gradients(
     model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removed: tuple[int, ...]
-) -> dict[int, Sums]:
+) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch."""
     _check_whole(model)
-    parts, scale = _parts(model, tokens), 1 / total_predictions(tokens)
+    (parts, first), scale = _parts(model, tokens, weights=True), 1 / total_predictions(tokens)
     layers = {i: layer for i, layer in enumerate(model.stack.layers) if i not in removed}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
-    totals = {index: _Totals(index, *method) for index in layers}
+    totals = {index: _Totals(index, *method, first) for index in layers}
     with meter("gradients", len(parts)) as done:
-        for batch in parts:
+        for number, batch in enumerate(parts):
             with bypass(model.stack, removed), trainable(every), torch.enable_grad():
                 loss = _whole_loss(model, batch, scale)
                 found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
                 gradients = {name: found[id(weight)] for name, weight in layer.named_parameters()}
-                totals[index].add(layer, gradients, last=batch is parts[-1])
+                totals[index].add(layer, gradients, number, last=batch is parts[-1])
             done.add()
-    return {index: total.numbers for index, total in totals.items()}
+    return {index: _halves(total.numbers) for index, total in totals.items()}
 
 
 def _whole_flows(
     model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removed: tuple[int, ...]
-) -> dict[int, Sums]:
+) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
     _check_whole(model)
-    stack, parts, scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
+    stack, (parts, first), scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
     stays = [index for index in range(len(stack)) if index not in removed]
-    totals = {index: Sums() for index in stays}
+    totals = {index: [Sums(), Sums()] for index in stays}
     streams: dict[int, tuple[Tensor, Tensor]] = {}
 
     def see(index: int, args: tuple, kwargs: dict, output) -> None:
@@ -247,15 +297,15 @@ def _whole_flows(
     embedding = model.module.get_input_embeddings()
     try:
         with meter("gradients", len(parts)) as done:
-            for batch in parts:
+            for number, batch in enumerate(parts):
                 with bypass(stack, removed), trainable(embedding.parameters()), torch.enable_grad():
                     loss = _whole_loss(model, batch, scale)
                     found = torch.autograd.grad(loss, [streams[index][1] for index in stays])
                 for index, gradient in zip(stays, found, strict=True):
                     around = (stack.tokens_first(stream.detach()) for stream in (*streams[index], gradient))
-                    totals[index] += Sums.of(measure(Flows(index, *around)))
+                    totals[index][number >= first] += Sums.of(measure(Flows(index, *around)))
                 done.add()
     finally:
         for handle in handles:
             handle.remove()
-    return {index: sums.added() for index, sums in totals.items()}
+    return {index: Halves.of([half.added() for half in halves if half]) for index, halves in totals.items()}

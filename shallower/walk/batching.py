@@ -20,6 +20,18 @@ def batches(model: Model, tokens: Int[Tensor, "sample position"], limit: int | N
     return [part.to(model.device) for part in tokens.tensor_split(-(-len(tokens) // rows))]
 
 
+def halved(model: Model, tokens: Int[Tensor, "sample position"], limit: int | None = None) -> tuple[list[Tensor], int]:
+    """``batches`` of which none holds samples of both halves, and how many of them are of the first half.
+
+    Where some process has one sample only, none keeps halves apart, and all batches are of the first.
+    """
+    if not all(ranks.gathered(len(tokens) > 1)):
+        whole = batches(model, tokens, limit)
+        return whole, len(whole)
+    parts = [batches(model, half, limit) for half in tokens.tensor_split(2) if len(half)]
+    return [batch for part in parts for batch in part], len(parts[0])
+
+
 def rounds(model: Model, tokens: Int[Tensor, "sample position"], streams: int) -> list[Tensor]:
     """The samples of all processes in rounds, each so small that so many streams per sample fit in memory together."""
     budget = total_memory(model.device) // STREAM_SHARE

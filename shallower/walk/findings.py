@@ -1,5 +1,6 @@
 """What a walk of both models has found on its way, kept so that a killed one goes on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,9 +8,15 @@ from torch import Tensor
 
 from ..anatomy.patch import Edit, Patch
 from ..journal import Part, State
+from ..memory import total_memory
 from ..progress import say
 
 SPILLED = 1 << 20  # bytes of changes of a layer from which on they are kept on the disk, where there is a journal
+ON_GPU = 8  # unless all changes together take less than this part of a GPU's memory
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum({one.data_ptr(): one.nbytes for one in tensors}.values())
 
 
 @dataclass
@@ -62,9 +69,15 @@ class Findings:
         part.keep(step, tensors, {"own": self.notes, "patch": patch, "files": files}, now=now)
 
     def spill(self, part: Part, index: int, patch: Patch) -> None:
-        """Hold the changes of a layer on the disk rather than in memory, if they are large and there is a journal."""
+        """Hold the changes of a layer on the disk rather than in memory, if they are large and there is a journal.
+
+        On a GPU they stay on it as long as all of them take little of its memory.
+        """
         large = {name: edit.value for name, edit in patch.items() if name in self.patch}
-        if sum({value.data_ptr(): value.nbytes for value in large.values()}.values()) < SPILLED:
+        if _bytes(large.values()) < SPILLED:
+            return
+        device = str(next(iter(large.values())).device)
+        if device.startswith("cuda") and _bytes(edit.value for edit in self.patch.values()) < total_memory(device) // ON_GPU:
             return
         stored = part.journal.spilled(f"layer-{index}", large)
         if stored is not None:

@@ -1,6 +1,6 @@
 """Taps on the residual stream: layer by layer for all samples, or, where that is not faithful, during whole forwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,29 +15,53 @@ from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal, Part, State
 from ..progress import meter
-from .batching import batches, rounds
+from .batching import halved, rounds
 from .evidence import Streams
 from .losses import replay_of
 from .replay import Replay
-from .sums import Sums
+from .sums import LARGE, Halves, Sums
 
 Span = tuple[int, int]
 Measure = Callable[[Streams], dict]
 
 
 @dataclass
-class _Taps:
-    """Turns streams before and after layers into totals by span.
+class Tap:
+    """One measurement of the stream, and its totals by half of the samples and span of layers.
 
-    With ``spans`` every pair of places is measured, so the stream at every place is kept (only the last position with
-    ``last``); without, each layer alone.
+    Attributes:
+        measure: Streams -> named numbers, added over batches and processes.
+        spans: measure every span (start, end), start < end, instead of (k, k+1) only.
+        last: keep only the last position of each sample.
+    """
+
+    measure: Measure
+    spans: bool = False
+    last: bool = False
+    totals: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
+
+    def add(self, half: int, span: Span, before: Tensor, after: Tensor) -> None:
+        key = (half, *span)
+        self.totals.setdefault(key, Sums())
+        self.totals[key] += Sums.of(self.measure(Streams(*span, before, after)))
+
+    def found(self) -> dict[Span, Halves]:
+        """Span -> its totals, summed over processes."""
+        both = len({half for half, *_ in self.totals}) > 1
+        spans = sorted({tuple(span) for _, *span in self.totals})
+        return {span: Halves.of([self.totals[half, *span].added() for half in range(1 + both)]) for span in spans}
+
+
+@dataclass
+class _Taps:
+    """Turns streams before and after layers into the totals of several measurements.
+
+    Where one wants spans, the stream at every place is kept (only the last position if that suffices for all of those).
     """
 
     model: Model
-    measure: Measure
-    spans: bool
-    last: bool
-    totals: dict[Span, Sums] = field(default_factory=dict)
+    taps: Sequence[Tap]
+    first: int = 1  # batches of the first half
     kept: list[dict[int, Tensor]] = field(default_factory=list)
 
     def see(self, batch: int, index: int, before: Tensor, after: Tensor) -> None:
@@ -45,62 +69,66 @@ class _Taps:
         before, after = (self.model.stack.tokens_first(stream) for stream in (before, after))
         if not torch.isfinite(after).all():
             raise UserError(f"layer {index} yields NaN or infinite values: are the weights whole, and does the dtype suffice?")
-        if self.last:
+        half = int(batch >= self.first)
+        for tap in self.taps:
+            if not tap.spans:
+                tap.add(half, (index, index + 1), *((one[:, -1:] if tap.last else one) for one in (before, after)))
+        if self.spanning:
+            self._spans(batch, index, before, after, half)
+
+    @property
+    def spanning(self) -> list[Tap]:
+        return [tap for tap in self.taps if tap.spans]
+
+    def _spans(self, batch: int, index: int, before: Tensor, after: Tensor, half: int) -> None:
+        if all(tap.last for tap in self.spanning):
             before, after = before[:, -1:].clone(), after[:, -1:].clone()
-        if not self.spans:
-            return self._add((index, index + 1), before, after)
         while len(self.kept) <= batch:
             self.kept.append({})
         places = self.kept[batch]
         places.setdefault(index, before)
         places[index + 1] = after
-        for start in range(index + 1):
-            self._add((start, index + 1), places[start], after)
-        return None
-
-    def _add(self, span: Span, before: Tensor, after: Tensor) -> None:
-        self.totals.setdefault(span, Sums())
-        self.totals[span] += Sums.of(self.measure(Streams(*span, before, after)))
+        for tap in self.spanning:
+            for start in range(index + 1):
+                tap.add(half, (start, index + 1), *((one[:, -1:] if tap.last else one) for one in (places[start], after)))
 
 
 @torch.no_grad()
 def stream_sums(
     model: Model,
     tokens: Int[Tensor, "sample position"],
-    measure: Measure,
+    taps: Sequence[Tap],
     *,
     removed: tuple[int, ...] = (),
-    spans: bool = False,
-    last: bool = False,
     journal: Journal = NO_JOURNAL,
-) -> dict[Span, Sums]:
-    """Add up a measurement of the stream before and after every layer that stays, or every span of layers.
+) -> list[dict[Span, Halves]]:
+    """Add up measurements of the stream before and after every layer that stays, or every span of layers; all in one walk.
 
     Args:
-        measure: Streams -> named numbers, added over batches and processes.
-        removed: layers to leave out.
-        spans: measure every span (start, end), start < end, instead of (k, k+1) only; nothing may be removed then.
-        last: keep only the last position of each sample.
+        removed: layers to leave out; no spans are measured then.
     """
     replay = replay_of(model)
-    taps = _Taps(model, measure, spans, last)
+    every = any(tap.spans and not tap.last for tap in taps)
     stays = [index for index in range(len(model.stack)) if index not in removed]
-    pieces = rounds(model, tokens, len(model.stack) + 2 if spans and not last else 2) if replay else [ranks.share(tokens)]
-    with journal.part("streams", len(pieces) * len(stays)) as part, fast_products(model.module):
+    pieces = rounds(model, tokens, len(model.stack) + 2 if every else 2) if replay else [ranks.share(tokens)]
+    seeing = _Taps(model, taps)
+    with journal.part("layers", len(pieces) * len(stays)) as part, fast_products(model.module):
         if replay is None:
-            _whole(taps, batches(model, pieces[0]), removed)
+            parts, seeing.first = halved(model, pieces[0])
+            _whole(seeing, parts, removed)
         else:
-            _layer_by_layer(taps, replay, pieces, stays, part)
-    return {span: sums.added() for span, sums in sorted(taps.totals.items())}
+            _layer_by_layer(seeing, replay, pieces, stays, part)
+    return [tap.found() for tap in taps]
 
 
 def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: list[int], part: Part) -> None:
     state = part.resume()
     first, done_before = divmod(state.step, len(stays))
     _restore(taps, state)
-    with meter("streams", len(pieces) * len(stays), state.step) as done:
+    with meter("activations", len(pieces) * len(stays), state.step) as done:
         for number in range(first, len(pieces)):
-            recordings = [replay.record(batch) for batch in batches(taps.model, pieces[number])]
+            parts, taps.first = halved(taps.model, pieces[number])
+            recordings = [replay.record(batch) for batch in parts]
             streams = [recording.entering for recording in recordings]
             resumed = number == first and done_before
             if resumed:
@@ -113,7 +141,7 @@ def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: li
                         after = replay.step(recording, stays[place], streams[i])
                         taps.see(i, stays[place], streams[i], after)
                         streams[i] = after
-                done.add()
+                done.add(1, f"layer {place + 1} of {len(stays)}")
                 step = number * len(stays) + place + 1
                 part.keep(step, _state(taps, streams), {})
 
@@ -122,8 +150,9 @@ def _state(taps: _Taps, streams: list[Tensor]) -> dict[str, Tensor]:
     tensors = {f"stream/{i}": stream for i, stream in enumerate(streams)}
     for i, places in enumerate(taps.kept):
         tensors |= {f"kept/{i}/{place}": stream for place, stream in places.items()}
-    for (start, end), sums in taps.totals.items():
-        tensors |= {f"total/{start}/{end}/{name}": value for name, value in sums.items()}
+    for number, tap in enumerate(taps.taps):
+        for (half, start, end), sums in tap.totals.items():
+            tensors |= {f"total/{number}/{half}/{start}/{end}/{name}": value for name, value in sums.items()}
     return tensors
 
 
@@ -135,12 +164,14 @@ def _restore(taps: _Taps, state: State) -> None:
                 taps.kept.append({})
             taps.kept[int(places[0])][int(places[1])] = tensor.to(taps.model.device)
         elif kind == "total":
-            taps.totals.setdefault((int(places[0]), int(places[1])), Sums())["/".join(places[2:])] = tensor
+            number, *key = map(int, places[:4])
+            totals = taps.taps[number].totals.setdefault(tuple(key), Sums())
+            totals["/".join(places[4:])] = tensor if tensor.numel() <= LARGE else tensor.to(taps.model.device)
 
 
 def _whole(taps: _Taps, parts: list[Tensor], removed: tuple[int, ...]) -> None:
     """The same totals from the model's own forwards."""
-    with meter("streams", len(parts)) as done:
+    with meter("samples", len(parts)) as done:
         for number, batch in enumerate(parts):
             with bypass(taps.model.stack, removed), _tapped(taps, number, removed):
                 _body(taps.model)(input_ids=batch, use_cache=False)

@@ -16,14 +16,16 @@ from ..anatomy.kernels import fast_products, packed
 from ..anatomy.model import Model
 from ..errors import UserError
 from ..journal import NO_JOURNAL, Journal
-from ..progress import Meter, meter
-from .batching import batches, chunks, rounds, total_predictions
+from ..progress import Meter, meter, say
+from .batching import batches, chunks, halved, rounds, total_predictions
 from .heads import head_kl, head_logits, head_nll, log_probabilities, token_kl, token_nll
 from .replay import Recording, Replay
 
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
 TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
 Objective = Literal["loss", "kl"]
+COUNTS = ""  # the name under which totals hold how many predictions they are of
+Both = tuple[float, float]  # a sum over all samples, and over those of the first half
 
 
 def replay_of(model: Model) -> Replay | None:
@@ -32,6 +34,8 @@ def replay_of(model: Model) -> Replay | None:
         replay = Replay(model.module, model.stack)
         with model.dry():
             model.__dict__["replay"] = replay if replay.faithful() else None
+        if model.__dict__["replay"] is None:
+            say(f"{model.checkpoint.source}: its layers hand on more than the stream, so it is run whole each time, which is slower")
     return model.__dict__["replay"]
 
 
@@ -40,7 +44,7 @@ def all_nll(
     model: Model,
     tokens: Int[Tensor, "sample position"],
     removed: Iterable[int] = (),
-    label: str = "losses",
+    label: str = "loss",
     journal: Journal = NO_JOURNAL,
 ) -> Float[Tensor, "sample predicted"]:
     """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers.
@@ -143,14 +147,19 @@ class _Round:
         pieces = [self.replay.step(self.recording(a, b, 1), index, stream.narrow(axis, a, b - a)) for a, b in cuts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
-    def values(self, streams: dict[str, Tensor], keys: list[str], block: tuple[slice, slice], objective: Objective) -> list[float]:
-        """The objective summed over a block of predictions for each of some streams that have left the last layer."""
+    def values(self, streams: dict[str, Tensor], keys: list[str], block: tuple[slice, slice], objective: Objective) -> list[Both]:
+        """The objective summed over a block of predictions for each of some streams that have left the last layer.
+
+        With each sum that of its samples which are of the first half of the round.
+        """
+        first = max(0, min(block[0].stop, -(-len(self.tokens) // 2)) - block[0].start)
         if objective == "loss":
             found = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
         else:
             dense = log_probabilities(head_logits(self.replay, streams["0" * len(keys[0])], block))
             found = (head_kl(self.replay, streams[key], dense, block) for key in keys)
-        return [float(values.double().sum()) for values in found]
+        wide = (values.double() for values in found)
+        return [(float(values.sum()), float(values[:first].sum())) for values in wide]
 
 
 @dataclass(frozen=True)
@@ -177,9 +186,11 @@ class LossWalk:
         self.predictions = total_predictions(tokens)
 
     def __call__(
-        self, masks: Bool[Tensor, "variant layer"], label: str = "losses", *, bounded: int = 0, objective: Objective = "loss"
+        self, masks: Bool[Tensor, "variant layer"], label: str = "loss of every removal", *, bounded: int = 0, objective: Objective = "loss"
     ) -> Float[Tensor, "variant"]:
         """Summed NLL in nats of each variant; ``masks[variant, layer]`` is true where the layer is removed.
+
+        ``halves`` gives the sums over the first half of the samples beside.
 
         All leave-one-out variants of N layers cost N(N+1)/2 layer forwards and one reading of the weights.
 
@@ -189,17 +200,24 @@ class LossWalk:
             objective: ``loss`` is the NLL; ``kl`` the divergence from the dense model's predictions, summed over the same
                 places, for which the dense stream is walked along.
         """
+        return self.halves(masks, label, bounded=bounded, objective=objective)[0][:, 0]
+
+    def halves(
+        self, masks: Bool[Tensor, "variant layer"], label: str = "loss of every removal", *, bounded: int = 0, objective: Objective = "loss"
+    ) -> tuple[Float[Tensor, "variant 2"], int]:
+        """The same and, in a second column, the sums over the samples of the first half; and how many predictions those hold."""
         keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
         which = hashlib.sha256(repr((objective, int(bounded), keys)).encode()).hexdigest()[:16]
         walk = _Walk(label, which, bounded if ranks.size() == 1 else 0, objective)
         found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, walk))
-        total = torch.tensor([found[key] for key in keys], dtype=torch.float64)
+        both = torch.tensor([found[key] for key in keys], dtype=torch.float64)
+        total = both[:, 0]
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
-        return total
+        return both, int(found[COUNTS][1])
 
     @torch.no_grad()
-    def _walk(self, keys: list[str], walk: _Walk) -> dict[str, float]:
+    def _walk(self, keys: list[str], walk: _Walk) -> dict[str, list[float]]:
         replay = replay_of(self.model)
         order = sorted(set(keys))
         with fast_products(self.model.module):
@@ -207,25 +225,27 @@ class LossWalk:
                 found = self._variants(order, walk)
             else:
                 found = self._shared(replay, order, walk)
-        total = ranks.added(torch.tensor([found[key] for key in order], dtype=torch.float64))
-        return dict(zip(order, total.tolist(), strict=True))
+        total = ranks.added(torch.tensor([found[key] for key in (*order, COUNTS)], dtype=torch.float64))
+        return dict(zip((*order, COUNTS), total.tolist(), strict=True))  # of all samples, of the first half
 
-    def _variants(self, order: list[str], walk: _Walk) -> dict[str, float]:
+    def _variants(self, order: list[str], walk: _Walk) -> dict[str, Both]:
         """Every variant by whole forwards; for divergences each time beside the dense one."""
         with self.journal.part(walk.label, len(order), walk.which) as part:
             state = part.resume()
-            found: dict[str, float] = state.notes.get("found", {})
+            found: dict[str, Both] = {key: tuple(both) for key, both in state.notes.get("found", {}).items()}
             with meter(walk.label, len(order), len(found)) as done:
                 for key in order[len(found) :]:
                     removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
-                    mine = batches(self.model, ranks.share(self.tokens))
-                    found[key] = sum(float(v.double().sum()) for v in _whole(self.model, mine, removed, Meter("", 0), walk.objective))
+                    mine, first = halved(self.model, ranks.share(self.tokens))
+                    values = [float(v.double().sum()) for v in _whole(self.model, mine, removed, Meter("", 0), walk.objective)]
+                    found[key] = sum(values), sum(values[:first])
                     part.keep(len(found), {}, {"found": found})
                     done.add()
-        return found
+        mine, first = halved(self.model, ranks.share(self.tokens))
+        return found | {COUNTS: (sum(map(total_predictions, mine)), sum(map(total_predictions, mine[:first])))}
 
-    def _shared(self, replay: Replay, order: list[str], walk: _Walk) -> dict[str, float]:
-        depth, total = len(order[0]), dict.fromkeys(order, 0.0)
+    def _shared(self, replay: Replay, order: list[str], walk: _Walk) -> dict[str, Both]:
+        depth, total = len(order[0]), dict.fromkeys(order, (0.0, 0.0))
         walked = set(order) | ({"0" * depth} if walk.objective == "kl" else set())
         pieces = rounds(self.model, self.tokens, len(walked) + 2)
         wanted = [{key[:k] for key in walked} for k in range(depth + 1)]
@@ -233,7 +253,7 @@ class LossWalk:
         head = max(1, round(self.model.vocabulary * self.model.stack.width * depth / max(1, sum(self.model.record.layer_parameters))))
         with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
             state = part.resume()
-            total |= state.notes.get("total", {})
+            total |= {key: tuple(both) for key, both in state.notes.get("total", {}).items()}
             first, level = divmod(state.step, depth + 1)
             past = first * (forwards + head * len(order)) + sum(p.endswith("0") for k in range(level) for p in wanted[k + 1])
             with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
@@ -246,37 +266,39 @@ class LossWalk:
                     base = number * (depth + 1)
                     for k in range(level if number == first else 0, depth):
                         streams = _layer(work, k, streams, wanted[k + 1])
-                        done.add(sum(key.endswith("0") for key in streams), f"layer {k + 1}/{depth}, {len(streams)} streams")
+                        done.add(sum(key.endswith("0") for key in streams), f"layer {k + 1} of {depth}, {len(streams)} variants")
                         part.keep(base + k + 1, streams, {"total": total})
                     bounded = walk.bounded if number == len(pieces) - 1 else 0
                     now = replace(walk, bounded=bounded)
                     with packed(self.model.module.get_output_embeddings(), len(order)):
                         total = self._heads(work, streams, total, now, lambda new, note: done.add(head * new, note))
                     part.keep(base + depth + 1, {}, {"total": total})
-        return total
+        each = self.tokens.shape[1] - 1
+        return total | {COUNTS: (each * sum(map(len, pieces)), each * sum(-(-len(piece) // 2) for piece in pieces))}
 
-    def _heads(self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]) -> dict[str, float]:
+    def _heads(self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]) -> dict[str, Both]:
         """The totals with this round's values added, the most promising variants first where only the lowest count."""
         size = next(iter(streams.values())).element_size() if walk.objective == "loss" else 4  # log-probabilities are float32
         blocks = chunks(self.model.vocabulary, work.tokens, size)
 
-        def grown(values: dict[str, float], block: tuple[slice, slice]) -> dict[str, float]:
+        def grown(values: dict[str, Both], block: tuple[slice, slice]) -> dict[str, Both]:
             keys = list(values)
-            return {key: values[key] + more for key, more in zip(keys, work.values(streams, keys, block, walk.objective), strict=True)}
+            more = work.values(streams, keys, block, walk.objective)
+            return {key: (values[key][0] + whole, values[key][1] + first) for key, (whole, first) in zip(keys, more, strict=True)}
 
         begun = grown(total, blocks[0])
-        keys = sorted(begun, key=begun.__getitem__) if walk.bounded else list(begun)
+        keys = sorted(begun, key=lambda key: begun[key][0]) if walk.bounded else list(begun)
         step = 1 if walk.objective == "loss" else KL_VARIANTS
         limit, found = math.inf, {}
         for place in range(0, len(keys), step):
             group = {key: begun[key] for key in keys[place : place + step]}
             for block in blocks[1:]:
-                alive = {key: value for key, value in group.items() if value <= limit}  # exact: values only grow
+                alive = {key: both for key, both in group.items() if both[0] <= limit}  # exact: values only grow
                 group |= grown(alive, block) if alive else {}
-            found |= {key: value if value <= limit else math.inf for key, value in group.items()}
+            found |= {key: both if both[0] <= limit else (math.inf, math.inf) for key, both in group.items()}
             if 0 < walk.bounded <= len(found):
-                limit = sorted(found.values())[walk.bounded - 1]
-            advance(len(group), f"losses {len(found)}/{len(total)}")
+                limit = sorted(whole for whole, _ in found.values())[walk.bounded - 1]
+            advance(len(group), f"logits of variant {len(found)} of {len(total)}")
         return found
 
 

@@ -87,7 +87,7 @@ class PairedWalk:
 
     def __iter__(self) -> Iterator["Stop"]:
         layers, index = len(self.model.stack), self.findings.step
-        with torch.no_grad(), fast_products(self.model.module), meter("paired streams", layers, index) as done:
+        with torch.no_grad(), fast_products(self.model.module), meter("both models side by side", layers, index) as done:
             while index < layers and index in self.removed:  # removed ones in front of all retained ones
                 self._dense(index)
                 index, _ = index + 1, done.add()
@@ -102,7 +102,7 @@ class PairedWalk:
                 yield stop
                 self.pruned = stop.leaving()
                 self.findings.spill(self.part, index, stop.patch)
-                done.add(following - index)
+                done.add(following - index, f"layer {following} of {layers}")
                 index = following
                 self.findings.keep(self.part, index, self._streams())
 

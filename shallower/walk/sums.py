@@ -1,22 +1,38 @@
 """Named totals and counts. All statistics are sums, so merging batches, ranks or resumed runs is adding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ranks
 
-BLOCK = 1 << 20
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # elements that are looked at together: few launches on a GPU, what a cache holds on a CPU
 LARGE = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
 
 
 def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of itself."""
     total = torch.zeros((), dtype=torch.float64, device=value.device)
-    for block in value.flatten().split(BLOCK):
+    for block in value.flatten().split(BLOCK.get(value.device.type, BLOCK["cpu"])):
         total += function(block.double()).sum()
     return total.cpu()
+
+
+class Halves(NamedTuple):
+    """Totals over all samples, and over either half of them; no halves where they were not kept apart."""
+
+    total: "Sums"
+    parts: tuple["Sums", ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence["Sums"]) -> "Halves":
+        """From the sums of the two halves, or of all samples alone."""
+        total = Sums()
+        for part in parts:
+            total += part
+        return cls(total, tuple(parts) if len(parts) > 1 else ())
 
 
 class Sums(dict[str, Tensor]):

@@ -1,0 +1,79 @@
+"""Trained weights under their names on disk: what a training changed put into the source's files, everything else as it was."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..errors import UserError
+from ..shards import Content, stored
+from ..tensors import Entry
+from .loading import FLOATS, Checkpoint, quiet
+
+
+def trained_contents(checkpoint: Checkpoint, module: nn.Module) -> tuple[dict[str, Content], dict[str, Callable[[], Tensor]]]:
+    """(name on disk -> what to write, name -> the tensor that is meant to lie there).
+
+    Every tensor keeps its name, its place in the order and the dtype that it had; what the model has no place for is copied byte for
+    byte, and is not among the second.
+
+    Args:
+        module: the trained model, its weights as they were trained (in float32).
+    Raises:
+        UserError: a trained weight has no counterpart in the files.
+    """
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    names, reverted = checkpoint.names, None
+    contents: dict[str, Content] = {}
+    meant: dict[str, Callable[[], Tensor]] = {}
+    for disk, entry in checkpoint.tensors.items():
+        memory = names.memory[disk]
+        if entry.dtype not in FLOATS:
+            contents[disk] = stored(entry)
+            continue
+        if disk in names.plain:
+            value = state.get(memory)
+        else:  # one of several that the model keeps as one, or the other way round
+            if reverted is None:
+                with quiet():
+                    reverted = dict(revert_weight_conversion(module, dict(state)))
+            value = reverted.get(disk)
+            if value is None and memory in state:
+                raise UserError(
+                    f"{checkpoint.source}: what was trained cannot be put back into {disk}: save the model anew by transformers first"
+                )
+        if value is None:
+            contents[disk] = stored(entry)
+        elif tuple(value.shape) != entry.shape:
+            raise UserError(f"{checkpoint.source}: {disk} was trained as {list(value.shape)} and is stored as {list(entry.shape)}")
+        else:
+            meant[disk] = _rounded(value, FLOATS[entry.dtype])
+            contents[disk] = Content(entry.dtype, entry.shape, entry.bytes, _pieces(meant[disk]))
+    return contents, meant
+
+
+def kept_as_they_were(checkpoint: Checkpoint, meant: dict[str, Callable[[], Tensor]]) -> list[str]:
+    """Names of stored floating tensors for which the model has no place, and which no training can change."""
+    return [name for name, entry in checkpoint.tensors.items() if name not in meant and entry.dtype in FLOATS]
+
+
+def stored_dtypes(tensors: dict[str, Entry]) -> list[str]:
+    """What the floating tensors are stored in, the one that holds most first; in torch's spelling."""
+    sizes: dict[str, int] = {}
+    for entry in tensors.values():
+        if entry.dtype in FLOATS:
+            name = str(FLOATS[entry.dtype]).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + entry.count
+    return sorted(sizes, key=lambda name: -sizes[name])
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    return lambda: value.detach().to("cpu", dtype).contiguous()
+
+
+def _pieces(make: Callable[[], Tensor]) -> Callable[[], Iterator[bytes]]:
+    def pieces() -> Iterator[bytes]:
+        yield make().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return pieces

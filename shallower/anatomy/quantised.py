@@ -1,0 +1,177 @@
+"""Quantised checkpoints: whether they can be loaded here, and the module names inside their configs, renumbered for the pruned stack.
+
+Names of modules that stay unquantised, or have settings of their own, stand in quantisation configs in many ways: as they are,
+without what stands in front of the stack, as regular expressions, as shell patterns. What an entry says is the set of modules that
+it matches; after a removal it must match the same ones of those that stay, and modules of other stacks as before.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from ..errors import UserError
+from .names import NUMBER, Place
+
+PREFIX = re.compile(r"(re:|[+-]:)?(.*)", re.S)  # compressed-tensors and GPTQModel mark their patterns
+SPECIAL = re.compile(r"[\\^$*+?\[\](){}|]")
+FIELDS = ("quantization_config", "compression_config")
+KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def method_of(quantised: dict[str, Any]) -> str:
+    """The name of the method, such as fp8, gptq or bitsandbytes."""
+    return str(quantised.get("quant_method") or "an unknown method")
+
+
+def check_loadable(source: str, quantised: dict[str, Any] | None) -> None:
+    """Raise a UserError if transformers cannot load such weights on this machine; says what is missing."""
+    if quantised is None:
+        return
+    try:
+        AutoHfQuantizer.from_config(dict(quantised), pre_quantized=True).validate_environment(device_map=None, weights_only=True)
+    except Exception as error:  # each method raises its own kinds for absent packages and devices
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source} is quantised ({method_of(quantised)}) and cannot be loaded here ({said}): install what it needs, "
+            "or give the unquantised model; prune --drop … --no-verify works on the files alone"
+        ) from error
+
+
+def check_plain(source: str, quantised: dict[str, Any] | None, layers: Iterable[nn.Module], shapes: Iterable[nn.Module], what: str) -> None:
+    """Raise a UserError if the loaded layers hold packed numbers where the unquantised ones hold weights.
+
+    Args:
+        layers, shapes: the loaded layers, and the same as the config alone builds them.
+        what: what would look at the weights.
+    """
+    if quantised is None:
+        return
+    for layer, shape in zip(layers, shapes, strict=True):
+        wanted = {name: tuple(parameter.shape) for name, parameter in shape.named_parameters()}
+        loaded = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters() if parameter.dtype in KINDS}
+        if any(loaded.get(name) != size for name, size in wanted.items()):
+            raise UserError(
+                f"{what} looks at weights, and those of {source} are packed ({method_of(quantised)}): take a criterion that looks at "
+                "streams or losses (block_influence, angular, perplexity), or give the unquantised model"
+            )
+
+
+def refuse(source: str, quantised: dict[str, Any] | None, why: str) -> None:
+    """Raise a UserError for what cannot be done to quantised files."""
+    if quantised is not None:
+        raise UserError(f"{source} is quantised ({method_of(quantised)}): {why}")
+
+
+@dataclass(frozen=True)
+class StackNames:
+    """Module names of a model: those of the pruned stack by layer, and all others.
+
+    Attributes:
+        inside: name -> (layer, the name in another layer: head and tail around its number, the number less what).
+        outside: every other name.
+    """
+
+    inside: dict[str, Place]
+    outside: frozenset[str]
+
+
+def stack_names(model: nn.Module, stack_name: str, places: dict[str, Place]) -> StackNames:
+    """The names of all modules, as they are called in memory and in the files.
+
+    Args:
+        model: the unpruned model; its tensors may be on the meta device.
+        places: of the tensors in the files that belong to a layer.
+    """
+    inside, outside, head = {}, set(), f"{stack_name}."
+    for name, _ in model.named_modules():
+        match = NUMBER.match(name, len(head)) if name.startswith(head) else None
+        if match:
+            inside[name] = Place(int(match[0]), head, name[match.end() :])
+        elif name:
+            outside.add(name)
+    for place in places.values():
+        parts = place.tail.split(".")
+        for count in range(1, len(parts)):
+            tail = ".".join(parts[:count])
+            own = Place(place.layer, place.head, tail, place.offset)
+            inside.setdefault(own.name(place.layer), own)
+    return StackNames(inside, frozenset(outside))
+
+
+def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
+    """A quantisation config for the kept layers: entries that name modules of removed layers go, the others get the new numbers."""
+    new = {old: number for number, old in enumerate(kept)}
+    if isinstance(value, dict):
+        return {one: renumbered(item, names, kept) for key, item in value.items() for one in _entry(key, names, new)}
+    if isinstance(value, list):
+        found = []
+        for item in value:
+            found += _entry(item, names, new) if isinstance(item, str) else [renumbered(item, names, kept)]
+        return [item for place, item in enumerate(found) if not isinstance(item, str) or item not in found[:place]]
+    if isinstance(value, str):
+        return (_entry(value, names, new) or [value])[0]
+    return value
+
+
+def _entry(entry: str, names: StackNames, new: dict[int, int]) -> list[str]:
+    """What stands for an entry in the pruned model's config: itself, itself with other numbers, several names, or nothing."""
+    if not re.search(r"\d", entry) or entry.isdigit():
+        return [entry]  # what names no layer means the same as before
+    matches = _matcher(entry)
+    inside = {name for name in names.inside if matches(name)}
+    if not inside:
+        return [entry]
+    outside = {name for name in names.outside if matches(name)}
+    stays = {name: names.inside[name] for name in inside if names.inside[name].layer in new}
+    wanted = {place.name(new[place.layer]) for place in stays.values()} | outside
+    if not wanted:
+        return []
+    universe = {place.name(new[place.layer]) for place in names.inside.values() if place.layer in new} | names.outside
+    candidates = [entry, *_with_other_numbers(entry, {names.inside[name].layer for name in inside}, new)]
+    for candidate in candidates:
+        again = _matcher(candidate)
+        if {name for name in universe if again(name)} == wanted:
+            return [candidate]
+    mark, text = PREFIX.fullmatch(entry).groups()
+    top = [name for name in sorted(wanted, key=_natural) if not any(name.startswith(other + ".") for other in wanted)]
+    if mark or _is_pattern(text):
+        return [f"{mark or ''}^{re.escape(name)}$" if mark else re.escape(name) for name in top]
+    return top
+
+
+def _with_other_numbers(entry: str, layers: set[int], new: dict[int, int]) -> list[str]:
+    """The entry with each of its numbers that is the layer's own replaced by the new one."""
+    if len(layers) != 1 or (old := next(iter(layers))) not in new:
+        return []
+    places = [match for match in re.finditer(r"\d+", entry) if int(match[0]) == old or old in (int(match[0]) - 1, int(match[0]) + 1)]
+    return [entry[: match.start()] + str(int(match[0]) - old + new[old]) + entry[match.end() :] for match in places]
+
+
+def _is_pattern(text: str) -> bool:
+    return SPECIAL.search(text) is not None
+
+
+def _matcher(entry: str):
+    """name -> whether the entry speaks of the module, as the readers of such configs understand it."""
+    mark, text = PREFIX.fullmatch(entry).groups()
+    if mark or "\\" in text or (_is_pattern(text) and "*" not in text):
+        try:
+            pattern = re.compile(text)
+        except re.error:
+            return lambda name: False
+        return lambda name: pattern.match(name) is not None
+    if _is_pattern(text):
+        pattern = re.compile(fnmatch.translate(text))
+        return lambda name: pattern.match(name) is not None
+    within = f".{text}."
+    return lambda name: within in f".{name}."
+
+
+def _natural(name: str) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,125 @@
+"""Artifacts as JSON: records written, read and checked by their kind and schema."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ..errors import UserError
+from ..files import parse_json, write_atomic
+from ..provenance import safe_command
+from .comparison import Comparison
+from .compensation import Compensation
+from .evaluation import Evaluation
+from .healing import Healing
+from .inspection import Inspection
+from .model import ModelRecord, wrong_model
+from .plan import Plan, wrong_plan
+from .pruned import Pruned
+from .scores import Scores, wrong_scores
+from .speed import Speed
+from .sweep import Sweep
+
+RECORDS = {
+    "scores": Scores,
+    "plan": Plan,
+    "pruned": Pruned,
+    "compensation": Compensation,
+    "healing": Healing,
+    "evaluation": Evaluation,
+    "speed": Speed,
+    "sweep": Sweep,
+    "comparison": Comparison,
+    "inspection": Inspection,
+}
+Record = Scores | Plan | Pruned | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
+
+
+def dumps(record: Record) -> str:
+    """JSON text of a record, keys in a fixed order: kind and schema first. Numbers that are not finite are refused."""
+    content = dataclasses.asdict(record)
+    ordered = {"kind": content.pop("kind"), "schema": content.pop("schema"), **content}
+    try:
+        return short_arrays(json.dumps(ordered, indent=2, allow_nan=False)) + "\n"
+    except ValueError as error:
+        raise UserError(f"the {record.kind} hold a number that is not finite: does the model yield NaN?") from error
+
+
+PLAIN_ARRAY = re.compile(r"\[\n\s+((?:[\d.eE+-]+|true|false|null)(?:,\n\s+(?:[\d.eE+-]+|true|false|null))*)\n\s*\]")
+
+
+def short_arrays(text: str) -> str:
+    """The same indented JSON with arrays of plain numbers in one line each; a text in it holds no line break."""
+    return PLAIN_ARRAY.sub(lambda match: "[" + re.sub(r",\n\s+", ", ", match[1]) + "]", text)
+
+
+def published(record: Any) -> Any:
+    """The same record for a folder that is made to be uploaded: of paths on this machine only the last part is left."""
+    changes: dict[str, Any] = {
+        "provenance": dataclasses.replace(record.provenance, command=safe_command(record.provenance.command, paths=False))
+    }
+    if isinstance(getattr(record, "model", None), ModelRecord):
+        changes["model"] = dataclasses.replace(record.model, source=_last(record.model.source))
+    if isinstance(record, Pruned):
+        changes["plan"] = published(record.plan)
+    if isinstance(record, Healing):
+        changes["teacher"] = _last(record.teacher) if record.teacher else None
+        changes["settings"] = {key: _last(value) if key == "teacher" else value for key, value in record.settings.items()}
+    return dataclasses.replace(record, **changes)
+
+
+def _last(source: Any) -> Any:
+    """A Hub id as it is, of a path the last part."""
+    local = isinstance(source, str) and (source.startswith(("/", "~", ".")) or source.count("/") > 1 or Path(source).exists())
+    return Path(source).name or source if local else source
+
+
+def save(record: Record, path: str | Path) -> Path:
+    """Write a record atomically; parent folders are made."""
+    return write_atomic(path, dumps(record))
+
+
+def load(path: str | Path, kind: str) -> Any:
+    """Read a record of the wanted kind.
+
+    Raises:
+        UserError: not a file, not JSON, another kind, a newer schema, or a field that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {kind} file at {path}: give the file that the stage before wrote")
+    content = parse_json(path.read_bytes(), str(path))
+    return read(content, kind, str(path))
+
+
+def read(content: Any, kind: str, where: str) -> Any:
+    """A record of the wanted kind from parsed JSON; errors as in ``load``."""
+    given = content.get("kind") if isinstance(content, dict) else None
+    if given != kind:
+        raise UserError(f"{where} is a {given or 'file without a kind'}; expected a {kind} file")
+    if content.get("schema") != 1:
+        raise UserError(f"{where} has schema {content.get('schema')}; this version of shallower reads schema 1")
+    try:
+        record = pydantic.TypeAdapter(RECORDS[kind]).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where} is not a valid {kind} file: {place}: {first['msg'].lower()}") from error
+    wrong = wrong_model(model) if (model := model_of(record)) else None
+    if not wrong and isinstance(record, Plan):
+        wrong = wrong_plan(record)
+    if not wrong and isinstance(record, Scores):
+        wrong = wrong_scores(record)
+    if wrong:
+        raise UserError(f"{where} is not a valid {kind} file: {wrong}")
+    return record
+
+
+def model_of(record: Record) -> ModelRecord | None:
+    """The model that an artifact speaks of; the unpruned one where it is about a pruning; None for a comparison."""
+    if isinstance(record, Pruned):
+        return record.plan.model
+    return getattr(record, "model", None)

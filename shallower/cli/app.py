@@ -1,0 +1,120 @@
+"""The command line: results go to stdout, progress and errors to stderr, a user's mistake exits with 2. Imports nothing heavy."""
+
+import importlib
+import os
+import sys
+from signal import SIGTERM
+
+import typer
+
+from .. import methods
+from ..errors import UserError
+from ..stopping import terminable
+from . import commands
+from .options import Command, Ended, UsageError
+
+INTERRUPTED = 130
+TOGETHER = ("score", "plan", "heal")  # the verbs that many processes can share
+OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
+VERBS = (
+    commands.inspect,
+    commands.score,
+    commands.plan,
+    commands.prune,
+    commands.compensate,
+    commands.heal,
+    commands.evaluate,
+    commands.sweep,
+    commands.bench,
+    commands.compare,
+    commands.report,
+    commands.card,
+    commands.demo,
+)
+
+app = typer.Typer(
+    name="shallower",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Make decoder language models shallower: score, plan, prune, prove, repair, evaluate.\n\n"
+    "MODEL is a folder, a Hub id or a .gguf file. VERB --help NAME explains a method, such as score --help taylor.",
+)
+for verb in VERBS:
+    app.command(cls=Command)(verb)
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        print("shallower", importlib.import_module("importlib.metadata").version("shallower"))
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: bool | None = typer.Option(None, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
+) -> None:
+    """Options of the program itself."""
+
+
+def _explain(arguments: list[str]) -> bool:
+    """``VERB --help NAME``: print what the method NAME does and its settings; a name may be that of two methods."""
+    if len(arguments) == 3 and arguments[1] in ("--help", "-h") and not arguments[2].startswith("-"):
+        for kind in sorted(methods.KINDS, key=lambda kind: OF_VERB.get(arguments[0], "criteria") != kind):
+            if arguments[2] in methods.names(kind):
+                print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
+                return True
+        known = "; ".join(f"{kind} are {', '.join(methods.names(kind))}" for kind in methods.KINDS)
+        raise UserError(f"unknown method {arguments[2]!r}: {known}")
+    return False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted, 143 told to stop."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "LOCAL_RANK" in os.environ and arguments and arguments[0].startswith("--local_rank="):
+        arguments = arguments[1:]  # DeepSpeed's launcher puts it first; the environment tells the same
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a formula must not fail on a terminal that knows only ASCII
+    try:
+        _run(arguments or ["--help"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as head does
+    except (UserError, UsageError) as error:
+        if _told(arguments, "--verbose", "-v"):
+            importlib.import_module("traceback").print_exc()
+        text = error.format_message() if isinstance(error, UsageError) else str(error)
+        print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        less = "--layered, a lower --max-batch-tokens or --micro-batch, --dtype bf16, or --device cpu"
+        print(f"error: the GPU's memory is full ({' '.join(str(error).split())[:160]}): try {less}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        told = getattr(stop, "kept", "") or "nothing was left half-written; run the same command again"
+        print(f"{'stopped' if getattr(stop, 'signal', 0) == SIGTERM else 'interrupted'}: {told}", file=sys.stderr)
+        sys.exit(getattr(stop, "status", INTERRUPTED))
+
+
+def _told(arguments: list[str], *flags: str) -> bool:
+    return any(flag in arguments for flag in flags)
+
+
+def _run(arguments: list[str]) -> None:
+    """Run one command."""
+    if _explain(arguments):
+        return
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdigit() and int(count) > 1 and arguments[0] not in TOGETHER:
+        raise UserError(
+            f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(TOGETHER[:-1])} and {TOGETHER[-1]} run in many"
+        )
+    with terminable():
+        try:
+            app(args=arguments, standalone_mode=False, prog_name="shallower")
+        except Ended as end:
+            raise end.__cause__ from None

@@ -1,0 +1,1 @@
+"""Text in: files and data sets -> documents -> token batches, seeded, hashed, with a stated BOS rule."""

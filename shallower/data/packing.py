@@ -1,0 +1,238 @@
+"""Files -> packed training sequences: documents, or Alpaca-format examples; the order is a function of seed and step alone.
+
+Documents are shuffled by the seed, joined with EOS behind each (and BOS in front where the tokenizer itself puts one), and cut
+into full sequences without padding. Positions start again with every document. Where the model then keeps documents apart
+(``objective.isolates``), none sees another; otherwise they are attended to across the border, and that is said. The first
+token of a document is never predicted. Examples are masked: only the answer and its EOS bear a loss; they are cut off at 256
+tokens, several to a sequence where the model keeps them apart, else each in a row of its own, padded behind.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import UserError
+from .readers import open_dataset, read_rows, text_of
+from .tokens import bos_rule, encode
+
+BUFFER = 10_000  # rows of a streamed data set that are shuffled together
+CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Token ids of every document or example; of an example, how many of them are the prompt."""
+
+    ids: list[np.ndarray]  # int32
+    prompts: list[int]
+    instructions: bool
+    source: str
+    end: int | None
+
+
+class Rows(NamedTuple):
+    """Training sequences at hand: tokens, the place of each within its document, and whether it bears a loss (is to be predicted)."""
+
+    tokens: Int[Tensor, "sequence place"]
+    positions: Int[Tensor, "sequence place"]
+    bearing: Bool[Tensor, "sequence place"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted).
+
+    Nine bytes a token: a billion tokens need 9 GB of memory.
+    """
+
+    tokens: Int[Tensor, "sequence place"]  # int32
+    positions: Int[Tensor, "sequence place"]
+    bearing: Bool[Tensor, "sequence place"]
+    seed: int
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """The sequences of a step, counted from 0; every pass over the data is shuffled anew."""
+        count = len(self.tokens)
+        numbers = range(step * size, (step + 1) * size)
+        orders = {turn: np.random.default_rng([self.seed, turn]).permutation(count) for turn in {number // count for number in numbers}}
+        return [int(orders[number // count][number % count]) for number in numbers]
+
+    def rows(self, step: int, size: int) -> Rows:
+        """The sequences of a step themselves."""
+        which = self.batch(step, size)
+        return Rows(self.tokens[which].long(), self.positions[which].long(), self.bearing[which])
+
+    def place(self) -> dict[str, int]:
+        """Where the next step goes on; the step says it all."""
+        return {}
+
+    def seek(self, place: dict[str, int]) -> None:
+        """Go on at a place that was kept."""
+
+
+def read_documents(
+    paths: Sequence[str | Path], tokenizer, vocabulary: int, *, dataset: str | None = None, most: int | None = None, seed: int = 0
+) -> Documents:
+    """Documents of .txt (the whole file), .jsonl and .parquet (field ``text``), or examples (``instruction``, ``input``, ``output``).
+
+    Args:
+        dataset: a data set for ``datasets``, ``NAME[:CONFIG[:SPLIT]]``, instead of files. It is streamed, shuffled by ``seed`` within a
+            buffer, and read only until there are ``most`` tokens.
+    Raises:
+        UserError: no such file, another kind, nothing in it, a field that is missing (with its line), both kinds mixed, or
+            a tokenizer that gives ids which the model does not have.
+    """
+    if bool(paths) == bool(dataset):
+        raise UserError("--data: give .txt, .jsonl or .parquet files to train on, or a --dataset, and not both")
+    source = f"--dataset {dataset}" if dataset else f"--data {', '.join(map(str, paths))}"
+    rows = streamed(dataset, seed) if dataset else ((where, row) for path in paths for where, row in read_rows(path, "--data"))
+    end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
+    front, back = ends_of(tokenizer)
+    for where, row in rows:
+        instructions = "instruction" in row if instructions is None else instructions
+        before, text = _example(where, row) if instructions else ("", text_of(where, row, "text", "--data"))
+        prompt = front + (encode(tokenizer, before) if before else [])
+        if text.strip():
+            ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
+            prompts.append(len(prompt) if instructions else 0)
+            count += len(ids[-1])
+        if dataset and most and count >= most:
+            break
+    if not ids:
+        raise UserError(f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on")
+    check_known(max(int(one.max()) for one in ids), vocabulary, source.split()[0])
+    return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
+
+
+def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, dict]]:
+    """(where it stands, fields) of the rows of a data set, read as they are needed; in an order that the seed decides, None: its own.
+
+    Raises:
+        UserError: it cannot be opened, or breaks off.
+    """
+    rows = open_dataset(name, streaming=True)
+    if seed is not None:
+        rows = rows.shuffle(seed=seed, buffer_size=BUFFER)
+    number = skipped
+    try:
+        for number, row in enumerate(rows.skip(skipped) if skipped else rows, skipped + 1):
+            yield f"{name}: row {number}", row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again") from error
+
+
+def check_known(largest: int, vocabulary: int, source: str) -> None:
+    """Raise a UserError if the tokenizer gives a token that the model does not have."""
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives the token {largest} on {source}, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
+        )
+
+
+def ends_of(tokenizer) -> tuple[list[int], list[int]]:
+    """What is put in front of a document, and behind it."""
+    front = [tokenizer.bos_token_id] if bos_rule("auto", tokenizer, every=True) == "every" else []
+    return front, [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else encode(tokenizer, "\n\n")
+
+
+def _example(where: str, row: dict) -> tuple[str, str]:
+    """(prompt, answer) of an Alpaca-format row."""
+    fields = {name: text_of(where, row, name, "--data") for name in ("instruction", "output")}
+    extra = text_of(where, row, "input", "--data") if row.get("input") is not None else ""
+    prompt = WITH_INPUT.format(instruction=fields["instruction"], input=extra) if extra.strip() else None
+    return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
+
+
+def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
+    """The sequences to train on.
+
+    Args:
+        apart: the model keeps documents of one row apart where positions start again.
+    Raises:
+        UserError: less than one sequence, or no answer within the cut-off.
+    """
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(found.ids))]
+    made, dropped = _examples(found, order, length, apart) if found.instructions else (_whole(found, order, length), 0)
+    tokens, positions, bearing = (torch.from_numpy(part) for part in made)
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in made)).hexdigest()[:16]
+    about = {
+        "source": found.source,
+        "kind": "instructions" if found.instructions else "text",
+        "documents": len(found.ids) - dropped,
+        "dropped": dropped,
+        "sequences": len(tokens),
+        "length": tokens.shape[1],
+        "tokens": int((positions >= 0).sum()),
+        "loss_tokens": int(bearing.sum()),
+        "apart": apart,
+        "seed": seed,
+        "hash": digest,
+    }
+    return Packed(tokens, positions.clamp(min=0), bearing, seed, about)
+
+
+def _whole(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids = np.concatenate([found.ids[index] for index in order])
+    places = np.concatenate([np.arange(len(found.ids[index]), dtype=np.int32) for index in order])
+    count = len(ids) // length
+    if not count:
+        raise UserError(
+            f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text or lower --length"
+        )
+    return cut(ids[: count * length], places[: count * length], length)
+
+
+def cut(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Full sequences of joined documents: tokens, positions and what bears a loss; ``places`` are those within a document, (token,)."""
+    ids, places = (array.reshape(-1, length) for array in (ids, places))
+    within = np.arange(length, dtype=np.int32)[None]
+    begins = np.where(places == 0, within, 0)  # where the document at hand starts within its row
+    positions = within - np.maximum.accumulate(begins, axis=1)
+    bearing = positions > 0
+    return ids, positions, bearing
+
+
+def _examples(found: Documents, order: list[int], length: int, apart: bool) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+    """Rows of whole examples; positions below zero mark padding. And how many examples had no answer within the cut-off."""
+    limit = min(CUT_OFF, length)
+    fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]
+    if not fits:
+        raise UserError(f"--data {found.source}: no example has its answer within {limit} tokens; raise --length or shorten the prompts")
+    width = length if apart else limit
+    rows: list[list[int]] = []
+    room = 0
+    for index in fits:
+        size = min(len(found.ids[index]), limit)
+        if not rows or not apart or size > room:
+            rows.append([])
+            room = width
+        rows[-1].append(index)
+        room -= size
+    ids = np.full((len(rows), width), found.end or 0, dtype=np.int32)
+    positions, bearing = np.full((len(rows), width), -1, dtype=np.int32), np.zeros((len(rows), width), dtype=bool)
+    for row, members in enumerate(rows):
+        start = 0
+        for index in members:
+            part = found.ids[index][:limit]
+            stop = start + len(part)
+            ids[row, start:stop], positions[row, start:stop] = part, np.arange(len(part))
+            bearing[row, start + max(1, found.prompts[index]) : stop] = True
+            start = stop
+    return (ids, positions, bearing), len(order) - len(fits)

@@ -1,0 +1,111 @@
+"""Text of a data set, packed while it is read: as much of it as there is, with the memory of two batches."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .packing import BUFFER, Rows, check_known, cut, ends_of, streamed
+from .readers import text_of
+from .tokens import encode
+
+START = {"turn": 0, "document": 0, "token": 0}
+
+
+class Stream:
+    """Sequences of joined documents as in ``Packed``, in the order in which a data set, shuffled within a buffer, yields them.
+
+    The next batch is read and tokenised while the last one is trained on. Every process reads the whole stream. When the data set
+    ends it begins again in another order. ``place`` is what a checkpoint needs to go on: the pass over the data, the document in
+    which the next sequence begins, and how many of its tokens are used up.
+    """
+
+    def __init__(self, name: str, tokenizer, vocabulary: int, length: int, seed: int, *, apart: bool):
+        self.name, self.tokenizer, self.vocabulary, self.length, self.seed = name, tokenizer, vocabulary, length, seed
+        self._front, self._back = ends_of(tokenizer)
+        self._at, self._ready = START, None
+        self._worker = ThreadPoolExecutor(1, "stream")
+        self._made: Iterator | None = None
+        texts = (text_of(where, row, "text", "--dataset") for where, row in streamed(name))
+        first = next((text for text in texts if text.strip()), None)
+        if first is None:
+            raise UserError(f"--dataset {name}: only empty texts; give text to train on")
+        self.about: dict[str, Any] = {
+            "source": name,
+            "kind": "text",
+            "streamed": True,
+            "documents": None,
+            "dropped": 0,
+            "sequences": None,
+            "length": length,
+            "tokens": None,
+            "loss_tokens": None,
+            "apart": apart,
+            "seed": seed,
+            "hash": hashlib.sha256(f"{name} {seed} {BUFFER} {length} {first}".encode()).hexdigest()[:16],
+        }
+
+    def rows(self, step: int, size: int) -> Rows:
+        """The next ``size`` sequences; steps follow each other."""
+        future = self._ready or self._worker.submit(self._batch, size)
+        found, self._at = future.result()
+        self._ready: Future | None = self._worker.submit(self._batch, size)
+        return found
+
+    def place(self) -> dict[str, int]:
+        """Where the next step goes on."""
+        return self._at
+
+    def seek(self, place: dict[str, int]) -> None:
+        """Go on at a place that was kept, or begin anew."""
+        if self._ready:
+            wait([self._ready])
+        self._at, self._made, self._ready = place or START, None, None
+
+    def _batch(self, size: int) -> tuple[Rows, dict[str, int]]:
+        self._made = self._made or self._sequences(**self._at)
+        parts, places = zip(*(next(self._made) for _ in range(size)), strict=True)
+        ids, positions, bearing = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        tensors = torch.from_numpy(ids).long(), torch.from_numpy(positions).long(), torch.from_numpy(bearing)
+        return Rows(*tensors), places[-1]
+
+    def _sequences(self, turn: int, document: int, token: int) -> Iterator[tuple[tuple[np.ndarray, ...], dict[str, int]]]:
+        """(one sequence, where the next begins), without end."""
+        while True:
+            held: list[tuple[int, int, np.ndarray]] = []  # document, the first of its tokens that is left, its tokens
+            room = some = 0
+            for number, ids in self._documents(turn, document):
+                start = token if number == document else 0
+                held.append((number, start, ids))
+                room += len(ids) - start
+                while room >= self.length:
+                    pieces, places, missing = [], [], self.length
+                    while missing:
+                        at, start, ids = held[0]
+                        taken = min(missing, len(ids) - start)
+                        pieces.append(ids[start : start + taken])
+                        places.append(np.arange(start, start + taken, dtype=np.int32))
+                        missing -= taken
+                        held[0] = (at, start + taken, ids)
+                        if start + taken == len(ids):
+                            held.pop(0)
+                    room, some = room - self.length, some + 1
+                    next_one = {"document": held[0][0], "token": held[0][1]} if held else {"document": number + 1, "token": 0}
+                    yield cut(np.concatenate(pieces), np.concatenate(places), self.length), {"turn": turn, **next_one}
+            if not some and not document and not token:
+                raise UserError(
+                    f"--dataset {self.name} has less than one sequence of {self.length} tokens: give more text or lower --length"
+                )
+            turn, document, token = turn + 1, 0, 0
+
+    def _documents(self, turn: int, document: int) -> Iterator[tuple[int, np.ndarray]]:
+        for number, (where, row) in enumerate(streamed(self.name, self.seed + turn, document), document):
+            text = text_of(where, row, "text", "--dataset")
+            if text.strip():
+                ids = np.array(self._front + encode(self.tokenizer, text) + self._back, dtype=np.int32)
+                check_known(int(ids.max()), self.vocabulary, "--dataset")
+                yield number, ids

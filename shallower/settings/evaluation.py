@@ -1,0 +1,85 @@
+"""Protocol: how texts are cut to measure perplexity; Tasks: which zero-shot tasks, from where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import place
+from .calibration import BOS_RULES, check_numbers
+from .fields import option, set_field
+
+GROUP = "Measuring"
+PROTOCOLS = {"shortened-llama": 128, "standard": 2048}  # tokens per segment; none overlap
+SETS = {"commonsense7": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut.
+
+    Attributes:
+        length: tokens per segment; None: what ``name`` says.
+        stride: step between segments; None means ``length``.
+        max_tokens: use only the start of each text; None means the whole.
+        name: shortened-llama (128 tokens) or standard (2048, or as many as the model has positions for).
+    """
+
+    length: int | None = option("tokens per segment; by default the protocol's", None, metavar="N")
+    stride: int | None = option("step between segments; by default --length", None, metavar="N")
+    bos: str = option(" | ".join(BOS_RULES), "auto", metavar="RULE")
+    max_tokens: int | None = option("use only the start of each text", None, metavar="N")
+    name: str = option(f"how texts are cut: {' | '.join(PROTOCOLS)}", "shortened-llama", flag="--protocol", metavar="NAME")
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise UserError(f"--protocol {self.name}: allowed are {', '.join(PROTOCOLS)}")
+        if self.length is None:
+            check_numbers(samples=1, length=2, bos=self.bos)
+            return  # the rest is checked once the model has said how long it may be
+        check_numbers(samples=1, length=self.length, bos=self.bos)
+        if self.stride is not None and not 1 <= self.stride <= self.length:
+            raise UserError(f"--stride {self.stride}: between 1 and --length ({self.length})")
+        if self.max_tokens is not None and self.max_tokens < self.length:
+            raise UserError(f"--max-tokens {self.max_tokens}: at least --length ({self.length}) is needed")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks, and from where.
+
+    Example: ``Tasks("commonsense7", data="tasks/", limit=200)``.
+
+    Attributes:
+        names: tasks and groups of lm-eval, or commonsense7; text with commas between them, or a sequence.
+        data: folder of NAME.jsonl files; None takes the Hub's.
+        limit: only the first so many items of each; None takes all.
+    """
+
+    names: str | Sequence[str] = option("zero-shot tasks of lm-eval, or commonsense7", (), flag="--tasks", kind=list, metavar="NAMES")
+    data: str | PathLike | None = option(
+        "folder of NAME.jsonl; by default the Hub's data", None, flag="--task-data", kind=str, metavar="DIR"
+    )
+    limit: int | None = option("only the first so many items of each task", None, metavar="N")
+
+    def __post_init__(self) -> None:
+        given = [self.names] if isinstance(self.names, str) else list(self.names)
+        set_field(self, "names", tuple(name.strip() for part in given for name in part.split(",") if name.strip()))
+        if self.data is not None:
+            set_field(self, "data", place(self.data))
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: a number of items, 1 or more")
+        if not given and (self.data is not None or self.limit is not None):
+            raise UserError(f"--task-data and --limit speak of --tasks: name some such as {SETS['commonsense7'][0]}, or leave them out")
+        if not self.names:
+            raise UserError(f"--tasks names no task; give some such as {SETS['commonsense7'][0]}, or commonsense7")
+
+    def every(self) -> list[str]:
+        """The names with sets written out, each once."""
+        return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
+
+
+def folder_of(tasks: "Tasks | None") -> Path | None:
+    """The folder that tasks are read from, if it is one."""
+    return Path(tasks.data) if tasks is not None and tasks.data is not None else None

@@ -1,0 +1,30 @@
+"""Writing: how a pruned model is written and proven."""
+
+from dataclasses import dataclass
+
+from ..quantities import bytes_of
+from .compute import check_dtype
+from .fields import option
+
+GROUP = "Writing"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a pruned model is written.
+
+    Attributes:
+        overwrite: replace what was written there before.
+        verify: reload what was written and prove it.
+        save_dtype: store floating tensors in fp32, bf16 or fp16; None keeps each one's own.
+        max_shard_size: largest weight file.
+    """
+
+    overwrite: bool = option("replace an older output in --out", False)
+    verify: bool = option("reload what was written and prove it", True, flag="--verify/--no-verify")
+    save_dtype: str | None = option("store floating tensors in fp32, bf16 or fp16; by default as they were", None, metavar="DTYPE")
+    max_shard_size: int | str = option("largest weight file", "5GB", kind=str, metavar="SIZE")
+
+    def __post_init__(self) -> None:
+        check_dtype(self.save_dtype)
+        bytes_of(self.max_shard_size, "--max-shard-size")

@@ -1,0 +1,67 @@
+"""Opening models, what a Python caller may give, checking that artifacts fit a model, and saving results."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import ranks
+from ..anatomy.model import Model
+from ..artifacts import ModelRecord, save
+from ..errors import UserError
+from ..files import check_apart, check_file, place
+from ..settings.compute import Compute
+from ..settings.fields import check_spent, settled
+
+Source = str | Path | Model
+
+
+def open_model(source: Source, compute: Compute | None = None, **plain: Any) -> Model:
+    """A model by folder, Hub id or .gguf file; a Model is handed through, so that stages can share one loaded model.
+
+    Example: ``model = shallower.open_model("my-model", dtype="bf16")``.
+    """
+    compute = settled(Compute, compute, plain, "compute")
+    check_spent(plain, (Compute,), "open_model")
+    if isinstance(source, Model):
+        return source
+    return Model(source, **vars(compute))
+
+
+def taken(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple[Any, ...]:
+    """The settings that a verb takes, in order, each from what was given for it and from plain keywords.
+
+    Args:
+        plain: keywords that are fields of some settings; those that none has are refused.
+        wanted: name of the argument -> (kind of settings, what was given for it).
+    """
+    left = dict(plain)
+    found = tuple(settled(kind, given, left, name) for name, (kind, given) in wanted.items())
+    check_spent(left, tuple(kind for kind, _ in wanted.values()), verb)
+    return found
+
+
+def output(out: str | Path | None, kind: str, inputs: Iterable[Any] = ()) -> Path | None:
+    """Where an artifact goes, checked to be free, to hold an older one, and to be nothing that is read."""
+    if out is None:
+        return None
+    target = place(out)
+    check_file(target, kind)
+    if target.exists():
+        check_apart(target, inputs)
+    return target
+
+
+def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
+    """Raise a UserError unless both records are of the same weights."""
+    if one.fingerprint != other.fingerprint or one.layers != other.layers:
+        raise UserError(
+            f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
+            f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
+        )
+
+
+def kept(record, out: str | Path | None):
+    """Save an artifact, in the first process."""
+    if out is not None and ranks.rank() == 0:
+        save(record, out)
+    return record

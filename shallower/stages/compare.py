@@ -1,0 +1,81 @@
+"""Comparison: models side by side, from their evaluations and measured speeds."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..anatomy.model import Model
+from ..artifacts import Comparison, Evaluation, load, save
+from ..comparison.comparing import compare as compared
+from ..comparison.merging import entries_of
+from ..comparison.page import comparison_files
+from ..comparison.runfolders import check_several, completed, read_given
+from ..errors import UserError
+from ..files import cache_folder, check_free, new_folder, place
+from ..progress import say
+from ..provenance import device_name, versions
+from ..runs import dtype_name
+from ..settings.compute import Compute
+from .common import open_model, taken
+from .evaluate import evaluate
+
+
+def compare(
+    sources: Sequence[str | Path],
+    *,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    **plain: Any,
+) -> Comparison:
+    """Models side by side, from their evaluations and measured speeds; the first source is the base.
+
+    Example: ``shallower.compare(["my-model", "pruned", "healed"], out="comparison")``.
+
+    Args:
+        sources: folders with artifacts, evaluation files, or models, which are evaluated by the defaults of ``evaluate``
+            where they have no evaluation; ``NAME=PATH`` names one. Such evaluations are kept in the user's cache.
+        compute: for those.
+        out: folder for comparison.json, its table comparison.md and its pictures pareto.png and pareto.svg.
+    Raises:
+        UserError: fewer than two models, one that cannot be opened, nothing that two of them share, or a broken artifact;
+            nothing is written.
+    """
+    (compute,) = taken(plain, "compare", compute=(Compute, compute))
+    out = place(out) if out is not None else None
+    givens = [read_given(source) for source in sources]
+    check_several(givens)
+    inputs = [path for given in givens for path in given.files]
+    if out is not None:
+        check_free(out, overwrite=overwrite, inputs=inputs)
+    models = {given.path: open_model(given.path, compute) for given in givens if given.missing}  # all, before any is evaluated
+    given = completed(givens, lambda path: _evaluated(models[path]))
+    found = compared(*entries_of(given))
+    if out is not None:
+        contents = comparison_files(found)
+        with new_folder(out, overwrite=overwrite, inputs=inputs) as folder:
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+    return found
+
+
+def _evaluated(model: Model) -> Evaluation:
+    """The model's evaluation by the defaults, from the cache if it was made before; it is kept there."""
+    key = {"fingerprint": model.record.fingerprint, "dtype": dtype_name(model), "device": device_name(model.device), "versions": versions()}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    kept = cache_folder() / "evaluations" / f"{name}.json"
+    with suppress(UserError):
+        if kept.is_file():
+            found = load(kept, "evaluation")
+            if found.model.fingerprint == model.record.fingerprint:
+                say(f"{model.checkpoint.source} was evaluated on {found.provenance.created[:10]}: {kept}")
+                return found
+    found = evaluate(model)
+    model.unload()
+    with suppress(UserError, OSError):
+        save(found, kept)
+        say(f"kept in {kept}")
+    return found

@@ -1,0 +1,72 @@
+"""Evaluation: perplexity by a stated protocol, and zero-shot tasks."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Evaluation
+from ..data.readers import check_readable
+from ..evaluation.perplexity import evaluation_segments, perplexity
+from ..evaluation.tasks import check_tasks, zero_shot
+from ..journal import journaled
+from ..quantities import numbers_of
+from ..runs import dtype_name, journal_of, timed
+from ..settings.calibration import Paths, listed_paths
+from ..settings.compute import Compute
+from ..settings.evaluation import Protocol, Tasks
+from .common import Source, kept, open_model, output, taken
+
+
+def evaluate(
+    model: Source,
+    *,
+    texts: Paths = (),
+    tokens: str | Path | None = None,
+    protocol: Protocol | str | None = None,
+    tasks: Tasks | str | Iterable[str] | None = None,
+    removed: Iterable[int] | str = (),
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    **plain: Any,
+) -> Evaluation:
+    """Perplexity on texts or given tokens, and zero-shot tasks; with none of them, perplexity on the shipped evaluation text.
+
+    Example: ``shallower.evaluate("my-model", texts="wiki.test.txt", length=2048)``.
+
+    Args:
+        texts: one file or several; each one's figure is named after the file's stem.
+        tokens: a .npy file, used exactly as it is.
+        protocol: how texts are cut; its fields are keywords too.
+        tasks: which tasks, through lm-eval: Tasks(...), or their names.
+        removed: layers to leave out virtually.
+    """
+    tasks = tasks if tasks is None or isinstance(tasks, Tasks) else Tasks(tasks)
+    protocol = Protocol(name=protocol) if isinstance(protocol, str) else protocol
+    protocol, compute = taken(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
+    removed = sorted(set(numbers_of(removed, "removed"))) if removed not in ((), "", None) and removed != [] else []
+    out = output(out, "evaluation", [*listed_paths(texts), tokens])
+    check_readable(listed_paths(texts))
+    if tasks is not None:
+        check_tasks(tasks)
+    model = open_model(model, compute)
+    named = evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
+    found, solved = {}, {}
+    with journaled(out), timed(model) as peak:
+        journal = partial(journal_of, model, None, removed=removed)
+        for name, segments in named.items():
+            keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
+            with model.given(segments.tokens.shape[1]):
+                found[name] = perplexity(model, segments, removed=removed, **keeping)
+        if tasks:
+            solved = zero_shot(model, tasks, removed=removed, journal=journal)
+    result = Evaluation(
+        model=model.record,
+        perplexity=found,
+        tasks=solved,
+        removed=removed,
+        protocol=protocol.name if found else "",
+        seconds=peak.seconds,
+        dtype=dtype_name(model),
+    )
+    return kept(result, out)

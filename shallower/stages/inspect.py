@@ -1,0 +1,41 @@
+"""Inspection: what a model is, and which single layers may go."""
+
+from pathlib import Path
+from typing import Any
+
+from ..anatomy.model import Model
+from ..artifacts import Inspection
+from ..errors import Refusal
+from ..progress import track
+from ..settings.compute import Compute
+from .common import Source, kept, output, taken
+
+
+def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any) -> Inspection:
+    """What a model is and which single layers may go, without loading its weights; of a Hub id only headers are fetched.
+
+    Example: ``shallower.inspect("my-model").removable``.
+    """
+    out = output(out, "inspection")
+    (compute,) = taken(plain, "inspect", compute=(Compute, compute))
+    model = model if isinstance(model, Model) else Model(model, **vars(compute), whole=False)
+    record, kinds = model.record, model.solver.kinds()
+    refusals = {}
+    alike = len(set(kinds)) == 1  # then whichever goes, the same layers are built
+    for index in track(range(1 if alike else record.layers), "checking which layers can go", 1 if alike else record.layers):
+        try:
+            model.solver.solve((index,), deep=False)
+        except Refusal as refusal:
+            refusals |= {str(layer): str(refusal) for layer in (range(record.layers) if alike else [index])}
+    config = model.checkpoint.config
+    result = Inspection(
+        model=record,
+        architecture=(config.architectures or [type(config).__name__])[0],
+        stack=model.outline.name,
+        dtype=record.storage or str(config.dtype).removeprefix("torch."),
+        tied_embeddings=model.tied,
+        layer_kinds=kinds,
+        removable=[index for index in range(record.layers) if str(index) not in refusals],
+        refusals=refusals,
+    )
+    return kept(result, out)

@@ -1,0 +1,111 @@
+"""What a training takes from an earlier model: the unpruned one it came from, and what an optimiser kept."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..anatomy.loading import hub_of
+from ..anatomy.model import SIDE_FILE, Model
+from ..artifacts import ModelRecord, load
+from ..errors import UserError
+from ..files import cache_folder, parse_json, place, write_atomic
+from ..settings.compute import Compute
+from ..training.checkpoints import STATE, read_tensors
+from ..training.distillation import pairs
+from ..training.schedule import Recipe
+from .trained import STATE_FILE
+
+
+def remember_model(model: Model) -> None:
+    """Keep where a model lies, by its fingerprint: what is published with a pruned model names no folder of this machine."""
+    source = model.checkpoint.source
+    place = source if model.checkpoint.hub_id else str(Path(source).expanduser().absolute())
+    with suppress(OSError, UserError):
+        write_atomic(_kept(model.record.fingerprint), json.dumps({"source": place}) + "\n")
+
+
+def _kept(fingerprint: str) -> Path:
+    return cache_folder() / "models" / f"{fingerprint}.json"
+
+
+def _places(record: ModelRecord, pruned: Path) -> list[str]:
+    """Where the model of a record may lie: where it lay when it was pruned here, as the record says, beside the pruned one."""
+    near = []
+    with suppress(OSError, UserError, AttributeError):
+        kept = parse_json(_kept(record.fingerprint).read_bytes(), "the cache").get("source")
+        near += [kept] if isinstance(kept, str) else []
+    near += [record.source, str(pruned.resolve().parent / Path(record.source).name)]
+    places = [place for place in near if hub_of(place) or Path(place).expanduser().exists()]
+    return [place for place in dict.fromkeys(places) if Path(place).expanduser().resolve() != pruned.resolve()] or [record.source]
+
+
+def unpruned(model: Model, given: str, compute: Compute, dtype: str) -> Model:
+    """The model that this one was pruned from, or the one given.
+
+    Raises:
+        UserError: it is not known or not there, has changed since, or has another vocabulary.
+    """
+    side, places, wanted = model.checkpoint.folder / SIDE_FILE, [given], None
+    if not given:
+        if not side.is_file():
+            raise UserError(f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; --set teacher=MODEL says so")
+        record = load(side, "pruned").plan.model
+        places, wanted = _places(record, side.parent), record.fingerprint
+    found, failed = None, None
+    for one in places:
+        try:
+            found = Model(one, dtype=dtype, device=compute.device, trust_remote_code=compute.trust_remote_code, layered=False)
+            if wanted in (None, found.record.fingerprint):
+                break
+        except UserError as error:
+            failed = failed or UserError(f"the unpruned model {one} cannot be opened ({error}); --set teacher=MODEL names it")
+    if found is None:
+        raise failed
+    source = found.checkpoint.source
+    if wanted and found.record.fingerprint != wanted:
+        raise UserError(f"{source} is no longer the model that {model.checkpoint.source} was pruned from; --set teacher=MODEL names it")
+    if found.vocabulary != model.vocabulary:
+        raise UserError(f"{source} knows {found.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it cannot be its teacher")
+    return found
+
+
+def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple[str | None, dict[str, Tensor]]:
+    """(fingerprint of the model it is of, what its optimiser kept, by the names of this model); layers are found by their origin.
+
+    Raises:
+        UserError: none was kept there, by another optimiser, or of another model.
+    """
+    if folder is None:
+        return None, {}
+    folder = place(folder)
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise UserError(f"--optimizer-from {folder}: no {STATE_FILE} in it; heal with --keep-optimizer leaves one")
+    try:
+        tensors, header = read_tensors(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"--optimizer-from {folder}: {STATE_FILE} is not readable") from error
+    if header.get("optimizer") != recipe.optimizer:
+        raise UserError(f"--optimizer-from {folder}: it is that of {header.get('optimizer')}, this training uses {recipe.optimizer}")
+    other = Model(folder, device="cpu")
+    names = {
+        f"model.{other.outline.name}.{theirs}.": f"model.{model.outline.name}.{own}." for own, theirs in enumerate(pairs(model, other))
+    }
+    within = f"model.{other.outline.name}."
+    return other.record.fingerprint, dict(_renamed(tensors, names, within))
+
+
+def _renamed(tensors: dict[str, Tensor], names: dict[str, str], within: str) -> Any:
+    """Labels with the numbers of this model's layers; of layers that it has not, nothing."""
+    for label, tensor in tensors.items():
+        kind, _, name = label.removeprefix(STATE).partition(":")
+        if name.startswith(within):
+            before = within + name.removeprefix(within).partition(".")[0] + "."
+            if before not in names:
+                continue
+            name = names[before] + name.removeprefix(before)
+        yield f"{STATE}{kind}:{name}", tensor

@@ -1,0 +1,140 @@
+"""Scores: how much each layer matters, by one criterion or by several in one pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .. import methods
+from ..anatomy.model import Model
+from ..artifacts import Scores, load
+from ..data.readers import check_readable
+from ..errors import UserError
+from ..files import check_free, place
+from ..journal import NO_JOURNAL, journaled
+from ..runs import dtype_name, journal_of, samples_of, timed
+from ..settings.calibration import Calibration, calibration_of
+from ..settings.compute import Compute
+from ..walk.gather import DATA, Asked, Gathered, gather
+from .common import Source, kept, open_model, output, taken
+
+
+def score(
+    model: Source,
+    *,
+    criterion: str | Sequence[str] = "taylor",
+    settings: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    **plain: Any,
+) -> Any:
+    """Score every layer; lower means remove first.
+
+    Example: ``shallower.score("my-model", criterion="block_influence", text="wiki.txt", samples=64)``.
+
+    Args:
+        criterion: a name from ``methods.names("criteria")``, or several, which are scored in one pass; then a list is returned, and
+            ``out`` is a folder for one file each.
+        settings: the criterion's own settings; of several ``{name: {key: value}}``.
+        calibration: which tokens; unused by criteria that need no data. Its fields, and those of ``compute``, are keywords too.
+        out: also write the artifact there.
+    """
+    several = not isinstance(criterion, str)
+    names = list(dict.fromkeys(criterion)) if several else [criterion]
+    calibration, compute = taken(plain, "score", calibration=(Calibration, calibration_of(calibration)), compute=(Compute, compute))
+    own = (settings or {}) if several else {criterion: settings or {}}
+    asked = [Asked(methods.find("criteria", name), configured(name, own.get(name), calibration)) for name in names]
+    inputs = [*calibration.files, None if isinstance(model, Model) else model]
+    files = _outputs(out, names, inputs) if several else {names[0]: output(out, "scores", inputs)}
+    check_readable(calibration.texts)
+    with journaled(place(out) if out is not None else None):
+        found = _scored(open_model(model, compute), asked, calibration)
+        for one in found:
+            kept(one, files[one.criterion])
+    return found if several else found[0]
+
+
+def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, Path | None]:
+    """Criterion -> its file in a folder."""
+    if out is None:
+        return dict.fromkeys(names)
+    folder = place(out)
+    if folder.suffix == ".json":
+        raise UserError(f"--out {folder}: {len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}")
+    if folder.exists() and not folder.is_dir():
+        check_free(folder)
+    return {name: output(folder / f"{name}.json", "scores", inputs) for name in names}
+
+
+def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> list[Scores]:
+    samples = samples_of(model, calibration) if any(one.kind in DATA for one in asked) else None
+    tokens, record = (samples.tokens, samples.record) if samples else (None, None)
+    names = {one.name: vars(one.settings) if one.settings else {} for one in asked}
+    journal = journal_of(model, record, criteria=names) if samples else NO_JOURNAL
+
+    def gathered() -> dict[str, Any]:
+        places = all(one.kind == "place" for one in asked)
+        with timed(model, load=not places) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
+            found = gather(asked, model, tokens, journal=journal)
+        seconds = journal.before + peak.seconds
+        return {"scores": [_numbers(one) for one in found], "seconds": seconds, "peak_memory_bytes": peak.bytes}
+
+    kept_before = journal.memo("scores", gathered)
+    parts = zip(asked, kept_before["scores"], strict=True)
+    common = {"model": model.record, "dtype": dtype_name(model)}
+    common |= {key: kept_before[key] for key in ("seconds", "peak_memory_bytes")}
+    return [
+        Scores(one.name, names[one.name], calibration=record if one.kind in DATA else None, **numbers, **common) for one, numbers in parts
+    ]
+
+
+def _numbers(found: Gathered) -> dict[str, Any]:
+    layers = range(len(found.scores))
+    return {
+        "scores": [found.scores[index] for index in layers],
+        "windows": found.windows,
+        "halves": [[half[index] for index in layers] for half in found.halves],
+        "halves_windows": found.halves_windows,
+    }
+
+
+def rescorer(model: Model, criterion: str, settings: Any, calibration: Calibration):
+    """removed layers -> scores of those that stay, for iterative schedules."""
+    asked = Asked(methods.find("criteria", criterion), configured(criterion, settings, calibration))
+    samples = samples_of(model, calibration) if asked.kind in DATA else None
+    tokens, record = (samples.tokens, samples.record) if samples else (None, None)
+
+    def rescore(removed: tuple[int, ...]) -> dict[int, float]:
+        own = vars(asked.settings) if asked.settings else {}
+        journal = journal_of(model, record, criterion=criterion, settings=own, removed=removed)
+
+        def gathered() -> dict[str, float]:
+            (found,) = gather([asked], model, tokens, removed=removed, journal=journal)
+            return {str(index): value for index, value in found.scores.items()}
+
+        return {int(index): value for index, value in journal.memo("scores", gathered).items()}
+
+    return rescore
+
+
+def configured(criterion: str, settings: Any, calibration: Calibration | None) -> Any:
+    """A criterion's Settings."""
+    return seeded(methods.find("criteria", criterion), settings, calibration)
+
+
+def seeded(method: ModuleType, settings: Any, calibration: Calibration | None) -> Any:
+    """A method's Settings; the common seed also seeds one that has a seed of its own, unless it is set apart."""
+    if settings is not None and not isinstance(settings, dict):
+        return methods.configure(method, settings)
+    common = {"seed": calibration.seed} if calibration is not None and "seed" in methods.setting_names(method) else {}
+    return methods.configure(method, common | (settings or {}))
+
+
+def scores_of(source: Any) -> Scores | None:
+    """Scores that were given, as such or by a file; None where a model was given."""
+    if isinstance(source, Scores):
+        return source
+    if not isinstance(source, Model) and str(source).endswith(".json"):
+        return load(place(source), "scores")
+    return None

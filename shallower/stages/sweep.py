@@ -1,0 +1,73 @@
+"""Sweep: perplexity against layers removed."""
+
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Sweep
+from ..data.readers import check_readable
+from ..evaluation.perplexity import evaluation_segments
+from ..journal import journaled
+from ..quantities import sizes_of
+from ..runs import dtype_name, timed
+from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
+from ..settings.compute import Compute
+from ..settings.evaluation import Protocol
+from ..settings.selection import Choosing
+from .common import Source, kept, open_model, output, taken
+from .plan import DEFAULT, nested_plans
+from .removals import removals_perplexity
+
+
+def sweep(
+    model: Source,
+    *,
+    sizes: Any,
+    criterion: str = DEFAULT,
+    settings: dict[str, Any] | None = None,
+    choosing: Choosing | str | None = None,
+    calibration: Calibration | None = None,
+    texts: Paths = (),
+    protocol: Protocol | None = None,
+    compute: Compute | None = None,
+    out: str | Path | None = None,
+    **plain: Any,
+) -> Sweep:
+    """Perplexity against layers removed: scored once, every size evaluated by virtual removal, nothing copied.
+
+    Example: ``shallower.sweep("my-model", sizes="1-12", selection="greedy")``.
+
+    Args:
+        sizes: numbers of layers to remove; the model as it is comes first in any case.
+        criterion, settings, choosing, calibration, compute: as for ``plan``.
+        texts, protocol: as for ``evaluate``.
+    """
+    choosing = Choosing(choosing) if isinstance(choosing, str) else choosing
+    kinds = {"choosing": (Choosing, choosing), "calibration": (Calibration, calibration_of(calibration)), "compute": (Compute, compute)}
+    choosing, calibration, compute = taken(plain, "sweep", **kinds)
+    sizes, texts = sizes_of(sizes, "--remove"), listed_paths(texts)
+    out = output(out, "sweep", [*texts, *calibration.files])
+    check_readable((*texts, *calibration.texts))
+    model = open_model(model, compute)
+    how = {"choosing": choosing, "criterion": criterion, "settings": settings, "calibration": calibration}
+    named = evaluation_segments(model, texts, None, protocol or Protocol())
+    with journaled(out), timed(model) as peak:
+        plans = list(nested_plans(model, sizes, how))
+        removals = [(), *(plan.removed for plan in plans)]
+        found = removals_perplexity(model, named, removals, "sweep")
+    last, before = plans[-1], model.record.parameters
+    rows = [
+        {"removed": len(removed), "layers": list(removed), "parameters": parameters, "perplexity": perplexities}
+        for removed, parameters, perplexities in zip(removals, [before, *(plan.params_after for plan in plans)], found, strict=True)
+    ]
+    result = Sweep(
+        model=model.record,
+        order=last.order,
+        selection=last.selection,
+        criterion=last.criterion,
+        settings=last.settings,
+        calibration=last.calibration,
+        rows=rows,
+        seconds=peak.seconds,
+        dtype=dtype_name(model),
+    )
+    return kept(result, out)
