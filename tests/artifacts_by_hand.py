@@ -102,7 +102,7 @@ def everything() -> dict[str, Record]:
         "plan.json": plan(scores=SCORES),
         "model/shallower.json": pruned(plan(scores=SCORES), "small0"),
         "model/compensation.json": Compensation(
-            "sequential", {}, DENSE, GONE, TOKENS, 900, 100, loss, ["a.weight"], drifts, {}, 3.0, 2**30, "float32", MADE
+            "sequential", {}, DENSE, GONE, TOKENS, 900, 100, loss, ["a.weight"], drifts, {}, 3.0, 2**30, "float32", provenance=MADE
         ),
         "quality/dense.json": Evaluation(DENSE, {"prose": text(10.0)}, {"arc_easy": task(0.5)}, provenance=MADE),
         "quality/virtual.json": Evaluation(DENSE, {"prose": text(20.0)}, {"arc_easy": task(0.3)}, removed=GONE, provenance=MADE),

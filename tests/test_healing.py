@@ -206,7 +206,7 @@ def test_healing_on_instructions(saved, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "match"), [
-    ("empty.txt", "  \n", "nothing in it"),
+    ("empty.txt", "  \n", "only empty texts"),
     ("short.txt", "Too short.", "less than one sequence of 32"),
     ("field.jsonl", '{"text": "a"}\n{"body": "b"}\n', "line 2 has no field 'text'"),
     ("type.jsonl", '{"text": 5}\n', "line 1 has a field 'text' that is a int"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from shallower import cli
+from shallower.cli.app import app as program
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
@@ -46,7 +46,7 @@ def test_every_step_is_a_command_that_there_is(name: str, tiny: bool, tmp_path) 
     assert ran.returncode == 0, ran.stderr
     asked = [json.loads(line) for line in log.read_text().splitlines()]
     assert asked[-1] == ["report", str(tmp_path / "out")]
-    app = typer.main.get_command(cli.app)
+    app = typer.main.get_command(program)
     for verb, *rest in asked:
         command = app.commands[verb]
         command.make_context(verb, list(rest), resilient_parsing=True)

@@ -177,13 +177,13 @@ def test_the_stopwatch_goes_by_the_pace_of_the_last_call(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("120s", 120), ("10m", 600), ("2h", 7200), ("90", 90), (" 1.5H", 5400), ("0", 0)])
 def test_times(text, seconds) -> None:
-    assert seconds_of(text) == seconds
+    assert seconds_of(text, "--budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "", "s", "10d", "1:30"])
 def test_what_is_no_time(text) -> None:
     with pytest.raises(UserError, match="give a time such as 120s"):
-        seconds_of(text)
+        seconds_of(text, "--budget")
 
 
 def test_budgets_that_mean_nothing(saved) -> None:

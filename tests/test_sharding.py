@@ -73,6 +73,8 @@ def test_a_split_training_is_killed_and_goes_on(saved, text, tmp_path) -> None:
 def test_what_cannot_be_split(saved, text, tmp_path) -> None:
     with pytest.raises(UserError, match="there is one process: start several by torchrun"):
         healed(saved("llama"), text, tmp_path / "out", shard=True)
-    ran = command(*LAUNCH, *arguments(saved("llama"), text, tmp_path / "out", "continued", "--batch-tokens", "96", "--shard"))
+    given = arguments(saved("llama"), text, tmp_path / "out", "continued", "--shard")
+    given[given.index("--batch-tokens") + 1] = "96"
+    ran = command(*LAUNCH, *given)
     assert ran.returncode != 0 and "error: --shard: a batch of 3 sequences does not split evenly: --batch-tokens 64 does" in ran.stderr
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from .fields import option, set_field
 GROUP = "Calibration"
 BOS_RULES = ("auto", "first", "every", "none")
 SAMPLES = 64
+NAMED = {"default": (SAMPLES, 128), "shortened-llama": (10, 128)}  # samples, tokens of each; the second is the paper's
 Paths = str | PathLike | Sequence[str | PathLike] | None
 
 
@@ -32,11 +33,12 @@ class Calibration:
         text: .txt, .jsonl or .parquet files (field ``text``), one or several; with no source the shipped prose of several kinds.
         dataset: data sets of the Hub, ``name``, ``name:config`` or ``name:config:split``, one or several.
         tokens: a .npy file of integers, (sample, position), used exactly as it is; it stands alone.
-        samples, length: how many samples of how many tokens (BOS counted).
+        samples, length: how many samples of how many tokens (BOS counted); None: as ``setting`` says.
         seed: which parts of the texts are taken.
         bos: where the BOS token goes: ``first`` sample only, ``every``, ``none``; ``auto`` is ``every`` for models whose
             tokenizer adds one, else ``none``.
         mix: shares of the sources, in their order (texts, then data sets); None: equal ones.
+        setting: ``default``, or ``shortened-llama`` (arXiv 2402.02834: 10 samples of 128 tokens).
         at_most: take fewer samples where the texts have no more.
     """
 
@@ -50,14 +52,20 @@ class Calibration:
     tokens: str | PathLike | None = option(
         "a .npy file of integers, (sample, position), used exactly as it is", None, kind=str, metavar="FILE"
     )
-    samples: int = option("number of calibration samples", SAMPLES, metavar="N")
-    length: int = option("tokens per sample, BOS counted", 128, metavar="N")
+    samples: int | None = option(f"number of calibration samples; by default {SAMPLES}", None, metavar="N")
+    length: int | None = option("tokens per sample, BOS counted; by default 128", None, metavar="N")
     seed: int = option("which parts of the texts are taken; also seeds methods that draw", 1234, metavar="N")
     bos: str = option(" | ".join(BOS_RULES), "auto", metavar="RULE")
     mix: str | Sequence[float] | None = option("shares of the sources, such as 2,1,1; by default equal", None, kind=str, metavar="SHARES")
+    setting: str = option(f"how much text where it is not said: {' | '.join(NAMED)}", "default", flag="--calibration", metavar="NAME")
     at_most: bool = False
 
     def __post_init__(self) -> None:
+        if self.setting not in NAMED:
+            raise UserError(f"--calibration {self.setting}: allowed are {', '.join(NAMED)}")
+        for name, value in zip(("samples", "length"), NAMED[self.setting], strict=True):
+            if getattr(self, name) is None:
+                set_field(self, name, value)
         if isinstance(self.mix, str):
             parts = [part for part in self.mix.replace(":", ",").split(",") if part.strip()]
             set_field(self, "mix", tuple(float(count_of(part, "--mix", "2,1,1")) for part in parts))

@@ -11,6 +11,7 @@ from ..quantities import seconds_of
 from .fields import option, set_field
 
 GROUP = "Choosing"
+CRITERION = "block_influence"  # the least harm on the worst of many texts, for forward passes alone (docs/calibration.md)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Scoring:
         settings: of the criterion; on the command line by ``--set``.
     """
 
-    criterion: str | Sequence[str] = option("one or several: " + ", ".join(names("criteria")), "taylor", kind=list, metavar="NAME")
+    criterion: str | Sequence[str] = option("one or several: " + ", ".join(names("criteria")), CRITERION, kind=list, metavar="NAME")
     settings: dict[str, Any] = field(default_factory=dict)
 
 

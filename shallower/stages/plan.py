@@ -24,13 +24,11 @@ from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.selection import Choosing
+from ..settings.selection import CRITERION, Choosing
 from ..walk.losses import LossWalk, Objective
 from .common import Source, kept, open_model, output, taken
 from .removals import removals_perplexity
 from .score import rescorer, score, scores_of, seeded
-
-DEFAULT = "taylor"
 
 
 def plan(
@@ -71,9 +69,9 @@ def plan(
     out = output(out, "plan", inputs)
     check_readable((*calibration.texts, *listed_paths(texts)))
     selection = methods.find("selection", choosing.selection)
-    methods.check_name("criteria", criterion or DEFAULT)
+    methods.check_name("criteria", criterion or CRITERION)
     _check_schedule(selection, choosing, scores)
-    how = {"choosing": choosing, "criterion": criterion or DEFAULT, "settings": settings, "calibration": calibration}
+    how = {"choosing": choosing, "criterion": criterion or CRITERION, "settings": settings, "calibration": calibration}
     if amount.max_ppl_increase is not None:
         if scores is not None:
             raise UserError("--max-ppl-increase runs the model: give MODEL instead of scores")

@@ -15,6 +15,7 @@ from ..journal import NO_JOURNAL, journaled
 from ..runs import dtype_name, journal_of, samples_of, timed
 from ..settings.calibration import Calibration, calibration_of
 from ..settings.compute import Compute
+from ..settings.selection import CRITERION
 from ..walk.gather import DATA, Asked, Gathered, gather
 from .common import Source, kept, open_model, output, taken
 
@@ -22,7 +23,7 @@ from .common import Source, kept, open_model, output, taken
 def score(
     model: Source,
     *,
-    criterion: str | Sequence[str] = "taylor",
+    criterion: str | Sequence[str] = CRITERION,
     settings: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
     compute: Compute | None = None,

@@ -12,9 +12,9 @@ from ..runs import dtype_name, timed
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.selection import Choosing
+from ..settings.selection import CRITERION, Choosing
 from .common import Source, kept, open_model, output, taken
-from .plan import DEFAULT, nested_plans
+from .plan import nested_plans
 from .removals import removals_perplexity
 
 
@@ -22,7 +22,7 @@ def sweep(
     model: Source,
     *,
     sizes: Any,
-    criterion: str = DEFAULT,
+    criterion: str = CRITERION,
     settings: dict[str, Any] | None = None,
     choosing: Choosing | str | None = None,
     calibration: Calibration | None = None,

@@ -32,7 +32,7 @@ def replay_of(model: Model) -> Replay | None:
     """The model's replay, or None where only whole forwards are faithful; found out once per model."""
     if "replay" not in model.__dict__:
         replay = Replay(model.module, model.stack)
-        with model.dry():
+        with model.dry(), fast_products(model.module):
             model.__dict__["replay"] = replay if replay.faithful() else None
         if model.__dict__["replay"] is None:
             say(f"{model.checkpoint.source}: its layers hand on more than the stream, so it is run whole each time, which is slower")
