@@ -56,7 +56,7 @@ def say(message: str) -> None:
 class _Clock:
     """Of one command: when it began, how far it is (0 to 1), and how much of that took no time because it had been done before."""
 
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     at: float = 0.0
     skipped: float = 0.0
 
@@ -78,7 +78,7 @@ class _Span:
 
 
 @contextmanager
-def parts(costs: Mapping[str, float]) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
+def parts(costs: Mapping[str, int | float]) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
     """The parts of a piece of work in order, with about what each costs, so that all of it has one estimate of the time left.
 
     ``with parts({"scoring": 3, "writing": 1}) as part: with part("scoring"): …``. Inside a part, parts divide it further. Parts that
@@ -145,6 +145,7 @@ class _Shown(Meter):
         if self.span is not None:
             self.span.measured = True
             self.span.clock.skipped += max(0.0, self._reached() - self.span.clock.at)
+            self.span.clock.at = max(self.span.clock.at, self._reached())
             self.label = f"{self.span.name}: {label}"
 
     def _reached(self) -> float:

@@ -111,10 +111,10 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
     return patch, report
 
 
-def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, float]:
+def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, int | float]:
     """The parts of a repair, and what each costs in layers times tokens."""
     check = (layers - removed) * held_out
-    costs: dict[str, float] = {"loss before": check, "fitting": FITTING * layers * fitted}
+    costs: dict[str, int | float] = {"loss before": check, "fitting": FITTING * layers * fitted}
     costs |= {f"candidate {number}": check for number in range(1, TRIES + 1)}
     return costs | {"loss after": check, "drift": 4 * layers * held_out, "unpruned": layers * held_out}
 

@@ -1,6 +1,7 @@
 """Healing: one loop, two methods; what is trained on, never lost, the same in one process and two, and written as a plain model."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import zoo
 from safetensors import SafetensorError, safe_open
 from torch.nn.functional import cross_entropy
-from trainings import CPU, KILLED, LAUNCH, SIZE, arguments, command, curve, healed, weights
+from trainings import CPU, KILLED, LAUNCH, SIZE, STOPPED, arguments, command, curve, healed, weights
 from transformers import AutoModelForCausalLM
 
 from shallower import Compute, Protocol, Training, UserError, cli, drop, evaluate, heal, methods, open_model, prune, report
@@ -283,9 +284,15 @@ def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -
     own = ("--set", "optimizer=adamw8bit") if "8 bit" in method else ()
     settings, method = dict(one.split("=") for one in own[1:]), method.split()[0]
     given = arguments(saved("gpt2"), text, tmp_path / "out", method, *own)
-    assert command("-c", KILLED, *given).returncode == -signal.SIGKILL
+    if method == "lora":  # told to stop: what has been reached is kept, although no checkpoint was due
+        given[given.index("--checkpoint-steps") + 1] = "100"
+        ended = command("-c", STOPPED, *given)
+        assert ended.returncode == 128 + signal.SIGTERM
+        assert "stopped: step 3 is kept" in ended.stderr and "--resume goes on from there" in ended.stderr
+    else:
+        assert command("-c", KILLED, *given).returncode == -signal.SIGKILL
     kept = folder_of(tmp_path / "out")
-    assert sorted(path.name for path in kept.glob("step-*")) == ["step-2.safetensors", "step-3.safetensors"]
+    assert [path.name for path in sorted(kept.glob("step-*"))][-1] == "step-3.safetensors"
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="pass --resume to go on"):
         healed(saved("gpt2"), text, tmp_path / "out", method=method, settings=settings)
@@ -301,6 +308,13 @@ def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -
     one, other = weights(tmp_path / "out"), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_nothing_to_resume_is_said(saved, text, tmp_path, capsys) -> None:
+    with shown():
+        healed(saved("gpt2"), text, tmp_path / "out", tokens=128, resume=True)
+    said = capsys.readouterr().err
+    assert "nothing to resume" in said and re.search(r"about .* for weights, gradients, optimiser, activations of 4 x 32 tokens", said)
 
 
 def test_a_broken_checkpoint_falls_back(saved, text, tmp_path) -> None:

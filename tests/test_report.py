@@ -136,6 +136,12 @@ def test_any_artifact_alone_makes_a_report(name, tmp_path) -> None:
     assert page_of(hand.write(tmp_path / "run", {name: hand.everything()[name]})).text
 
 
+def test_a_mere_plan_has_removed_nothing(tmp_path) -> None:
+    records = {name: hand.everything()[name] for name in ("plan.json", "scores.json")}
+    text = page_of(hand.write(tmp_path / "run", records)).text
+    assert "2 of 8 layers would be removed" in text and "What would be removed" in text and "that would go by" in text
+
+
 def test_several_prunings(tmp_path) -> None:
     records = hand.everything()
     records["more/shallower.json"] = hand.pruned(hand.plan(removed=[2, 3, 4]), "more0", method=None)

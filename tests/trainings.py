@@ -29,6 +29,18 @@ def killed(self, step, *rest):
 Keeper.keep = killed
 cli.main(sys.argv[1:])
 """
+STOPPED = """
+import os, signal, sys
+from shallower import cli
+from shallower.training import loop
+step = loop._step
+def stopped(run, accelerator, objective, optimizer, parameters, number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(run, accelerator, objective, optimizer, parameters, number)
+loop._step = stopped
+cli.main(sys.argv[1:])
+"""
 
 
 def healed(folder, data, out, *, method="continued", settings=None, tokens=768, **training):

@@ -66,7 +66,7 @@ def ordinal(number: int) -> str:
 
 def importance(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
     """One bar per layer; those of removed layers stand out."""
-    drawing = Drawing(name, f"Importance of every layer by {found.criterion}; orange: removed", 210)
+    drawing = Drawing(name, f"Importance of every layer by {found.criterion}", 210)
     gone, values = set(gone), found.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)

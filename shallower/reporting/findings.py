@@ -120,7 +120,8 @@ class Findings:
         counts = sorted({len(removal.removed) for removal in self.dossier.removals})
         if len(counts) > 1:
             return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} of {self.root.layers} layers removed"
-        parts = [f"{counts[0]} of {self.root.layers} layers removed", f"{percent(self.parameters_left(self.main))} parameters"]
+        gone = "removed" if any(removal.pruned for removal in self.dossier.removals) else "would be removed"
+        parts = [f"{counts[0]} of {self.root.layers} layers {gone}", f"{percent(self.parameters_left(self.main))} parameters"]
         if self.main_row and (found := self.mean_ratio(self.main_row)):
             parts.append(f"perplexity ×{found[0]:.2f}" + (f" (mean of {found[1]} texts)" if found[1] > 1 else ""))
         return ", ".join(parts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores
 from ..comparison.healing import gap_closed, gaps, losses, perplexities
-from ..format import layers, millions
+from ..format import byte_count, layers, millions
 from . import figures
 from .dossier import Dossier, Removal
 from .drawing import Drawing
@@ -45,7 +45,8 @@ def removed(page: Page) -> Markup | None:
     for number, removal in enumerate(found.sets, 1):
         title = tag("h3", f"{len(removal.removed)} of {found.root.layers}: {removal.name}") if len(found.sets) > 1 else None
         parts += [title, tag("div", page.figure(*_stack(found, removal, number)), _decision(removal), class_="pair")]
-    return section("What was removed", *parts)
+    done = any(removal.pruned for removal in page.dossier.removals)
+    return section("What was removed" if done else "What would be removed", *parts)
 
 
 def _stack(found: Findings, removal: Removal, number: int) -> tuple[Drawing, str]:
@@ -91,9 +92,10 @@ def _decision(removal: Removal) -> Markup:
     cached = proof.get("cached_difference")
     return facts(
         [
-            ("removed", layers(removal.removed)),
+            ("removed" if removal.pruned else "would be removed", layers(removal.removed)),
             ("in the order", ", ".join(map(str, removal.order)) if len(removal.order) > 1 else None),
             ("parameters", f"{millions(plan.params_before)} → {millions(plan.params_after)}, {percent(1 - plan.share)}"),
+            ("weights", _bytes(removal)),
             ("selection", chosen),
             ("criterion", plan.criterion),
             ("settings", settings_of(plan.settings)),
@@ -108,6 +110,16 @@ def _decision(removal: Removal) -> Markup:
     )
 
 
+def _bytes(removal: Removal) -> str | None:
+    """The stored weights before and after; of a .gguf file what it holds too."""
+    plan, model = removal.plan, removal.plan.model
+    if not plan.bytes_before:
+        return None
+    after = removal.pruned.weight_bytes if removal.pruned and removal.pruned.weight_bytes else plan.bytes_after
+    packed = f" (the .gguf file has {byte_count(model.packed_bytes)})" if model.packed_bytes else ""
+    return f"{byte_count(plan.bytes_before)}{packed} → {byte_count(after)}"
+
+
 def importance(page: Page) -> Markup | None:
     """Importance per layer, a figure for each set of scores."""
     found = page.dossier.of("scores")
@@ -120,8 +132,16 @@ def importance(page: Page) -> Markup | None:
         used = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
         caption = f"{scores.criterion}{settings}: {used}{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}."
         drawn.append(page.figure(figures.importance(numbered("importance", number), scores, gone), caption))
-    note = tag("p", "The lower a layer's score, the less the criterion says it is needed. Orange: removed.", class_="note")
+    lower = "The lower a layer's score, the less the criterion says it is needed."
+    note = tag("p", lower + (_orange(main) if main else ""), class_="note")
     return section("Importance per layer", note, tag("div", *drawn, class_="pair")) if drawn else None
+
+
+def _orange(main: Removal) -> str:
+    """Whose layers the pictures show in orange; those of other criteria would be others."""
+    by = main.plan.criterion or main.plan.selection
+    went = "went" if main.pruned else "would go"
+    return f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
 
 
 def repair(page: Page) -> Markup | None:
@@ -186,7 +206,7 @@ def _repaired(found: Compensation) -> Markup:
     told = facts(
         [
             ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, unpruned {loss['dense']:.4f}"),
-            ("held-out perplexity", f"{_times(loss)} the unpruned one's"),
+            ("against the unpruned", f"{_times(loss)} in perplexity, on held-out text"),
             *((f"on {name}", _times(one)) for name, one in found.by_source.items() if len(found.by_source) > 1),
             ("of the gap", f"{gap:.0%} closed" if gap is not None else None),
             ("changed", f"{len(found.changed)} weights" if found.changed else "nothing: it did not lower the held-out loss"),
