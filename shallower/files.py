@@ -30,6 +30,9 @@ OURS = re.compile(  # what version 0.1 wrote into folders in which it did not li
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character that takes two
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
+
+
 def place(path: str | Path) -> Path:
     """A path as the user means it: ``~`` stands for the home.
 
@@ -38,7 +41,8 @@ def place(path: str | Path) -> Path:
     """
     text = str(path)
     try:
-        text.encode()
+        if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in text.split("/")):
+            raise UserError(f"{text[:60]}… is too long for a path: {LONGEST_NAME} bytes a name and {LONGEST_PATH} in all are allowed")
         return Path(text).expanduser()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{text!a} is no path ({' '.join(str(error).split())[:80]}): give one that can be read") from error

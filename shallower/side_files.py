@@ -7,6 +7,7 @@ left behind, and that is said. A link is followed only within the model's folder
 
 import fnmatch
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,4 +103,4 @@ def _named(folder: Path) -> set[str]:
                 continue
             if isinstance(content, dict):
                 found |= {value for value in content.values() if isinstance(value, str) and value and "/" not in value}
-    return {name for name in found if (folder / name).is_file() and not any(fnmatch.fnmatchcase(name, one) for one in WEIGHTS)}
+    return {name for name in found if os.path.isfile(folder / name) and not any(fnmatch.fnmatchcase(name, one) for one in WEIGHTS)}

@@ -1,6 +1,7 @@
 """Mutants of every kind of file: the cheapest way to read one ends well or with a UserError, soon and within little memory."""
 
 import contextlib
+import copy
 import json
 import resource
 import shutil
@@ -52,7 +53,7 @@ def changed_json(data: st.DataObject, raw: bytes) -> bytes:
             inside = inside[key]
         act = data.draw(st.sampled_from(["odd", "odd", "odd", "drop", "rename", "wrap"]))
         if act == "odd":
-            inside[last] = data.draw(st.sampled_from(ODD))
+            inside[last] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
         elif act == "drop":
             del inside[last]
         elif act == "wrap":
@@ -191,10 +192,10 @@ def held(kind: Kind, files: Path, tmp_path: Path, data: st.DataObject) -> None:
         shutil.copy(files / "text.txt", work)
     path = work / kind.file
     path.write_bytes(kind.change(data, source.read_bytes()))
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with contextlib.suppress(UserError):
         kind.read(path)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES
 
 

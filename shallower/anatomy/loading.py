@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ class Checkpoint:
 
 def hub_of(source: str) -> str | None:
     """A source if it is an id on the Hub, None if it is a folder or a file."""
-    return source if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not Path(source).expanduser().exists() else None
+    return source if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not os.path.exists(Path(source).expanduser()) else None
 
 
 def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> nn.Module:

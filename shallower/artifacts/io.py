@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def published(record: Any) -> Any:
 
 def _last(source: Any) -> Any:
     """A Hub id as it is, of a path the last part."""
-    local = isinstance(source, str) and (source.startswith(("/", "~", ".")) or source.count("/") > 1 or Path(source).exists())
+    local = isinstance(source, str) and (source.startswith(("/", "~", ".")) or source.count("/") > 1 or os.path.exists(source))
     return Path(source).name or source if local else source
 
 

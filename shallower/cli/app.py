@@ -88,6 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
         text = error.format_message() if isinstance(error, UsageError) else str(error)
         print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if _told(arguments, "--verbose", "-v"):
+            importlib.import_module("traceback").print_exc()
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise

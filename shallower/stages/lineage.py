@@ -1,6 +1,7 @@
 """What a training takes from an earlier model: the unpruned one it came from, and what an optimiser kept."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def _places(record: ModelRecord, pruned: Path) -> list[str]:
         kept = parse_json(_kept(record.fingerprint).read_bytes(), "the cache").get("source")
         near += [kept] if isinstance(kept, str) else []
     near += [record.source, str(pruned.resolve().parent / Path(record.source).name)]
-    places = [place for place in near if hub_of(place) or Path(place).expanduser().exists()]
+    places = [place for place in near if hub_of(place) or os.path.exists(Path(place).expanduser())]
     return [place for place in dict.fromkeys(places) if Path(place).expanduser().resolve() != pruned.resolve()] or [record.source]
 
 
