@@ -255,6 +255,16 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def remove_own(folder: Path, names: re.Pattern) -> None:
+    """Remove the files below a working folder whose names (from there) are ours, and what is empty then; no link is followed."""
+    for path in files_below(folder):
+        if names.fullmatch(path.relative_to(folder).as_posix()):
+            path.unlink(missing_ok=True)
+    for parent, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(parent)
+
+
 def listed(names: Iterable[str], most: int = 4) -> str:
     """The first of some names, and how many there are beyond."""
     names = list(names)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +26,12 @@ from torch import Tensor
 
 from . import ranks
 from .errors import DiskError, UserError
-from .files import disk_errors, made_parents, write_atomic
+from .files import disk_errors, made_parents, remove_own, write_atomic
 from .progress import say
 
 SECONDS = float(os.environ.get("SHALLOWER_JOURNAL_SECONDS", "5"))  # between two states; more where writing one takes long
+INSIDE = re.compile(r"(about|done)\.json|\..*|[^/]*\.(safetensors|spilled)|model/.*")  # what a piece of work writes
+OWN = re.compile(rf"lock|[0-9a-f]{{16}}/({INSIDE.pattern})")
 PATIENCE = 20.0  # a state is written again after so many times the seconds that the last one took
 PASSING = (DiskError, OSError, MemoryError, torch.OutOfMemoryError)  # the same command may succeed later
 _beside: ContextVar["_Beside | None"] = ContextVar("journal", default=None)
@@ -69,7 +70,7 @@ class _Beside:
     def close(self, *, drop: bool = False) -> None:
         if self.lock is not None:
             if drop or (not any(self.folder.rglob("done.json")) and not any(self.folder.rglob("*.safetensors"))):
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_own(self.folder, OWN)
                 for folder in self.made:  # made for this folder; what has come into them since keeps them
                     with suppress(OSError):
                         folder.rmdir()
@@ -155,7 +156,7 @@ class Journal:
         """Forget all of this work."""
         self.done = {}
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_own(self.folder, INSIDE)
 
     def spent(self) -> float:
         """Seconds of work in what is kept and in this process."""

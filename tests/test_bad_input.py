@@ -348,3 +348,13 @@ def test_the_model_is_never_overwritten(home, capsys) -> None:
     with contextlib.suppress(SystemExit):  # the folder is refused as a whole
         main(["prune", "full/MODEL", "--drop", "3", "--out", "full", "--overwrite", "--no-verify"])
     assert (home / "full" / "MODEL" / "model.safetensors").is_file()
+
+
+def test_what_somebody_put_into_a_working_folder_stays(home) -> None:
+    for name in (".scores.json.journal", ".out.journal"):
+        (home / name).mkdir()
+        (home / name / "notes.txt").write_text("precious")
+    main(["score", "MODEL", "--criterion", "magnitude", "--out", "scores.json"])
+    main(["prune", "MODEL", "--drop", "3", "--no-verify", "--out", "out"])
+    for name in (".scores.json.journal", ".out.journal"):
+        assert [path.name for path in (home / name).rglob("*")] == ["notes.txt"]

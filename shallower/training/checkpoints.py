@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import Stopped, UserError
-from ..files import disk_errors, made_parents, write_atomic
+from ..files import disk_errors, made_parents, remove_own, write_atomic
 from ..progress import say
 from .sharding import like, whole
 
 KEPT = 2
+OWN = re.compile(r"(about|control)\.json|metrics\.jsonl|lock|\.?step-\d+\.safetensors|\.(about|control|metrics)\..*")
 NOTHING = "before the first step was done, so there is nothing to go on from; nothing was left half-written"
 WEIGHT, STATE = "weight:", "state:"
 Trained = dict[str, nn.Parameter]  # by name
@@ -66,7 +67,7 @@ class Keeper:
             yield
             ranks.gathered(None)
             if first:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_own(self.folder, OWN)
         except KeyboardInterrupt as stop:
             kept = getattr(stop, "kept", "") or NOTHING
             if steps := list(self.steps()):
@@ -75,7 +76,7 @@ class Keeper:
         finally:
             if lock is not None:
                 if not self._begun():
-                    shutil.rmtree(self.folder, ignore_errors=True)
+                    remove_own(self.folder, OWN)
                 lock.close()
 
     def _locked(self):
