@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ..artifacts import Evaluation, Pruned
 from ..errors import UserError
 from ..files import CARD
 from ..files import CARD_MARK as MARK
-from ..format import counted, layers, millions
+from ..format import byte_count, counted, layers, millions
 from ..provenance import safe_command
 from ..side_files import stays_within
 from .findings import model_name, percent, perplexity_text, settings_of, tokens_used
@@ -139,20 +140,27 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
     rows = [
         ("layers", str(plan.model.layers), str(len(plan.kept))),
         ("parameters", f"{plan.params_before:,}", f"{plan.params_after:,} ({percent(1 - plan.share)})"),
+        *_stored(pruned),
         *_measured(pruned, evaluations),
     ]
     if told:
         loss = told["loss"]
-        rows.append(
-            (
-                "loss on held-out calibration tokens, nats",
-                f"{loss['dense']:.4f}",
-                f"{loss['after']:.4f} ({loss['before']:.4f} before the repair)",
-            )
-        )
+        before, after = (math.exp(min(loss[state] - loss["dense"], 99)) for state in ("before", "after"))
+        values = f"{loss['after']:.4f}, ×{after:.3f} in perplexity (×{before:.3f} before the repair)"
+        rows.append(("loss on held-out calibration tokens, nats", f"{loss['dense']:.4f}", values))
     table = "\n".join(["| | base | this model |", "|---|--:|--:|", *("| " + " | ".join(row) + " |" for row in rows)])
     missing = "\n\nIts quality was not measured when this card was written; `shallower evaluate` does that."
     return table + ("" if any(item.model.fingerprint == pruned.fingerprint for item in evaluations) else missing)
+
+
+def _stored(pruned: Pruned) -> list[tuple[str, str, str]]:
+    """Bytes of the weights as they are stored; of a .gguf file what it holds too."""
+    before, after = pruned.plan.bytes_before, pruned.weight_bytes or pruned.plan.bytes_after
+    if not before or not after:
+        return []
+    model = pruned.plan.model
+    packed = f"; as GGUF {byte_count(model.packed_bytes)}" if model.packed_bytes else ""
+    return [("weights as stored", f"{byte_count(before)} ({plain(model.storage)}{packed})", byte_count(after))]
 
 
 def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
