@@ -8,7 +8,8 @@ from statistics import geometric_mean, mean
 from typing import NamedTuple
 
 from criteria import removal
-from quality_tables import markdown, number, shared
+from quality_tables import markdown as whole_table
+from quality_tables import number, shared
 
 from shallower.format import layers
 
@@ -102,6 +103,16 @@ def cell_text(cell: object, lowest: float | None) -> str:
     return f"**{text}**" if cell.worst == lowest else text
 
 
+def markdown(head: list[str], rows: list[list], left: int = 1) -> str:
+    """A table without the rows and columns in which nothing was run."""
+    rows = [row for row in rows if len(row) == 1 or any(cell not in (NOT_RUN, "") for cell in row[1:])]
+    if not rows:
+        return NOT_RUN
+    keep = [place for place in range(len(head)) if place < 1 or any(row[place] not in (NOT_RUN, "") for row in rows)]
+    left = sum(place < left for place in keep)
+    return whole_table([head[place] for place in keep], [[row[place] for place in keep] for row in rows], left)
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -159,7 +170,7 @@ def kind_table(content: dict, model: str, size: int) -> str:
     kinds = [*content["calibrated"], *MIXED]
     rows = [[plan, *(damage(content, model, size, plan, [kind]) for kind in kinds)] for plan in plan_labels(content)]
     rows = [row for row in rows if any(row[1:])]
-    return markdown(["plan", *kinds], with_best(rows, range(1, len(kinds) + 1))) if rows else NOT_RUN
+    return markdown(["plan", *kinds], with_best(rows, range(1, len(kinds) + 1)))
 
 
 def data_free_table(content: dict, model: str) -> str:
@@ -279,15 +290,20 @@ def introduction(content: dict) -> str:
 
 
 def of_model(content: dict, model: str) -> list[str]:
-    """All sections of a model."""
-    sizes, parts = content["settings"]["sizes"], [f"## {model}"]
-    parts.append(f"### Worst case\n\n{worst_table(content, [model])}")
-    parts += [f"### Damage, {size} samples\n\n{damage_table(content, model, size)}" for size in sizes]
-    parts.append(f"### Damage of choices without a text\n\n{data_free_table(content, model)}")
-    for size in sizes:
-        parts.append(f"### Worst case by kind calibrated on, {size} samples\n\n{kind_table(content, model, size)}")
-    parts.append(f"### How much the choice moves\n\n{MOVES}\n\n{overlap_table(content, model)}")
-    return parts + [f"### Layers chosen by the {kind} text\n\n{layer_table(content, model, kind)}" for kind in MIXED]
+    """All sections of a model in which something was run, and what was not."""
+    sizes = content["settings"]["sizes"]
+    parts = {"Worst case": worst_table(content, [model])}
+    parts |= {f"Damage, {size} samples": damage_table(content, model, size) for size in sizes}
+    parts["Damage of choices without a text"] = data_free_table(content, model)
+    parts |= {f"Worst case by kind calibrated on, {size} samples": kind_table(content, model, size) for size in sizes}
+    moves = overlap_table(content, model)
+    parts["How much the choice moves"] = moves if moves == NOT_RUN else f"{MOVES}\n\n{moves}"
+    parts |= {f"Layers chosen by the {kind} text": layer_table(content, model, kind) for kind in MIXED}
+    absent = [title.lower() for title, text in parts.items() if text == NOT_RUN]
+    plans = [plan for plan in plan_labels(content) if not any(chosen(content, model, kind, size, plan) for kind in MIXED for size in sizes)]
+    missing = ", ".join([*absent, *plans])
+    told = [f"Not run yet: {missing}."] if missing else []
+    return [f"## {model}", *told, *(f"### {title}\n\n{text}" for title, text in parts.items() if text != NOT_RUN)]
 
 
 def measured(content: dict) -> str:

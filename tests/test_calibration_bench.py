@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_a_second_start_goes_on_and_says_what_is_not_run(tmp_path) -> None:
     first = run(out, "--sizes", "6", "--criteria", "gate", "angular", "data-free")
     scored = {key.removeprefix("score small-llama ") for key in first["pieces"] if key.startswith("score ")}
     assert scored == {f"{kind} 6 {name}" for kind in KINDS for name in ("gate", "angular")}
-    assert "| lowest taylor | not run | not run |" in out.with_suffix(".md").read_text()
+    text = out.with_suffix(".md").read_text()
+    assert "| lowest taylor |" not in text and re.search("Not run yet: .*lowest taylor", text)
     page = out.with_suffix(".md")
     page.write_text("Read here.\n" + page.read_text() + "And there.\n")
     second = run(out, "--sizes", "6")
@@ -79,7 +81,7 @@ def test_a_second_start_goes_on_and_says_what_is_not_run(tmp_path) -> None:
     evaluated = [key for key in second["pieces"] if key.startswith("plain ")]
     assert len(evaluated) == len(second["texts"]) * len(removals), "each set once on each text"
     assert page.read_text().startswith("Read here.\n") and page.read_text().endswith("And there.\n")
-    assert "| lowest taylor | not run | not run |" not in page.read_text().split("12 samples")[0]
+    assert "| lowest taylor |" in page.read_text()
 
 
 def test_the_worst_case_is_on_texts_of_other_kinds(bench, content) -> None:
@@ -97,7 +99,7 @@ def test_what_is_measured_in_part_is_not_called_best(bench, content) -> None:
     del content["pieces"]["score tiny code 4 gate"]
     table = tables.damage_table(content, "tiny", 4)
     assert "| lowest gate | 2.45 | 3.00 (1 of 2 kinds) | novels → newspapers |" in table
-    assert "| greedy | not run | not run |" in tables.worst_table(content, ["tiny"])
+    assert "| greedy |" not in tables.worst_table(content, ["tiny"])
 
 
 def test_overlaps_and_halves(bench, content) -> None:
