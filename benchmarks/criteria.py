@@ -58,8 +58,8 @@ class Spec(NamedTuple):
 
 def specs() -> dict[str, Spec]:
     """All plans by name. Iterative perplexity is missing because greedy is that; magnitude and random gain nothing by iteration."""
-    found = [Spec("lowest", name, "", Choosing(), {}) for name in CRITERIA if name != "random"]
-    found += [Spec("lowest", "random", f"seed {seed}", Choosing(), {"seed": seed}) for seed in ("1234", "1235", "1236")]
+    found = [Spec("lowest", name, "", Choosing("lowest"), {}) for name in CRITERIA if name != "random"]
+    found += [Spec("lowest", "random", f"seed {seed}", Choosing("lowest"), {"seed": seed}) for seed in ("1234", "1235", "1236")]
     found += [Spec("lowest", name, "unprotected", Choosing(keep_first=0, keep_last=0), {}) for name in ("magnitude", "taylor")]
     found += [Spec("window", name, "", Choosing("window"), {}) for name in ("angular", "perplexity")]
     for name in ("max-gap", "input", "output", "middle", "both"):

@@ -106,7 +106,7 @@ def test_json_is_the_artifact_and_nothing_else(arguments, kind, keys, saved, ans
 def test_the_artifacts_speak_of_the_model(saved, answer) -> None:
     scores, plan = answer("score", saved("llama"), *TINY), answer("plan", saved("llama"), "--remove", "2", *TINY)
     model = scores["model"]
-    assert (scores["criterion"], len(scores["scores"]), model["layers"], model["family"]) == ("taylor", 8, 8, "llama")
+    assert (scores["criterion"], len(scores["scores"]), model["layers"], model["family"]) == ("block_influence", 8, 8, "llama")
     assert all(map(math.isfinite, scores["scores"]))
     assert min(scores["seconds"], scores["peak_memory_bytes"]) > 0
     shipped = {"source": "shipped stories + shipped encyclopaedia", "samples": 2, "length": 16, "seed": 1234, "bos": "none"}
@@ -116,8 +116,9 @@ def test_the_artifacts_speak_of_the_model(saved, answer) -> None:
     assert sum(p.numel() for p in reloaded(saved("llama")).parameters()) == model["parameters"] == plan["params_before"]
     assert plan["params_after"] == plan["params_before"] - sum(model["layer_parameters"][index] for index in plan["removed"])
     assert (sorted(plan["removed"] + plan["kept"]), sorted(plan["order"])) == (list(range(8)), plan["removed"])
-    lowest = sorted(range(plan["keep_first"], 8 - plan["keep_last"]), key=scores["scores"].__getitem__)[:2]
-    assert (plan["order"], plan["scores"]) == (lowest, scores["scores"])
+    starts = range(plan["keep_first"], 8 - plan["keep_last"] - 1)
+    lowest = min(starts, key=lambda start: sum(scores["scores"][start : start + 2]))
+    assert (plan["selection"], plan["order"], plan["scores"]) == ("window", [lowest, lowest + 1], scores["scores"])
 
 
 def test_inspect_loads_no_weights(saved, answer, monkeypatch) -> None:

@@ -7,6 +7,7 @@ reader makes from others are written out, and at last it is written anew beside 
 """
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,7 @@ class Edited:
         self.before, self.wanted = dense.to_dict(), pruned.to_dict()
         self.aliases = {path: _aliases(one) for path, one in _sections(dense)}
         self.changes: list[str] = []
+        self.own = _own_fields(type(dict(_sections(dense)).get(section, dense)))
         self.content = self._edited()
 
     def renumber(self, names: StackNames) -> None:
@@ -96,19 +98,21 @@ class Edited:
 
     def _cut_unknown(self, content: dict[str, Any]) -> None:
         """Fields that this transformers does not know, but others do: the depth by another name, and lists of its length."""
-        part, known = content, self.before
+        part, wanted = content, self.wanted
         for name in self.section:
-            part, known = part.get(name), known.get(name, {})
+            part, wanted = part.get(name), wanted.get(name, {})
             if not isinstance(part, dict):
                 return
         for key, value in list(part.items()):
-            if key in known or any(key in names for names in self.aliases.get(self.section, {}).values()):
+            if key in self.own or any(key in names for names in self.aliases.get(self.section, {}).values()):
                 continue
             new = cut(key, value, self.kept, self.layers)
             if new is None and type(value) is int and value == self.layers and DEPTH.fullmatch(key):
                 new = len(self.kept)
             if new is not None:
                 part[key] = new
+                if key in wanted:  # it is carried along, though nobody here reads it
+                    wanted[key] = copy.deepcopy(new)
                 self.changes.append(f"{key}, which this transformers does not know, cut to the kept layers")
 
     def _wrong(self, content: dict[str, Any]) -> list[tuple[tuple[str, ...], str, Any]]:
@@ -119,6 +123,11 @@ class Edited:
         except Exception:  # validation errors come in many classes
             return list(_differences(self.before, self.wanted)) or [((), "config", _ABSENT)]
         return [item for item in _differences(read, self.wanted) if item[1] not in VOLATILE]
+
+
+def _own_fields(kind: type[PreTrainedConfig]) -> set[str]:
+    """Fields that a class of configs reads itself; others are only carried along."""
+    return {*inspect.signature(kind.__init__).parameters, *getattr(kind, "__dataclass_fields__", ()), *PreTrainedConfig().to_dict()}
 
 
 class _Absent:

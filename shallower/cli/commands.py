@@ -93,6 +93,7 @@ def plan(
         if not place(source).is_file():
             raise UserError(f"no scores file at {source}: give the file that score wrote, or a model")
     _needs_increase(amount, eval_text)
+    choosing = choosing if from_scores else choosing.for_criterion(criterion)  # scores know by which criterion they are
     mine, its, _ = split_settings(pairs(settings), criterion, choosing.selection)
     _free(out, "plan", [*calibration.files, *(eval_text or ()), source])
     check_readable((*calibration.texts, *listed_paths(eval_text)))
@@ -138,6 +139,7 @@ def prune(
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
     dropped = _dropped(drop)
     criterion = one_criterion(scoring.criterion)
+    choosing = choosing.for_criterion(criterion)
     mine, its, theirs = split_settings(pairs(settings), criterion if amount else None, choosing.selection if amount else None, repair)
     fitting = _replaced(calibration, samples=compensate_samples or FITTED, at_most=True)
     how = Compensating(repair.method, theirs, fitting) if repair is not None else None
@@ -263,6 +265,7 @@ def sweep(
 ) -> None:
     """Perplexity against layers removed: scores once, then evaluates every size by virtual removal."""
     criterion = one_criterion(scoring.criterion)
+    choosing = choosing.for_criterion(criterion)
     mine, its, _ = split_settings(pairs(settings), criterion, choosing.selection)
     check_readable((*calibration.texts, *listed_paths(eval_text)))
     _free(out, "sweep", [*calibration.files, *(eval_text or ())])

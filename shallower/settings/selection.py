@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UserError
@@ -11,7 +11,9 @@ from ..quantities import seconds_of
 from .fields import option, set_field
 
 GROUP = "Choosing"
-CRITERION = "block_influence"  # the least harm on the worst of many texts, for forward passes alone (docs/calibration.md)
+# With a run of neighbours the least harm on the worst of many texts, for one forward pass (docs/calibration.md).
+CRITERION = "block_influence"
+SUITED = {"block_influence": "window", "angular": "window"}  # the selection by default; for other criteria the lowest scores
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class Scoring:
 class Choosing:
     """How layers are chosen: the method of selection and its settings, protection (None: auto), the schedule, and the time.
 
-    ``budget`` is in seconds, for a selection that searches: counted from its first loss on, greedy's part included.
+    ``selection`` None is what suits the criterion. ``budget`` is in seconds, for a selection that searches: counted from its first
+    loss on, greedy's part included.
     """
 
-    selection: str = option(", ".join(names("selection")), "lowest", metavar="NAME")
+    selection: str | None = option(
+        ", ".join(names("selection")) + "; by default window for block_influence and angular, else lowest", None, metavar="NAME"
+    )
     settings: dict[str, Any] = field(default_factory=dict)
     keep_first: int | str | None = option("layers at the start that never go, or auto", None, kind=str, metavar="N")
     keep_last: int | str | None = option("layers at the end that never go, or auto", None, kind=str, metavar="N")
@@ -53,6 +58,12 @@ class Choosing:
             set_field(self, "budget", float(seconds_of(self.budget, "--budget")))
             if not 0 <= self.budget < math.inf:
                 raise UserError(f"--budget {self.budget:g}: a number of seconds, 0 or more")
+
+    def for_criterion(self, criterion: str | None) -> "Choosing":
+        """The same with its selection settled: as given, else what suits the criterion and the schedule."""
+        if self.selection is not None:
+            return self
+        return replace(self, selection="lowest" if self.iterative else SUITED.get(criterion or CRITERION, "lowest"))
 
 
 def _kept(name: str, given: int | str | None) -> int | None:

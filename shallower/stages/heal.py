@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import Segments, evaluation_segments, perplexity_of
 from ..files import check_apart, check_free, place
 from ..format import byte_count, millions
-from ..memory import Peak
+from ..memory import Peak, total_memory
 from ..progress import say
 from ..quantities import tokens_of
 from ..runs import load_weights
@@ -41,7 +41,9 @@ from .common import Source, taken
 from .lineage import state_from, unpruned
 from .trained import Writing, write_healed
 
-MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}  # run through the model at once, unless it is said otherwise
+MICRO_TOKENS = {"cpu": 1024, "cuda": 65536}  # run through the model at once, at most, unless it is said otherwise
+FILLED = 0.85  # of a GPU's memory that weights, gradients, optimiser and activations may take
+MOMENTS = {"adamw": 8, "lion": 4, "adamw8bit": 2}  # bytes that an optimiser keeps of a parameter
 
 
 @by_hand()
@@ -272,8 +274,20 @@ def _protocol(training: Training) -> Protocol:
     return Protocol(length=training.length, max_tokens=max(most, training.length) if most else None)
 
 
+def _micro(model: Model, objective: Objective, common: Common) -> int:
+    """Sequences to run at once: on a GPU as many as its memory has room for beside weights, gradients and optimiser."""
+    length, cuda = common.schedule.length, common.device.startswith("cuda")
+    most = max(1, MICRO_TOKENS["cuda" if cuda else "cpu"] // length)
+    if not cuda or common.training.shard:
+        return most
+    trained = sum(one.numel() for one in objective.parameters() if one.requires_grad)
+    held = 4 * parameter_count(model.module) + (4 + MOMENTS[common.schedule.recipe.optimizer]) * trained
+    free = FILLED * total_memory(common.device) - held
+    return min(most, max(1, int(free / max(1, activation_bytes(objective, length, bf16=common.bf16)))))
+
+
 def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> Run:
-    kind, schedule, training = "cuda" if common.device.startswith("cuda") else "cpu", common.schedule, common.training
+    schedule, training = common.schedule, common.training
     return Run(
         objective=objective,
         data=common.data,
@@ -281,7 +295,7 @@ def _run(model: Model, objective: Objective, common: Common, keeper: Keeper) -> 
         keeper=keeper,
         device=common.device,
         apart=common.apart,
-        micro=min(training.micro_batch or max(1, MICRO_TOKENS[kind] // schedule.length), schedule.batch),
+        micro=min(training.micro_batch or _micro(model, objective, common), schedule.batch),
         seed=training.seed,
         bf16=common.bf16,
         checkpoint_steps=training.checkpoint_steps,
@@ -301,7 +315,7 @@ def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None)
     every, trained = parameter_count(model.module), sum(parameter.numel() for parameter in run.trained.values())
     maps = trained - sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
     schedule, about = run.schedule, run.data.about
-    moments = {"adamw": 8, "lion": 4, "adamw8bit": 2}[schedule.recipe.optimizer]
+    moments = MOMENTS[schedule.recipe.optimizer]
     needed, what = 4 * every + (4 + moments) * trained, "weights, gradients, optimiser"
     if teacher:
         own = {parameter.data_ptr() for parameter in model.module.parameters()}

@@ -35,7 +35,7 @@ def plan(
     source: Source | Scores,
     *,
     amount: Amount | int | float | str | None = None,
-    choosing: Choosing | None = None,
+    choosing: Choosing | str | None = None,
     criterion: str | None = None,
     settings: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
@@ -52,7 +52,7 @@ def plan(
     Args:
         source: scores (a Scores or the path of a scores.json), or a model, which is scored first where needed.
         amount: how much goes: an Amount, a number of layers or a share; or its fields as keywords.
-        choosing: how; by default the lowest scores with automatic protection.
+        choosing: how; by default the run of neighbours that block influence finds, with automatic protection.
         criterion, settings, calibration, compute: as for ``score``, where a model is given; with scores they have nothing to say.
         texts, protocol: what ``max_ppl_increase`` is measured on, as for ``evaluate``.
     """
@@ -68,8 +68,9 @@ def plan(
     inputs = [*calibration.files, *listed_paths(texts), source if isinstance(source, (str, Path)) else None]
     out = output(out, "plan", inputs)
     check_readable((*calibration.texts, *listed_paths(texts)))
-    selection = methods.find("selection", choosing.selection)
     methods.check_name("criteria", criterion or CRITERION)
+    choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion)
+    selection = methods.find("selection", choosing.selection)
     _check_schedule(selection, choosing, scores)
     how = {"choosing": choosing, "criterion": criterion or CRITERION, "settings": settings, "calibration": calibration}
     if amount.max_ppl_increase is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
+from ..anatomy.quantised import check_loadable
 from ..artifacts import Plan, Pruned, dumps, load, published
 from ..data.readers import check_readable
 from ..files import check_free, place
@@ -60,6 +61,8 @@ def prune(
     costs = {"repair": REPAIR if compensating is not None else 0, "write": WRITE, "prove": WRITE if writing.verify else 0}
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
         checked_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
+        if writing.verify:  # the proof loads it
+            check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
             with part("repair"):
                 patch, report = compensated(model, plan.removed, compensating)

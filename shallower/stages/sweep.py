@@ -44,6 +44,7 @@ def sweep(
     choosing = Choosing(choosing) if isinstance(choosing, str) else choosing
     kinds = {"choosing": (Choosing, choosing), "calibration": (Calibration, calibration_of(calibration)), "compute": (Compute, compute)}
     choosing, calibration, compute = taken(plain, "sweep", **kinds)
+    choosing = choosing.for_criterion(criterion)
     sizes, texts = sizes_of(sizes, "--remove"), listed_paths(texts)
     out = output(out, "sweep", [*texts, *calibration.files])
     check_readable((*texts, *calibration.texts))
