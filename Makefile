@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing bench-gpu docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing bench-calibration bench-gpu docs clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ bench-evaluation: setup
 
 bench-healing: setup
 	$(PYTHON) benchmarks/healing.py $(ARGS)
+
+bench-calibration: setup
+	$(PYTHON) benchmarks/calibration.py $(ARGS)
 
 bench-gpu: setup
 	$(PYTHON) benchmarks/gpu.py $(ARGS)

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -28,26 +28,28 @@ from unittest.mock import patch
 import gpu_models
 import numpy as np
 import torch
-from calibration_tables import DATA_FREE, Removed, updated
+from calibration_tables import DATA_FREE, REPAIR, Removed, updated
 from criteria import DATA, FP32, ROOT, begun, machine, removal, save
 from speed import others
 
-from shallower import Amount, Calibration, Choosing, Plan, Scores, UserError, open_model, plan, score
+from shallower import Amount, Calibration, Choosing, Compensating, Plan, Scores, UserError, open_model, plan, score
 from shallower.anatomy.model import Model
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
-from shallower.evaluation.perplexity import segments_of_tokens
+from shallower.evaluation.perplexity import perplexity, segments_of_tokens
 from shallower.files import write_atomic
 from shallower.memory import Peak
 from shallower.progress import shown
 from shallower.provenance import versions
 from shallower.quantities import seconds_of
+from shallower.repairs import compensated
 from shallower.stages.removals import removals_perplexity
 from shallower.walk.losses import LossWalk
 
 SECOND_MODEL = ROOT.parent / "shared/models/get-qwen"  # prints the path of a model
 RESULTS, PAGE = ROOT / "benchmarks/results/calibration.json", ROOT / "docs/calibration.md"
 MIXED, SHIPPED, NEWSPAPERS = "mixed", "shipped", "newspapers"
+REPAIRED = {"full": 64, "tiny": 12}  # samples that a repair is fitted on
 LARGEST = 1_000_000  # characters of a kind, in equal parts from its files
 SMALL = 200_000_000  # parameters up to which a model is evaluated on more segments
 TOGETHER = 8  # removals evaluated in one walk
@@ -265,9 +267,9 @@ class CalibrationBench:
 
     def __init__(self, models: list[Path], texts: Path, out: Path, settings: dict, given: argparse.Namespace):
         self.paths = {path.stem: path for path in models}
-        self.texts, self.out, self.settings = texts, out, settings
+        self.texts, self.out, self.settings = texts, out, settings | {"repaired": REPAIRED["tiny" if given.tiny else "full"]}
         self.sizes, self.kinds = given.sizes or settings["sizes"], given.kinds or list(EVERY_KIND)
-        self.criteria = given.criteria or [*CRITERIA, DATA_FREE]
+        self.criteria = given.criteria or [*CRITERIA, DATA_FREE, REPAIR]
         files = {name: {"calibration": kind.calibration, "evaluation": kind.evaluation} for name, kind in KINDS.items()}
         about = {
             "settings": settings,
@@ -331,6 +333,37 @@ class CalibrationBench:
             if missing:
                 make = partial(self.greedy if step.walk == "greedy" else self.score, step, kind, missing)
                 yield Job(start + "+".join(missing), self.cost(step), make)
+
+    def repairs(self) -> Iterator[Job]:
+        """A repair of one removal, fitted on each kind of text; the removal is that which block influence's window finds on the mixed."""
+        for name in self.paths if REPAIR in self.criteria else ():
+            size = self.settings["repaired"]
+            for kind in self.kinds:
+                if f"repair {name} {kind} {size}" not in self.pieces:
+                    yield Job(f"repair {name} {kind} {size}", size, partial(self.repair, name, kind, size))
+
+    def repair(self, name: str, kind: str, size: int) -> dict[str, dict]:
+        """What ``sequential`` leaves on every text when it was fitted on one kind, in NLL; and on the samples that it held out itself."""
+        model, (tokens, _) = self.model(name), self.drawn(name, kind, size)
+        streams = self.score(Step(self.sizes[0], name, "streams"), MIXED, ["block_influence"])
+        gone = next(iter(streams.values()))["plans"]["window block_influence"]["removed"]
+        with shown():
+            patch, report = compensated(model, gone, Compensating("sequential", {}, tokens))
+            with model.patched(patch):
+                told = {text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removed=gone)["nll"] for text in KINDS}
+        about = {"removed": gone, "nll": told, "held_out": report.loss, "fitted_tokens": report.fitted_tokens}
+        return {f"repair {name} {kind} {size}": about | {"seconds": round(report.seconds, 3)}}
+
+    def evaluated(self, name: str, text: str) -> torch.Tensor:
+        """The tokens of a text to evaluate a model on."""
+        own = self.settings["evaluation"]
+        wanted = Calibration(
+            text=str(self.texts / f"evaluation-{text}.txt"),
+            samples=self.content["models"][name]["segments"],
+            length=own["length"],
+            seed=own["seed"],
+        )
+        return calibration_samples(wanted, lambda: self.model(name).tokenizer, self.model(name).vocabulary).tokens
 
     def cost(self, step: Step) -> float:
         """Tokens x parameters, a backward counted as two forwards; the head left out."""
@@ -433,14 +466,7 @@ class CalibrationBench:
 
     def evaluate(self, name: str, text: str, keys: dict[str, Removed]) -> dict[str, dict]:
         """Perplexity without each set of layers, all walked together."""
-        model, own = self.model(name), self.settings["evaluation"]
-        wanted = Calibration(
-            text=str(self.texts / f"evaluation-{text}.txt"),
-            samples=self.content["models"][name]["segments"],
-            length=own["length"],
-            seed=own["seed"],
-        )
-        tokens = calibration_samples(wanted, lambda: model.tokenizer, model.vocabulary).tokens
+        model, tokens = self.model(name), self.evaluated(name, text)
         with shown():
             found = removals_perplexity(model, {text: segments_of_tokens(tokens)}, list(keys.values()), "perplexity")
         kept = ("value", "nll", "tokens", "hash")
@@ -449,7 +475,7 @@ class CalibrationBench:
     def run(self, budget: float) -> bool:
         """Make what is missing, write it at once, and say how long the rest takes; whether the time sufficed."""
         started = time.monotonic()
-        while (job := next(self.jobs(), None)) is not None:
+        while (job := next(chain(self.jobs(), self.repairs()), None)) is not None:
             if time.monotonic() - started >= budget:
                 print(f"{budget / 60:g} minutes are used up; a second start goes on", file=sys.stderr)
                 return False
@@ -503,7 +529,7 @@ def only(names: Iterable[str]) -> str:
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes, names = [*map(str, FULL["sizes"])], (*CRITERIA, DATA_FREE)
+    sizes, names = [*map(str, FULL["sizes"])], (*CRITERIA, DATA_FREE, REPAIR)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of texts, also $SHALLOWER_DATA (%(default)s)")
     parser.add_argument("--models", type=Path, nargs="+", help="models to measure (the demo's and a second one)")
     parser.add_argument("--kinds", nargs="+", choices=EVERY_KIND, metavar="KIND", help=only(EVERY_KIND))

@@ -16,6 +16,7 @@ from shallower.format import layers
 Removed = tuple[int, ...]
 NOT_RUN = "not run"
 DATA_FREE = "data-free"  # the ways to choose that need no text
+REPAIR = "repair"  # fitted on every kind of text
 MIXED = ("mixed", "shipped")  # texts of several kinds
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->"
 HEAD = f"# Calibration text\n\n{BEGIN}{END}\n"
@@ -184,6 +185,21 @@ def data_free_table(content: dict, model: str) -> str:
     return markdown(["plan", "layers", "mean", "worst", "on"], rows, left=2) if rows else NOT_RUN
 
 
+def repair_table(content: dict, model: str) -> str:
+    """Perplexity of the pruned and repaired model on every text as a multiple of the dense one, by the text that it was fitted on."""
+    pieces = {key.split()[2]: piece for key, piece in content["pieces"].items() if key.startswith(f"repair {model} ")}
+    dense = {text: content["pieces"].get(f"plain {model} {text} {removal(())}") for text in content["texts"]}
+    if not pieces or not all(dense.values()):
+        return NOT_RUN
+    plain = ratios(content, model, tuple(next(iter(pieces.values()))["removed"])) or {}
+    rows = [["not repaired", *(number(plain[text]) if text in plain else "" for text in dense), ""]]
+    for kind, piece in pieces.items():
+        times = {text: math.exp(piece["nll"][text] - one["nll"]) for text, one in dense.items()}
+        told = math.exp(piece["held_out"]["after"] - piece["held_out"]["dense"])
+        rows.append([f"fitted on {kind}", *(number(value) for value in times.values()), number(told)])
+    return markdown(["", *dense, "told by the repair itself"], rows)
+
+
 # ---------------------------------------------------------------- choices
 
 
@@ -296,6 +312,7 @@ def of_model(content: dict, model: str) -> list[str]:
     parts |= {f"Damage, {size} samples": damage_table(content, model, size) for size in sizes}
     parts["Damage of choices without a text"] = data_free_table(content, model)
     parts |= {f"Worst case by kind calibrated on, {size} samples": kind_table(content, model, size) for size in sizes}
+    parts["A repair, by the text that it was fitted on"] = repair_table(content, model)
     moves = overlap_table(content, model)
     parts["How much the choice moves"] = moves if moves == NOT_RUN else f"{MOVES}\n\n{moves}"
     parts |= {f"Layers chosen by the {kind} text": layer_table(content, model, kind) for kind in MIXED}
