@@ -10,7 +10,6 @@ tables are made from the JSON file alone.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import sysconfig
@@ -246,14 +245,6 @@ def passes(walk: str, layers: int, removed: int) -> tuple[int, int]:
     }[walk]
 
 
-def instruction_sets() -> list[str]:
-    """Those of the CPU that matter for the speed of products."""
-    path = Path("/proc/cpuinfo")
-    flags = re.search(r"^flags\s*: (.*)", path.read_text() if path.is_file() else "", re.M)
-    known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
-    return [name for name in known if flags and name in flags[1].split()]
-
-
 def short(values: list[float]) -> list[float]:
     """Six digits of each."""
     return [float(f"{value:.6g}") for value in values]
@@ -277,7 +268,7 @@ class CalibrationBench:
             "calibrated": list(CALIBRATED),
             "texts": list(KINDS),
             "versions": versions(),
-            "machine": machine() | {"instruction_sets": instruction_sets()},
+            "machine": machine(),
         }
         content = begun(out, about, restart=given.restart)
         known = {name: {} for name in self.paths} | content.pop("models", {})

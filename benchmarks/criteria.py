@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from shallower.evaluation.perplexity import evaluation_segments
 from shallower.files import write_atomic
 from shallower.format import layers
 from shallower.progress import shown
-from shallower.provenance import versions
+from shallower.provenance import processor, versions
 from shallower.walk.losses import LossWalk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,9 +159,9 @@ class Bench:
 
 
 def machine() -> dict:
-    """What computes."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {"cpu": cpu[1] if cpu else "unknown", "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    """What computes: the CPU by name, with those of its instruction sets that decide how fast products are."""
+    cpu, *sets = processor().split(", ")
+    return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "instruction_sets": sets}
 
 
 def begun(path: Path, about: dict, *, restart: bool) -> dict:

@@ -146,8 +146,8 @@ def tree() -> str:
             lines.append(entry(1, path.name + "/", path / "__init__.py"))
             if path.name not in METHOD_FOLDERS:
                 lines += [entry(2, item.name, item) for item in sorted(path.glob("*.py")) if item.name != "__init__.py"]
-        elif path.is_dir() and path.name == "texts":
-            lines.append("  " + "texts/".ljust(24) + "the shipped prose, a calibration and an evaluation part; the style of the report")
+            if (path / "prose").is_dir():
+                lines.append("    " + "prose/".ljust(22) + "The shipped texts: six kinds to calibrate on, another text to evaluate on")
         elif path.suffix == ".py":
             lines.append(entry(1, path.name, path))
     return "\n".join(lines) + "\n"
