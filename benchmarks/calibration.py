@@ -466,7 +466,7 @@ class CalibrationBench:
     def run(self, budget: float) -> bool:
         """Make what is missing, write it at once, and say how long the rest takes; whether the time sufficed."""
         started = time.monotonic()
-        while (job := next(chain(self.jobs(), self.repairs()), None)) is not None:
+        while (job := next(chain(self.jobs() if {*self.criteria} - {REPAIR} else (), self.repairs()), None)) is not None:
             if time.monotonic() - started >= budget:
                 print(f"{budget / 60:g} minutes are used up; a second start goes on", file=sys.stderr)
                 return False

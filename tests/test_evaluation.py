@@ -90,6 +90,7 @@ def test_the_seven_tasks_equal_lm_eval_itself(smollm2, shared, tmp_path) -> None
         }
 
 
+@pytest.mark.slow
 def test_tasks_without_layers_and_limited(saved, data, tmp_path) -> None:
     model = open_model(saved("llama"))
     whole = evaluate(model, tasks=Tasks(("piqa",), data, 4))

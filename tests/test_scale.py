@@ -42,7 +42,29 @@ def opened(folder, **options):
     return open_model(folder, Compute(device="cpu", **options))
 
 
-@pytest.mark.parametrize("name", [name for name, family in zoo.FAMILIES.items() if "+" not in name and family.expect != "refused"])
+LAYERED = [name for name, family in zoo.FAMILIES.items() if "+" not in name and family.expect != "refused"]
+FAST = {
+    "llama",
+    "gpt2",
+    "mixtral",
+    "gemma3_text",
+    "qwen3_moe",
+    "deepseek_v3",
+    "mamba",
+    "bloom",
+    "lfm2",
+    "gemma3n_text",
+    "zamba2",
+    "gpt_oss",
+}
+
+
+def rest_slow(names, fast):
+    """The names, those that stand for others in the fast suite and the rest in the slow one."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", rest_slow(LAYERED, FAST))
 def test_layered_equals_resident(name: str, saved) -> None:
     """Every criterion, bit for bit; or a refusal that says why."""
     resident, layered = opened(saved(name), layered=False), opened(saved(name), layered=True)
@@ -62,7 +84,9 @@ def test_layered_equals_resident(name: str, saved) -> None:
         assert got.windows == wanted.windows
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom", "roberta"])
+@pytest.mark.parametrize(
+    "name", rest_slow(("llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom", "roberta"), FAST - {"mamba"})
+)
 def test_a_layered_proof_and_evaluation(name: str, saved, tmp_path) -> None:
     layered = opened(saved(name), layered=True)
     proof = prune(layered, drop(layered, (1, 4)), out=tmp_path / "out").verified
@@ -340,10 +364,10 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([*names, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=240)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "gate")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "gate", "block_influence")]
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "perplexity", "block_influence", *SLOW])
+@pytest.mark.parametrize("criterion", ["taylor", "perplexity", *SLOW])
 def test_two_processes_give_the_same_scores(criterion: str, saved, tmp_path) -> None:
     options = ("--criterion", criterion, "--samples", 7, "--length", 16, "--device", "cpu")
     ran = torchrun(2, "score", saved("qwen3"), *options, "--out", tmp_path / "two.json", "--json")

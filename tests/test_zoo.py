@@ -12,8 +12,19 @@ from shallower import Refusal, UserError, drop, open_model, prune
 from shallower.anatomy import names
 from shallower.proof import CACHED_TOLERANCE
 
+SLOW = {
+    "inkling2_text",
+    "inkling2_text+refused",
+    "gemma4",
+    "zamba",
+    "zamba+refused",
+    "longcat_flash",
+    "recurrent_gemma",
+    "gemma4_text+hetero",
+}
 
-@pytest.mark.parametrize("name", zoo.FAMILIES)
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in zoo.FAMILIES])
 def test_family(name: str, saved, tmp_path) -> None:
     family = zoo.FAMILIES[name]
     model = open_model(saved(name))
