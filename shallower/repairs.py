@@ -60,6 +60,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         parts(_costs(layers, len(removed), fitted.numel(), held_out.numel())) as stretch,
     ):
         findings = Findings.of(part.resume(), part)
+        findings.tensors = {name: tensor.to(model.device) for name, tensor in findings.tensors.items()}
         with stretch("loss before"):
             plain = journal.memo("before", lambda: losses({}))
             before = _mean(plain)

@@ -54,7 +54,7 @@ def fit(case: Case) -> Fitted:
         raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
     patch, loss, steps = {}, case.before, []
     for size, layer, weights in best:
-        normal = Normal(*(found.tensors[f"{side}/{layer}"].to(case.model.device) for side in ("left", "right")))
+        normal = Normal(found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"])
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)
         patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)

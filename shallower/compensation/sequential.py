@@ -4,9 +4,8 @@
 
 with x what enters the down projection W (whose output is scaled by s on its way) in the model repaired so far, h^p the
 stream behind it, and h⁰ the unpruned stream in front of the next retained layer: before a gap that is the end of the gap,
-as in linear. Each layer sees what the repaired layers before it really make. With ``attention`` the writers in front of
-the last one are fitted first, to the unpruned stream in the middle of the layer. Where a writer is no plain product, as in
-a mixture of experts, a map of its output is fitted in place of D.
+as in linear. Each layer sees what the repaired ones before it make. With ``attention`` the writers in front of the last are
+fitted first, to the unpruned stream in the middle of the layer. For a writer that is no plain product (experts) it is a map.
 
 λ is relative to the mean diagonal of the sums. With ``accept = end`` one λ (0.3) serves all layers in a single reading of
 the weights; held-out loss decides whether the first few of the fits are taken, all, all at half strength, or none. With
