@@ -4,6 +4,7 @@ As a script, ``python big.py FOLDER OUT 10,11``: prune once without the proof an
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -96,15 +97,21 @@ def prepare(work: Path, shape: dict) -> Path:
     return folder
 
 
-def _write_shard(file: Path, shard: list, noise: np.ndarray, generator: np.random.Generator) -> None:
+def bf16_header(sizes: dict[str, tuple[int, ...]]) -> bytes:
+    """The beginning of a safetensors file of bf16 tensors of these shapes, with its length in front."""
     header, place = {"__metadata__": {"format": "pt"}}, 0
-    for name, size, count in shard:
+    for name, size in sizes.items():
+        count = 2 * math.prod(size)
         header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [place, place + count]}
         place += count
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_shard(file: Path, shard: list, noise: np.ndarray, generator: np.random.Generator) -> None:
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(bf16_header({name: size for name, size, _ in shard}))
         for _, size, count in shard:
             if len(size) == 1:
                 out.write(b"\x80\x3f" * size[0])  # ones

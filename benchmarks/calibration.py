@@ -328,16 +328,22 @@ class CalibrationBench:
     def repairs(self) -> Iterator[Job]:
         """A repair of one removal, fitted on each kind of text; the removal is that which block influence's window finds on the mixed."""
         for name in self.paths if REPAIR in self.criteria else ():
-            size = self.settings["repaired"]
+            size, chosen = self.settings["repaired"], self.chosen(name)
+            if chosen not in self.pieces:
+                step = Step(self.sizes[0], name, "streams")
+                yield Job(chosen, self.cost(step), partial(self.score, step, MIXED, ["block_influence"]))
             for kind in self.kinds:
                 if f"repair {name} {kind} {size}" not in self.pieces:
                     yield Job(f"repair {name} {kind} {size}", size, partial(self.repair, name, kind, size))
 
+    def chosen(self, name: str) -> str:
+        """The piece that says which layers are gone where a repair is fitted."""
+        return f"score {name} {MIXED} {self.sizes[0]} block_influence"
+
     def repair(self, name: str, kind: str, size: int) -> dict[str, dict]:
         """What ``sequential`` leaves on every text when it was fitted on one kind, in NLL; and on the samples that it held out itself."""
         model, (tokens, _) = self.model(name), self.drawn(name, kind, size)
-        streams = self.score(Step(self.sizes[0], name, "streams"), MIXED, ["block_influence"])
-        gone = next(iter(streams.values()))["plans"]["window block_influence"]["removed"]
+        gone = self.pieces[self.chosen(name)]["plans"]["window block_influence"]["removed"]
         with shown():
             patch, report = compensated(model, gone, Compensating("sequential", {}, tokens))
             with model.patched(patch):

@@ -180,15 +180,8 @@ def _write(folder: Path, shape: dict, device: str) -> None:
 
 
 def _shard(file: Path, shard: list[tuple[str, tuple[int, ...], int]], device: str) -> None:
-    header, place = {"__metadata__": {"format": "pt"}}, 0
-    for name, size, _ in shard:
-        count = 2 * math.prod(size)
-        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [place, place + count]}
-        place += count
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(big.bf16_header({name: size for name, size, _ in shard}))
         for _, size, seed in shard:
             drawn = torch.ones(size, dtype=torch.bfloat16, device=device)
             if len(size) > 1:

@@ -21,16 +21,15 @@ from .progress import say
 
 KIND = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)"')  # an artifact has its kind first
 MARKS = {"shallower.json": "pruned", "healing.json": "healing", "comparison.json": "comparison"}  # one of them tells a folder as ours
+BASE_CARD = "README.base.md"  # the card that the unpruned model came with
 CARD, CARD_MARK = "README.md", "<!-- made by shallower from shallower.json -->"
 OURS = re.compile(  # what version 0.1 wrote into folders in which it did not list its files
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|README(\.base)?\.md"
     r"|tokenizer[\w.]*|(special_tokens_map|added_tokens)\.json|(vocab|merges)\.\w+|chat_template\.\w+|(LICENSE|NOTICE)[\w.]*"
     r"|(comparison|compensation|healing|shallower)\.(json|md|png)|pareto\.(png|svg)|metrics\.jsonl|adapter/[^/]+|training/[^/]+"
 )
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character that takes two
-
-
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character that takes two
 
 
 def place(path: str | Path) -> Path:
@@ -340,11 +339,19 @@ def replace_files(folder: Path, contents: dict[str, bytes], ours: Callable[[Path
                 path.unlink()
 
 
-def check_file(target: str | Path | None, kind: str) -> None:
+def artifact_place(out: str | Path | None, kind: str, inputs: Iterable[Any] = ()) -> Path | None:
+    """Where an artifact goes, checked to be free or to hold an older one of its kind, and to be nothing that is read; None stays None."""
+    if out is None:
+        return None
+    target = place(out)
+    check_file(target, kind)
+    if target.exists():
+        check_apart(target, inputs)
+    return target
+
+
+def check_file(target: Path, kind: str) -> None:
     """Raise a UserError unless an artifact of this kind may be written at ``target``: a new file, or an older artifact."""
-    if target is None:
-        return
-    target = Path(target)
     _check_parents(target)
     if not target.exists() and not target.is_symlink():
         return

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from .errors import UserError
-from .files import cache_folder
+from .files import cache_folder, write_atomic
 from .progress import Meter, meter
 
 PIECE = 8 << 20
@@ -93,9 +93,5 @@ def _place(real: Path) -> Path:
 
 def _keep(real: Path, content: dict) -> None:
     """Best effort: where the cache cannot be written the file is read again next time."""
-    place = _place(real)
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f".{place.name}.{os.getpid()}")
-        beside.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(beside, place)
+    with suppress(OSError, UserError):
+        write_atomic(_place(real), json.dumps(content))

@@ -69,6 +69,11 @@ def total_memory(device: str = "cpu") -> int:
     return min([physical, *_limits()])
 
 
+def by_device(sizes: dict[str, int], device: str) -> int:
+    """Of sizes by type of device the one for this type; the CPU's for a type that has none."""
+    return sizes.get(device, sizes["cpu"])
+
+
 def _limits() -> Iterator[int]:
     """Memory limits of the control groups (version 1 and 2) that the process is in, and of those above them."""
     with contextlib.suppress(OSError, ValueError):

@@ -55,9 +55,7 @@ def verify(
     Raises:
         UserError: a check failed, for the unpruned or for the pruned model.
     """
-    wide = 4 * model.record.parameters > SHARE * total_memory(model.device)  # as fp32, in which the cache is checked
-    apart = model.checkpoint.quantised is None and not shared_tensors(model.checkpoint.shapes, model.outline.name)
-    layered = model.layered or (wide and apart)
+    layered = model.layered or _too_wide(model)
     probe = PROBE_LAYERED if layered else PROBE
     opened = partial(_opened, device=model.device, layered=layered)
     dense, dense_info = opened(model.checkpoint, save_dtype)
@@ -100,6 +98,13 @@ def verify(
         "layered": layered,
         "changed_weights": len(patch or {}),
     }
+
+
+def _too_wide(model: Model) -> bool:
+    """Whether a model that is resident would not be as fp32, in which the cache is checked, and can be read layer by layer instead."""
+    if 4 * model.record.parameters <= SHARE * total_memory(model.device) or model.checkpoint.quantised is not None:
+        return False
+    return not shared_tensors(model.checkpoint.shapes, model.outline.name)
 
 
 def _opened(

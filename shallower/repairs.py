@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         return found.nan_to_num(math.inf, math.inf, math.inf).tolist()
 
     def loss(patch: Patch) -> float:
-        return _mean(losses(patch))
+        return fmean(losses(patch))
 
     def drifts(patch: Patch) -> list[dict[str, Any]]:
         return [vars(one) for one in drift(model, held_out, removed, patch)]
@@ -63,7 +64,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         findings.tensors = {name: tensor.to(model.device) for name, tensor in findings.tensors.items()}
         with stretch("loss before"):
             plain = journal.memo("before", lambda: losses({}))
-            before = _mean(plain)
+            before = fmean(plain)
 
         def asked(patch: Patch) -> float:
             """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question is its name."""
@@ -79,7 +80,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         found = Fitted(findings.patch, findings.notes["fitted"])
         with stretch("loss after"):
             repaired = journal.memo("after", lambda: losses(found.patch)) if found.patch else plain
-        after = _mean(repaired)
+        after = fmean(repaired)
         patch = found.patch if after < before else {}
         if not patch:
             say(f"{how.method} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
@@ -97,7 +98,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         calibration=record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={state: _mean(values) for state, values in three.items()},
+        loss={state: fmean(values) for state, values in three.items()},
         changed=sorted(patch),
         layers=[{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)],
         notes=found.notes,
@@ -105,7 +106,7 @@ def compensated(model: Model, removed: Sequence[int], how: Compensating) -> tupl
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
         by_source={
-            name: {state: _mean([values[place] for place in places]) for state, values in three.items()} for name, places in own.items()
+            name: {state: fmean([values[place] for place in places]) for state, values in three.items()} for name, places in own.items()
         },
         fitted_width=width,
     )
@@ -118,10 +119,6 @@ def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, i
     costs: dict[str, int | float] = {"loss before": check, "fitting": FITTING * layers * fitted}
     costs |= {f"candidate {number}": check for number in range(1, TRIES + 1)}
     return costs | {"loss after": check, "drift": 4 * layers * held_out, "unpruned": layers * held_out}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _widest(model: Model) -> int:

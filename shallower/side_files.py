@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import CARD, parse_json
+from .files import BASE_CARD, CARD, parse_json
 from .tensors import INDEX, PICKLES
 
 TEMPLATES = "additional_chat_templates"
@@ -28,7 +28,7 @@ KNOWN = (
 )
 CODE = "*.py"
 NUMBERED = "hf_quant_config.json"  # names modules, as the quantisation config inside config.json does
-OWN = ("config.json", INDEX, CARD, "README.base.md")
+OWN = ("config.json", INDEX, CARD, BASE_CARD)
 MADE = (  # by us, of an earlier model
     *("shallower.json", "compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl"),
     *("adapter", "training", TEMPLATES),

@@ -1,5 +1,6 @@
 """Shapes are checked while testing; tiny models are saved once a session."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,17 @@ def saved(tmp_path_factory):
         return folders[name]
 
     return get
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """``bench(name)``: a file of the benchmarks or of the docs, forgotten afterwards."""
+    folders = [Path(__file__).parents[1] / name for name in ("benchmarks", "docs")]
+    for folder in folders:
+        monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module
+    for path in (path for folder in folders for path in folder.glob("*.py")):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")

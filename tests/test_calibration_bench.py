@@ -1,6 +1,5 @@
 """The calibration benchmark on a tiny random model, and its tables from results made up here."""
 
-import importlib
 import json
 import math
 import os
@@ -15,15 +14,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks/calibration.py"
 KINDS = ["novels", "mixed", "shipped"]
 TEXTS = ["novels", "code", "newspapers"]
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """``bench(name)``: a file of the benchmarks."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    for name in ("calibration", "calibration_tables", "criteria", "quality_tables"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture

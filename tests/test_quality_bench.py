@@ -1,24 +1,12 @@
 """The quality benchmark's tables, page and picture, from results made up here."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DENSE, GREEDY, LOWEST = (), (3, 4), (2, 5)
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """``bench(name)``: a file of the benchmarks or of the docs."""
-    for folder in ("benchmarks", "docs"):
-        monkeypatch.syspath_prepend(str(ROOT / folder))
-    yield importlib.import_module
-    for name in ("generate", "quality", "quality_tables", "criteria"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture

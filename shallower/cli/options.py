@@ -33,7 +33,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="also show what libraries log, and where an error was raised")]
 COMMON = {"quiet": Quiet, "verbose": Verbose}
 LOUD: ContextVar[tuple[bool, bool]] = ContextVar("loud", default=(False, False))  # quiet, verbose
-_THINGS = {"model": "Model"}
 
 
 class Ended(Exception):

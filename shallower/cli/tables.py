@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifacts import Comparison, Evaluation, Healing, Inspection, ModelRecord, Plan, Pruned, Scores, Speed, Sweep
 from ..comparison.comparing import title
-from ..comparison.healing import gap_closed, losses, perplexities
+from ..comparison.healing import LARGEST, gap_closed, losses, perplexities, perplexity_times
 from ..comparison.page import LEGEND, cells, remarks
 from ..evaluation.tasks import mean_of
 from ..format import byte_count, counted, layers, millions
@@ -77,8 +77,7 @@ def scores(found: Scores, out: Path | None = None) -> None:
     rows = [(str(index), f"{value:.6g}", str(ranks[index]), _bar(ranks[index], len(ranks))) for index, value in enumerate(found.scores)]
     heading = f"{found.criterion} on {Path(found.model.source).name}"
     grid(console, ("layer", found.criterion, "rank (1 goes first)", "sooner"), rows, heading=heading, spare=("sooner",))
-    order = sorted(range(first, len(ranks) - last), key=ranks.__getitem__)
-    soonest = ", ".join(map(str, order[: _some(found)]))
+    soonest = ", ".join(map(str, _first(found.scores, _some(found), first, last)))
     console.print(f"goes first: {soonest} (plan protects the first {first} and the last {last} if not told otherwise)", soft_wrap=True)
     if len(found.halves) == 2:
         told, size = _common([_first(half, _some(found), first, last) for half in found.halves]), _some(found)
@@ -237,8 +236,8 @@ def _held_out(console: Console, told: dict[str, Any]) -> None:
         losses_of.pop("all")
     rows = []
     for name, loss in losses_of.items():
-        times = [f"x {math.exp(min(loss[state] - loss['dense'], 99)):.3f}" for state in ("before", "after")]
-        rows.append([name, f"{math.exp(min(loss['dense'], 99)):.2f}", *times])
+        times = [f"x {value:.3f}" for value in perplexity_times(loss)]
+        rows.append([name, f"{math.exp(min(loss['dense'], LARGEST)):.2f}", *times])
     columns = ["held-out text", "unpruned perplexity", "not repaired", "repaired"]
     grid(console, columns, rows, spare=("unpruned perplexity",))
 

@@ -1,8 +1,16 @@
-"""Figures of a training, read from its artifact: losses, perplexities, the share of the gap to the unpruned model that was closed."""
+"""Figures of a repair or a training, read from its artifact: losses, perplexities, the gap to the unpruned model that was closed."""
 
 import math
 
 from ..artifacts import Healing
+
+LARGEST = 99.0  # nats; beyond them a perplexity is no number that anybody compares
+
+
+def perplexity_times(loss: dict[str, float]) -> tuple[float, float]:
+    """Perplexity before and after a repair as multiples of the unpruned model's, from losses ``dense``, ``before`` and ``after``."""
+    before, after = (math.exp(min(loss[state] - loss["dense"], LARGEST)) for state in ("before", "after"))
+    return before, after
 
 
 def losses(found: Healing) -> tuple[float, float]:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..memory import by_device
+
 ROWS = {"cpu": 2048, "cuda": 16384}  # of one product; each costs a pass over the sums
 GRID = (0.001, 0.01, 0.1, 1.0)  # regularisation, relative to the mean diagonal
 FLOOR = 1e-6
@@ -23,7 +25,7 @@ class Normal:
         if self.left is None:
             self.left = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
             self.right = torch.zeros(x.shape[1], rest.shape[1], dtype=torch.float64, device=x.device)
-        rows = ROWS.get(x.device.type, ROWS["cpu"])
+        rows = by_device(ROWS, x.device.type)
         for some, wanted in zip(x.float().split(rows), rest.float().split(rows), strict=True):
             self.left += some.T @ some
             self.right += some.T @ wanted

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,15 +12,15 @@ from typing import Any
 import yaml
 
 from ..artifacts import Evaluation, Pruned
+from ..comparison.healing import perplexity_times
 from ..errors import UserError
-from ..files import CARD
+from ..files import BASE_CARD, CARD
 from ..files import CARD_MARK as MARK
 from ..format import byte_count, counted, layers, millions
 from ..provenance import safe_command
 from ..side_files import stays_within
 from .findings import model_name, percent, perplexity_text, settings_of, tokens_used
 
-BASE_CARD = "README.base.md"
 CARRIED = ("license", "license_name", "license_link", "language")  # what holds for the pruned model as for its base
 TAGS = ("shallower", "depth-pruning", "layer-pruning")
 SIMPLE = re.compile(r"[\w .,:;=+/()%-]+")
@@ -145,7 +144,7 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
     ]
     if told:
         loss = told["loss"]
-        before, after = (math.exp(min(loss[state] - loss["dense"], 99)) for state in ("before", "after"))
+        before, after = perplexity_times(loss)
         values = f"{loss['after']:.4f}, ×{after:.3f} in perplexity (×{before:.3f} before the repair)"
         rows.append(("loss on held-out calibration tokens, nats", f"{loss['dense']:.4f}", values))
     table = "\n".join(["| | base | this model |", "|---|--:|--:|", *("| " + " | ".join(row) + " |" for row in rows)])

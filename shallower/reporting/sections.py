@@ -1,12 +1,11 @@
 """Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores
-from ..comparison.healing import gap_closed, gaps, losses, perplexities
+from ..comparison.healing import gap_closed, gaps, losses, perplexities, perplexity_times
 from ..format import byte_count, layers, millions
 from . import figures
 from .dossier import Dossier, Removal
@@ -220,5 +219,5 @@ def _repaired(found: Compensation) -> Markup:
 
 def _times(loss: dict[str, float]) -> str:
     """Perplexity before and after the repair as multiples of the unpruned model's."""
-    before, after = (math.exp(min(loss[state] - loss["dense"], 99)) for state in ("before", "after"))
+    before, after = perplexity_times(loss)
     return f"× {before:.3f} → × {after:.3f}"

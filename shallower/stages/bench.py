@@ -8,11 +8,12 @@ import torch
 
 from ..artifacts import Speed
 from ..evaluation.speed import check_resident, measure
+from ..files import artifact_place
 from ..provenance import device_name
 from ..runs import dtype_name, load_weights
 from ..settings.compute import Compute
 from ..settings.speed import Grid
-from .common import Source, kept, open_model, output, taken
+from .common import Source, kept, open_model, taken
 
 
 def bench(
@@ -34,7 +35,7 @@ def bench(
     """
     grid = Grid(grid) if isinstance(grid, str) else grid
     grid, compute = taken(plain, "bench", grid=(Grid, grid), compute=(Compute, compute))
-    out = output(out, "speed")
+    out = artifact_place(out, "speed")
     models = {name: open_model(source, compute) for name, source in (("model", model), ("against", against)) if source is not None}
     check_resident(models)
     for opened in models.values():

@@ -1,6 +1,5 @@
 """Opening models, what a Python caller may give, checking that artifacts fit a model, and saving results."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ from .. import ranks
 from ..anatomy.model import Model
 from ..artifacts import ModelRecord, save
 from ..errors import UserError
-from ..files import check_apart, check_file, place
 from ..settings.compute import Compute
 from ..settings.fields import check_spent, settled
 
@@ -38,17 +36,6 @@ def taken(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple
     found = tuple(settled(kind, given, left, name) for name, (kind, given) in wanted.items())
     check_spent(left, tuple(kind for kind, _ in wanted.values()), verb)
     return found
-
-
-def output(out: str | Path | None, kind: str, inputs: Iterable[Any] = ()) -> Path | None:
-    """Where an artifact goes, checked to be free, to hold an older one, and to be nothing that is read."""
-    if out is None:
-        return None
-    target = place(out)
-    check_file(target, kind)
-    if target.exists():
-        check_apart(target, inputs)
-    return target
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:

@@ -9,13 +9,14 @@ from ..artifacts import Evaluation
 from ..data.readers import check_readable
 from ..evaluation.perplexity import evaluation_segments, perplexity
 from ..evaluation.tasks import check_tasks, zero_shot
+from ..files import artifact_place
 from ..journal import journaled
 from ..quantities import numbers_of
 from ..runs import dtype_name, journal_of, timed
 from ..settings.calibration import Paths, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol, Tasks
-from .common import Source, kept, open_model, output, taken
+from .common import Source, kept, open_model, taken
 
 
 def evaluate(
@@ -44,8 +45,8 @@ def evaluate(
     tasks = tasks if tasks is None or isinstance(tasks, Tasks) else Tasks(tasks)
     protocol = Protocol(name=protocol) if isinstance(protocol, str) else protocol
     protocol, compute = taken(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
-    removed = sorted(set(numbers_of(removed, "removed"))) if removed not in ((), "", None) and removed != [] else []
-    out = output(out, "evaluation", [*listed_paths(texts), tokens])
+    removed = sorted(set(numbers_of(removed, "removed"))) if removed or removed == 0 else []
+    out = artifact_place(out, "evaluation", [*listed_paths(texts), tokens])
     check_readable(listed_paths(texts))
     if tasks is not None:
         check_tasks(tasks)

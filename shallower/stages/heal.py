@@ -274,15 +274,19 @@ def _protocol(training: Training) -> Protocol:
     return Protocol(length=training.length, max_tokens=max(most, training.length) if most else None)
 
 
+def _held(model: Model, objective: Objective, schedule: Schedule) -> int:
+    """Bytes of the weights in fp32, of the gradients and of what the optimiser keeps."""
+    trained = sum(one.numel() for one in objective.parameters() if one.requires_grad)
+    return 4 * parameter_count(model.module) + (4 + MOMENTS[schedule.recipe.optimizer]) * trained
+
+
 def _micro(model: Model, objective: Objective, common: Common) -> int:
     """Sequences to run at once: on a GPU as many as its memory has room for beside weights, gradients and optimiser."""
     length, cuda = common.schedule.length, common.device.startswith("cuda")
     most = max(1, MICRO_TOKENS["cuda" if cuda else "cpu"] // length)
     if not cuda or common.training.shard:
         return most
-    trained = sum(one.numel() for one in objective.parameters() if one.requires_grad)
-    held = 4 * parameter_count(model.module) + (4 + MOMENTS[common.schedule.recipe.optimizer]) * trained
-    free = FILLED * total_memory(common.device) - held
+    free = FILLED * total_memory(common.device) - _held(model, objective, common.schedule)
     return min(most, max(1, int(free / max(1, activation_bytes(objective, length, bf16=common.bf16)))))
 
 
@@ -315,15 +319,14 @@ def _announce(model: Model, run: Run, changed: list[str], teacher: Model | None)
     every, trained = parameter_count(model.module), sum(parameter.numel() for parameter in run.trained.values())
     maps = trained - sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
     schedule, about = run.schedule, run.data.about
-    moments = MOMENTS[schedule.recipe.optimizer]
-    needed, what = 4 * every + (4 + moments) * trained, "weights, gradients, optimiser"
+    needed, what = _held(model, run.objective, schedule), "weights, gradients, optimiser"
     if teacher:
         own = {parameter.data_ptr() for parameter in model.module.parameters()}
         needed += sum(one.numel() * one.element_size() for one in teacher.module.parameters() if one.data_ptr() not in own)
         what += ", teacher"
-    if run.layers:
+    if run.layers:  # a split model cannot be called before it is split
         needed, what = needed // ranks.size(), f"{what} in each process"
-    if not run.layers:  # a split model cannot be called before it is split
+    else:
         needed += run.micro * activation_bytes(run.objective, schedule.length, bf16=run.bf16)
         what += f", activations of {run.micro} x {schedule.length} tokens"
     also = f" and {millions(maps)} of maps" if maps else ""

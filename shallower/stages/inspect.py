@@ -6,9 +6,10 @@ from typing import Any
 from ..anatomy.model import Model
 from ..artifacts import Inspection
 from ..errors import Refusal
+from ..files import artifact_place
 from ..progress import track
 from ..settings.compute import Compute
-from .common import Source, kept, output, taken
+from .common import Source, kept, taken
 
 
 def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any) -> Inspection:
@@ -16,7 +17,7 @@ def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | 
 
     Example: ``shallower.inspect("my-model").removable``.
     """
-    out = output(out, "inspection")
+    out = artifact_place(out, "inspection")
     (compute,) = taken(plain, "inspect", compute=(Compute, compute))
     model = model if isinstance(model, Model) else Model(model, **vars(compute), whole=False)
     record, kinds = model.record, model.solver.kinds()

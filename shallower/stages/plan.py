@@ -15,6 +15,7 @@ from ..artifacts import Plan, Scores
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..evaluation.perplexity import evaluation_segments
+from ..files import artifact_place
 from ..journal import journaled
 from ..planning import Stopwatch, agreement, check_amount, plan_of, protection, searches, select_amount, settled_amount, shortened
 from ..quantities import numbers_of
@@ -26,7 +27,7 @@ from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
 from ..settings.selection import CRITERION, Choosing
 from ..walk.losses import LossWalk, Objective
-from .common import Source, kept, open_model, output, taken
+from .common import Source, kept, open_model, taken
 from .removals import removals_perplexity
 from .score import rescorer, score, scores_of, seeded
 
@@ -66,7 +67,7 @@ def plan(
     kinds = {"choosing": (Choosing, choosing), "calibration": (Calibration, calibration_of(calibration)), "compute": (Compute, compute)}
     amount, choosing, calibration, compute = taken(plain, "plan", amount=(Amount, amount), **kinds)
     inputs = [*calibration.files, *listed_paths(texts), source if isinstance(source, (str, Path)) else None]
-    out = output(out, "plan", inputs)
+    out = artifact_place(out, "plan", inputs)
     check_readable((*calibration.texts, *listed_paths(texts)))
     methods.check_name("criteria", criterion or CRITERION)
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion)
@@ -198,7 +199,7 @@ def drop(model: Source, layers: Any, *, compute: Compute | None = None, out: str
     Example: ``shallower.drop("my-model", [3, 4, 5])`` or ``shallower.drop("my-model", "3-5")``.
     """
     layers = check_drop(layers)
-    out = output(out, "plan")
+    out = artifact_place(out, "plan")
     (compute,) = taken(plain, "drop", compute=(Compute, compute))
     record = open_model(model, compute).record
     outside = [index for index in layers if not 0 <= index < record.layers]

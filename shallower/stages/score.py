@@ -10,14 +10,14 @@ from ..anatomy.model import Model
 from ..artifacts import Scores, load
 from ..data.readers import check_readable
 from ..errors import UserError
-from ..files import check_free, place
+from ..files import artifact_place, check_free, place
 from ..journal import NO_JOURNAL, journaled
 from ..runs import dtype_name, journal_of, samples_of, timed
 from ..settings.calibration import Calibration, calibration_of
 from ..settings.compute import Compute
 from ..settings.selection import CRITERION
 from ..walk.gather import DATA, Asked, Gathered, gather
-from .common import Source, kept, open_model, output, taken
+from .common import Source, kept, open_model, taken
 
 
 def score(
@@ -47,7 +47,7 @@ def score(
     own = (settings or {}) if several else {criterion: settings or {}}
     asked = [Asked(methods.find("criteria", name), configured(name, own.get(name), calibration)) for name in names]
     inputs = [*calibration.files, None if isinstance(model, Model) else model]
-    files = _outputs(out, names, inputs) if several else {names[0]: output(out, "scores", inputs)}
+    files = _outputs(out, names, inputs) if several else {names[0]: artifact_place(out, "scores", inputs)}
     check_readable(calibration.texts)
     with journaled(place(out) if out is not None else None):
         found = _scored(open_model(model, compute), asked, calibration)
@@ -65,7 +65,7 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
         raise UserError(f"--out {folder}: {len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}")
     if folder.exists() and not folder.is_dir():
         check_free(folder)
-    return {name: output(folder / f"{name}.json", "scores", inputs) for name in names}
+    return {name: artifact_place(folder / f"{name}.json", "scores", inputs) for name in names}
 
 
 def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> list[Scores]:

@@ -6,6 +6,7 @@ from typing import Any
 from ..artifacts import Sweep
 from ..data.readers import check_readable
 from ..evaluation.perplexity import evaluation_segments
+from ..files import artifact_place
 from ..journal import journaled
 from ..quantities import sizes_of
 from ..runs import dtype_name, timed
@@ -13,7 +14,7 @@ from ..settings.calibration import Calibration, Paths, calibration_of, listed_pa
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
 from ..settings.selection import CRITERION, Choosing
-from .common import Source, kept, open_model, output, taken
+from .common import Source, kept, open_model, taken
 from .plan import nested_plans
 from .removals import removals_perplexity
 
@@ -46,7 +47,7 @@ def sweep(
     choosing, calibration, compute = taken(plain, "sweep", **kinds)
     choosing = choosing.for_criterion(criterion)
     sizes, texts = sizes_of(sizes, "--remove"), listed_paths(texts)
-    out = output(out, "sweep", [*texts, *calibration.files])
+    out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable((*texts, *calibration.texts))
     model = open_model(model, compute)
     how = {"choosing": choosing, "criterion": criterion, "settings": settings, "calibration": calibration}

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..anatomy.kernels import exact_products, fast_linear
+from ..memory import by_device
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of fp32 logits that exist at once
 SHORT = (16, 64)  # tokens of the sequences from which the size of activations is told
@@ -61,7 +62,7 @@ class ChunkedLoss(torch.autograd.Function):
             grads += [torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None]
             grads += [torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None]
             parts = hidden.new_zeros(3, dtype=torch.float32)
-            rows = max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]) // (4 * len(weight)))
+            rows = max(1, by_device(CHUNK_BYTES, hidden.device.type) // (4 * len(weight)))
             for start in range(0, len(hidden), rows):
                 places = slice(start, start + rows)
                 known = teacher.logits(places) if teacher else None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
+from ..memory import by_device
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # elements that are looked at together: few launches on a GPU, what a cache holds on a CPU
 LARGE = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
@@ -15,7 +16,7 @@ LARGE = 1 << 16  # elements; larger totals stay where they are in float32, small
 def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of itself."""
     total = torch.zeros((), dtype=torch.float64, device=value.device)
-    for block in value.flatten().split(BLOCK.get(value.device.type, BLOCK["cpu"])):
+    for block in value.flatten().split(by_device(BLOCK, value.device.type)):
         total += function(block.double()).sum()
     return total.cpu()
 
