@@ -320,7 +320,11 @@ def fail(monkeypatch, where: str, nth: int, code: int) -> list:
 
 OVERWRITE, ANEW = "prune MODEL --drop 3 --overwrite --no-verify --out made", "plan scores.json --remove 2 --out plan.json"
 FAULTS = [("open", errno.ENOSPC), ("open", errno.EROFS), ("fsync", errno.EDQUOT), ("mkdir", errno.EROFS), ("chmod", errno.EPERM)]
-FAULTS = [pytest.param(command, *fault) for command in (OVERWRITE, ANEW) for fault in FAULTS]
+FAULTS = [
+    pytest.param(command, *fault, marks=[pytest.mark.slow] if command == OVERWRITE and fault[0] != "fsync" else [])
+    for command in (OVERWRITE, ANEW)
+    for fault in FAULTS
+]
 FAULTS += [pytest.param(command, "fsync", errno.EIO) for command in (OVERWRITE, ANEW)]
 FAULTS += [pytest.param(ANEW, "replace", errno.ENOSPC), pytest.param(OVERWRITE, "replace", errno.ENOSPC)]
 

@@ -307,7 +307,13 @@ def test_constant_tokens_give_no_nan() -> None:
 
 
 @pytest.mark.parametrize("spilled", [1, pytest.param(1 << 20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", [*methods.names("compensation"), "sequential layer"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(name if name == "projection" else pytest.param(name, marks=pytest.mark.slow) for name in methods.names("compensation")),
+        "sequential layer",
+    ],
+)
 def test_a_killed_compensation_goes_on(method: str, spilled: int, saved, tokens_file, tmp_path, monkeypatch, capsys) -> None:
     """Wherever it is killed, and with large changes on the disk: the same weights and the same report, but for the clock."""
     keep_every_step(monkeypatch)

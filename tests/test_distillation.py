@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+from marks import rest_slow
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax, mse_loss, softmax
 from trainings import CPU, KILLED, LAUNCH, arguments, command, curve, healed, weights
 
-from shallower import UserError, drop, open_model, prune, report
+from shallower import UserError, drop, methods, open_model, prune, report
 from shallower.anatomy.model import Model
 from shallower.comparison.healing import gap_closed, gaps
 from shallower.healing import distill
@@ -212,7 +213,7 @@ def test_two_processes_follow_the_same_curve(which: str, pruned, text, tmp_path)
 # ---------------------------------------------------------------- the control, the state, the trackers, the data
 
 
-@pytest.mark.parametrize("method", ["continued", "lora", "distill"])
+@pytest.mark.parametrize("method", rest_slow(methods.names("healing"), {"distill"}))
 def test_the_control_is_the_unpruned_model_trained_the_same(method: str, saved, pruned, text, tmp_path) -> None:
     found = healed(pruned("llama"), text, tmp_path / "out", method=method, control=True, eval_texts=[text])
     alone = healed(saved("llama"), text, tmp_path / "alone", method="lora" if method == "lora" else "continued", eval_texts=[text])

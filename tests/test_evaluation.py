@@ -219,8 +219,8 @@ def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, c
 
 
 def test_sizes() -> None:
-    assert sizes_of("1..3, 6", "--remove") == (1, 2, 3, 6)
-    for wrong in ("", "0..2", "3..1", "3,9..6", "a", "1-3"):
+    assert sizes_of("1..3, 6", "--remove") == sizes_of("1-3,6", "--remove") == (1, 2, 3, 6)
+    for wrong in ("", "0..2", "3..1", "3,9..6", "3-1", "a", "-1"):
         with pytest.raises(UserError, match="--remove"):
             sizes_of(wrong, "--remove")
 

@@ -1,5 +1,6 @@
 """Healing: one loop, two methods; what is trained on, never lost, the same in one process and two, and written as a plain model."""
 
+import itertools
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from marks import rest_slow
 from safetensors import SafetensorError, safe_open
 from torch.nn.functional import cross_entropy
 from trainings import CPU, KILLED, LAUNCH, SIZE, STOPPED, arguments, command, curve, healed, weights
@@ -40,8 +42,12 @@ def lines(tmp_path_factory) -> Path:
 # ---------------------------------------------------------------- the loss falls, the model is plain
 
 
-@pytest.mark.parametrize("method", methods.names("healing"))
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "llama+tied", "mamba", "granite", "gemma2"])
+FALLING = ("llama", "gpt2", "mixtral", "llama+tied", "mamba", "granite", "gemma2")
+FALLING_FAST = {("llama", "continued"), ("llama", "distill"), ("llama+tied", "lora"), ("mixtral", "continued")}
+FALLING_FAST |= {("gpt2", "lora"), ("mamba", "lora")}
+
+
+@pytest.mark.parametrize(("name", "method"), rest_slow(itertools.product(FALLING, methods.names("healing")), FALLING_FAST))
 def test_loss_falls_and_the_model_is_plain(name: str, method: str, saved, lines, tmp_path) -> None:
     options = {"lr": 1e-2, "settings": {"targets": "in_proj"} if name == "mamba" else None} if method == "lora" else {}
     options = {"settings": {"teacher": str(saved(name))}} if method == "distill" else options
@@ -202,7 +208,7 @@ def test_healing_on_instructions(saved, tmp_path) -> None:
     words = [line.split() for line in zoo._SENTENCES.splitlines()]
     path.write_text("".join(json.dumps({"instruction": " ".join(w[:3]), "input": "", "output": " ".join(w[3:])}) + "\n" for w in words))
     for name in ("llama", "mamba"):
-        found = healed(saved(name), path, tmp_path / name, length=512, batch_tokens=1024, tokens=8192)
+        found = healed(saved(name), path, tmp_path / name, length=512, batch_tokens=1024, tokens=4096)
         assert curve(found)[-1] < curve(found)[0] - 0.2
 
 
@@ -278,7 +284,7 @@ def test_lion_follows_its_rule() -> None:
 # ---------------------------------------------------------------- never lost
 
 
-@pytest.mark.parametrize("method", ["continued", "lora", pytest.param("continued in 8 bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", rest_slow(("lora", "continued", "continued in 8 bit"), {"lora"}))
 def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -> None:
     """Losses and weights are equal to the last bit, with dropout too (lora)."""
     own = ("--set", "optimizer=adamw8bit") if "8 bit" in method else ()

@@ -85,6 +85,7 @@ def options(rows: Path, **more) -> dict:
     return {"dataset": str(rows), "train_tokens": 768, "method": "continued", "training": Training(**(SIZE | more)), "compute": CPU}
 
 
+@pytest.mark.slow  # test_healing and the place that a checkpoint keeps stand for it
 def test_killed_and_resumed_is_undisturbed(saved, rows, tmp_path) -> None:
     given = arguments(saved("llama"), rows, tmp_path / "out", "continued", source="--dataset")
     assert command("-c", KILLED, *given).returncode == -signal.SIGKILL

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import cache_folder, check_space, new_folder
 from ..gguf_file import GgufHeader, GgufTensor, LongArray, copy_without
 from ..progress import say, track
-from .loading import check_whole, from_config, one_line, quiet
+from .loading import check_whole, from_config, one_line, quiet, unfilled
 
 IMPORTER = 2  # changes with what is made of a file
 FACTORS = "rope_freqs.weight"
@@ -192,7 +192,7 @@ def _loaded(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Modu
     content = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):
         content.pop(name, None)
-    with init_empty_weights(include_buffers=False):
+    with unfilled(), init_empty_weights(include_buffers=False):
         plain = from_config(type(loaded.config).from_dict(content))
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError
@@ -181,7 +181,7 @@ class Checkpoint:
     def build(self, config: PreTrainedConfig | None = None) -> nn.Module:
         """The model's modules with parameters on the meta device; buffers such as rotary tables are real."""
         try:
-            with init_empty_weights(include_buffers=False):
+            with unfilled(), init_empty_weights(include_buffers=False):
                 model = from_config(config or self.config, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # as above
             raise UserError(f"{self.source}: transformers cannot build it from its config ({one_line(error)})") from error
@@ -194,7 +194,7 @@ class Checkpoint:
         if stored is None:
             kinds = [FLOATS[entry.dtype] for entry in self.tensors.values() if entry.dtype in FLOATS]
             stored = kinds[0] if kinds else torch.float32
-        with init_empty_weights(include_buffers=False):
+        with unfilled(), init_empty_weights(include_buffers=False):
             model = from_config(self.config, trust_remote_code=self.trust_remote_code, dtype=dtype or stored)
         model.tie_weights()
         return model.requires_grad_(False)
@@ -203,6 +203,14 @@ class Checkpoint:
 def hub_of(source: str) -> str | None:
     """A source if it is an id on the Hub, None if it is a folder or a file."""
     return source if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not os.path.exists(Path(source).expanduser()) else None
+
+
+def unfilled() -> contextlib.AbstractContextManager[None]:
+    """Building without drawing weights that nobody looks at, which takes most of the time on the meta device.
+
+    Buffers such as rotary tables are made by constructors and are the same (tested for the zoo).
+    """
+    return getattr(initialization, "no_init_weights", contextlib.nullcontext)()
 
 
 def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> nn.Module:

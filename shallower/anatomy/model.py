@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..progress import say
 from .config import ConfigSolver
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
-from .loading import Checkpoint, from_config, parse_dtype
+from .loading import Checkpoint, from_config, parse_dtype, unfilled
 from .offload import Onloader, stand_ins
 from .patch import Patch, patched
 from .quantised import check_plain, refuse
@@ -28,6 +29,8 @@ from .stack import Stack, check_causal, find_stack, parameter_count
 
 SIDE_FILE = "shallower.json"
 SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
+OUTLINES = 32  # outlines of models that are remembered
+_OUTLINES: dict[str, Stack] = {}
 UNPACKED = 4  # bytes of a weight of a .gguf file when it is unpacked, as float32
 
 
@@ -96,14 +99,26 @@ class Model:
 
     @cached_property
     def outline(self) -> Stack:
-        """The stack found by a dry forward without weights; its layers hold shapes only."""
+        """The stack found by a dry forward without weights, and without its layers; found once per config."""
+        config = self.checkpoint.config
+        if self.checkpoint.trust_remote_code:  # its code may have changed
+            return self._outlined()
+        key = f"{type(config).__qualname__} {config.to_json_string(use_diff=False)}"
+        if key not in _OUTLINES:
+            if len(_OUTLINES) == OUTLINES:
+                _OUTLINES.clear()
+            _OUTLINES[key] = self._outlined()
+        return _OUTLINES[key]
+
+    def _outlined(self) -> Stack:
+        config, trust = self.checkpoint.config, self.checkpoint.trust_remote_code
         try:
-            with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode():
-                shapes = from_config(self.checkpoint.config, trust_remote_code=self.checkpoint.trust_remote_code, dtype=torch.bfloat16)
-                return find_stack(shapes)
+            with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled():
+                found = find_stack(from_config(config, trust_remote_code=trust, dtype=torch.bfloat16))
         except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
             with self.dry() as module:
-                return find_stack(module)
+                found = find_stack(module)
+        return replace(found, layers=())
 
     @cached_property
     def module(self) -> nn.Module:

@@ -7,6 +7,7 @@ for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has on
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -41,7 +42,7 @@ def check_tasks(tasks: Tasks) -> None:
     """Raise a UserError for names that lm-eval does not know, or local data that are not there or do not fit; no model is needed."""
     harness = _harness()
     with _quiet(harness.evaluator):
-        _check_names(tasks.every(), harness.tasks.TaskManager().all_tasks)
+        _check_names(tasks.every(), _manager().all_tasks)
     for name in tasks.every() if tasks.data is not None else ():
         check_items(Path(tasks.data), name)
 
@@ -59,7 +60,7 @@ def zero_shot(
     """
     harness, removed = _harness(), tuple(removed)
     with _quiet(harness.evaluator):
-        manager = harness.tasks.TaskManager()
+        manager = _manager()
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
             ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
@@ -80,6 +81,12 @@ def _harness() -> ModuleType:
     except ImportError as error:
         raise UserError("--tasks needs the package lm-eval; pip install 'shallower[eval]'") from error
     return lm_eval
+
+
+@functools.cache
+def _manager() -> Any:
+    """lm-eval's index of tasks, read once: it takes seconds."""
+    return _harness().tasks.TaskManager()
 
 
 def _check_names(names: list[str], known: list[str]) -> None:
