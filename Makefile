@@ -32,7 +32,7 @@ test-slow: setup
 	$(PYTHON) -m pytest -m slow
 
 families: setup
-	$(PYTHON) tests/families.py
+	$(PYTHON) tests/support/families.py
 
 lint: setup
 	$(PYTHON) -m ruff check --fix shallower tests benchmarks

@@ -28,22 +28,33 @@ import gpu_models
 import numpy as np
 import torch
 from calibration_tables import DATA_FREE, REPAIR, Removed, updated
-from criteria import DATA, FP32, ROOT, begun, machine, removal, save
-from speed import others
+from harness.machine import machine, others
+from harness.store import DATA, FP32, ROOT, begun, removal, save
 
-from shallower import Amount, Calibration, Choosing, Compensating, Plan, Scores, UserError, open_model, plan, score
+from shallower import (
+    Amount,
+    Calibration,
+    Plan,
+    RepairOptions,
+    Scores,
+    SelectionOptions,
+    UserError,
+    open_model,
+    plan,
+    score,
+)
 from shallower.anatomy.model import Model
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import perplexity, segments_of_tokens
-from shallower.files import write_atomic
-from shallower.memory import Peak
-from shallower.progress import shown
-from shallower.provenance import versions
-from shallower.quantities import seconds_of
-from shallower.repairs import compensated
-from shallower.stages.removals import removals_perplexity
-from shallower.walk.losses import LossWalk
+from shallower.evaluation.removals import removals_perplexity
+from shallower.runtime.memory import Peak
+from shallower.runtime.progress import shown
+from shallower.runtime.provenance import versions
+from shallower.settings.quantities import seconds_of
+from shallower.stages.prune import repaired
+from shallower.storage.files import write_atomic
+from shallower.walk.removals import LossWalk
 
 SECOND_MODEL = ROOT.parent / "shared/models/get-qwen"  # prints the path of a model
 RESULTS, PAGE = ROOT / "benchmarks/results/calibration.json", ROOT / "docs/calibration.md"
@@ -258,7 +269,11 @@ class CalibrationBench:
 
     def __init__(self, models: list[Path], texts: Path, out: Path, settings: dict, given: argparse.Namespace):
         self.paths = {path.stem: path for path in models}
-        self.texts, self.out, self.settings = texts, out, settings | {"repaired": REPAIRED["tiny" if given.tiny else "full"]}
+        self.texts, self.out, self.settings = (
+            texts,
+            out,
+            settings | {"repaired": REPAIRED["tiny" if given.tiny else "full"]},
+        )
         self.sizes, self.kinds = given.sizes or settings["sizes"], given.kinds or list(EVERY_KIND)
         self.criteria = given.criteria or [*CRITERIA, DATA_FREE, REPAIR]
         files = {name: {"calibration": kind.calibration, "evaluation": kind.evaluation} for name, kind in KINDS.items()}
@@ -326,7 +341,10 @@ class CalibrationBench:
                 yield Job(start + "+".join(missing), self.cost(step), make)
 
     def repairs(self) -> Iterator[Job]:
-        """A repair of one removal, fitted on each kind of text; the removal is that which block influence's window finds on the mixed."""
+        """A repair of one removal, fitted on each kind of text.
+
+        The removal is that which block influence's window finds on the mixed.
+        """
         for name in self.paths if REPAIR in self.criteria else ():
             size, chosen = self.settings["repaired"], self.chosen(name)
             if chosen not in self.pieces:
@@ -341,13 +359,19 @@ class CalibrationBench:
         return f"score {name} {MIXED} {self.sizes[0]} block_influence"
 
     def repair(self, name: str, kind: str, size: int) -> dict[str, dict]:
-        """What ``sequential`` leaves on every text when it was fitted on one kind, in NLL; and on the samples that it held out itself."""
+        """What ``sequential`` leaves on every text when it was fitted on one kind, in NLL.
+
+        And on the samples that it held out itself.
+        """
         model, (tokens, _) = self.model(name), self.drawn(name, kind, size)
         gone = self.pieces[self.chosen(name)]["plans"]["window block_influence"]["removed"]
         with shown():
-            patch, report = compensated(model, gone, Compensating("sequential", {}, tokens))
+            patch, report = repaired(model, gone, RepairOptions("sequential", {}, tokens))
             with model.patched(patch):
-                told = {text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removed=gone)["nll"] for text in KINDS}
+                told = {
+                    text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removed=gone)["nll"]
+                    for text in KINDS
+                }
         about = {"removed": gone, "nll": told, "held_out": report.loss, "fitted_tokens": report.fitted_tokens}
         return {f"repair {name} {kind} {size}": about | {"seconds": round(report.seconds, 3)}}
 
@@ -435,7 +459,7 @@ class CalibrationBench:
         """The lowest layers and the lowest run of layers."""
         amount = Amount(self.content["models"][name]["removed"])
         label = "-".join([scores.criterion, *filter(None, [scores.settings.get("norm")])])
-        ways = {f"{selection} {label}": Choosing(selection) for selection in ("lowest", "window")}
+        ways = {f"{selection} {label}": SelectionOptions(selection) for selection in ("lowest", "window")}
         return {way: brief(plan(scores, amount=amount, choosing=choosing)) for way, choosing in ways.items()}
 
     def greedy(self, step: Step, kind: str, names: list[str]) -> dict[str, dict]:
@@ -444,7 +468,7 @@ class CalibrationBench:
         amount = Amount(self.content["models"][step.model]["removed"])
         _ = model.stack  # loaded before the clock starts
         with shown(), counted() as losses, Peak() as peak:
-            found = plan(model, amount=amount, choosing=Choosing("greedy"), calibration=tokens)
+            found = plan(model, amount=amount, choosing=SelectionOptions("greedy"), calibration=tokens)
         made = {"order": found.order, "plans": {"greedy": brief(found)}, "seconds": round(found.seconds, 3)}
         made |= {"passes": [losses["forwards"], 0], "samples": samples}
         made |= {"peak_memory_bytes": peak.bytes, "together": names}
@@ -457,7 +481,7 @@ class CalibrationBench:
         for criterion in ("magnitude", "random"):
             made[f"lowest {criterion}"] = plan(score(model, criterion=criterion), amount=amount)
         for strategy in ("max-gap", "input", "output", "middle", "both"):
-            how = Choosing("positional", {"strategy": strategy})
+            how = SelectionOptions("positional", {"strategy": strategy})
             made[f"positional {strategy}"] = plan(model, amount=amount, choosing=how)
         return {f"fixed {name}": {"plans": {label: brief(one) for label, one in made.items()}}}
 
@@ -472,7 +496,9 @@ class CalibrationBench:
     def run(self, budget: float) -> bool:
         """Make what is missing, write it at once, and say how long the rest takes; whether the time sufficed."""
         started = time.monotonic()
-        while (job := next(chain(self.jobs() if {*self.criteria} - {REPAIR} else (), self.repairs()), None)) is not None:
+        while (
+            job := next(chain(self.jobs() if {*self.criteria} - {REPAIR} else (), self.repairs()), None)
+        ) is not None:
             if time.monotonic() - started >= budget:
                 print(f"{budget / 60:g} minutes are used up; a second start goes on", file=sys.stderr)
                 return False

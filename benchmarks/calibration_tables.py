@@ -7,11 +7,11 @@ from itertools import combinations
 from statistics import geometric_mean, mean
 from typing import NamedTuple
 
-from criteria import removal
+from harness.store import removal
 from quality_tables import markdown as whole_table
 from quality_tables import number, shared
 
-from shallower.format import layers
+from shallower.runtime.format import layers
 
 Removed = tuple[int, ...]
 NOT_RUN = "not run"
@@ -186,7 +186,9 @@ def data_free_table(content: dict, model: str) -> str:
 
 
 def repair_table(content: dict, model: str) -> str:
-    """Perplexity of the pruned and repaired model on every text as a multiple of the dense one, by the text that it was fitted on."""
+    """Perplexity of the pruned and repaired model on every text as a multiple of the dense one, by the text that it
+    was fitted on.
+    """
     pieces = {key.split()[2]: piece for key, piece in content["pieces"].items() if key.startswith(f"repair {model} ")}
     dense = {text: content["pieces"].get(f"plain {model} {text} {removal(())}") for text in content["texts"]}
     if not pieces or not all(dense.values()):
@@ -317,7 +319,11 @@ def of_model(content: dict, model: str) -> list[str]:
     parts["How much the choice moves"] = moves if moves == NOT_RUN else f"{MOVES}\n\n{moves}"
     parts |= {f"Layers chosen by the {kind} text": layer_table(content, model, kind) for kind in MIXED}
     absent = [title.lower() for title, text in parts.items() if text == NOT_RUN]
-    plans = [plan for plan in plan_labels(content) if not any(chosen(content, model, kind, size, plan) for kind in MIXED for size in sizes)]
+    plans = [
+        plan
+        for plan in plan_labels(content)
+        if not any(chosen(content, model, kind, size, plan) for kind in MIXED for size in sizes)
+    ]
     missing = ", ".join([*absent, *plans])
     told = [f"Not run yet: {missing}."] if missing else []
     return [f"## {model}", *told, *(f"### {title}\n\n{text}" for title, text in parts.items() if text != NOT_RUN)]

@@ -6,7 +6,6 @@ second start goes on where the first one ended. The tables are made from the JSO
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,48 +21,71 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from harness.machine import machine
+from harness.store import CALIBRATION, DATA, FP32, ROOT, TEXTS, begun, removal, save
 
-from shallower import Amount, Calibration, Choosing, Compute, Protocol, Scores, UserError, methods, open_model, plan, score
+from shallower import (
+    Amount,
+    Calibration,
+    Protocol,
+    Scores,
+    SelectionOptions,
+    UserError,
+    methods,
+    open_model,
+    plan,
+    score,
+)
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import evaluation_segments
-from shallower.files import write_atomic
-from shallower.format import layers
-from shallower.progress import shown
-from shallower.provenance import processor, versions
-from shallower.walk.losses import LossWalk
+from shallower.runtime.format import layers
+from shallower.runtime.progress import shown
+from shallower.runtime.provenance import versions
+from shallower.storage.files import write_atomic
+from shallower.walk.removals import LossWalk
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("SHALLOWER_DATA", ROOT.parent / "shared/data/text"))
-CALIBRATION, TEXTS = "wikitext2.valid.txt", ("wikitext2-raw.test.txt", "ptb.valid.txt", "books/emma_158.txt")
 CRITERIA = methods.names("criteria")
 FULL, QUICK = {"sizes": [3, 6, 9], "tokens": 8192, "length": 128}, {"sizes": [1, 2], "tokens": 1024, "length": 128}
 KEPT = ("criterion", "settings", "scores", "windows", "seconds", "peak_memory_bytes", "dtype")
 TOGETHER = 16  # removals evaluated in one walk
-FP32 = Compute(dtype="fp32", device="cpu")
 
 
 class Spec(NamedTuple):
-    """One way to choose layers: its selection and criterion as the table names them, what else tells it apart, and how."""
+    """One way to choose layers: its selection and criterion as the table names them, what else tells it apart, and
+    how.
+    """
 
     selection: str
     criterion: str
     other: str
-    choosing: Choosing
+    choosing: SelectionOptions
     settings: dict[str, str]
     step: float = 0.0  # seconds a layer at a guess, where planning runs the model
 
 
 def specs() -> dict[str, Spec]:
-    """All plans by name. Iterative perplexity is missing because greedy is that; magnitude and random gain nothing by iteration."""
-    found = [Spec("lowest", name, "", Choosing("lowest"), {}) for name in CRITERIA if name != "random"]
-    found += [Spec("lowest", "random", f"seed {seed}", Choosing("lowest"), {"seed": seed}) for seed in ("1234", "1235", "1236")]
-    found += [Spec("lowest", name, "unprotected", Choosing(keep_first=0, keep_last=0), {}) for name in ("magnitude", "taylor")]
-    found += [Spec("window", name, "", Choosing("window"), {}) for name in ("angular", "perplexity")]
+    """All plans by name. Iterative perplexity is missing because greedy is that.
+
+    Magnitude and random gain nothing by iteration.
+    """
+    found = [Spec("lowest", name, "", SelectionOptions("lowest"), {}) for name in CRITERIA if name != "random"]
+    found += [
+        Spec("lowest", "random", f"seed {seed}", SelectionOptions("lowest"), {"seed": seed})
+        for seed in ("1234", "1235", "1236")
+    ]
+    found += [
+        Spec("lowest", name, "unprotected", SelectionOptions(keep_first=0, keep_last=0), {})
+        for name in ("magnitude", "taylor")
+    ]
+    found += [Spec("window", name, "", SelectionOptions("window"), {}) for name in ("angular", "perplexity")]
     for name in ("max-gap", "input", "output", "middle", "both"):
-        found.append(Spec(f"positional {name}", "-", "", Choosing("positional", {"strategy": name}), {}))
-    found += [Spec("lowest --iterative", name, "", Choosing(iterative=True), {}, step=8) for name in ("block_influence", "taylor")]
-    found.append(Spec("greedy", "-", "", Choosing("greedy"), {}, step=30))
+        found.append(Spec(f"positional {name}", "-", "", SelectionOptions("positional", {"strategy": name}), {}))
+    found += [
+        Spec("lowest --iterative", name, "", SelectionOptions(iterative=True), {}, step=8)
+        for name in ("block_influence", "taylor")
+    ]
+    found.append(Spec("greedy", "-", "", SelectionOptions("greedy"), {}, step=30))
     return {" ".join(filter(None, ("plan", *spec[:3]))): spec for spec in found}
 
 
@@ -90,13 +111,19 @@ class Bench:
         self.pieces = self.content["pieces"]
 
     def jobs(self) -> dict[str, tuple]:
-        """All pieces in order: seconds at a guess, and the work. Evaluations of plans still to be made stand in under other keys."""
+        """All pieces in order: seconds at a guess, and the work. Evaluations of plans still to be made stand in under
+        other keys.
+        """
         found = {f"score {name}": (70 if name == "perplexity" else 20, partial(self.score, name)) for name in CRITERIA}
         sets = {removal(()): ()}
         for key, spec in specs().items():
             found[key] = (spec.step * self.sizes[-1], partial(self.plan, spec))
             known = self.pieces.get(key, {}).get("removed")
-            sets |= {removal(gone): gone for gone in known.values()} if known else {f"{key} {size}": () for size in self.sizes}
+            sets |= (
+                {removal(gone): gone for gone in known.values()}
+                if known
+                else {f"{key} {size}": () for size in self.sizes}
+            )
         guess = 12 * self.content["settings"]["tokens"] / 8192
         for key, gone in sets.items():
             found |= {f"{name} {key}": (guess, (name, gone)) for name in self.texts}
@@ -117,7 +144,9 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             tokens, out = f"{folder}/tokens.npy", f"{folder}/scores.json"
             np.save(tokens, self.tokens.numpy())
-            if subprocess.run([sys.executable, __file__, "--one", criterion, "--tokens", tokens, "--out", out]).returncode:
+            if subprocess.run(
+                [sys.executable, __file__, "--one", criterion, "--tokens", tokens, "--out", out]
+            ).returncode:
                 raise UserError(f"scoring with {criterion} failed; see above")
             return json.loads(Path(out).read_text())
 
@@ -132,7 +161,9 @@ class Bench:
             source = Scores(**{name: stored[name] for name in KEPT}, model=self.model.record, calibration=self.record)
         nested = spec.choosing.selection in ("lowest", "greedy")
         with shown(spec.selection == "greedy"):
-            plans = {size: plan(source, amount=Amount(size), **how) for size in (self.sizes[-1:] if nested else self.sizes)}
+            plans = {
+                size: plan(source, amount=Amount(size), **how) for size in (self.sizes[-1:] if nested else self.sizes)
+            }
         most = plans[self.sizes[-1]]
         removed = {str(size): sorted(most.order[:size]) if nested else plans[size].removed for size in self.sizes}
         row = [spec.selection, spec.criterion, f"{most.keep_first} + {most.keep_last}"]
@@ -142,15 +173,27 @@ class Bench:
         """Make what is missing, write it at once, and say how long the rest takes."""
         spent, guessed, jobs = 0.0, 0.0, self.jobs()
         done = sum(key in self.pieces for key in jobs)
-        print(f"resuming: {done} of {len(jobs)} pieces are done" if done else f"{len(jobs)} pieces at most", file=sys.stderr)
+        print(
+            f"resuming: {done} of {len(jobs)} pieces are done" if done else f"{len(jobs)} pieces at most",
+            file=sys.stderr,
+        )
         while left := {key: job for key, job in self.jobs().items() if key not in self.pieces}:
             total = sum(guess for guess, _ in left.values())
             (key, (guess, make)), began = next(iter(left.items())), time.monotonic()
-            print(f"{len(left)} left, about {total * (spent / guessed if guessed else 1) / 60:.0f} min: {key}", file=sys.stderr)
+            print(
+                f"{len(left)} left, about {total * (spent / guessed if guessed else 1) / 60:.0f} min: {key}",
+                file=sys.stderr,
+            )
             if isinstance(make, tuple):
-                group = {key: (guess, its[1]) for key, (guess, its) in left.items() if isinstance(its, tuple) and its[0] == make[0]}
+                group = {
+                    key: (guess, its[1])
+                    for key, (guess, its) in left.items()
+                    if isinstance(its, tuple) and its[0] == make[0]
+                }
                 group = dict(list(group.items())[:TOGETHER])
-                self.pieces |= dict(zip(group, self.evaluate(make[0], [gone for _, gone in group.values()]), strict=True))
+                self.pieces |= dict(
+                    zip(group, self.evaluate(make[0], [gone for _, gone in group.values()]), strict=True)
+                )
                 guess = sum(guess for guess, _ in group.values())
             else:
                 self.pieces[key] = make()
@@ -158,35 +201,12 @@ class Bench:
             spent, guessed = spent + time.monotonic() - began, guessed + guess
 
 
-def machine() -> dict:
-    """What computes: the CPU by name, with those of its instruction sets that decide how fast products are."""
-    cpu, *sets = processor().split(", ")
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "instruction_sets": sets}
-
-
-def begun(path: Path, about: dict, *, restart: bool) -> dict:
-    """The results so far, or empty ones; those made with other settings are refused."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    if restart or not path.exists():
-        return {"settings_hash": digest, "date": time.strftime("%Y-%m-%d"), **about, "pieces": {}}
-    content = json.loads(path.read_text())
-    if content.get("settings_hash") != digest:
-        other = ", ".join(name for name in about if content.get(name) != about[name])
-        raise UserError(f"{path} was made with other settings ({other}): --restart begins anew, --out FILE writes elsewhere")
-    return content
-
-
-def save(path: Path, content: dict) -> None:
-    """Write the file atomically, one piece a line."""
-    pieces = ",\n".join(f"  {json.dumps(key)}: {json.dumps(piece)}" for key, piece in content["pieces"].items())
-    head = json.dumps(content | {"pieces": {}}, indent=1).removesuffix("{}\n}")
-    write_atomic(path, f"{head}{{\n{pieces}\n }}\n}}\n")
-
-
 def score_alone(criterion: str, tokens: Path, out: Path) -> None:
     """Load, note the process's memory, score, and write what is kept; runs in a process of its own."""
     model = open_model(demo_model(), FP32)
-    _ = [weight.sum() for weight in model.module.parameters()]  # weights only mapped so far would count as the criterion's memory
+    _ = [
+        weight.sum() for weight in model.module.parameters()
+    ]  # weights only mapped so far would count as the criterion's memory
     loaded = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     found = score(model, criterion=criterion, calibration=Calibration(tokens=str(tokens)))
     write_atomic(out, json.dumps({name: getattr(found, name) for name in KEPT} | {"loaded_bytes": loaded}))
@@ -196,14 +216,18 @@ def tables(content: dict) -> str:
     """Both tables in Markdown, from the JSON alone."""
     used, machine, settings, pieces = (content[name] for name in ("calibration", "machine", "settings", "pieces"))
     walks = [f"{' '.join(item['row'][:2])} {item['seconds']:.0f} s" for item in pieces.values() if item.get("walks")]
-    about = f"{machine['cpu']}, {machine['torch_threads']} threads, torch {content['versions']['torch']}, {content['date']}"
+    about = (
+        f"{machine['cpu']}, {machine['torch_threads']} threads, torch {content['versions']['torch']}, {content['date']}"
+    )
     tokens = f"{used['samples']} x {used['length']} tokens of {used['source']} (seed {used['seed']})"
     parts = [
         f"# Criteria\n\n{content['model']['source']} in fp32; {about}.",
         f"## Cost\n\nOne scoring on {tokens}, each in a fresh process, loading left out.\n\n{cost_table(pieces)}",
         f"Plans of {max(settings['sizes'])} layers that run the model: {'; '.join(walks)}.",
-        f"## Worth\n\nPerplexity by virtual removal, {settings['tokens']} tokens of each text in segments of {settings['length']}.",
-        "`x dense` is the mean over the texts of perplexity / dense perplexity. Iterative perplexity is missing: it is greedy.",
+        f"## Worth\n\nPerplexity by virtual removal, {settings['tokens']} tokens of each text in segments of "
+        f"{settings['length']}.",
+        "`x dense` is the mean over the texts of perplexity / dense perplexity. Iterative perplexity is "
+        "missing: it is greedy.",
         worth_table(content),
     ]
     return "\n\n".join(parts) + "\n"
@@ -212,14 +236,19 @@ def tables(content: dict) -> str:
 def cost_table(pieces: dict) -> str:
     """The first table, the fastest first."""
     rows = ["| criterion | seconds | peak memory, MiB | beyond the loaded model, MiB |", "|---|--:|--:|--:|"]
-    for item in sorted((item for key, item in pieces.items() if key.startswith("score ")), key=lambda item: item["seconds"]):
+    for item in sorted(
+        (item for key, item in pieces.items() if key.startswith("score ")), key=lambda item: item["seconds"]
+    ):
         peak, loaded = item["peak_memory_bytes"] / 2**20, item["loaded_bytes"] / 2**20
         rows.append(f"| {item['criterion']} | {item['seconds']:.2f} | {peak:.0f} | {peak - loaded:.0f} |")
     return "\n".join(rows)
 
 
 def worth_rows(content: dict) -> list[list]:
-    """Size, selection, criterion, protection, perplexity per text, ``x dense`` and layers; equal rows (seeds) are averaged."""
+    """Size, selection, criterion, protection, perplexity per text, ``x dense`` and layers.
+
+    Equal rows (seeds) are averaged.
+    """
     pieces, texts, groups, body = content["pieces"], content["texts"], {}, []
     for item in pieces.values():
         for size, removed in item.get("removed", {}).items():
@@ -229,7 +258,9 @@ def worth_rows(content: dict) -> list[list]:
     for label, sets in groups.items():
         measured = [[figures.get(f"{name} {removal(removed)}", math.nan) for name in texts] for removed in sets]
         ratios = [mean(new / old for new, old in zip(values, dense, strict=True)) for values in measured]
-        which = layers(sets[0]) if len(sets) == 1 else f"{len(sets)} seeds, mean of {min(ratios):.2f} to {max(ratios):.2f}"
+        which = (
+            layers(sets[0]) if len(sets) == 1 else f"{len(sets)} seeds, mean of {min(ratios):.2f} to {max(ratios):.2f}"
+        )
         body.append([*label, *(f"{mean(column):.1f}" for column in zip(*measured, strict=True)), mean(ratios), which])
     body.sort(key=lambda row: (row[0], row[-2]))
     return [[0, "dense", "-", "-", *(f"{value:.1f}" for value in dense), 1.0, "-"], *body]
@@ -239,7 +270,9 @@ def worth_table(content: dict) -> str:
     """The second table: the dense model, then by size and the best first."""
     head = [["removed", "selection", "criterion", "protected", *content["texts"], "x dense", "layers"]]
     rows = [*head, ["--:", *["---"] * 3, *["--:"] * 4, "---"], *worth_rows(content)]
-    return "\n".join(f"| {' | '.join(f'{cell:.2f}' if isinstance(cell, float) else str(cell) for cell in row)} |" for row in rows)
+    return "\n".join(
+        f"| {' | '.join(f'{cell:.2f}' if isinstance(cell, float) else str(cell) for cell in row)} |" for row in rows
+    )
 
 
 def short_table(content: dict) -> str:
@@ -252,20 +285,22 @@ def short_table(content: dict) -> str:
     lines = ["| selection | criterion | protected |" + "".join(f" {size} of 30 removed |" for size in sizes)]
     lines.append("|---|---|---|" + "--:|" * len(sizes))
     for label, ratios in order:
-        lines.append(f"| {' | '.join(label)} |" + "".join(f" {ratios[size]:.{2 if ratios[size] < 100 else 0}f} |" for size in sizes))
+        lines.append(
+            f"| {' | '.join(label)} |"
+            + "".join(f" {ratios[size]:.{2 if ratios[size] < 100 else 0}f} |" for size in sizes)
+        )
     return "\n".join(lines) + "\n"
-
-
-def removal(removed: Iterable[int]) -> str:
-    """One text for one set of layers."""
-    return "without " + (",".join(map(str, sorted(removed))) or "none")
 
 
 def main() -> None:
     """Read the arguments; ``--one`` with ``--tokens`` is how the script starts itself for a single criterion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the results; the tables go beside it (benchmarks/results/criteria.json)")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the results; the tables go beside it (benchmarks/results/criteria.json)"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test: 1 and 2 layers, 1024 tokens; needs --out")
     parser.add_argument("--restart", action="store_true", help="begin anew")
     parser.add_argument("--again", metavar="PREFIX", help="make the pieces anew whose name begins so, such as score")

@@ -1,7 +1,9 @@
-"""What is measured of a pruned model, and how long that takes: SmolLM2-135M-Instruct without layers 12-17, plain and repaired, fp32, CPU.
+"""What is measured of a pruned model, and how long that takes: SmolLM2-135M-Instruct without layers 12-17, plain and
+repaired, fp32, CPU.
 
 The seven zero-shot tasks through lm-eval from local data, and prefill and decode speed of the written model against the
-unpruned one, in turns. Each finished piece is on disk before the next one begins. The table is made from the JSON file alone.
+dense one, in turns. Each finished piece is on disk before the next one begins. The table is made from the JSON file
+alone.
 """
 
 import tempfile
@@ -10,21 +12,22 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from criteria import CALIBRATION, FP32, machine
-from pieces import run
+from harness.machine import machine
+from harness.pieces import run
+from harness.store import CALIBRATION, FP32
 
 from shallower import Calibration, Grid, Tasks, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
 from shallower.cli.demo import demo_model
 from shallower.evaluation.tasks import SETS, mean_of
-from shallower.memory import Peak
-from shallower.provenance import versions
-from shallower.repairs import Compensating
+from shallower.runtime.memory import Peak
+from shallower.runtime.provenance import versions
+from shallower.stages.repair_options import RepairOptions
 
 REMOVED = [*range(12, 18)]
 FULL = {"limit": 200, "samples": 256, "speed": {}}
 QUICK = {"limit": 5, "samples": 8, "speed": {"batches": (1,), "prompts": (16,), "new": (8,), "repeats": 2}}
-MODELS = ("unpruned", "pruned", "repaired")
+MODELS = ("dense", "pruned", "repaired")
 GOALS = {"minutes": 20, "decode": 0.9}
 
 
@@ -40,9 +43,11 @@ class Measuring:
     def repaired(self) -> Model:
         """The written model, repaired."""
         if "repaired" not in self.opened:
-            text = Calibration(text=str(self.data / CALIBRATION), samples=self.settings["samples"], seed=4321, at_most=True)
+            text = Calibration(
+                text=str(self.data / CALIBRATION), samples=self.settings["samples"], seed=4321, at_most=True
+            )
             plan = drop(self.dense, REMOVED)
-            prune(self.dense, plan, out=self.folder / "model", compensating=Compensating("sequential", {}, text))
+            prune(self.dense, plan, out=self.folder / "model", compensating=RepairOptions("sequential", {}, text))
             self.opened["repaired"] = open_model(self.folder / "model", FP32)
         return self.opened["repaired"]
 
@@ -54,11 +59,19 @@ class Measuring:
             found = evaluate(model, tasks=wanted, removed=REMOVED if who == "pruned" else ())
         kept = ("value", "stderr", "metric", "count", "version", "metrics", "hash")
         tasks = {name: {key: item[key] for key in kept} for name, item in found.tasks.items()}
-        return {"tasks": tasks, "mean": mean_of(found.tasks), "seconds": time.monotonic() - started, "peak_memory_bytes": peak.bytes}
+        return {
+            "tasks": tasks,
+            "mean": mean_of(found.tasks),
+            "seconds": time.monotonic() - started,
+            "peak_memory_bytes": peak.bytes,
+        }
 
     def speed(self) -> dict:
         found = bench(self.repaired(), against=self.dense, grid=Grid.of(**self.settings["speed"]))
-        return {name: getattr(found, name) for name in ("rows", "speedups", "analytic", "bandwidth", "threads", "settings", "seconds")}
+        return {
+            name: getattr(found, name)
+            for name in ("rows", "speedups", "analytic", "bandwidth", "threads", "settings", "seconds")
+        }
 
     def jobs(self) -> dict[str, Callable[[], dict]]:
         return {f"tasks {who}": lambda who=who: self.tasks(who) for who in MODELS} | {"speed": self.speed}
@@ -69,13 +82,14 @@ def table(content: dict) -> str:
     pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "lm-eval"))
     parts = [
-        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {machine['cpu']}, {machine['torch_threads']} threads, "
+        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {machine['cpu']}, "
+        f"{machine['torch_threads']} threads, "
         f"{used}, {content['date']}. Made by `make bench-evaluation`.",
         f"## Zero-shot, the first {settings['limit']} items of each task",
         _tasks(pieces),
     ]
     if speed := pieces.get("speed"):
-        parts += ["## Speed of the written model against the unpruned one", _speed(speed)]
+        parts += ["## Speed of the written model against the dense one", _speed(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,7 +118,8 @@ def _speed(speed: dict) -> str:
     reached = f"{min(bounds):.0%} to {max(bounds):.0%} of the measured bandwidth of {speed['bandwidth'] / 1e9:.1f} GB/s"
     note = f"Decoding reaches {reached}."
     return (
-        "\n".join(lines) + f"\n\nBatch {first['batch']}: at least {GOALS['decode']} of the ideal: {met}. {note} {speed['seconds']:.0f} s."
+        "\n".join(lines) + f"\n\nBatch {first['batch']}: at least {GOALS['decode']} of the ideal: {met}. {note} "
+        f"{speed['seconds']:.0f} s."
     )
 
 

@@ -112,8 +112,8 @@ def _about(given: argparse.Namespace, settings: dict) -> dict:
     import torch
     from criteria import machine
 
-    from shallower.memory import total_memory
-    from shallower.provenance import versions
+    from shallower.runtime.memory import total_memory
+    from shallower.runtime.provenance import versions
 
     with tempfile.TemporaryDirectory() as folder:
         texts = [path.name for path in gpu_models.texts(Path(folder))]
@@ -232,7 +232,13 @@ def _forked(name: str, given: argparse.Namespace, scratch: Path, ends: float) ->
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 code, pid = os.waitstatus_to_exitcode(status), 0
-                return "" if not code else f"killed by signal {-code}" if code < 0 else f"its process ended with status {code}"
+                return (
+                    ""
+                    if not code
+                    else f"killed by signal {-code}"
+                    if code < 0
+                    else f"its process ended with status {code}"
+                )
             time.sleep(POLL)
         return f"stopped after {ends - started:.0f} s; what was found until then is kept"
     finally:
@@ -267,7 +273,7 @@ def _child(name: str, given: argparse.Namespace, scratch: Path, ends: float) -> 
 
 def _save(out: Path, content: dict) -> None:
     """The results and their table, each replaced as a whole."""
-    from shallower.files import write_atomic
+    from shallower.storage.files import write_atomic
 
     content["spent"] = time.monotonic() - STARTED
     write_atomic(out / "gpu.json", json.dumps(content, indent=1) + "\n")

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import big
 import numpy as np
 import torch
+from harness import big
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shallower import (
     Amount,
     Calibration,
-    Choosing,
-    Compensating,
     Compute,
     Grid,
+    RepairOptions,
+    SelectionOptions,
     Training,
     bench,
     drop,
@@ -38,8 +38,8 @@ from shallower import (
 )
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
-from shallower.journal import journaled
-from shallower.repairs import compensated
+from shallower.stages.prune import repaired as fitted_repair
+from shallower.storage.journal import journaled
 
 TEXTS = ("wikitext2.valid.txt", "emma_158.txt")  # of the folder that SHALLOWER_DATA names, where it has them
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -86,7 +86,9 @@ def tokenizer(vocabulary: int, text: Path) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     how = {"vocab_size": vocabulary, "special_tokens": list(SPECIAL), "initial_alphabet": sorted(alphabet)}
-    backend.train_from_iterator(text.read_text(encoding="utf-8").splitlines(), trainers.BpeTrainer(show_progress=False, **how))
+    backend.train_from_iterator(
+        text.read_text(encoding="utf-8").splitlines(), trainers.BpeTrainer(show_progress=False, **how)
+    )
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
@@ -141,7 +143,9 @@ def parameters(shape: dict) -> int:
 def products(shape: dict) -> tuple[int, int]:
     """Parameters that a token is multiplied with: (in one layer, in the head)."""
     sizes = big.shapes(shape)
-    layer = sum(math.prod(size) for name, size in sizes.items() if name.startswith("model.layers.0.") and len(size) == 2)
+    layer = sum(
+        math.prod(size) for name, size in sizes.items() if name.startswith("model.layers.0.") and len(size) == 2
+    )
     return layer, math.prod(sizes["lm_head.weight"])
 
 
@@ -156,7 +160,9 @@ def large(work: Path, shape: dict, device: str, *, talks: bool = False) -> tuple
         started = time.perf_counter()
         _write(folder, shape, device)
         made |= {"seconds": time.perf_counter() - started}
-        (folder / "config.json").write_text(json.dumps(big.config(shape), indent=1))  # last: says that the folder is whole
+        (folder / "config.json").write_text(
+            json.dumps(big.config(shape), indent=1)
+        )  # last: says that the folder is whole
     if talks and not (folder / "tokenizer.json").is_file():
         tokenizer(min(1024, shape["vocabulary"]), excerpt(work, SAMPLE)).save_pretrained(folder)
     return folder, made
@@ -221,7 +227,7 @@ def scored(model: Model, criterion: str, tokens: Path) -> dict:
 
 def greedy(model: Model, remove: int, tokens: Path) -> list[int]:
     """The layers that greedy removes, in order; none is protected."""
-    choosing = Choosing("greedy", keep_first=0, keep_last=0)
+    choosing = SelectionOptions("greedy", keep_first=0, keep_last=0)
     return plan(model, amount=Amount(remove), choosing=choosing, calibration=Calibration(tokens=str(tokens))).order
 
 
@@ -232,7 +238,7 @@ def repaired(model: Model, removed: Iterable[int], method: str, tokens: Path, be
         beside: keep a journal beside this output, as ``prune`` does: changes of weights then lie on the disk.
     """
     with journaled(beside):
-        report = compensated(model, tuple(removed), Compensating(method, {}, Calibration(tokens=str(tokens))))[1]
+        report = fitted_repair(model, tuple(removed), RepairOptions(method, {}, Calibration(tokens=str(tokens))))[1]
     found = {name: getattr(report, name) for name in ("loss", "seconds", "fitted_tokens", "held_out_tokens")}
     return found | {"peak_bytes": report.peak_memory_bytes, "changed": len(report.changed)}
 

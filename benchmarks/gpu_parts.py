@@ -21,16 +21,17 @@ from statistics import median
 
 import gpu_models as made
 import numpy as np
-import plain
 import torch
 from gpu_models import Asked
-from speed import SHAPE, others
+from harness import plain
+from harness.machine import others
+from speed import SHAPE
 
 from shallower import methods
 from shallower.anatomy.model import Model, checked_device
 from shallower.evaluation.analytic import bandwidth, synchronize
-from shallower.memory import Peak
-from shallower.walk.losses import replay_of
+from shallower.runtime.memory import Peak
+from shallower.walk.removals import replay_of
 
 CRITERIA = [name for name in methods.names("criteria") if name != "random"]
 # forwards of all layers that a criterion amounts to; a backward that gives gradients of weights too counts two
@@ -280,7 +281,7 @@ def _layered(work: Work, kind: str, dtype: str) -> dict:
 
 
 def _prune(work: Work, kind: str, dtype: str) -> dict:
-    """The proof raises where it fails, for the unpruned model or for the pruned one."""
+    """The proof raises where it fails, for the dense model or for the pruned one."""
     out = work.folder / "out-pruned"
     found = made.pruned(_asked(work, kind, dtype).opened(loaded=False), work.settings["removed"], out)
     shutil.rmtree(out)
@@ -497,7 +498,9 @@ def _trainer(work: Work, folder: Path, method: str) -> dict:
     own = work.settings
     text = made.excerpt(work.folder, own["characters"])
     with Peak(work.device) as peak:
-        losses, took = gpu_trainer.trained(folder, text, work.folder / "trainer", own, work.device, lora=method == "lora")
+        losses, took = gpu_trainer.trained(
+            folder, text, work.folder / "trainer", own, work.device, lora=method == "lora"
+        )
     per_second = own["batch_tokens"] / median(took[max(0, own["skipped"] - 1) :])
     found = {"tokens_per_second": per_second, "losses": losses, "peak_bytes": peak.bytes}
     return found | _used(work, method, per_second)
@@ -519,4 +522,6 @@ def run(name: str, folder: Path, until: float, *, tiny: bool) -> None:
         sheet.put(name, {"status": "failed", "error": told(error), "where": traced(error)})
 
 
-PARTS: dict[str, Callable[[Work, Sheet], None]] = {one.__name__: one for one in (correctness, scoring, decode, repair, healing)}
+PARTS: dict[str, Callable[[Work, Sheet], None]] = {
+    one.__name__: one for one in (correctness, scoring, decode, repair, healing)
+}

@@ -78,7 +78,10 @@ def table(content: dict) -> str:
     head += f"{content['date']}. Made by `make bench-gpu`. Texts: {', '.join(content['texts'])}."
     parts = [head, summary(content)]
     for name, part in content["parts"].items():
-        rows = [f"| {key} | {step['status']} | {step.get('seconds', 0):.2f} | {_figures(step)} |" for key, step in part["steps"].items()]
+        rows = [
+            f"| {key} | {step['status']} | {step.get('seconds', 0):.2f} | {_figures(step)} |"
+            for key, step in part["steps"].items()
+        ]
         made = f"{part['date']}, code {part['code']}, {part['card']}"
         lines = [f"## {name}\n\n{made}\n", "| step | status | seconds | figures |", "|---|---|--:|---|", *rows]
         parts += ["\n".join(lines)] if rows else []
@@ -94,11 +97,17 @@ def _figures(step: dict) -> str:
         found.append(f"batch {row['batch']}: {row['decode']:.3f} x, ideal {row['ideal']:.3f}")
     for row in step.get("rows", []):
         if row["decode"]:
-            found.append(f"{row['of']} batch {row['batch']}: {1e3 * row['decode']:.2f} ms, {row['bound']:.0%} of the bandwidth")
+            found.append(
+                f"{row['of']} batch {row['batch']}: {1e3 * row['decode']:.2f} ms, {row['bound']:.0%} of the bandwidth"
+            )
     found += [f"{name} {value}" for name, value in step.get("verified", {}).items()]
     for name, value in step.items():
         if isinstance(value, (int, float)) and name != "seconds":
             label = name.replace("_", " ")
-            found.append(f"{label.removesuffix('bytes')}{value / 2**30:.2f} GiB" if name.endswith("bytes") else f"{label} {value:.4g}")
+            found.append(
+                f"{label.removesuffix('bytes')}{value / 2**30:.2f} GiB"
+                if name.endswith("bytes")
+                else f"{label} {value:.4g}"
+            )
     found += [step[name] for name in ("why", "error") if name in step]
     return "; ".join(found).replace("|", "/")

@@ -39,7 +39,9 @@ def rows(folder: Path, text: Path, length: int) -> list[dict]:
     return [{"input_ids": row, "labels": row} for row in cut]
 
 
-def trained(folder: Path, text: Path, out: Path, how: dict, device: str, *, lora: bool) -> tuple[list[float], list[float]]:
+def trained(
+    folder: Path, text: Path, out: Path, how: dict, device: str, *, lora: bool
+) -> tuple[list[float], list[float]]:
     """(losses, seconds of every step but the first).
 
     Args:

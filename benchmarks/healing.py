@@ -1,9 +1,11 @@
-"""What training gives back: SmolLM2-135M-Instruct without layers 12-17, repaired without training, then healed; fp32, CPU.
+"""What training gives back: SmolLM2-135M-Instruct without layers 12-17, repaired without training, then healed.
 
-Throughput: useful tokens per second (those that bear a loss) of the loop here and of the plain transformers Trainer with padding, in
-turns, on the same instruction data, model and tokens per batch. Healing: every method on the same tokens of 22 novels, with the
-perplexity of a novel of another author. Each finished piece is on disk before the next one begins, and a killed one goes on
-from its last checkpoint. The table is made from the JSON file alone.
+Fp32, CPU.
+
+Throughput: useful tokens per second (those that bear a loss) of the loop here and of the plain transformers Trainer
+with padding, in turns, on the same instruction data, model and tokens per batch. Healing: every method on the same
+tokens of 22 novels, with the perplexity of a novel of another author. Each finished piece is on disk before the next
+one begins, and a killed one goes on from its last checkpoint. The table is made from the JSON file alone.
 """
 
 import tempfile
@@ -15,15 +17,15 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from criteria import CALIBRATION, FP32, machine
-from pieces import run
-from speed import BUSY
+from harness.machine import BUSY, machine
+from harness.pieces import run
+from harness.store import CALIBRATION, FP32
 
 from shallower import Calibration, Protocol, Training, drop, evaluate, heal, open_model, prune
 from shallower.cli.demo import demo_model
 from shallower.data.packing import CUT_OFF, read_documents
-from shallower.provenance import versions
-from shallower.repairs import Compensating
+from shallower.runtime.provenance import versions
+from shallower.stages.repair_options import RepairOptions
 
 REMOVED = [*range(12, 18)]
 WATCHED = "pride-and-prejudice_1342"
@@ -65,8 +67,10 @@ class Measuring:
         place = self.folder / f"pruned-{self.settings['samples']}"
         if not place.exists():
             dense = open_model(demo_model(), FP32)
-            text = Calibration(text=str(self.data / CALIBRATION), samples=self.settings["samples"], seed=4321, at_most=True)
-            prune(dense, drop(dense, REMOVED), out=place, compensating=Compensating("sequential", {}, text))
+            text = Calibration(
+                text=str(self.data / CALIBRATION), samples=self.settings["samples"], seed=4321, at_most=True
+            )
+            prune(dense, drop(dense, REMOVED), out=place, compensating=RepairOptions("sequential", {}, text))
         return place
 
     def watched(self) -> Path:
@@ -112,14 +116,18 @@ class Measuring:
             "seconds",
         )
         curve = [
-            row["eval"][WATCHED] | {"tokens": row["tokens"], "seconds": row.get("seconds", 0.0)} for row in found.rows if "eval" in row
+            row["eval"][WATCHED] | {"tokens": row["tokens"], "seconds": row.get("seconds", 0.0)}
+            for row in found.rows
+            if "eval" in row
         ]
         rate = median(row["tokens_per_second"] for row in found.rows if "tokens_per_second" in row)
         return {field: getattr(found, field) for field in kept} | {"curve": curve, "tokens_per_second": rate}
 
     def throughput(self) -> dict:
         """Both loops in turns; the first steps of each are left out."""
-        turns = [{"here": self._here(), "trainer": self._trainer()} for _ in range(self.settings["throughput"]["turns"])]
+        turns = [
+            {"here": self._here(), "trainer": self._trainer()} for _ in range(self.settings["throughput"]["turns"])
+        ]
         ratio = median(turn["here"]["rate"] for turn in turns) / median(turn["trainer"]["rate"] for turn in turns)
         return {"turns": turns, "ratio": ratio}
 
@@ -146,7 +154,13 @@ class Measuring:
         return {"rate": useful / sum(seconds), "useful": round(useful), "seconds": sum(seconds), "batch_tokens": tokens}
 
     def _trainer(self) -> dict:
-        from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+        from transformers import (
+            AutoModelForCausalLM,
+            DataCollatorForSeq2Seq,
+            Trainer,
+            TrainerCallback,
+            TrainingArguments,
+        )
 
         chosen = self.settings["throughput"]
         model = open_model(self.pruned(), FP32)
@@ -154,7 +168,13 @@ class Measuring:
         rows = []
         for ids, prompt in zip(found.ids, found.prompts, strict=True):
             ids = ids[:CUT_OFF].tolist()
-            rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * min(prompt, len(ids)) + ids[prompt:]})
+            rows.append(
+                {
+                    "input_ids": ids,
+                    "attention_mask": [1] * len(ids),
+                    "labels": [-100] * min(prompt, len(ids)) + ids[prompt:],
+                }
+            )
         rows = [row for row in rows if any(label >= 0 for label in row["labels"])]
         useful, padded, times = [], [], []
 
@@ -189,7 +209,12 @@ class Measuring:
             Trainer(module, options, train_dataset=rows, data_collator=collator, callbacks=[Clock()]).train()
         seconds = times[-1] - times[0]
         total = sum(useful[1 : len(times)])
-        return {"rate": total / seconds, "useful": total, "seconds": seconds, "batch_tokens": round(mean(padded[1 : len(times)]))}
+        return {
+            "rate": total / seconds,
+            "useful": total,
+            "seconds": seconds,
+            "batch_tokens": round(mean(padded[1 : len(times)])),
+        }
 
     def jobs(self) -> dict[str, Callable[[], dict]]:
         found = {"throughput": self.throughput, "dense": self.dense}
@@ -201,19 +226,26 @@ def table(content: dict) -> str:
     pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "accelerate", "peft"))
     parts = [
-        f"# Healing\n\n{content['model']}, layers 12-17 of 30 removed and repaired by `sequential`, fp32; {machine['cpu']}, "
+        f"# Healing\n\n{content['model']}, layers 12-17 of 30 removed and repaired by `sequential`, fp32; "
+        f"{machine['cpu']}, "
         f"{machine['torch_threads']} threads, {used}, {content['date']}. Made by `make bench-healing`.",
     ]
     if found := pieces.get("throughput"):
         parts += ["## Useful tokens per second on instruction data", _throughput(found)]
     if "dense" in pieces and any(f"heal {name}" in pieces for name in settings["arms"]):
-        parts += [f"## {settings['train_tokens']:,} tokens of novels; perplexity of *Pride and Prejudice*", _arms(content)]
+        parts += [
+            f"## {settings['train_tokens']:,} tokens of novels; perplexity of *Pride and Prejudice*",
+            _arms(content),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 def _throughput(found: dict) -> str:
     lines = ["| loop | tokens a batch | useful tokens per second, each turn |", "|---|--:|---|"]
-    for name, label in (("here", "`heal --method continued`"), ("trainer", "transformers Trainer, padded to the longest of a batch")):
+    for name, label in (
+        ("here", "`heal --method continued`"),
+        ("trainer", "transformers Trainer, padded to the longest of a batch"),
+    ):
         rates = ", ".join(f"{turn[name]['rate']:.0f}" for turn in found["turns"])
         lines.append(f"| {label} | {found['turns'][0][name]['batch_tokens']} | {rates} |")
     met = "met" if found["ratio"] >= GOALS["throughput"] else "**missed**"
@@ -237,20 +269,25 @@ def _arms(content: dict) -> str:
         if not (made := pieces.get(f"heal {name}")):
             continue
         first, last = made["curve"][0], made["curve"][-1]
-        shares = [(row["seconds"] / 60, (first["nll"] - row["nll"]) / (first["nll"] - dense["nll"])) for row in made["curve"]]
+        shares = [
+            (row["seconds"] / 60, (first["nll"] - row["nll"]) / (first["nll"] - dense["nll"])) for row in made["curve"]
+        ]
         (minutes, closed), busy = shares[-1], made.get("cores_used_by_others", 0)
         reached = next((f"{when:.1f}" for when, share in shares if share >= GOALS["closed"]), "-")
         met = "met" if closed >= GOALS["closed"] and minutes <= GOALS["minutes"] else "**missed**"
         spent = f"{minutes:.1f}" + (f", others used {busy:.1f} cores" if busy > BUSY else "")
         cells = [name, f"{first['value']:.2f}", f"{last['value']:.2f}", f"{closed:.0%}", f"{spent}: {met}", reached]
-        lines.append(f"| {' | '.join(cells)} | {made['tokens_per_second']:.0f} | {made['peak_memory_bytes'] / 2**30:.2f} |")
+        lines.append(
+            f"| {' | '.join(cells)} | {made['tokens_per_second']:.0f} | {made['peak_memory_bytes'] / 2**30:.2f} |"
+        )
     curves = ["| method | perplexity after so many tokens |", "|---|---|"]
     for name in content["settings"]["arms"]:
         if made := pieces.get(f"heal {name}"):
             points = ", ".join(f"{row['tokens'] / 1000:.0f}k: {row['value']:.2f}" for row in made["curve"])
             curves.append(f"| {name} | {points} |")
     note = (
-        f"The unpruned model: {dense['value']:.2f}. The gap is that of the log-perplexities; to close at least {GOALS['closed']:.0%} of it "
+        f"The dense model: {dense['value']:.2f}. The gap is that of the log-perplexities; to close at least "
+        f"{GOALS['closed']:.0%} of it "
         f"within {GOALS['minutes']} minutes is the goal."
     )
     return "\n".join(lines) + f"\n\n{note}\n\n" + "\n".join(curves)

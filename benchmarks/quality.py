@@ -1,8 +1,9 @@
 """What is left of SmolLM2-135M-Instruct after pruning, plain and repaired without training, in fp32 on the CPU.
 
-Every criterion and selection plans the removal of 3, 6 and 9 of 30 layers; all plans are evaluated as they are, and the best
-and the published ones with every compensation. What matters most is made first, and each finished piece is on disk before
-the next one begins, so a second start goes on where the first one ended. The tables are made from the JSON file alone.
+Every criterion and selection plans the removal of 3, 6 and 9 of 30 layers; all plans are evaluated as they are, and
+the best and the published ones with every compensation. What matters most is made first, and each finished piece is on
+disk before the next one begins, so a second start goes on where the first one ended. The tables are made from the JSON
+file alone.
 """
 
 import argparse
@@ -22,21 +23,35 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from criteria import CALIBRATION, CRITERIA, DATA, FP32, KEPT, ROOT, TEXTS, TOGETHER, Bench, Spec, begun, machine, removal, save, specs
+from criteria import CRITERIA, KEPT, TOGETHER, Bench, Spec, specs
+from harness.machine import machine, others
+from harness.store import CALIBRATION, DATA, FP32, ROOT, TEXTS, begun, removal, save
 from quality_tables import Removed, cells, ratio, sets, tables
-from speed import others
 
-from shallower import Amount, Calibration, Choosing, Protocol, Scores, UserError, methods, open_model, plan, repairs, score
+from shallower import (
+    Amount,
+    Calibration,
+    Protocol,
+    RepairOptions,
+    Scores,
+    SelectionOptions,
+    UserError,
+    methods,
+    open_model,
+    plan,
+    score,
+)
 from shallower.cli.demo import demo_model
-from shallower.compensation._ridge import Normal
 from shallower.data.tokens import calibration_samples, token_hash
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
-from shallower.files import write_atomic
-from shallower.memory import Peak
-from shallower.progress import shown
-from shallower.provenance import versions
-from shallower.repairs import Compensating
-from shallower.walk.losses import LossWalk
+from shallower.repair import fit
+from shallower.repair.ridge import Normal
+from shallower.runtime.memory import Peak
+from shallower.runtime.progress import shown
+from shallower.runtime.provenance import versions
+from shallower.stages.prune import repaired
+from shallower.storage.files import write_atomic
+from shallower.walk.removals import LossWalk
 
 BOOKS = ("books/bleak-house_1023.txt", "books/the-moonstone_155.txt", "books/middlemarch_145.txt")
 METHODS = sorted(methods.names("compensation"), key=lambda name: name != "sequential")  # the one of most interest first
@@ -80,11 +95,19 @@ QUICK = FULL | {
     "goals": {"2": {"ratio": 1.4, "share": 0.7}},
 }
 LEADING = 2  # rows of each size that are repaired before the searches begin
-GUESSES = {"score": 20, "score perplexity": 60, "repair sequential": 240, "repair": 90}  # seconds, until one has been made
+GUESSES = {
+    "score": 20,
+    "score perplexity": 60,
+    "repair sequential": 240,
+    "repair": 90,
+}  # seconds, until one has been made
 
 
 class Job(NamedTuple):
-    """A piece to be made: what is like it (for the guess of its time), a first guess, and how; or a text to evaluate on."""
+    """A piece to be made: what is like it (for the guess of its time), a first guess, and how.
+
+    Or a text to evaluate on.
+    """
 
     kind: str
     guess: float
@@ -97,8 +120,8 @@ def ways(settings: dict) -> dict[str, Spec]:
     """All plans that are one piece, by name, those that run the model last."""
     found = {key: spec for key, spec in specs().items() if spec.criterion != "gradient"}
     for norm in ("l1", "l2", "hidden"):
-        found[f"plan lowest gradient {norm}"] = Spec("lowest", "gradient", norm, Choosing(), {"norm": norm})
-    iterative = Spec("lowest --iterative", "gradient", "l1", Choosing(iterative=True), {"norm": "l1"}, step=8)
+        found[f"plan lowest gradient {norm}"] = Spec("lowest", "gradient", norm, SelectionOptions(), {"norm": norm})
+    iterative = Spec("lowest --iterative", "gradient", "l1", SelectionOptions(iterative=True), {"norm": "l1"}, step=8)
     found["plan lowest --iterative gradient l1"] = iterative
     found = {key.removesuffix(" -").replace(" - ", " "): spec for key, spec in found.items()}
     kept = {key: spec for key, spec in found.items() if key.startswith(tuple(settings["plans"]))}
@@ -121,7 +144,9 @@ def passes(spec: Spec, layers: int, decisions: int = 1) -> tuple[int, int]:
 
 
 def forwards(keys: list[str]) -> int:
-    """Layer forwards of removals (1: layer removed) that are walked together: distinct beginnings that end in a layer that runs."""
+    """Layer forwards of removals (1: layer removed) that are walked together: distinct beginnings that end in a layer
+    that runs.
+    """
     return len({key[:k] for key in keys for k in range(1, len(key) + 1) if key[k - 1] == "0"})
 
 
@@ -150,15 +175,15 @@ def clocked() -> Iterator[Counter]:
             try:
                 return work(*given)
             finally:
-                if given[-2] != ():  # the unpruned model's loss is for the report alone
+                if given[-2] != ():  # the dense model's loss is for the report alone
                     found[f"{what}_seconds"] += time.monotonic() - began
 
         return call
 
     with (
         patch.object(Normal, "solve", timing(Normal.solve, "solving")),
-        patch.object(repairs, "all_nll", timing(repairs.all_nll, "deciding")),
-        patch.object(repairs, "drift", timing(repairs.drift, "deciding")),
+        patch.object(fit, "all_nll", timing(fit.all_nll, "deciding")),
+        patch.object(fit, "drift", timing(fit.drift, "deciding")),
     ):
         yield found
 
@@ -176,7 +201,12 @@ class Quality(Bench):
     """The pieces, how each is made, and the file in which the finished ones are kept."""
 
     def __init__(self, data: Path, out: Path, settings: dict, *, restart: bool):
-        self.model, self.out, self.settings, self.sizes = open_model(demo_model(), FP32), out, settings, settings["sizes"]
+        self.model, self.out, self.settings, self.sizes = (
+            open_model(demo_model(), FP32),
+            out,
+            settings,
+            settings["sizes"],
+        )
         self.calibration = Calibration(text=str(data / CALIBRATION), **settings["scoring"])
         _, self.record = self.tokens_of(self.calibration)
         self.folder = tempfile.TemporaryDirectory()
@@ -207,7 +237,9 @@ class Quality(Bench):
         return found.tokens, found.record
 
     def fitting(self, data: Path, samples: int, length: int, seed: int) -> torch.Tensor:
-        """Half encyclopedia, half novels, in turn, so that the last samples, which are held out, are of all sources too."""
+        """Half encyclopedia, half novels, in turn, so that the last samples, which are held out, are of all sources
+        too.
+        """
         parts = [samples - samples // 2, *(len(range(book, samples // 2, len(BOOKS))) for book in range(len(BOOKS)))]
         sources = [
             iter(self.tokens_of(Calibration(text=str(data / name), samples=count, length=length, seed=seed))[0])
@@ -223,7 +255,9 @@ class Quality(Bench):
         for spec in plans.values():
             if name := scoring(spec):
                 found[name] = Job(name, GUESSES.get(name, GUESSES["score"]), partial(self.score, spec))
-        found |= {key: Job(key, 1 + spec.step * max(self.sizes), partial(self.plan, key, spec)) for key, spec in plans.items()}
+        found |= {
+            key: Job(key, 1 + spec.step * max(self.sizes), partial(self.plan, key, spec)) for key, spec in plans.items()
+        }
         for size in self.sizes:
             found |= self.evaluations({(), *sets(self.content, size)}, self.short)
             found |= self.repairs(size, self.rows(size)[:LEADING], METHODS)
@@ -241,14 +275,18 @@ class Quality(Bench):
         found, budget = {}, self.settings["budget"]
         for name, own in self.settings["search"].items():
             selection, objective = name.split()
-            how = Choosing(selection, settings=own | {"objective": objective}, budget=budget)
+            how = SelectionOptions(selection, settings=own | {"objective": objective}, budget=budget)
             make = partial(self.plan, f"plan {name}", Spec(selection, "-", objective, how, {}, step=1), [size])
             found[f"plan {name} {size}"] = Job(f"plan {name}", budget, make)
         return found | self.evaluations(sets(self.content, size), self.short)
 
     def evaluations(self, removals: set[Removed], texts: list[str]) -> dict[str, Job]:
         guess = 12 * self.settings["tokens"] / 8192
-        return {f"plain {text} {removal(gone)}": Job("plain", guess, None, text, gone) for gone in sorted(removals) for text in texts}
+        return {
+            f"plain {text} {removal(gone)}": Job("plain", guess, None, text, gone)
+            for gone in sorted(removals)
+            for text in texts
+        }
 
     def rows(self, size: int) -> list[Removed]:
         """The removals worth repairing: greedy's, the best plain ones, the published ones."""
@@ -263,7 +301,9 @@ class Quality(Bench):
         for name in names:
             guess = GUESSES.get(f"repair {name}", GUESSES["repair"])
             for gone in rows:
-                found[f"repair {size} {name} {removal(gone)}"] = Job(f"repair {name}", guess, partial(self.repair, name, gone, self.short))
+                found[f"repair {size} {name} {removal(gone)}"] = Job(
+                    f"repair {name}", guess, partial(self.repair, name, gone, self.short)
+                )
         return found
 
     def stand_ins(self, size: int, known: dict[str, Job]) -> dict[str, Job]:
@@ -271,16 +311,30 @@ class Quality(Bench):
         most = self.settings["best"] + len(self.settings["published"])
         missing = 0 if all(key in self.pieces for key in self.searches(size)) else most - len(self.rows(size))
         guesses = {name: GUESSES.get(f"repair {name}", GUESSES["repair"]) for name in METHODS}
-        return {f"? repair {size} {name} {n}": Job(f"repair {name}", guess) for name, guess in guesses.items() for n in range(missing)}
+        return {
+            f"? repair {size} {name} {n}": Job(f"repair {name}", guess)
+            for name, guess in guesses.items()
+            for n in range(missing)
+        }
 
     def longer(self, size: int) -> dict[str, Job]:
-        """The best rows on longer segments, once all are known; beside them the dense model and the best plain published method."""
+        """The best rows on longer segments, once all are known.
+
+        Beside them the dense model and the best plain published method.
+        """
         grid = self.repairs(size, self.rows(size), METHODS)
         if not self.rows(size) or not all(key in self.pieces for key in grid):
             return {}
-        every = sorted((value, gone, name) for gone, row in cells(self.content, size).items() for name, value in row.items() if value)
+        every = sorted(
+            (value, gone, name)
+            for gone, row in cells(self.content, size).items()
+            for name, value in row.items()
+            if value
+        )
         known = sets(self.content, size)
-        published = [item for item in every if item[2] == "none" and set(known[item[1]]) & set(self.settings["published"])]
+        published = [
+            item for item in every if item[2] == "none" and set(known[item[1]]) & set(self.settings["published"])
+        ]
         chosen = [*every[: self.settings["long_rows"]], *published[:1]]
         found = self.evaluations({(), *(gone for _, gone, _ in chosen)}, self.long)
         for _, gone, name in chosen:
@@ -309,7 +363,11 @@ class Quality(Bench):
         with shown(spec.step > 8), counted() as losses, Peak() as peak:
             plans = {size: plan(source, amount=Amount(size), **how) for size in (sizes[-1:] if nested else sizes)}
         most = plans[sizes[-1]]
-        made = {"label": key.removeprefix("plan "), "protected": f"{most.keep_first} + {most.keep_last}", "walks": spec.step > 0}
+        made = {
+            "label": key.removeprefix("plan "),
+            "protected": f"{most.keep_first} + {most.keep_last}",
+            "walks": spec.step > 0,
+        }
         made["removed"] = {str(size): sorted(most.order[:size]) if nested else plans[size].removed for size in sizes}
         made |= {"order": most.order, "seconds": most.seconds, "planned": sizes[-1]}
         if stored:
@@ -320,15 +378,17 @@ class Quality(Bench):
     def repair(self, name: str, removed: Removed, texts: list[str]) -> dict:
         """Fit one compensation and evaluate with it; a refusal is a result too."""
         made = {"method": name, "removed": list(removed)}
-        how = Compensating(name, calibration=Calibration(tokens=f"{self.folder.name}/fitting.npy"))
+        how = RepairOptions(name, calibration=Calibration(tokens=f"{self.folder.name}/fitting.npy"))
         try:
             with shown(), clocked() as parts:
-                changes, report = repairs.compensated(self.model, removed, how)
+                changes, report = repaired(self.model, removed, how)
         except (UserError, torch.linalg.LinAlgError) as error:
             return made | {"refused": " ".join(str(error).split())}
         began = time.monotonic()
         with self.model.patched(changes), shown():
-            values = {text: perplexity(self.model, self.texts[text], removed=removed, label=text)["value"] for text in texts}
+            values = {
+                text: perplexity(self.model, self.texts[text], removed=removed, label=text)["value"] for text in texts
+            }
         made |= {"perplexity": values, "evaluation_seconds": time.monotonic() - began, "changed": len(report.changed)}
         kept = ("seconds", "peak_memory_bytes", "loss", "fitted_tokens", "held_out_tokens", "settings")
         return made | parts | {field: getattr(report, field) for field in kept} | {"notes": brief(report.notes)}
@@ -340,7 +400,9 @@ class Quality(Bench):
         for key, job in every.items():
             if "wall" in self.pieces.get(key, {}):
                 took.setdefault(job.kind, []).append(self.pieces[key]["wall"])
-        missing = {key: job for key, job in every.items() if key not in self.pieces and key.removeprefix("? ").startswith(only)}
+        missing = {
+            key: job for key, job in every.items() if key not in self.pieces and key.removeprefix("? ").startswith(only)
+        }
         return {key: job._replace(guess=mean(took.get(job.kind, [job.guess]))) for key, job in missing.items()}
 
     def together(self, job: Job, left: dict[str, Job]) -> dict[str, dict]:
@@ -357,7 +419,10 @@ class Quality(Bench):
             if job is None:
                 break
             if time.monotonic() - started >= 60 * minutes:
-                print(f"{minutes:g} minutes are used up, {len(left)} pieces are left; a second start goes on", file=sys.stderr)
+                print(
+                    f"{minutes:g} minutes are used up, {len(left)} pieces are left; a second start goes on",
+                    file=sys.stderr,
+                )
                 return False
             total = sum(job.guess for job in left.values())
             print(f"{len(left)} left, about {total / 60:.0f} min: {key}", file=sys.stderr, flush=True)
@@ -373,11 +438,21 @@ class Quality(Bench):
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the results; the tables go beside it (benchmarks/results/quality.json)")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: 2 layers, few plans and tokens; needs --out")
-    parser.add_argument("--only", metavar="PREFIX", default="", help="only pieces whose name begins so, such as 'repair 6 sequential'")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after so many; a second start goes on")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the results; the tables go beside it (benchmarks/results/quality.json)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test: 2 layers, few plans and tokens; needs --out"
+    )
+    parser.add_argument(
+        "--only", metavar="PREFIX", default="", help="only pieces whose name begins so, such as 'repair 6 sequential'"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no piece after so many; a second start goes on"
+    )
     parser.add_argument("--restart", action="store_true", help="begin anew")
     parser.add_argument("--again", metavar="PREFIX", help="make the pieces anew whose name begins so, such as repair")
     parser.add_argument("--table", action="store_true", help="only remake the tables from the results")

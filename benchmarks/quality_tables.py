@@ -1,4 +1,7 @@
-"""Tables, page and picture of the quality benchmark, from its JSON file alone; what is not measured yet is left open."""
+"""Tables, page and picture of the quality benchmark, from its JSON file alone.
+
+What is not measured yet is left open.
+"""
 
 import hashlib
 import io
@@ -7,17 +10,23 @@ import re
 from statistics import mean
 from typing import NamedTuple
 
-from criteria import removal
+from harness.machine import BUSY
+from harness.store import removal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from speed import BUSY
 
-from shallower.format import layers
+from shallower.runtime.format import layers
 
 Removed = tuple[int, ...]
 OPEN, REFUSED = "…", "refused"
 COLOURS = ("#b5542b", "#2b6cb5", "#4a7c3f", "#8a5fa8", "#b08a1e", "#3f8f8f", "#777777")
-LINES = ("greedy", "lowest taylor", "lowest block_influence", "window angular", "lowest gradient l1")  # of which the picture has one each
+LINES = (
+    "greedy",
+    "lowest taylor",
+    "lowest block_influence",
+    "window angular",
+    "lowest gradient l1",
+)  # of which the picture has one each
 
 
 def sets(content: dict, size: int) -> dict[Removed, list[str]]:
@@ -67,8 +76,12 @@ class Best(NamedTuple):
     ratio: float
 
 
-def best(content: dict, size: int, names: tuple[str, ...] | None = None, labels: tuple[str, ...] | None = None) -> Best | None:
-    """The lowest mean ratio, of some compensations only (``none`` is one), or of plans with one of these labels only."""
+def best(
+    content: dict, size: int, names: tuple[str, ...] | None = None, labels: tuple[str, ...] | None = None
+) -> Best | None:
+    """The lowest mean ratio, of some compensations only (``none`` is one), or of plans with one of these
+    labels only.
+    """
     known = sets(content, size)
     every = [
         Best(gone, name, value)
@@ -110,7 +123,9 @@ def goal_table(content: dict) -> str:
         if not top or not plain:
             continue
         label = next(label for label in published if label in sets(content, size)[plain.gone])
-        recipe = f"{named(content, top.gone)} ({layers([*top.gone])}); {top.method if top.method != 'none' else 'plain'}"
+        recipe = (
+            f"{named(content, top.gone)} ({layers([*top.gone])}); {top.method if top.method != 'none' else 'plain'}"
+        )
         share, goal = top.ratio / plain.ratio, content["settings"]["goals"].get(str(size), {})
         limits = {"ratio": (top.ratio, ""), "share": (share, " x published")}
         parts = [
@@ -121,17 +136,25 @@ def goal_table(content: dict) -> str:
         rows.append([size, recipe, f"{published[label]} ({layers([*plain.gone])})", "; ".join(parts) or "-"])
         rows[-1][2:2] = [number(top.ratio)]
         rows[-1][4:4] = [number(plain.ratio), f"{share:.2f}"]
-    return markdown(["removed", "best recipe", "ratio", "best plain published", "its ratio", "share", "goal"], rows, left=7)
+    return markdown(
+        ["removed", "best recipe", "ratio", "best plain published", "its ratio", "share", "goal"], rows, left=7
+    )
 
 
 def grid_table(content: dict, size: int) -> str:
     """Plans by compensations."""
     names, rows = methods_of(content), []
-    found = sorted(cells(content, size).items(), key=lambda item: min(value for value in (*item[1].values(), 1e99) if value is not None))
+    found = sorted(
+        cells(content, size).items(),
+        key=lambda item: min(value for value in (*item[1].values(), 1e99) if value is not None),
+    )
     lowest = min((value for _, row in found for value in row.values() if value is not None), default=0.0)
     for gone, row in found:
         shown = [f"**{number(value)}**" if value == lowest else number(value) for value in row.values()]
-        refused = [name != "none" and "refused" in content["pieces"].get(f"repair {size} {name} {removal(gone)}", {}) for name in row]
+        refused = [
+            name != "none" and "refused" in content["pieces"].get(f"repair {size} {name} {removal(gone)}", {})
+            for name in row
+        ]
         cell = [REFUSED if no else text for no, text in zip(refused, shown, strict=True)]
         rows.append([named(content, gone), layers([*gone]), *cell])
     return markdown(["plan", "layers", "none", *names], rows, left=2) if rows else OPEN
@@ -144,7 +167,9 @@ def plain_table(content: dict, size: int) -> str:
         values = ratios(content, gone)
         found = [mean(values), *values] if values else [None] * (1 + len(texts))
         rows.append((found[0] if values else 1e99, [", ".join(labels), layers([*gone]), *map(number, found)]))
-    return markdown(["plan", "layers", "mean ratio", *texts], [row for _, row in sorted(rows, key=lambda item: item[0])], left=2)
+    return markdown(
+        ["plan", "layers", "mean ratio", *texts], [row for _, row in sorted(rows, key=lambda item: item[0])], left=2
+    )
 
 
 def long_table(content: dict) -> str:
@@ -155,9 +180,23 @@ def long_table(content: dict) -> str:
             for name in ("none", *methods_of(content)):
                 if found := ratios(content, gone, name, long=True):
                     rows.append(
-                        [size, named(content, gone), name, number(ratio(content, gone, name)), number(mean(found)), *map(number, found)]
+                        [
+                            size,
+                            named(content, gone),
+                            name,
+                            number(ratio(content, gone, name)),
+                            number(mean(found)),
+                            *map(number, found),
+                        ]
                     )
-    head = ["removed", "plan", "compensation", f"at {content['settings']['length']}", f"at {content['settings']['long']}", *texts]
+    head = [
+        "removed",
+        "plan",
+        "compensation",
+        f"at {content['settings']['length']}",
+        f"at {content['settings']['long']}",
+        *texts,
+    ]
     return markdown(head, rows, left=3) if rows else OPEN
 
 
@@ -175,7 +214,9 @@ def cost_table(content: dict) -> str:
             planned = piece.get("planned", "any")
             rows.append([key, planned, f"{piece['seconds']:.2f}", shared([piece]), memory, *map(str, piece["passes"])])
     rows.sort(key=lambda row: float(row[2]))
-    return markdown(["piece", "layers planned", "seconds", "shared", "peak memory, MiB", "layer forwards", "layer backwards"], rows)
+    return markdown(
+        ["piece", "layers planned", "seconds", "shared", "peak memory, MiB", "layer forwards", "layer backwards"], rows
+    )
 
 
 def parts_of(made: list[dict]) -> tuple[str, str]:
@@ -192,13 +233,20 @@ def repair_table(content: dict) -> str:
     rows = []
     for size in sizes_of(content):
         for name in methods_of(content):
-            made = [piece for key, piece in content["pieces"].items() if key.startswith(f"repair {size} {name} ") and "seconds" in piece]
+            made = [
+                piece
+                for key, piece in content["pieces"].items()
+                if key.startswith(f"repair {size} {name} ") and "seconds" in piece
+            ]
             if made:
                 quiet = [piece for piece in made if piece.get("cores_used_by_others", 0.0) < BUSY] or made
                 took = mean(piece["seconds"] for piece in quiet)
                 peak = max(piece["peak_memory_bytes"] for piece in made) / 2**20
                 fell = mean(piece["loss"]["after"] - piece["loss"]["before"] for piece in made)
-                tested, changed = mean(piece["evaluation_seconds"] for piece in quiet), mean(piece["changed"] for piece in made)
+                tested, changed = (
+                    mean(piece["evaluation_seconds"] for piece in quiet),
+                    mean(piece["changed"] for piece in made),
+                )
                 seconds = [f"{took:.0f}", *parts_of(quiet), f"{tested:.0f}", shared(quiet)]
                 rows.append([size, name, len(made), *seconds, f"{peak:.0f}", f"{changed:.0f}", f"{fell:+.3f}"])
     head = [
@@ -231,10 +279,14 @@ def parts(content: dict) -> list[str]:
     fits = settings["fitting"]
     sources = ", ".join(name.removeprefix("books/") for name in fitting["sources"])
     found = [
-        f"{content['model']['source']} ({content['layers']} layers) in fp32; {machine['cpu']}, {machine['torch_threads']} threads, "
-        f"torch {content['versions']['torch']}, begun {content['date']}. Evaluated on {settings['tokens']} tokens each of "
-        f"{', '.join(content['texts'])}, in segments of {settings['length']}; a ratio is perplexity / dense perplexity, a mean ratio the "
-        f"mean over these texts, lower is better. Plans are made on {used['samples']} x {used['length']} tokens of {used['source']}; "
+        f"{content['model']['source']} ({content['layers']} layers) in fp32; {machine['cpu']}, "
+        f"{machine['torch_threads']} threads, "
+        f"torch {content['versions']['torch']}, begun {content['date']}. Evaluated on {settings['tokens']} "
+        "tokens each of "
+        f"{', '.join(content['texts'])}, in segments of {settings['length']}; a ratio is perplexity / dense "
+        "perplexity, a mean ratio the "
+        f"mean over these texts, lower is better. Plans are made on {used['samples']} x {used['length']} "
+        f"tokens of {used['source']}; "
         f"compensations are fitted and accepted on {fits['samples']} x {fits['length']} tokens of {sources}, "
         "of which the last eighth is held out.",
         f"## Goals\n\n{goal_table(content)}",
@@ -247,14 +299,19 @@ def parts(content: dict) -> list[str]:
         for n, size in enumerate(sizes_of(content))
     ]
     found.append(
-        "## Cost\n\nOf planning: a forward is one layer run over all scoring tokens, a backward the same with gradients. They are "
-        "counted, not timed: criteria on streams need N forwards, those on gradients N, N more to run each layer again, and N backwards, "
-        "for each decision; the losses of removals one for every distinct beginning of the removals that ends in a layer that runs. "
-        "The head is left out. `shared` is how many cores other work took meanwhile: what is far from 0 says too many seconds. "
+        "## Cost\n\nOf planning: a forward is one layer run over all scoring tokens, a backward the same with "
+        "gradients. They are "
+        "counted, not timed: criteria on streams need N forwards, those on gradients N, N more to run each "
+        "layer again, and N backwards, "
+        "for each decision; the losses of removals one for every distinct beginning of the removals that ends "
+        "in a layer that runs. "
+        "The head is left out. `shared` is how many cores other work took meanwhile: what is far from 0 says "
+        "too many seconds. "
         f"Searches include greedy's part and end after {settings['budget']:.0f} s.\n\n{cost_table(content)}"
     )
     found.append(
-        "Of compensating, mean over the plans (memory: the most; seconds: of those during which other work took little); a fit is its "
+        "Of compensating, mean over the plans (memory: the most; seconds: of those during which other work "
+        "took little); a fit is its "
         f"pass over the fitting tokens, solving, and deciding by held-out tokens:\n\n{repair_table(content)}"
     )
     if any(OPEN in part for part in found):
@@ -270,7 +327,12 @@ def tables(content: dict) -> str:
 def page(content: dict, reading: str) -> str:
     """docs/quality.md: the picture, the reading, which is kept as it was written, and the tables."""
     about, goals, *rest = parts(content)
-    head = ["# Quality", "Made by `make docs` from the results of `make bench-quality`, all but the reading.", about, goals]
+    head = [
+        "# Quality",
+        "Made by `make docs` from the results of `make bench-quality`, all but the reading.",
+        about,
+        goals,
+    ]
     picture = "![Mean ratio against layers removed](quality.png)"
     return "\n\n".join([*head, picture, f"<!-- reading -->\n{reading}<!-- /reading -->", *rest]) + "\n"
 
@@ -279,9 +341,13 @@ def lines(content: dict) -> dict[str, dict]:
     """Name -> colour, whether repaired, and the mean ratio by number of layers removed: what the picture shows."""
     found, published = {}, content["settings"]["published"]
     for label, colour in zip(LINES, COLOURS, strict=False):
-        removals = {size: gone for size in sizes_of(content) for gone, labels in sets(content, size).items() if label in labels}
+        removals = {
+            size: gone for size in sizes_of(content) for gone, labels in sets(content, size).items() if label in labels
+        }
         for name in ("none", *methods_of(content)[:1]):
-            values = {size: value for size, gone in removals.items() if (value := ratio(content, gone, name)) is not None}
+            values = {
+                size: value for size, gone in removals.items() if (value := ratio(content, gone, name)) is not None
+            }
             if values:
                 title = f"{published.get(label, label)}" + (f" + {name}" if name != "none" else "")
                 found[title] = {"colour": colour, "repaired": name != "none", "values": values}
@@ -291,7 +357,9 @@ def lines(content: dict) -> dict[str, dict]:
 
 def digest(content: dict) -> str:
     """Of what the picture shows; it stands in the file, so that a test sees an old picture."""
-    return hashlib.sha256(json.dumps([lines(content), content["settings"]["goals"]], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([lines(content), content["settings"]["goals"]], sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 
 def picture(content: dict) -> bytes:

@@ -1,50 +1,63 @@
 """How fast shallower is: against plain transformers, its own lower bound, a copy of files and mergekit, on the CPU.
 
-SmolLM2-135M-Instruct for the time of the walks, a model of Llama 2 7B's shape with random weights for what is larger than
-memory. Each piece runs in a fresh process of this script; what is compared runs in turn within one, A B A B. A finished
-piece is on disk before the next one begins. The table is made from the JSON file alone.
+SmolLM2-135M-Instruct for the time of the walks, a model of Llama 2 7B's shape with random weights for what is larger
+than memory. Each piece runs in a fresh process of this script; what is compared runs in turn within one, A B A B. A
+finished piece is on disk before the next one begins. The table is made from the JSON file alone.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import big
-import plain
 import torch
-from criteria import CALIBRATION, DATA, begun, machine, save
+from harness import big, plain
+from harness.machine import BUSY, machine, others
+from harness.store import CALIBRATION, DATA, begun, save
 
-from shallower import Amount, Calibration, Choosing, Compute, UserError, methods, open_model, plan, score
+from shallower import Amount, Calibration, Compute, SelectionOptions, UserError, methods, open_model, plan, score
 from shallower.anatomy.kernels import fast_products
 from shallower.anatomy.model import Model
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
-from shallower.files import write_atomic
-from shallower.memory import Peak, in_use, total_memory
-from shallower.planning import protection
-from shallower.provenance import versions
+from shallower.planning.amount import protection
+from shallower.runtime.memory import Peak, in_use, total_memory
+from shallower.runtime.provenance import versions
+from shallower.storage.files import write_atomic
 from shallower.walk.batching import batches, chunks
-from shallower.walk.losses import head_nll, replay_of
+from shallower.walk.removals import head_nll, replay_of
 
-SMALL = {"samples": 10, "length": 128, "seed": 1234, "repeats": 3, "candidates": 30, "greedy": 6, "greedy_candidates": None}
+SMALL = {
+    "samples": 10,
+    "length": 128,
+    "seed": 1234,
+    "repeats": 3,
+    "candidates": 30,
+    "greedy": 6,
+    "greedy_candidates": None,
+}
 SMALL_QUICK = SMALL | {"samples": 2, "length": 64, "repeats": 2, "candidates": 6, "greedy": 2, "greedy_candidates": 3}
 SHAPE = {"layers": 32, "hidden": 4096, "intermediate": 11008, "heads": 32, "vocabulary": 32000}
-BIG = {"shape": SHAPE, "samples": 10, "length": 128, "seed": 0, "limit_bytes": 3 << 30, "drop": [*range(10, 16)], "repeats": 3}
+BIG = {
+    "shape": SHAPE,
+    "samples": 10,
+    "length": 128,
+    "seed": 0,
+    "limit_bytes": 3 << 30,
+    "drop": [*range(10, 16)],
+    "repeats": 3,
+}
 SHAPE_QUICK = SHAPE | {"hidden": 1536, "intermediate": 4128, "heads": 16}  # 2 GB, so that the limit makes it layered
 BIG_QUICK = BIG | {"shape": SHAPE_QUICK, "samples": 2, "length": 32, "limit_bytes": 2 << 30, "repeats": 1}
 LAYERED = ("block_influence", "taylor", "perplexity")
 LIMITED = (*LAYERED, "prune", big.REPAIR, "plain backward")
-BUSY = 0.2  # cores used by others from which on a piece should be measured again
 Arms = dict[str, list[float]]
 
 
@@ -103,14 +116,26 @@ class Small:
             return (time.perf_counter() - started) * scale
 
         arms = {"published": publish}
-        arms |= {f"ours {kind}": partial(self.score, model, "perplexity", values[kind]) for kind, model in models.items()}
+        arms |= {
+            f"ours {kind}": partial(self.score, model, "perplexity", values[kind]) for kind, model in models.items()
+        }
         took = in_turn(arms, self.repeats)
-        apart = {kind: max(abs(found[n] / value - 1) for n, value in published.items()) for kind, found in values.items()}
-        return {"arms": took, "measured": len(chosen), "layers": layers, "copying_seconds": copying, "largest_relative_difference": apart}
+        apart = {
+            kind: max(abs(found[n] / value - 1) for n, value in published.items()) for kind, found in values.items()
+        }
+        return {
+            "arms": took,
+            "measured": len(chosen),
+            "layers": layers,
+            "copying_seconds": copying,
+            "largest_relative_difference": apart,
+        }
 
     @torch.no_grad()
     def ideal(self, kind: str) -> dict:
-        """Ours against the sum of its parts: each layer's forward and the head, measured alone with the same kernels."""
+        """Ours against the sum of its parts: each layer's forward and the head, measured alone with the
+        same kernels.
+        """
         model, reference = self.model(kind), self.model(kind)
         tokens, replay = self.tokens(reference), replay_of(reference)
         depth, parts = len(reference.stack), batches(reference, tokens)
@@ -122,11 +147,15 @@ class Small:
             streams, layers = [recording.entering for recording in recordings], []
             with fast_products(reference.module):
                 for index in range(depth):
-                    run = partial(lambda index, streams: [replay.step(*pair) for pair in walked(index, streams)], index, streams)
+                    run = partial(
+                        lambda index, streams: [replay.step(*pair) for pair in walked(index, streams)], index, streams
+                    )
                     seconds, streams = least(run)
                     layers.append(seconds)
                 last = torch.cat(streams, dim=replay.axes[0])
-                head, _ = least(lambda: [float(head_nll(replay, last, tokens, block).double().sum()) for block in blocks])
+                head, _ = least(
+                    lambda: [float(head_nll(replay, last, tokens, block).double().sum()) for block in blocks]
+                )
             sums.append({"layers": layers, "head": head})
             needed.append(sum(seconds * min(k + 1, depth - 1) for k, seconds in enumerate(layers)) + depth * head)
             return sum(seconds * (k + 1) for k, seconds in enumerate(layers)) + (depth + 1) * head
@@ -136,7 +165,12 @@ class Small:
 
         took = in_turn({"ideal": alone, "ours": partial(self.score, model, "perplexity")}, self.repeats)
         forwards = depth * (depth + 1) // 2
-        return {"arms": took | {"ideal, strictly what is needed": needed}, "forwards": forwards, "heads": depth + 1, "parts": sums[-1]}
+        return {
+            "arms": took | {"ideal, strictly what is needed": needed},
+            "forwards": forwards,
+            "heads": depth + 1,
+            "parts": sums[-1],
+        }
 
     def greedy(self) -> dict:
         """Greedy, and plans by gradient, against one whole forward per candidate (the plain SLEB procedure)."""
@@ -146,7 +180,7 @@ class Small:
 
         def ours() -> float:
             model.unload()
-            made = plan(model, amount=Amount(amount), choosing=Choosing("greedy"), calibration=self.calibration)
+            made = plan(model, amount=Amount(amount), choosing=SelectionOptions("greedy"), calibration=self.calibration)
             order[:] = made.order
             return made.seconds
 
@@ -156,16 +190,30 @@ class Small:
 
         def gradient(iterative: bool) -> float:
             model.unload()
-            how = {"criterion": "gradient", "choosing": Choosing(iterative=iterative), "calibration": self.calibration}
+            how = {
+                "criterion": "gradient",
+                "choosing": SelectionOptions(iterative=iterative),
+                "calibration": self.calibration,
+            }
             return plan(model, amount=Amount(amount), **how).seconds
 
         first, last = protection(model.record.layers, methods.find("selection", "greedy"), None, None)
         allowed = list(range(first, model.record.layers - last))
-        halves = {"ours": ours, "gradient one-shot": partial(gradient, False), "gradient iterative": partial(gradient, True)}
+        halves = {
+            "ours": ours,
+            "gradient one-shot": partial(gradient, False),
+            "gradient iterative": partial(gradient, True),
+        }
         took = in_turn(halves | {"plain": again}, 1)  # ours before and after the one long run of the other
         took = {name: took[name] + more for name, more in in_turn(halves, 1).items()} | {"plain": took["plain"]}
         chose = None if few else found["order"]
-        return {"arms": took, "removed": order, "plain_removed": chose, "scaled": few is not None, "steps": found["steps"]}
+        return {
+            "arms": took,
+            "removed": order,
+            "plain_removed": chose,
+            "scaled": few is not None,
+            "steps": found["steps"],
+        }
 
     def taylor(self) -> dict:
         """The time of Taylor against a plain forward and backward."""
@@ -198,7 +246,9 @@ class Small:
     def criterion(self, name: str) -> dict:
         """Seconds of one criterion; of some also with one layer in memory."""
         models = {"resident": self.model()} | ({"layered": self.model(layered=True)} if name in LAYERED else {})
-        return {"arms": in_turn({kind: partial(self.score, model, name) for kind, model in models.items()}, self.repeats)}
+        return {
+            "arms": in_turn({kind: partial(self.score, model, name) for kind, model in models.items()}, self.repeats)
+        }
 
 
 def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
@@ -233,11 +283,21 @@ def run(given: argparse.Namespace, out: Path) -> int:
     missing = [name for name in jobs(given) if name not in pieces and name.startswith(begins)]
     if not missing:
         print("nothing is left to measure; --again NAME measures anew", file=sys.stderr)
-    command = [sys.executable, __file__, "--data", given.data, "--work", given.work, *(["--quick"] if given.quick else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--data",
+        given.data,
+        "--work",
+        given.work,
+        *(["--quick"] if given.quick else []),
+    ]
     command += ["--group", given.group] if given.group else []
     for number, name in enumerate(missing):
         print(f"{len(missing) - number} left: {name}", file=sys.stderr, flush=True)
-        made = subprocess.run([*map(str, command), "--piece", name], stdout=subprocess.PIPE, text=True, env=big.ENVIRONMENT)
+        made = subprocess.run(
+            [*map(str, command), "--piece", name], stdout=subprocess.PIPE, text=True, env=big.ENVIRONMENT
+        )
         if made.returncode:
             failed += 1
             print(f"{name} failed; see above", file=sys.stderr)
@@ -246,25 +306,6 @@ def run(given: argparse.Namespace, out: Path) -> int:
         content["pieces"] = pieces = {key: pieces[key] for key in jobs(given) if key in pieces}
         save(out, content)
     return failed
-
-
-@contextmanager
-def others() -> Iterator[dict[str, float]]:
-    """How many cores were busy with anything but this process and its children while inside; known at the end."""
-    found: dict[str, float] = {}
-    wall, cores, own = time.monotonic(), _busy(), sum(os.times()[:4])
-    yield found
-    wall, cores, own = time.monotonic() - wall, _busy() - cores, sum(os.times()[:4]) - own
-    if cores:
-        found["cores_used_by_others"] = round(max(0.0, cores - own) / wall, 3)
-
-
-def _busy() -> float:
-    """Seconds that all cores have been busy, the kernel's own work and other guests' included; 0 where that is not known."""
-    if not Path("/proc/stat").is_file():
-        return 0.0
-    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def about(*, quick: bool) -> dict:
@@ -309,36 +350,66 @@ def seconds(took: list[float]) -> str:
 def against(arms: Arms, slow: str, fast: str) -> tuple[str, float, str]:
     """Measured, ratio and the ratio of the best runs as a remark."""
     other, ours = arms[slow], arms[fast]
-    return f"{seconds(ours)}; {slow}: {seconds(other)}", side_by_side(other, ours), f"best against best {min(other) / min(ours):.2f}"
+    return (
+        f"{seconds(ours)}; {slow}: {seconds(other)}",
+        side_by_side(other, ours),
+        f"best against best {min(other) / min(ours):.2f}",
+    )
 
 
 def small_rows(pieces: dict) -> Iterator[Row]:
     """The rows on SmolLM2."""
     if piece := pieces.get("small perplexity"):
-        without = [total - copied for total, copied in zip(piece["arms"]["published"], piece["copying_seconds"], strict=True)]
-        scaled = "" if piece["measured"] == piece["layers"] else f"; {piece['measured']} candidates measured, scaled to {piece['layers']}"
+        without = [
+            total - copied for total, copied in zip(piece["arms"]["published"], piece["copying_seconds"], strict=True)
+        ]
+        scaled = (
+            ""
+            if piece["measured"] == piece["layers"]
+            else f"; {piece['measured']} candidates measured, scaled to {piece['layers']}"
+        )
         for kind, least_, goal in (("fp32", 2.3, 4), ("bf16", 6, 10)):
             measured, ratio, best = against(piece["arms"], "published", f"ours {kind}")
             bare = side_by_side(without, piece["arms"][f"ours {kind}"])
             apart = piece["largest_relative_difference"][kind]
-            remark = f"{best}; {bare:.2f} without the copying of the published one; values differ by {apart:.1e} at most{scaled}"
+            remark = (
+                f"{best}; {bare:.2f} without the copying of the published one; values differ by {apart:.1e} at "
+                f"most{scaled}"
+            )
             met = ratio >= least_ and (kind == "bf16" or apart <= 1e-5)
             rule = ", values within 1e-5" if kind == "fp32" else ""
-            yield Row(f"all removals, {kind}, against published", f">= {least_} x (goal {goal}){rule}", measured, ratio, met, remark)
+            yield Row(
+                f"all removals, {kind}, against published",
+                f">= {least_} x (goal {goal}){rule}",
+                measured,
+                ratio,
+                met,
+                remark,
+            )
     for kind in ("fp32", "bf16"):
         if piece := pieces.get(f"small ideal {kind}"):
             arms = piece["arms"]
             ratio = side_by_side(arms["ours"], arms["ideal"])
             strict = side_by_side(arms["ours"], arms["ideal, strictly what is needed"])
-            remark = f"{piece['forwards']} layer forwards and {piece['heads']} heads; against exactly what is needed {strict:.2f}"
+            remark = (
+                f"{piece['forwards']} layer forwards and {piece['heads']} heads; against exactly what is needed "
+                f"{strict:.2f}"
+            )
             remark += f"; best against best {min(arms['ours']) / min(arms['ideal']):.2f}"
             measured = f"{seconds(arms['ours'])}; ideal: {seconds(arms['ideal'])}"
             yield Row(f"all removals, {kind}, against the ideal", "<= 1.15", measured, ratio, ratio <= 1.15, remark)
     if piece := pieces.get("small greedy"):
         measured, ratio, best = against(piece["arms"], "plain", "ours")
         same = piece["plain_removed"] == piece["removed"]
-        chosen = "the choice was not compared" if piece["plain_removed"] is None else f"same layers: {'yes' if same else 'NO'}"
-        some = f"{sum(step['measured'] for step in piece['steps'])} of {sum(step['candidates'] for step in piece['steps'])}"
+        chosen = (
+            "the choice was not compared"
+            if piece["plain_removed"] is None
+            else f"same layers: {'yes' if same else 'NO'}"
+        )
+        some = (
+            f"{sum(step['measured'] for step in piece['steps'])} of "
+            f"{sum(step['candidates'] for step in piece['steps'])}"
+        )
         remark = f"{best}; {chosen}; {some} candidates measured{', scaled' if piece['scaled'] else ''}"
         met = ratio >= 1.7 and (same or piece["plain_removed"] is None)
         what = f"greedy, {len(piece['removed'])} removed, against whole forwards"
@@ -348,12 +419,21 @@ def small_rows(pieces: dict) -> Iterator[Row]:
                 measured, ratio, best = against(piece["arms"], "plain", name)
                 greedy = side_by_side(piece["arms"]["ours"], piece["arms"][name])
                 what = f"{name}, {len(piece['removed'])} removed, against whole forwards"
-                yield Row(what, f">= {least_} x", measured, ratio, ratio >= least_, f"{best}; against our greedy {greedy:.2f}")
+                yield Row(
+                    what, f">= {least_} x", measured, ratio, ratio >= least_, f"{best}; against our greedy {greedy:.2f}"
+                )
     if piece := pieces.get("small taylor"):
         measured, _, _ = against(piece["arms"], "plain", "ours")
         ratio = side_by_side(piece["arms"]["ours"], piece["arms"]["plain"])
         best = min(piece["arms"]["ours"]) / min(piece["arms"]["plain"])
-        yield Row("Taylor against plain forward and backward", "<= 1.15", measured, ratio, ratio <= 1.15, f"best against best {best:.2f}")
+        yield Row(
+            "Taylor against plain forward and backward",
+            "<= 1.15",
+            measured,
+            ratio,
+            ratio <= 1.15,
+            f"best against best {best:.2f}",
+        )
     yield from memory_rows(pieces)
     for name, piece in ((name, piece) for name, piece in pieces.items() if name.startswith("small criterion")):
         arms, label = piece["arms"], name.removeprefix("small criterion ")
@@ -368,8 +448,13 @@ def memory_rows(pieces: dict) -> Iterator[Row]:
     if ours and other:
         mine = ours["peak_bytes"] - ours["loaded_bytes"] - ours["layer_input_bytes"]
         theirs = other["peak_bytes"] - other["loaded_bytes"]
-        measured = f"{mine / 2**20:.0f} MiB beyond weights and layer inputs; plain: {theirs / 2**20:.0f} MiB beyond weights"
-        remark = f"layer inputs {ours['layer_input_bytes'] / 2**20:.0f} MiB; with them {(mine + ours['layer_input_bytes']) / theirs:.2f}"
+        measured = (
+            f"{mine / 2**20:.0f} MiB beyond weights and layer inputs; plain: {theirs / 2**20:.0f} MiB beyond weights"
+        )
+        remark = (
+            f"layer inputs {ours['layer_input_bytes'] / 2**20:.0f} MiB; with them "
+            f"{(mine + ours['layer_input_bytes']) / theirs:.2f}"
+        )
         yield Row("Taylor, memory, against plain", "<= 0.2", measured, mine / theirs, mine / theirs <= 0.2, remark)
 
 
@@ -388,22 +473,34 @@ def big_rows(pieces: dict) -> Iterator[Row]:
         took = f"{minutes:.1f} min" + ("" if ended == "finished" else f", {ended}")
         peak = f"{piece['group_peak_bytes'] / 2**30:.2f}" if piece["group_peak_bytes"] else "?"
         remark = f"limit {piece['limit_bytes'] / 2**30:.1f} GiB, group's peak {peak} with file cache, "
-        remark += f"largest process {piece['largest_resident_bytes'] / 2**30:.2f}; killed for memory: {piece['kills_for_memory']}"
+        remark += (
+            f"largest process {piece['largest_resident_bytes'] / 2**30:.2f}; killed for memory: "
+            f"{piece['kills_for_memory']}"
+        )
         remark += f"; without starting {piece['seconds']:.0f} s" if "seconds" in piece else ""
         remark += f"; logits equal {piece['verified'].get('logits')}" if "verified" in piece else ""
-        remark += f"; the repair {piece['repair_seconds']:.0f} s, {piece['changed']} weights changed" if "repair_seconds" in piece else ""
+        remark += (
+            f"; the repair {piece['repair_seconds']:.0f} s, {piece['changed']} weights changed"
+            if "repair_seconds" in piece
+            else ""
+        )
         met = None if not target else ended == "finished" and minutes <= targets.get(what, minutes)
         yield Row(f"{what}, limited memory", target, took, None, met, remark)
     if piece := pieces.get("big writing"):
         arms, rate = piece["arms"], piece["bytes"] / 1e9
         pace = side_by_side(arms["cp"], arms["ours"])
-        remark = f"{rate:.1f} GB, synced; our seconds begin after the imports, cp's are scaled to these bytes; {piece['file_system']}; "
+        remark = (
+            f"{rate:.1f} GB, synced; our seconds begin after the imports, cp's are scaled to these bytes; "
+            f"{piece['file_system']}; "
+        )
         remark += f"file cache {piece['cache']}"
         yield Row("writing against cp", ">= 0.8 x", against(arms, "cp", "ours")[0], pace, pace >= 0.8, remark)
         if "mergekit" in arms:
             measured, ratio, best = against(arms, "mergekit", "ours, whole command")
             same = all(piece["equal_to_mergekit"].values())
-            remark = f"whole commands; {best}; tensors compared are {'equal' if same else 'NOT equal'}; {piece['mergekit']}"
+            remark = (
+                f"whole commands; {best}; tensors compared are {'equal' if same else 'NOT equal'}; {piece['mergekit']}"
+            )
             yield Row("writing against mergekit", ">= 3 x", measured, ratio, ratio >= 3 and same, remark)
         else:
             yield Row("writing against mergekit", ">= 3 x", "skipped", remark=piece["mergekit"])
@@ -417,9 +514,11 @@ def table(content: dict) -> str:
     parts = [
         f"# Speed\n\n{machine['cpu']}, {machine['torch_threads']} threads, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"{used}, {content['date']}. Made by `make bench-speed`.",
-        "The best of the repeats and the median; what is compared ran in turn in one process, and the ratio is the median of the "
+        "The best of the repeats and the median; what is compared ran in turn in one process, and the ratio is "
+        "the median of the "
         "ratios of neighbouring runs.",
-        f"## {content['model']['source']}\n\n{small['samples']} x {small['length']} tokens of {content['settings']['text']}, "
+        f"## {content['model']['source']}\n\n{small['samples']} x {small['length']} tokens of "
+        f"{content['settings']['text']}, "
         "fp32 unless said otherwise, loading left out.",
         _markdown(small_rows(content["pieces"])),
         f"## 7B-shaped\n\nLlama, random bf16 weights: {shape}; {large['samples']} x {large['length']} random tokens.",
@@ -427,7 +526,9 @@ def table(content: dict) -> str:
     ]
     shared = {name: piece.get("cores_used_by_others", 0) for name, piece in content["pieces"].items()}
     if busy := [f"{name} {cores:.1f}" for name, cores in shared.items() if cores >= BUSY]:
-        parts.append(f"**To be measured again:** other work on the machine took part of the cores during: {', '.join(busy)}.")
+        parts.append(
+            f"**To be measured again:** other work on the machine took part of the cores during: {', '.join(busy)}."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -441,15 +542,27 @@ def _markdown(rows: Iterator[Row]) -> str:
 
 
 def main() -> None:
-    """Read the arguments; ``--piece`` is how the script starts itself for one piece, whose result is one line of JSON."""
+    """Read the arguments; ``--piece`` is how the script starts itself for one piece, whose result is one
+    line of JSON.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
+    )
     place = Path(tempfile.gettempdir()) / "shallower-speed"
-    parser.add_argument("--work", type=Path, default=place, help="folder for the large model, about 40 GB (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the results; the table goes beside it (benchmarks/results/speed.json)")
-    parser.add_argument("--only", metavar="NAME", help="only pieces whose name begins so, such as small or 'big writing'")
+    parser.add_argument(
+        "--work", type=Path, default=place, help="folder for the large model, about 40 GB (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the results; the table goes beside it (benchmarks/results/speed.json)"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", help="only pieces whose name begins so, such as small or 'big writing'"
+    )
     parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, and no others")
-    parser.add_argument("--quick", action="store_true", help="a trial with few tokens and a smaller large model; needs --out")
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial with few tokens and a smaller large model; needs --out"
+    )
     parser.add_argument("--restart", action="store_true", help="begin anew")
     parser.add_argument("--table", action="store_true", help="only remake the table from the results")
     parser.add_argument("--group", type=Path, help="control group in which the limited one is made (the process's own)")
@@ -471,7 +584,9 @@ def main() -> None:
     if out.is_file():
         print(write_atomic(out.with_suffix(".md"), table(json.loads(out.read_text()))))
     if any(given.work.glob("model-*")):
-        print(f"the large model is kept in {given.work}; remove that folder when it is no longer needed", file=sys.stderr)
+        print(
+            f"the large model is kept in {given.work}; remove that folder when it is no longer needed", file=sys.stderr
+        )
     if failed:
         raise UserError(f"{failed} pieces failed; a second start tries them again")
 

@@ -1,4 +1,6 @@
-"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types and quality from results, README's parts."""
+"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types and quality from results,
+README's parts.
+"""
 
 import ast
 import importlib
@@ -16,15 +18,24 @@ FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 QUALITY_PAGE, QUALITY_PICTURE = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
 METHOD_FOLDERS = ("criteria", "selection", "compensation", "healing")
+# Lowest first: a folder imports only from those that stand before it (tests/test_house_rules.py).
+FOLDERS = ["runtime", "storage", "settings", "artifacts", "anatomy", "data", "planning", "walk", "repair", "evaluation"]
+FOLDERS += ["training", "methods", "results", "surgery", "reporting", "stages", "cli"]
 
 
 def pages() -> dict[Path, str]:
     """Path -> text of every generated file."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme = between(readme, "tree", "```\n" + tree() + "```\n")
     if RESULTS.is_file():
         readme = between(readme, "table", readme_table())
-    made = {ROOT / "docs" / "methods.md": method_page(), ROOT / "README.md": readme}
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    design = between(design, "tree", "```\n" + tree() + "```\n")
+    readme = between(readme, "folders", folders())
+    made = {
+        ROOT / "docs" / "methods.md": method_page(),
+        ROOT / "README.md": readme,
+        ROOT / "docs" / "design.md": design,
+    }
     if FAMILIES.is_file():
         made[ROOT / "docs" / "families.md"] = family_page(json.loads(FAMILIES.read_text(encoding="utf-8")))
     if QUALITY.is_file():
@@ -33,7 +44,9 @@ def pages() -> dict[Path, str]:
 
 
 def pictures() -> dict[Path, tuple[str, bytes]]:
-    """Path -> what stands in an up-to-date file, and the file, of every generated picture (its other bytes depend on fonts)."""
+    """Path -> what stands in an up-to-date file, and the file, of every generated picture (its other bytes depend on
+    fonts).
+    """
     if not QUALITY.is_file():
         return {}
     content, tables = json.loads(QUALITY.read_text(encoding="utf-8")), benchmark("quality_tables")
@@ -63,7 +76,12 @@ def between(text: str, name: str, content: str) -> str:
 
 def method_page() -> str:
     """Every method with its docstring and settings."""
-    lines = ["# Methods", "", "Made by `make docs` from the docstrings; `shallower VERB --help NAME` prints the same.", ""]
+    lines = [
+        "# Methods",
+        "",
+        "Made by `make docs` from the docstrings; `shallower VERB --help NAME` prints the same.",
+        "",
+    ]
     for kind in METHOD_FOLDERS:
         lines += [f"## {kind.capitalize()}", ""]
         for name in methods.names(kind):
@@ -74,27 +92,28 @@ def method_page() -> str:
 FAMILY_INTRO = """\
 # Model types
 
-Every causal-LM type of transformers {transformers}, tried by `make families` (torch {torch}, Python {python}); this page is
-made from its results by `make docs`.
+Every causal-LM type of transformers {transformers}, tried by `make families` (torch {torch}, Python {python});
+this page is made from its results by `make docs`.
 
 | | types |
 |---|--:|
 {counts}
 
-Each type is built tiny and random from its config (8 layers, hidden size 64; the rules that tell its layers apart are set
-awkwardly, without a period where the type allows that) and pruned in three ways, in one of them layer 0 goes where that is
-legal.
+Each type is built tiny and random from its config (8 layers, hidden size 64; the rules that tell its layers
+apart are set awkwardly, without a period where the type allows that) and pruned in three ways, in one of them
+layer 0 goes where that is legal.
 
-- **exact**: all three are. Written, reloaded by plain transformers: no missing, unexpected or mismatched weights; logits
-  equal those of the unpruned model with the layers bypassed (within 1e-5 of the largest logit, on two inputs; mostly bit for
-  bit); cached generation equals uncached; and the removed layers mattered. The unpruned model passes the same checks.
-- **refused**: at least one of the three is not written, for the reason given. A refusal in parentheses is one that is wanted:
-  no config of that type describes what would be left.
+- **exact**: all three are. Written, reloaded by plain transformers: no missing, unexpected or mismatched
+  weights; logits equal those of the dense model with the layers bypassed (within 1e-5 of the largest logit,
+  on two inputs; mostly bit for bit); cached generation equals uncached; and the removed layers mattered. The
+  dense model passes the same checks.
+- **refused**: at least one of the three is not written, for the reason given. A refusal in parentheses is one
+  that is wanted: no config of that type describes what would be left.
 - **not built**: no tiny model of it is a causal language model by itself.
 - **WRONG** or **crash** would be a bug; {bugs}.
 
-The layers are also scored by `magnitude`, `block_influence`, `taylor` and `perplexity`, with one layer in memory and with all: the
-scores have to be equal bit for bit. {layered}.
+The layers are also scored by `magnitude`, `block_influence`, `taylor` and `perplexity`, with one layer in
+memory and with all: the scores have to be equal bit for bit. {layered}.
 
 | type | status | removed | config fields changed | remarks |
 |---|---|---|---|---|
@@ -111,7 +130,10 @@ def family_page(content: dict) -> str:
     scored = [result["layered"].values() for result in types.values() if result.get("layered")]
     alike = sum(set(found) == {"equal"} for found in scored)
     differ = sum("DIFFERS" in found for found in scored)
-    layered = f"{alike} of {len(scored)} that open score so by all four, {differ} differ, the others refuse one of them and say why"
+    layered = (
+        f"{alike} of {len(scored)} that open score so by all four, {differ} differ, the others refuse one of them "
+        "and say why"
+    )
     intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs, layered=layered)
     return intro + "".join(family_row(name, types[name]) for name in sorted(types))
 
@@ -122,9 +144,17 @@ def family_row(name: str, result: dict) -> str:
     removed = [", ".join(map(str, item["removed"])) for item in sets if item["outcome"] == "exact"]
     removed += [f"({', '.join(map(str, item['removed']))} refused)" for item in illegal if item["outcome"] == "refused"]
     changes = dict.fromkeys(re.split(r" ", change)[0] for item in sets for change in item.get("changes", []))
-    reasons = dict.fromkeys(re.sub(r"^cannot remove layers? [\d, ]+: ", "", item["reason"]) for item in sets if item.get("reason"))
+    reasons = dict.fromkeys(
+        re.sub(r"^cannot remove layers? [\d, ]+: ", "", item["reason"]) for item in sets if item.get("reason")
+    )
     remarks = [result.get("reason", ""), result.get("note", ""), *reasons, layered_remark(result.get("layered", {}))]
-    cells = [name, result["status"], "; ".join(removed), ", ".join(f"`{change}`" for change in changes), "; ".join(filter(None, remarks))]
+    cells = [
+        name,
+        result["status"],
+        "; ".join(removed),
+        ", ".join(f"`{change}`" for change in changes),
+        "; ".join(filter(None, remarks)),
+    ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
@@ -137,27 +167,45 @@ def layered_remark(layered: dict[str, str]) -> str:
     return "; ".join(f"{', '.join(criteria)} {said}" for said, criteria in reasons.items())
 
 
+def folders() -> str:
+    """A table of the package's folders, lowest first, with what each holds."""
+    rows = [f"| `{name}/` | {first_paragraph(ROOT / 'shallower' / name / '__init__.py')} |" for name in FOLDERS]
+    return "\n".join(["| folder | what it holds |", "|---|---|", *rows]) + "\n"
+
+
 def tree() -> str:
-    """The package's files with the first sentence of their docstrings; method folders stand for their files."""
-    lines = ["shallower/"]
+    """The package's files with the first sentence of their docstrings, folders lowest first."""
     package = ROOT / "shallower"
-    for path in sorted(package.iterdir(), key=lambda item: (item.is_file(), item.name)):
-        if path.is_dir() and (path / "__init__.py").is_file():
-            lines.append(entry(1, path.name + "/", path / "__init__.py"))
-            if path.name not in METHOD_FOLDERS:
-                lines += [entry(2, item.name, item) for item in sorted(path.glob("*.py")) if item.name != "__init__.py"]
-            if (path / "prose").is_dir():
-                lines.append("    " + "prose/".ljust(22) + "The shipped texts: six kinds to calibrate on, another text to evaluate on")
-        elif path.suffix == ".py":
-            lines.append(entry(1, path.name, path))
+    lines = ["shallower/", entry(1, "errors.py", package / "errors.py")]
+    for name in FOLDERS:
+        lines.append(entry(1, name + "/", package / name / "__init__.py"))
+        files = sorted(item for item in (package / name).glob("*.py") if item.name != "__init__.py")
+        lines += [entry(2, item.name, item) for item in files]
+        inside = sorted(item.parent for item in (package / name).glob("*/__init__.py"))
+        for folder in inside:
+            named = ", ".join(item.stem for item in sorted(folder.glob("[a-z]*.py")))
+            lines.append("    " + (folder.name + "/").ljust(22) + named)
+        if name == "data":
+            said = "The shipped texts: six kinds to calibrate on, another text to evaluate on"
+            lines.append("    " + "prose/".ljust(22) + said)
     return "\n".join(lines) + "\n"
+
+
+def first_paragraph(path: Path) -> str:
+    """The first paragraph of a file's docstring in one line, with backticks as Markdown has them."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.partition("\n\n")[0].replace("``", "`").split())
+
+
+def headline(path: Path) -> str:
+    """The first sentence of a file's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"[.;:](?:\s|$)", docstring.replace("``", "").replace("\n", " "))[0]
 
 
 def entry(depth: int, name: str, path: Path) -> str:
     """One line of the tree."""
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    first = re.split(r"[.;:](?:\s|$)", docstring.replace("``", "").replace("\n", " "))[0]
-    return ("  " * depth + name.ljust(26 - 2 * depth) + first).rstrip()
+    return ("  " * depth + name.ljust(26 - 2 * depth) + headline(path)).rstrip()
 
 
 def readme_table() -> str:

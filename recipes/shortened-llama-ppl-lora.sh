@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shortened LLaMA (arXiv 2402.02834), "20 %", criterion PPL: 6 of 32 layers of LLaMA-7B (18 % of the parameters), then LoRA.
 # The first 4 and the last 2 layers stay; 10 x 128 tokens; instructions with the prompt masked, rank 8.
-# Published: WikiText2 perplexity 17.7 (12.6 unpruned, segments of 128), 61.8 on the seven tasks.
+# Published: WikiText2 perplexity 17.7 (12.6 dense, segments of 128), 61.8 on the seven tasks.
 # Needs: a GPU with 80 GB (or LAUNCH with several), some hours.
 
 source "$(dirname "$0")/common.sh"

@@ -1,7 +1,7 @@
 """shallower makes decoder language models shallower: score, plan, prune, repair, prove, evaluate, report.
 
-The verbs are plain functions with the names of the command line, a file each in ``stages``; what can be set is in ``settings``.
-Nothing heavy is imported before it is asked for.
+The verbs are plain functions with the names of the command line, a file each in ``stages``; what can be set is in
+``settings``. Nothing heavy is imported before it is asked for.
 """
 
 import importlib
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from .settings.calibration import Calibration
     from .settings.compute import Compute
     from .settings.evaluation import Protocol, Tasks
-    from .settings.repair import Compensating
-    from .settings.selection import Choosing
     from .settings.speed import Grid
     from .settings.training import Training
     from .settings.writing import Writing
@@ -27,8 +25,10 @@ if TYPE_CHECKING:
     from .stages.inspect import inspect
     from .stages.plan import drop, plan
     from .stages.prune import compensate, prune
+    from .stages.repair_options import RepairOptions
     from .stages.report import card, report
     from .stages.score import score
+    from .stages.selection_options import SelectionOptions
     from .stages.sweep import sweep
 
 _PLACES = {
@@ -38,8 +38,8 @@ _PLACES = {
     "settings.calibration": "Calibration",
     "settings.compute": "Compute",
     "settings.evaluation": "Protocol Tasks",
-    "settings.repair": "Compensating",
-    "settings.selection": "Choosing",
+    "stages.repair_options": "RepairOptions",
+    "stages.selection_options": "SelectionOptions",
     "settings.speed": "Grid",
     "settings.training": "Training",
     "settings.writing": "Writing",

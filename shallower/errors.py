@@ -1,4 +1,4 @@
-"""The errors that a user can mend: one line that says what was given, what is allowed and what to do."""
+"""User errors, one line and exit status 2: each says what was given, what is allowed and what to do."""
 
 
 class UserError(Exception):
@@ -6,15 +6,24 @@ class UserError(Exception):
 
 
 class Refusal(UserError):
-    """The removal cannot be expressed faithfully for this model; names the field, the layers and a legal alternative."""
+    """The removal cannot be expressed faithfully for this model.
+
+    Names the field, the layers and a legal alternative.
+    """
 
 
 class DiskError(UserError):
-    """The disk is full, read-only or failing; what was kept so far stays, and the same command goes on once it is mended."""
+    """The disk is full, read-only or failing.
+
+    What was kept so far stays, and the same command goes on once it is mended.
+    """
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for an end, Ctrl-C or a scheduler's SIGTERM; ``kept`` says in words what there is to go on from."""
+    """A signal asked for an end, Ctrl-C or a scheduler's SIGTERM.
+
+    ``kept`` says in words what there is to go on from.
+    """
 
     def __init__(self, signal: int, kept: str = ""):
         super().__init__(kept)

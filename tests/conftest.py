@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the Hub
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-from jaxtyping import install_import_hook
+from shapes import check_shapes
 
-PACKAGE = Path(__file__).parents[1] / "shallower"
-SHAPED = [path for path in PACKAGE.rglob("*.py") if "from jaxtyping" in path.read_text(encoding="utf-8")]  # all others would only be slower
-install_import_hook([".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in SHAPED], "beartype.beartype")
+check_shapes("shallower")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -5,13 +5,15 @@ import torch
 import zoo
 
 import shallower
-from shallower.repairs import compensated
-from shallower.walk.losses import replay_of
+from shallower.stages.prune import repaired
+from shallower.walk.removals import replay_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"])
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"]
+)
 def test_scores_agree_with_the_cpu(criterion, saved) -> None:
     on = {
         device: shallower.score(saved("llama"), criterion=criterion, compute=shallower.Compute(device=device)).scores
@@ -21,10 +23,14 @@ def test_scores_agree_with_the_cpu(criterion, saved) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"])
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "taylor", "gradient", "gate", "perplexity", "block_influence", "angular"]
+)
 def test_layered_equals_resident(criterion, dtype, saved) -> None:
     ways = [shallower.Compute(device="cuda", dtype=dtype, layered=layered) for layered in (False, True)]
-    resident, layered = (shallower.score(saved("llama"), criterion=criterion, compute=compute).scores for compute in ways)
+    resident, layered = (
+        shallower.score(saved("llama"), criterion=criterion, compute=compute).scores for compute in ways
+    )
     assert layered == resident
 
 
@@ -45,18 +51,18 @@ def test_every_dtype_is_walked_layer_by_layer(name, dtype, saved) -> None:
 
 def test_a_model_whose_fp32_copy_does_not_fit_is_proven_layer_by_layer(saved, tmp_path, monkeypatch) -> None:
     model = shallower.open_model(saved("llama"), shallower.Compute(device="cuda", dtype="bf16"))
-    monkeypatch.setattr("shallower.proof.total_memory", lambda device: 5 * model.record.parameters)
+    monkeypatch.setattr("shallower.surgery.proof.total_memory", lambda device: 5 * model.record.parameters)
     assert shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out").verified["layered"]
 
 
 @pytest.mark.parametrize("layered", [False, True])
 @pytest.mark.parametrize("method", ["projection", "linear", "magnitude", "sequential"])
 def test_a_compensation_lowers_the_loss_as_on_the_cpu(method, layered, saved) -> None:
-    how = shallower.Compensating(method, {}, shallower.Calibration(samples=32, length=24))
+    how = shallower.RepairOptions(method, {}, shallower.Calibration(samples=32, length=24))
     losses = {}
     for device in ("cpu", "cuda"):
         model = shallower.open_model(saved("llama"), shallower.Compute(device=device, layered=layered))
-        losses[device] = compensated(model, (2, 5), how)[1].loss
+        losses[device] = repaired(model, (2, 5), how)[1].loss
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)
 
 
@@ -64,6 +70,8 @@ def test_a_compensation_lowers_the_loss_as_on_the_cpu(method, layered, saved) ->
 def test_speed(how, saved) -> None:
     batches = (1,) if "compiled" in how else (1, 4)  # each is compiled anew
     grid = shallower.Grid.of(batches=batches, prompts=(16,), new=(8,), repeats=3, warmup=2, **how)
-    found = shallower.bench(saved("llama"), against=saved("llama+tied"), grid=grid, compute=shallower.Compute(device="cuda"))
+    found = shallower.bench(
+        saved("llama"), against=saved("llama+tied"), grid=grid, compute=shallower.Compute(device="cuda")
+    )
     assert [row["runs"] for row in found.rows] == [3] * 2 * len(batches) and len(found.speedups) == len(batches)
     assert all(row["peak_memory_bytes"] > found.analytic[row["of"]]["weight_bytes"] for row in found.rows)

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import statistics
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,47 +13,45 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
 OPTIONAL = {"bitsandbytes", "datasets", "lm_eval", "peft", "pyarrow"}  # extras: imported where they are needed
 
-# Lowest first: a module may import only what stands above it here. A folder's entry stands for all files in it.
+# Lowest first: a folder imports only from folders that stand before it; inside a folder there is no circle.
 ORDER = [
-    "errors stopping quantities format methods memory progress files provenance tensors gguf_file hashes shards side_files ranks journal",
-    "artifacts.model artifacts.calibration artifacts.scores artifacts.plan artifacts.pruned artifacts.compensation artifacts.healing",
-    "artifacts.evaluation artifacts.speed artifacts.sweep artifacts.comparison artifacts.inspection artifacts.io artifacts.__init__",
-    "settings.__init__ settings.fields settings.compute settings.calibration settings",
-    "anatomy.__init__ anatomy.stack anatomy.bypass anatomy.decoding anatomy.names anatomy.edits anatomy.kernels anatomy.quantised",
-    "anatomy.agreement anatomy.loading anatomy.hub anatomy.gguf anatomy.sources anatomy.config_file anatomy.disk",
-    "anatomy.patch anatomy.writers anatomy.fingerprint anatomy.layer_tables anatomy.lean anatomy.offload anatomy.config anatomy.model",
-    "data.__init__ data.readers data.tokens data.packing data.streams",
-    "walk.__init__ walk.evidence walk.sums walk.batching walk.replay walk.heads walk.losses",
-    "walk.forward walk.backward walk.gather walk.findings walk.paired walk.tail",
-    "criteria evaluation.__init__ evaluation.health evaluation.items evaluation.perplexity evaluation.tasks",
-    "evaluation.analytic evaluation.speed",
-    "selection compensation._ridge compensation",
-    "training.__init__ training.schedule training.objective training.distillation training.sharding training.checkpoints",
-    "training.lion training.loop",
-    "healing._adapters healing._pretraining healing",
-    "comparison.__init__ comparison.bootstrap comparison.healing comparison.runfolders comparison.merging comparison.comparing",
-    "comparison.pareto comparison.page",
-    "reporting.__init__ reporting.drawing reporting.figures reporting.markup reporting.dossier reporting.findings",
-    "reporting.sections reporting.measurements reporting.origins reporting.pages reporting.card",
-    "runs repairs proof surgery planning stages.__init__ stages.common stages.removals stages.trained",
-    "stages.inspect stages.score stages.plan stages.lineage stages.prune stages.heal stages.evaluate stages.sweep stages.bench",
-    "stages.compare stages.report __init__",
-    "cli.grid cli.tables cli.demo cli.method_settings cli.options cli.commands cli.app cli.__init__ __main__",
+    "errors",
+    "runtime",
+    "storage",
+    "settings",
+    "artifacts",
+    "anatomy",
+    "data",
+    "planning",
+    "walk",
+    "repair",
+    "evaluation",
 ]
-RANK = {name: rank for rank, name in enumerate(" ".join(ORDER).split())}
+ORDER += ["training", "methods", "results", "surgery", "reporting", "stages", "__init__", "cli", "__main__"]
+
+
+def generator() -> ModuleType:
+    """docs/generate.py, which knows the folders in order."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Lowest first: a folder imports only from folders that stand before it; inside a folder there is no circle.
+ORDER = ["errors", *generator().FOLDERS[:-1], "__init__", "cli", "__main__"]
+DRAWING = {"reporting"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES}
 
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def rank(name: str) -> int:
-    """The place of a module, or of its folder."""
-    for candidate in (name, f"{name}.__init__", name.partition(".")[0]):
-        if candidate in RANK:
-            return RANK[candidate]
-    raise AssertionError(f"shallower/{name.replace('.', '/')}.py has no place in ORDER of tests/test_house_rules.py")
+def folder(module: str) -> str:
+    """The top folder, or the flat file, that a module is in."""
+    return module.partition(".")[0]
 
 
 def imported(path: Path) -> list[tuple[str, ast.stmt]]:
@@ -61,21 +60,59 @@ def imported(path: Path) -> list[tuple[str, ast.stmt]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) + 1 - node.level] + (node.module.split(".") if node.module else [])
-            modules = [".".join(base)] if node.module else [".".join([*base, alias.name]) for alias in node.names]
-            for module in modules:
-                known = (PACKAGE / module.replace(".", "/")).with_suffix(".py").is_file() or not module
-                found.append((module if known or (PACKAGE / module.replace(".", "/")).is_dir() else ".".join(base) or "__init__", node))
+            base = ".".join(package[: len(package) + 1 - node.level] + (node.module.split(".") if node.module else []))
+            for alias in node.names:
+                inside = f"{base}.{alias.name}".lstrip(".")
+                known = next(
+                    (name for name in (inside, f"{inside}.__init__", base, f"{base}.__init__") if name in MODULES),
+                    "__init__",
+                )
+                found.append((known, node))
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_point_one_way(path: Path) -> None:
-    name = module_name(path)
+def test_folders_import_only_upward_in_the_list(path: Path) -> None:
+    own = folder(module_name(path))
     for module, node in imported(path):
-        if name.partition(".")[0] in ("criteria", "selection", "compensation", "healing") and module == name.partition(".")[0]:
-            continue  # a method imports its folder's own types
-        assert rank(module) < rank(name), f"line {node.lineno}: {name} imports {module}, which does not stand above it"
+        there = folder(module)
+        if there != own:
+            assert ORDER.index(there) < ORDER.index(own), (
+                f"line {node.lineno}: {own} imports {module}, which does not stand before it"
+            )
+
+
+def test_nobody_but_stages_and_cli_imports_methods() -> None:
+    users = {folder(module_name(path)) for path in FILES for module, _ in imported(path) if folder(module) == "methods"}
+    assert users <= {"methods", "stages", "cli"}
+
+
+def test_surgery_imports_nothing_that_draws() -> None:
+    """Nor does what it imports, however far away."""
+    graph = {module_name(path): {module for module, _ in imported(path)} for path in FILES}
+    seen, new = set(), {name for name in graph if folder(name) == "surgery"}
+    while new:
+        seen |= new
+        new = {other for name in new for other in graph[name]} - seen
+    assert not {folder(name) for name in seen} & DRAWING
+
+
+def test_no_import_circle() -> None:
+    graph = {module_name(path): {module for module, _ in imported(path)} for path in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"a circle: {' -> '.join((*above[above.index(name) :], name))}"
+        for other in graph[name] if name not in done else ():
+            visit(other, (*above, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_file_stands_flat_beside_the_folders() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -85,13 +122,15 @@ def test_no_import_is_hidden_in_a_function(path: Path) -> None:
             for node in ast.walk(function):
                 if isinstance(node, (ast.Import, ast.ImportFrom)):
                     name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-                    assert (name or "").partition(".")[0] in OPTIONAL, f"{path.name}:{node.lineno} hides the import of {name}"
+                    assert (name or "").partition(".")[0] in OPTIONAL, (
+                        f"{path.name}:{node.lineno} hides the import of {name}"
+                    )
 
 
 def test_only_anatomy_and_the_proof_know_hugging_face() -> None:
     """And the proof only to generate; nobody else imports transformers. surgery names the config's type."""
     users = {module_name(path) for path in FILES if re.search(r"^(from|import) transformers", path.read_text(), re.M)}
-    assert {name for name in users if not name.startswith("anatomy.")} <= {"proof", "surgery"}
+    assert {name for name in users if not name.startswith("anatomy.")} <= {"surgery.proof", "surgery.rewrite"}
 
 
 def test_no_family_is_named() -> None:
@@ -119,11 +158,9 @@ def test_sizes_are_a_guide(capsys) -> None:
     assert statistics.median(size for size, _ in functions) <= 12
 
 
-def test_the_readme_tree_equals_the_disk_and_docs_are_made() -> None:
-    """``make docs`` writes the method list, the README's tree and its table; this says when it has to be run."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+def test_the_tree_equals_the_disk_and_docs_are_made() -> None:
+    """``make docs`` writes the method list, the tree and the tables; this says when it has to be run."""
+    generate = generator()
     for path, text in generate.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.relative_to(ROOT)} is out of date: run make docs"
     for path, (digest, _) in generate.pictures().items():

@@ -62,7 +62,12 @@ def test_taylor_equals_a_plain_backward(smollm2) -> None:
 def test_greedy_finds_the_known_layers(smollm2, shared) -> None:
     """A regression anchor, measured independently before the project: 12, 13, 14, 17, 25, 26."""
     calibration = Calibration(text=str(shared / "text" / "wikitext2.valid.txt"))
-    plan = shallower.plan(smollm2, amount=shallower.Amount(remove=6), choosing=shallower.Choosing("greedy"), calibration=calibration)
+    plan = shallower.plan(
+        smollm2,
+        amount=shallower.Amount(remove=6),
+        choosing=shallower.SelectionOptions("greedy"),
+        calibration=calibration,
+    )
     assert plan.removed == [12, 13, 14, 17, 25, 26]
 
 

@@ -1,1 +1,3 @@
-"""The only part that knows Hugging Face models: loading, the decoder stack, virtual removal, per-layer config fields."""
+"""Anatomy of Hugging Face models, the only part that knows them: loading, the decoder stack, virtual removal, per-layer
+config fields.
+"""

@@ -1,8 +1,9 @@
-"""Agreement of a config with its weight files, found from names and shapes alone, before anything is built at full size.
+"""Agreement of a config with its weight files, found from names and shapes alone, before anything is built at full
+size.
 
-A config may say anything: thousands of layers, tables of terabytes. What it describes is bounded by what the files hold: a model
-is built without memory and given up as soon as it has many times more parameters than there are tensors; then its tables, the
-depth of its lists of layers, the names and the shapes of its weights are compared with the files.
+A config may say anything: thousands of layers, tables of terabytes. What it describes is bounded by what the files
+hold: a model is built without memory and given up as soon as it has many times more parameters than there are tensors;
+then its tables, the depth of its lists of layers, the names and the shapes of its weights are compared with the files.
 """
 
 import re
@@ -16,12 +17,16 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import UserError
-from ..tensors import Entry, same_bytes
+from ..storage.index import TensorEntry, same_bytes
 from .names import NUMBER, Names
 
 SPARE, TIMES = 2048, 8  # parameters that a model may have beyond so many times the tensors on disk
-TABLES = 4 << 30  # bytes of tables made by a constructor (masks, rotary angles) that are accepted whatever the files hold
-DEEPEST = 4  # times the numbers in the files that a depth may be: some count attention and MLP, or halves of a layer, apart
+TABLES = (
+    4 << 30
+)  # bytes of tables made by a constructor (masks, rotary angles) that are accepted whatever the files hold
+DEEPEST = (
+    4  # times the numbers in the files that a depth may be: some count attention and MLP, or halves of a layer, apart
+)
 ANNOUNCED = re.compile(r"nextn|mtp|draft")  # fields that announce prediction layers behind the stack
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "decoder_layers")
 
@@ -49,17 +54,21 @@ def bounded(tensors: int) -> Iterator[None]:
         nn.Module.register_parameter = before
 
 
-def check_depth(source: str, config: PreTrainedConfig, tensors: dict[str, Entry]) -> None:
+def check_depth(source: str, config: PreTrainedConfig, tensors: dict[str, TensorEntry]) -> None:
     """Raise a UserError if the config speaks of far more layers than anything in the files is numbered."""
-    most = max((int(match[0]) + 1 for name in tensors for match in NUMBER.finditer(name) if len(match[0]) < 8), default=0)
+    most = max(
+        (int(match[0]) + 1 for name in tensors for match in NUMBER.finditer(name) if len(match[0]) < 8), default=0
+    )
     text = config.get_text_config()
     for key in DEPTHS:
         depth = getattr(text, key, None)
         if isinstance(depth, int) and depth > DEEPEST * max(most, 1) and tensors:
-            raise UserError(f"{source}: its config says {key} {depth}, its files number nothing beyond {most - 1}: mend one of them")
+            raise UserError(
+                f"{source}: its config says {key} {depth}, its files number nothing beyond {most - 1}: mend one of them"
+            )
 
 
-def check_buildable(source: str, build: Callable[[], nn.Module], tensors: dict[str, Entry]) -> nn.Module | None:
+def check_buildable(source: str, build: Callable[[], nn.Module], tensors: dict[str, TensorEntry]) -> nn.Module | None:
     """The model with everything on the meta device, or None where it cannot be built like that.
 
     Raises:
@@ -70,7 +79,8 @@ def check_buildable(source: str, build: Callable[[], nn.Module], tensors: dict[s
             model = build()
     except _TooManyError as error:
         raise UserError(
-            f"{source}: its config describes more than {SPARE + TIMES * len(tensors)} weights, its files hold {len(tensors)}: "
+            f"{source}: its config describes more than {SPARE + TIMES * len(tensors)} weights, its files hold "
+            f"{len(tensors)}: "
             "mend one of them"
         ) from error
     except Exception:  # constructors look at values, which the meta device has not; building it for real will tell
@@ -86,7 +96,7 @@ def check_buildable(source: str, build: Callable[[], nn.Module], tensors: dict[s
     return model
 
 
-def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, Entry], *, plain: bool) -> None:
+def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, TensorEntry], *, plain: bool) -> None:
     """Raise a UserError if the files hold another model than the config describes.
 
     Args:
@@ -97,7 +107,9 @@ def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, 
     _check_lists(source, model, names)
     if not plain:
         return
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, torch.Tensor)}
+    state = {
+        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, torch.Tensor)
+    }
     for disk, memory in sorted(names.memory.items()):
         if disk in names.plain and memory in state and tuple(state[memory].shape) != tensors[disk].shape:
             told = f"{list(tensors[disk].shape)} in the files and {list(state[memory].shape)} by the config"
@@ -109,8 +121,16 @@ def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, 
 def _check_lists(source: str, model: nn.Module, names: Names) -> None:
     """Lists of layers or experts of which the files hold more items than are built."""
     text = model.config.get_text_config()
-    announced = sum(value for key, value in text.to_dict().items() if ANNOUNCED.search(key) and type(value) is int and 0 < value < 64)
-    lists = {name + ".": len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    announced = sum(
+        value
+        for key, value in text.to_dict().items()
+        if ANNOUNCED.search(key) and type(value) is int and 0 < value < 64
+    )
+    lists = {
+        name + ".": len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    }
     beyond: dict[str, set[int]] = defaultdict(set)
     for memory in names.memory.values():
         for match in NUMBER.finditer(memory):
@@ -121,7 +141,8 @@ def _check_lists(source: str, model: nn.Module, names: Names) -> None:
         if len(numbers) > announced:
             found, built = max(numbers) + 1, lists[prefix]
             raise UserError(
-                f"{source} has the weights of {found} layers ({prefix}{found - 1}) and a config for {built} layers: mend one of them"
+                f"{source} has the weights of {found} layers ({prefix}{found - 1}) and a config for {built} "
+                "layers: mend one of them"
             )
 
 
@@ -138,12 +159,15 @@ def _check_missing(source: str, model: nn.Module, names: Names, state: dict[str,
         absent = memory in parameters and id(tensor) not in there and NUMBER.sub("#", memory) not in made
         if absent and not any(pattern.search(memory) for pattern in patterns):
             raise UserError(
-                f"{source} lacks weights when loaded (missing keys: {memory}); they would be drawn at random: download or save it again"
+                f"{source} lacks weights when loaded (missing keys: {memory}); they would be drawn at random: "
+                "download or save it again"
             )
 
 
-def _check_tied(source: str, model: nn.Module, names: Names, tensors: dict[str, Entry]) -> None:
-    """Weights that the config ties, and that the files hold twice with different values: readers disagree about which count."""
+def _check_tied(source: str, model: nn.Module, names: Names, tensors: dict[str, TensorEntry]) -> None:
+    """Weights that the config ties, and that the files hold twice with different values: readers disagree about which
+    count.
+    """
     disk = {memory: name for name, memory in names.memory.items()}
     pairs: dict[str, str] = {}
     with suppress(AttributeError, TypeError):
@@ -151,6 +175,7 @@ def _check_tied(source: str, model: nn.Module, names: Names, tensors: dict[str, 
     for one, other in pairs.items():
         if one in disk and other in disk and not same_bytes(tensors[disk[one]], tensors[disk[other]]):
             raise UserError(
-                f"{source}: its config ties {disk[one]} to {disk[other]}, and the files hold different values for them, of which readers "
+                f"{source}: its config ties {disk[one]} to {disk[other]}, and the files hold different values "
+                "for them, of which readers "
                 "take one or both: set tie_word_embeddings to false, or remove one of them"
             )

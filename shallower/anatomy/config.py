@@ -18,13 +18,13 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .edits import cut, expanded, neighbours, perturbed, rescaled
+from .edits import cut_value, expanded, neighbours, perturbed, rescaled
 from .fingerprint import difference, digest, layer_fingerprints, same, shared_after, shared_tensors
 from .layer_tables import layer_tables, moved_on_disk, outside_shapes, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
-from .names import Place, places
+from .names import TensorName, places
 
-OUTSIDE = "outside the layers"
+OUTSIDE_TEXT = "outside the layers"
 NEAREST_SECONDS = 5.0
 
 
@@ -32,7 +32,8 @@ NEAREST_SECONDS = 5.0
 class Solved:
     """A config for the kept layers, what was changed in it, in words, and the tables that have to be cut.
 
-    tables: name in the model of each tensor outside the layers that has a part per layer -> the axis along which they lie.
+    tables: name in the model of each tensor outside the layers that has a part per layer -> the axis along which they
+        lie.
     """
 
     config: PreTrainedConfig
@@ -82,7 +83,8 @@ class ConfigSolver:
             removed: 0-based indices.
             deep: also try pairs of edits, and look for the nearest legal removal when there is none.
         Raises:
-            Refusal: no config builds the kept layers; names the field, the first layer that differs and a legal removal.
+            Refusal: no config builds the kept layers; names the field, the first layer that differs and a legal
+                removal.
         """
         kept = [index for index in range(self.layers) if index not in removed]
         if not kept:
@@ -96,7 +98,9 @@ class ConfigSolver:
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
             if isinstance(verdict, dict):
-                return self._solved(candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], verdict)
+                return self._solved(
+                    candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], verdict
+                )
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
@@ -108,23 +112,31 @@ class ConfigSolver:
         return [seen[key] for key in keys]
 
     def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
-        """The tables that have a part per layer under their names in the files; raises a Refusal where they are not there."""
+        """The tables that have a part per layer under their names in the files.
+
+        Raises a Refusal where they are not there.
+        """
         return tables_on_disk(self.dense, tables, self.checkpoint.tensors) if tables else {}
 
-    def places(self) -> dict[str, Place]:
+    def places(self) -> dict[str, TensorName]:
         """The places of the tensors in the files that belong to a layer."""
         sizes = {name: entry.bytes for name, entry in self.checkpoint.tensors.items()}
         return places(self.dense, self.stack_name, sizes)
 
     def moved(self, kept: list[int]) -> dict[str, int]:
-        """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them over."""
+        """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them
+        over.
+        """
         if not self.shared:
             return {}
         return moved_on_disk(self.dense, self.stack_name, self.shared, kept, self.checkpoint.tensors)
 
     @cached_property
     def _alike(self) -> list[frozenset[int]]:
-        """Sets of layers that share a value of some attribute which other layers lack; those that share every value come first."""
+        """Sets of layers that share a value of some attribute which other layers lack.
+
+        Those that share every value come first.
+        """
         kinds = self.kinds()
         sets = [frozenset(i for i, kind in enumerate(kinds) if kind == letter) for letter in sorted(set(kinds))]
         for key in dict.fromkeys(key for item in self.fingerprints for key in item):
@@ -147,7 +159,11 @@ class ConfigSolver:
         return {}
 
     def _solved(self, content: dict, changes: list[str], tables: dict[str, int]) -> Solved:
-        return Solved(self._config(content), (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)), tables)
+        return Solved(
+            self._config(content),
+            (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)),
+            tables,
+        )
 
     def _config(self, content: dict) -> PreTrainedConfig:
         with quiet():
@@ -164,7 +180,7 @@ class ConfigSolver:
             changes.append(f"{depth} {section[depth]} -> {len(kept)}")
             section[depth] = len(kept)
         for key, value in list(section.items()):
-            new = cut(key, value, kept, self.layers)
+            new = cut_value(key, value, kept, self.layers)
             if new is None and self._names_a_kind(key, value):
                 new = [kept.index(index) for index in value if index in kept]
             if new is not None:
@@ -178,7 +194,9 @@ class ConfigSolver:
         return indices and re.search("layer|block|ids|idx|indices", key) is not None and frozenset(value) in self._alike
 
     def _judge(self, content: dict, kept: list[int]) -> Mismatch | str | dict[str, int]:
-        """The tables to cut if the config builds the kept layers, else the first difference or why it does not build."""
+        """The tables to cut if the config builds the kept layers, else the first difference or why it does
+        not build.
+        """
         try:
             model = self.checkpoint.build(self._config(content))
             built = layer_fingerprints(model.get_submodule(self.stack_name))
@@ -244,7 +262,9 @@ class ConfigSolver:
             return []
         changed = [i for i, new in enumerate(built) if not same(self.fingerprints[i], new)]
         known = all((key, repr(value)) in self.seen for i in changed for key, value in built[i].items())
-        return changed if known else []  # a value that no layer had before is a size, not a choice between kinds of layers
+        return (
+            changed if known else []
+        )  # a value that no layer had before is a size, not a choice between kinds of layers
 
     def _values(self, key: str, kept: list[int]) -> list:
         """Plausible values of a layer rule after the removal, the likeliest first."""
@@ -265,13 +285,19 @@ class ConfigSolver:
             field = f"the config field {' / '.join(self._rules())}" if self._rules() else "the model's config"
             why = f"{field} cannot describe the layers that stay ({why})"
         text = f"cannot remove layer{'s' * (len(removed) > 1)} {_listed(removed)}: {why}"
-        if not deep or (isinstance(why, str) and OUTSIDE in why):
+        if not deep or (isinstance(why, str) and OUTSIDE_TEXT in why):
             return text  # a table with a part per layer stands in the way of every removal
         legal = self._nearest(removed)
-        return text + (f"; nearest legal removal: {_listed(legal)}" if legal else "; no legal removal of that size was found nearby")
+        return text + (
+            f"; nearest legal removal: {_listed(legal)}"
+            if legal
+            else "; no legal removal of that size was found nearby"
+        )
 
     def _nearest(self, removed: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The legal removal of the same size that is closest, or of another size where there is none, within a time limit."""
+        """The legal removal of the same size that is closest, or of another size where there is none, within a time
+        limit.
+        """
         deadline = time.monotonic() + NEAREST_SECONDS
         for candidate in neighbours(removed, self.layers):
             if time.monotonic() > deadline:
@@ -295,7 +321,9 @@ def _config_path(model: nn.Module, stack_name: str, top: PreTrainedConfig) -> tu
         owner = owner.rpartition(".")[0]
         config = getattr(model.get_submodule(owner), "config", None)
 
-    def search(current: PreTrainedConfig, depth: int, fits: Callable[[PreTrainedConfig], bool]) -> tuple[str, ...] | None:
+    def search(
+        current: PreTrainedConfig, depth: int, fits: Callable[[PreTrainedConfig], bool]
+    ) -> tuple[str, ...] | None:
         if fits(current):
             return ()
         for name in current.sub_configs if depth else ():

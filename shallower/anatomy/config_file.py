@@ -1,9 +1,10 @@
 """Editing the source's config.json: only what speaks of layers is changed; all else stays as it was spelt.
 
-The file is read by many programs: older transformers, llama.cpp, vLLM, MLX. A field in a spelling that only they know (``rope_scaling``,
-``torch_dtype``, ``n_layer``), sampling defaults and whatever else is unknown here stay; what speaks of layers is changed in
-every spelling that is there. The edited file must be read as the config that was found to be right; if it is not, fields that the
-reader makes from others are written out, and at last it is written anew beside what only others know.
+The file is read by many programs: older transformers, llama.cpp, vLLM, MLX. A field in a spelling that only they know
+(``rope_scaling``, ``torch_dtype``, ``n_layer``), sampling defaults and whatever else is unknown here stay; what speaks
+of layers is changed in every spelling that is there. The edited file must be read as the config that was found to be
+right; if it is not, fields that the reader makes from others are written out, and at last it is written anew beside
+what only others know.
 """
 
 import copy
@@ -16,13 +17,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .edits import cut
+from .edits import cut_value
 from .loading import VOLATILE, quiet
 from .quantised import FIELDS, StackNames, renumbered
 
 DEPTH = re.compile(r"(num|n)_(hidden_)?(layers?|blocks?)|num_decoder_layers|decoder_layers")
 PREDICTED = "num_nextn_predict_layers"
-DTYPES = ("torch_dtype", "dtype")
+DTYPE_FIELDS = ("torch_dtype", "dtype")
 
 
 class Edited:
@@ -37,7 +38,13 @@ class Edited:
     """
 
     def __init__(
-        self, raw: dict[str, Any], dense: PreTrainedConfig, pruned: PreTrainedConfig, section: tuple[str, ...], kept: list[int], layers: int
+        self,
+        raw: dict[str, Any],
+        dense: PreTrainedConfig,
+        pruned: PreTrainedConfig,
+        section: tuple[str, ...],
+        kept: list[int],
+        layers: int,
     ):
         self.raw, self.kind, self.section, self.kept, self.layers = raw, type(dense), section, kept, layers
         self.before, self.wanted = dense.to_dict(), pruned.to_dict()
@@ -62,8 +69,8 @@ class Edited:
     def store_as(self, dtype: torch.dtype) -> None:
         """Say what the weights are stored in, in every spelling that is there."""
         name = str(dtype).removeprefix("torch.")
-        spelt = [(part, key) for part in _parts(self.content) for key in DTYPES if key in part]
-        for part, key in spelt or [(self.content, key) for key in DTYPES]:
+        spelt = [(part, key) for part in _parts(self.content) for key in DTYPE_FIELDS if key in part]
+        for part, key in spelt or [(self.content, key) for key in DTYPE_FIELDS]:
             part[key] = name
 
     def _edited(self) -> dict[str, Any]:
@@ -79,7 +86,10 @@ class Edited:
             return content
         content = {key: value for key, value in content.items() if key not in self.before} | copy.deepcopy(self.wanted)
         if left := self._wrong(content):
-            raise Refusal(f"the edited config.json would be read otherwise than it was meant ({left[0][1]} becomes {str(left[0][2])[:60]})")
+            raise Refusal(
+                f"the edited config.json would be read otherwise than it was meant ({left[0][1]} becomes "
+                f"{str(left[0][2])[:60]})"
+            )
         self.changes.append("config.json written anew, in the spelling of this transformers")
         return content
 
@@ -97,7 +107,9 @@ class Edited:
                 part[name] = copy.deepcopy(value)
 
     def _cut_unknown(self, content: dict[str, Any]) -> None:
-        """Fields that this transformers does not know, but others do: the depth by another name, and lists of its length."""
+        """Fields that this transformers does not know, but others do: the depth by another name, and lists of its
+        length.
+        """
         part, wanted = content, self.wanted
         for name in self.section:
             part, wanted = part.get(name), wanted.get(name, {})
@@ -106,7 +118,7 @@ class Edited:
         for key, value in list(part.items()):
             if key in self.own or any(key in names for names in self.aliases.get(self.section, {}).values()):
                 continue
-            new = cut(key, value, self.kept, self.layers)
+            new = cut_value(key, value, self.kept, self.layers)
             if new is None and type(value) is int and value == self.layers and DEPTH.fullmatch(key):
                 new = len(self.kept)
             if new is not None:
@@ -127,7 +139,11 @@ class Edited:
 
 def _own_fields(kind: type[PreTrainedConfig]) -> set[str]:
     """Fields that a class of configs reads itself; others are only carried along."""
-    return {*inspect.signature(kind.__init__).parameters, *getattr(kind, "__dataclass_fields__", ()), *PreTrainedConfig().to_dict()}
+    return {
+        *inspect.signature(kind.__init__).parameters,
+        *getattr(kind, "__dataclass_fields__", ()),
+        *PreTrainedConfig().to_dict(),
+    }
 
 
 class _Absent:
@@ -163,7 +179,9 @@ def _parts(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def _sections(config: PreTrainedConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], PreTrainedConfig]]:
+def _sections(
+    config: PreTrainedConfig, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], PreTrainedConfig]]:
     yield path, config
     for name in config.sub_configs:
         below = getattr(config, name, None)

@@ -49,11 +49,15 @@ class Decoder:
         for key in output:
             if key in self.known and not isinstance(output[key], Tensor):
                 self.name, self.cache = key, output[key]
-        if self.cache is None and self.name in self.known:  # a few fill the cache that they are given, but hand none out
+        if (
+            self.cache is None and self.name in self.known
+        ):  # a few fill the cache that they are given, but hand none out
             self.cache = DynamicCache(config=self.module.config)
             output = self.module(input_ids=tokens, use_cache=True, **{self.name: self.cache}, **last)
         if not self.held:
-            raise UserError(f"{type(self.module).__name__} keeps no cache of what it has read: bench measures cached decoding only")
+            raise UserError(
+                f"{type(self.module).__name__} keeps no cache of what it has read: bench measures cached decoding only"
+            )
         return output.logits[:, -1]
 
     @torch.no_grad()
@@ -75,7 +79,10 @@ class Decoder:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors that a cache holds, wherever they lie in it, each once; single numbers, such as lengths, left out."""
+    """Bytes of all tensors that a cache holds, wherever they lie in it, each once.
+
+    Single numbers, such as lengths, left out.
+    """
     seen, found, todo = set(), {}, [cache]
     while todo:
         item = todo.pop()

@@ -1,4 +1,6 @@
-"""Trained weights under their names on disk: what a training changed put into the source's files, everything else as it was."""
+"""Trained weights by their names on disk: what a training changed put into the source's files, everything else as
+it was.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -7,16 +9,18 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import UserError
-from ..shards import Content, stored
-from ..tensors import Entry
+from ..storage.index import TensorEntry
+from ..storage.writer import Content, stored_content
 from .loading import FLOATS, Checkpoint, quiet
 
 
-def trained_contents(checkpoint: Checkpoint, module: nn.Module) -> tuple[dict[str, Content], dict[str, Callable[[], Tensor]]]:
+def trained_contents(
+    checkpoint: Checkpoint, module: nn.Module
+) -> tuple[dict[str, Content], dict[str, Callable[[], Tensor]]]:
     """(name on disk -> what to write, name -> the tensor that is meant to lie there).
 
-    Every tensor keeps its name, its place in the order and the dtype that it had; what the model has no place for is copied byte for
-    byte, and is not among the second.
+    Every tensor keeps its name, its place in the order and the dtype that it had; what the model has no place for is
+    copied byte for byte, and is not among the second.
 
     Args:
         module: the trained model, its weights as they were trained (in float32).
@@ -30,7 +34,7 @@ def trained_contents(checkpoint: Checkpoint, module: nn.Module) -> tuple[dict[st
     for disk, entry in checkpoint.tensors.items():
         memory = names.memory[disk]
         if entry.dtype not in FLOATS:
-            contents[disk] = stored(entry)
+            contents[disk] = stored_content(entry)
             continue
         if disk in names.plain:
             value = state.get(memory)
@@ -41,12 +45,15 @@ def trained_contents(checkpoint: Checkpoint, module: nn.Module) -> tuple[dict[st
             value = reverted.get(disk)
             if value is None and memory in state:
                 raise UserError(
-                    f"{checkpoint.source}: what was trained cannot be put back into {disk}: save the model anew by transformers first"
+                    f"{checkpoint.source}: what was trained cannot be put back into {disk}: save the model "
+                    "anew by transformers first"
                 )
         if value is None:
-            contents[disk] = stored(entry)
+            contents[disk] = stored_content(entry)
         elif tuple(value.shape) != entry.shape:
-            raise UserError(f"{checkpoint.source}: {disk} was trained as {list(value.shape)} and is stored as {list(entry.shape)}")
+            raise UserError(
+                f"{checkpoint.source}: {disk} was trained as {list(value.shape)} and is stored as {list(entry.shape)}"
+            )
         else:
             meant[disk] = _rounded(value, FLOATS[entry.dtype])
             contents[disk] = Content(entry.dtype, entry.shape, entry.bytes, _pieces(meant[disk]))
@@ -58,7 +65,7 @@ def kept_as_they_were(checkpoint: Checkpoint, meant: dict[str, Callable[[], Tens
     return [name for name, entry in checkpoint.tensors.items() if name not in meant and entry.dtype in FLOATS]
 
 
-def stored_dtypes(tensors: dict[str, Entry]) -> list[str]:
+def stored_dtypes(tensors: dict[str, TensorEntry]) -> list[str]:
     """What the floating tensors are stored in, the one that holds most first; in torch's spelling."""
     sizes: dict[str, int] = {}
     for entry in tensors.values():

@@ -1,4 +1,7 @@
-"""Values that config fields may take once layers are removed: cut, remapped, written out, rescaled; and other removals to try."""
+"""Edits of config fields for removed layers: values cut, remapped, written out, rescaled.
+
+And other removals to try.
+"""
 
 import itertools
 import math
@@ -7,10 +10,12 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedConfig
 
-_GENERAL = frozenset(PreTrainedConfig().to_dict())  # fields of every config: token ids, labels, names; none is per layer
+_GENERAL = frozenset(
+    PreTrainedConfig().to_dict()
+)  # fields of every config: token ids, labels, names; none is per layer
 
 
-def cut(key: str, value: object, kept: list[int], layers: int) -> object:
+def cut_value(key: str, value: object, kept: list[int], layers: int) -> object:
     """The value cut to the kept layers where it is a list, string or dict by layer, else None."""
     if key in _GENERAL or "token" in key or layers < 2:
         return None
@@ -24,7 +29,9 @@ def cut(key: str, value: object, kept: list[int], layers: int) -> object:
 
 
 def _every_index(value: list | tuple, layers: int) -> bool:
-    """Whether a list holds the index of every layer, as one of the indices of a kind does where there is one kind only."""
+    """Whether a list holds the index of every layer, as one of the indices of a kind does where there is one kind
+    only.
+    """
     return list(value) == list(range(layers)) and not any(isinstance(item, bool) for item in value)
 
 
@@ -35,14 +42,19 @@ def perturbed(value: object, kinds: list[str]) -> list:
         return []
     if isinstance(value, int):
         return [other for other in (value + 1, value - 1) if other >= 0] if value <= layers + 1 else []
-    if isinstance(value, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= layers for i in value):
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= layers for i in value
+    ):
         first = {kind: index for index, kind in reversed(list(enumerate(kinds))) if index not in value}
         return [list(value[:-1])] * bool(value) + [sorted([*value, index]) for index in first.values()]
     return []
 
 
 def expanded(value: object, kept: list[int], layers: int) -> list:
-    """A repeating pattern written out for every layer and cut; a list of numbers by layer that looked like one of indices, cut."""
+    """A repeating pattern written out for every layer and cut.
+
+    A list of numbers by layer that looked like one of indices, cut.
+    """
     if isinstance(value, (list, tuple)) and _every_index(value, layers):
         return [[value[index] for index in kept]]
     if isinstance(value, (list, tuple)) and 1 < len(value) < layers and all(isinstance(item, str) for item in value):

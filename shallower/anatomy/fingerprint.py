@@ -1,4 +1,6 @@
-"""What a layer is built like: module classes, plain attributes, parameter and buffer shapes, small buffer values."""
+"""Layer fingerprint, what a layer is built like: module classes, plain attributes, parameter and buffer shapes, small
+buffer values.
+"""
 
 import hashlib
 import math
@@ -50,7 +52,9 @@ def _fingerprint(layer: nn.Module) -> Fingerprint:
         for key, parameter in module._parameters.items():
             found[f"{name}.{key}:shape".lstrip(".")] = tuple(parameter.shape) if parameter is not None else None
         for key, buffer in module._buffers.items():
-            stored = key not in module._non_persistent_buffers_set  # its values come from the file, whatever the config says
+            stored = (
+                key not in module._non_persistent_buffers_set
+            )  # its values come from the file, whatever the config says
             found[f"{name}.{key}:buffer".lstrip(".")] = _buffer(buffer, stored)
     return found
 
@@ -86,10 +90,16 @@ def _counts(key: str, raw: list[Fingerprint]) -> bool:
 
 
 def _steps(places: list[tuple[int, int]]) -> bool:
-    """Whether the values are a multiple of the layer's index, plus a constant below the multiple (parts of a layer are counted too)."""
+    """Whether the values are a multiple of the layer's index, plus a constant below the multiple (parts of a layer are
+    counted too).
+    """
     (first, start), (last, end) = places[0], places[-1]
     step = (end - start) // max(last - first, 1)
-    return step > 1 and all(0 <= value - step * index < step for index, value in places) and len({v - step * i for i, v in places}) == 1
+    return (
+        step > 1
+        and all(0 <= value - step * index < step for index, value in places)
+        and len({v - step * i for i, v in places}) == 1
+    )
 
 
 def same(one: Fingerprint, other: Fingerprint) -> bool:
@@ -101,7 +111,10 @@ def _equal(one: object, other: object) -> bool:
     if isinstance(one, Listed) and isinstance(other, Listed):
         return _equal(one.own, other.own)
     if isinstance(one, Listed) or isinstance(other, Listed):  # a list that had that length by chance
-        one, other = (list(getattr(value, "items", value)) if isinstance(value, (Listed, list, tuple)) else value for value in (one, other))
+        one, other = (
+            list(getattr(value, "items", value)) if isinstance(value, (Listed, list, tuple)) else value
+            for value in (one, other)
+        )
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
     return one == other
@@ -121,7 +134,10 @@ def digest(fingerprint: Fingerprint) -> str:
 
 
 def shared_tensors(model: nn.Module, stack_name: str) -> frozenset[Shared]:
-    """The tensors that serve several layers, each as the set of its (layer, name in the layer); ties have to be tied."""
+    """The tensors that serve several layers, each as the set of its (layer, name in the layer).
+
+    Ties have to be tied.
+    """
     owners: dict[int, set[tuple[int, str]]] = {}
     for index, layer in enumerate(model.get_submodule(stack_name)):
         for name, parameter in layer.named_parameters(remove_duplicate=False):

@@ -1,7 +1,9 @@
-"""GGUF import: a .gguf file turned once into a plain safetensors model, with what transformers' importer does not know refused or added.
+"""GGUF import: a .gguf file turned once into a plain safetensors model, with what transformers' importer does not know
+refused or added.
 
-transformers reads config, tokenizer and weights. It drops settings that it has no name for without a word, takes a file without
-some weights for whole, and reads every word of the vocabulary several times; so the header is read here first.
+transformers reads config, tokenizer and weights. It drops settings that it has no name for without a word, takes a
+file without some weights for whole, and reads every word of the vocabulary several times; so the header is read here
+first.
 """
 
 import math
@@ -20,15 +22,28 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, modeling_gguf_pytorch_utils
 
 from ..errors import UserError
-from ..files import cache_folder, check_space, new_folder
-from ..gguf_file import GgufHeader, GgufTensor, LongArray, copy_without
-from ..progress import say, track
+from ..runtime.progress import say, track
+from ..storage.files import check_space, new_folder
+from ..storage.gguf import GgufHeader, GgufTensor, LongArray, copy_without
+from ..storage.paths import cache_folder
 from .loading import check_whole, from_config, one_line, quiet, unfilled
 
 IMPORTER = 2  # changes with what is made of a file
 FACTORS = "rope_freqs.weight"
-KNOWN_FACTORS = (8192, 4096, 16384, 32768, 2048, 1024, 512, 256, 128, 64, 32)  # lengths that the factors may start from, likeliest first
-CLOSE = 1e-4
+KNOWN_FACTORS = (
+    8192,
+    4096,
+    16384,
+    32768,
+    2048,
+    1024,
+    512,
+    256,
+    128,
+    64,
+    32,
+)  # lengths that the factors may start from, likeliest first
+GGUF_CLOSE = 1e-4
 PLAIN_SCALING = ("none", "default")
 HARMLESS = {"finetuned", "type", "factor", "original_context_length"}  # of rope.scaling, where its type is known
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
@@ -51,8 +66,8 @@ def header_config(header: GgufHeader) -> PreTrainedConfig:
 def plain_from_gguf(header: GgufHeader, origin: str) -> Path:
     """A plain fp32 model made once from a .gguf file, in the user's cache under the file's hash.
 
-    The weights are dequantised to fp32, in which they are exact. A model loaded from GGUF keeps a quantisation config that makes
-    it unsavable, so the model is rebuilt as a plain one.
+    The weights are dequantised to fp32, in which they are exact. A model loaded from GGUF keeps a quantisation config
+    that makes it unsavable, so the model is rebuilt as a plain one.
 
     Raises:
         UserError: transformers cannot read the file, or not all of it.
@@ -63,7 +78,10 @@ def plain_from_gguf(header: GgufHeader, origin: str) -> Path:
         return target
     config = header_config(header)
     size = 4 * header.parameters
-    say(f"unpacking {file.name} once: {header.bytes / 1e6:.0f} MB of {header.storage} become {size / 1e6:.0f} MB of float32 in {target}")
+    say(
+        f"unpacking {file.name} once: {header.bytes / 1e6:.0f} MB of {header.storage} become {size / 1e6:.0f} "
+        f"MB of float32 in {target}"
+    )
     check_space(target, size)
     with quiet(), new_folder(target) as folder:
         plain, tokenizer = _loaded(header, config)
@@ -91,7 +109,9 @@ def _words(header: GgufHeader) -> list[str]:
 
 def _counts(header: GgufHeader) -> dict[str, int]:
     """The size of the vocabulary, which transformers otherwise counts."""
-    rows = next((tensor.shape[1] for tensor in header.tensors if tensor.name == EMBEDDING and len(tensor.shape) == 2), None)
+    rows = next(
+        (tensor.shape[1] for tensor in header.tensors if tensor.name == EMBEDDING and len(tensor.shape) == 2), None
+    )
     key = f"{header.architecture}.vocab_size"
     return {key: rows} if rows and rows < 2**32 and key not in header.metadata else {}
 
@@ -118,14 +138,22 @@ def _rope(header: GgufHeader) -> dict[str, Any]:
         return {}  # the importer reads them
     number = isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0
     if tables or (unknown and kind not in PLAIN_SCALING) or kind not in (*PLAIN_SCALING, "linear") or not number:
-        what = tables[0] if tables else ", ".join(f"rope.scaling.{key} = {value}" for key, value in sorted(settings.items()))
+        what = (
+            tables[0]
+            if tables
+            else ", ".join(f"rope.scaling.{key} = {value}" for key, value in sorted(settings.items()))
+        )
         raise UserError(
-            f"{header.file}: its rotary scaling ({what}) is dropped by transformers' importer, and shallower cannot say it either: "
+            f"{header.file}: its rotary scaling ({what}) is dropped by transformers' importer, and shallower "
+            "cannot say it either: "
             "give the original model instead of the .gguf file"
         )
     if FACTORS in header.names:
         if factor != 1.0 and kind == "linear":
-            raise UserError(f"{header.file} scales its rotary angles by {FACTORS} and by rope.scaling: give the original model instead")
+            raise UserError(
+                f"{header.file} scales its rotary angles by {FACTORS} and by rope.scaling: give the original "
+                "model instead"
+            )
         return _llama3(header)
     if kind == "linear" and factor != 1.0:
         return {"rope_type": "linear", "factor": float(factor)}
@@ -141,18 +169,30 @@ def _llama3(header: GgufHeader) -> dict[str, Any]:
         return {}
     plain = base ** -(torch.arange(len(table), dtype=torch.float64) / len(table))
     for length in KNOWN_FACTORS:
-        found = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": length}
-        if bool(((llama3_factors(plain, **found) - table).abs() <= CLOSE * table.abs()).all()):
+        found = {
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": length,
+        }
+        if bool(((llama3_factors(plain, **found) - table).abs() <= GGUF_CLOSE * table.abs()).all()):
             return {"rope_type": "llama3"} | found
     raise UserError(
-        f"{header.file}: the factors in {FACTORS} fit no scaling that is known here: give the original model instead of the .gguf file"
+        f"{header.file}: the factors in {FACTORS} fit no scaling that is known here: give the original model "
+        "instead of the .gguf file"
     )
 
 
 def llama3_factors(
-    frequencies: Tensor, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_max_position_embeddings: int
+    frequencies: Tensor,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
 ) -> Tensor:
-    """What the rotary frequencies are divided by, (frequency,): 1 for short waves, ``factor`` for long ones, between them in between.
+    """What the rotary frequencies are divided by, (frequency,): 1 for short waves, ``factor`` for long ones, between
+    them in between.
 
     Source: the scaling of Llama 3.1 as transformers and llama.cpp compute it.
     """
@@ -214,14 +254,18 @@ def _check_all_read(header: GgufHeader, loaded: torch.nn.Module) -> None:
     ends = [getattr(end, "weight", None) for end in (loaded.get_input_embeddings(), loaded.get_output_embeddings())]
     if head and embedding and ends[0] is ends[1]:
         if not torch.equal(read_gguf_tensor(header, head), read_gguf_tensor(header, embedding)):
-            raise UserError(f"{header.file} holds a head of its own, which transformers' importer drops: give the original model instead")
+            raise UserError(
+                f"{header.file} holds a head of its own, which transformers' importer drops: give the original "
+                "model instead"
+            )
         del tensors[HEAD]
     held, state = sum(tensor.count for tensor in tensors.values()), loaded.state_dict()
     made = sum(parameter.numel() for parameter in loaded.parameters())
     made += sum(buffer.numel() for name, buffer in loaded.named_buffers() if name in state)
     if made != held:
         raise UserError(
-            f"{header.file} holds {held} numbers in its weights, of which transformers' importer makes a model with {made}: "
+            f"{header.file} holds {held} numbers in its weights, of which transformers' importer makes a model "
+            f"with {made}: "
             "give the original model instead of the .gguf file"
         )
 
@@ -237,8 +281,10 @@ def _tell_twice(header: GgufHeader) -> None:
     apart = float((head - embedding).norm() / embedding.norm())
     if apart < 0.2:  # two roundings of one matrix; unrelated ones are farther apart than they are long
         say(
-            f"{header.file.name} holds the embedding twice, as {other.kind} for the input and as {one.kind} for the head "
-            f"({apart:.1%} apart): the model was tied, and counts {one.count / 1e6:.1f}M parameters more than the original"
+            f"{header.file.name} holds the embedding twice, as {other.kind} for the input and as {one.kind} "
+            "for the head "
+            f"({apart:.1%} apart): the model was tied, and counts {one.count / 1e6:.1f}M parameters more than "
+            "the original"
         )
 
 

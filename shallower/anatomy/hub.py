@@ -8,17 +8,18 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, snapshot_download
 
 from ..errors import UserError
-from ..files import parse_json
-from ..tensors import INDEX, PICKLES, SINGLE, Entry
+from ..storage.index import INDEX, PICKLES, SINGLE, TensorEntry
+from ..storage.paths import parse_json
 from .loading import one_line
 
 T = TypeVar("T")
-SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
-SHARD = re.compile(r"[^/\\]+\.safetensors")
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+HUB_SHARD = re.compile(r"[^/\\]+\.safetensors")
 
 
 def fetch_files(source: str, *, python: bool) -> Path:
-    """The folder in the Hub's cache with the model's small files and with the weight files that its index names, no other copies.
+    """The folder in the Hub's cache with the model's small files and with the weight files that its index names, no
+    other copies.
 
     Raises:
         UserError: it cannot be reached, or there is nothing to fetch.
@@ -33,8 +34,9 @@ def fetch_files(source: str, *, python: bool) -> Path:
     return _snapshot(source, wanted, revision)
 
 
-def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, Entry], dict[Path, str]]:
-    """(folder with the small files, where each tensor would lie, weight file -> SHA-256), nothing but headers read of the weights.
+def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, TensorEntry], dict[Path, str]]:
+    """(folder with the small files, where each tensor would lie, weight file -> SHA-256), nothing but headers read of
+    the weights.
 
     Raises:
         UserError: as for ``fetch_files``.
@@ -45,12 +47,12 @@ def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, Entry],
     wanted = [SINGLE] if names is None or SINGLE in names else shards_of(folder)
     if names is not None and not wanted:
         _refuse(source, names)
-    tensors: dict[str, Entry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for name in wanted:
         head = _asked(source, lambda name=name: api.parse_safetensors_file_metadata(source, name, revision=revision))
         for tensor, info in head.tensors.items():
             start, end = info.data_offsets
-            tensors[tensor] = Entry(folder / name, info.dtype, tuple(info.shape), start, end)
+            tensors[tensor] = TensorEntry(folder / name, info.dtype, tuple(info.shape), start, end)
     paths = _asked(source, lambda: list(api.get_paths_info(source, wanted, revision=revision)))
     return folder, tensors, {folder / one.path: (one.lfs.sha256 if one.lfs else one.blob_id) for one in paths}
 
@@ -63,11 +65,11 @@ def shards_of(folder: Path) -> list[str]:
     content = parse_json(path.read_bytes(), str(path))
     where = content.get("weight_map") if isinstance(content, dict) else None
     names = {name for name in where.values() if isinstance(name, str)} if isinstance(where, dict) else set()
-    return sorted(name for name in names if SHARD.fullmatch(name))
+    return sorted(name for name in names if HUB_SHARD.fullmatch(name))
 
 
 def _small(python: bool) -> list[str]:
-    return [*SMALL, *(["*.py"] if python else [])]
+    return [*SMALL_FILES, *(["*.py"] if python else [])]
 
 
 def _snapshot(source: str, patterns: Iterable[str], revision: str | None = None) -> Path:
@@ -87,7 +89,8 @@ def _asked(source: str, ask: Callable[[], T]) -> T:
         return ask()
     except Exception as error:  # the Hub client raises many kinds: offline, gated, missing, rate limits
         raise UserError(
-            f"{source} is no folder here and cannot be fetched from the Hub ({one_line(error)}): check the name and the network"
+            f"{source} is no folder here and cannot be fetched from the Hub ({one_line(error)}): check the "
+            "name and the network"
         ) from error
 
 

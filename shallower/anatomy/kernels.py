@@ -1,4 +1,5 @@
-"""Faster products of the same precision on the CPU: oneDNN for fp32 linear layers, at about twice the speed of the default; bf16 and
+"""CPU kernels of the same precision, but faster: oneDNN for fp32 linear layers, at about twice the speed of the
+default; bf16 and
 fp16 through it where the CPU has no products of theirs; weights that are multiplied often kept in its own order."""
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ from .bypass import replaced_forwards
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW = 1 << 15  # multiplications below this are not worth the longer way there
 OFTEN = 4  # calls from which on reordering a weight once takes less time than oneDNN's doing so in each
-NARROW, LARGEST = 1024, 256 << 20  # the shorter side of a weight above which nothing is gained; bytes of it that are not held twice
+NARROW, LARGEST = (
+    1024,
+    256 << 20,
+)  # the shorter side of a weight above which nothing is gained; bytes of it that are not held twice
 
 
 def product(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,7 +44,8 @@ class _Linear(torch.autograd.Function):
 
 
 def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` on a CPU through oneDNN where that is the faster one, bf16 and fp16 through fp32 where the CPU
+    """``torch.nn.functional.linear`` on a CPU through oneDNN where that is the faster one, bf16 and fp16 through fp32
+    where the CPU
     has no products of theirs: each product is exact, the sum is rounded once, as on CPUs that have them."""
     alike = stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
     usable = AVAILABLE and alike and (stream.dtype == torch.float32 or emulated(stream.dtype))
@@ -62,7 +67,9 @@ def emulated(dtype: torch.dtype) -> bool:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """No TF32 on a GPU while inside: fp32 products in fp32 and sums of bf16 products in fp32, whatever the process had set."""
+    """No TF32 on a GPU while inside: fp32 products in fp32 and sums of bf16 products in fp32, whatever the process had
+    set.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if not torch.cuda.is_available():
         yield
@@ -79,9 +86,16 @@ def exact_products() -> Iterator[None]:
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Let the model's plain linear layers use ``fast_linear`` while inside, and no TF32; layers of other classes stay as they are."""
+    """Let the model's plain linear layers use ``fast_linear`` while inside, and no TF32.
+
+    Layers of other classes stay as they are.
+    """
     on_cpu = AVAILABLE and any(parameter.device.type in ("cpu", "meta") for parameter in model.parameters())
-    plain = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in module.__dict__] if on_cpu else []
+    plain = (
+        [module for module in model.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
+        if on_cpu
+        else []
+    )
     with exact_products(), replaced_forwards((module, _forward(module)) for module in plain):
         yield
 
@@ -90,10 +104,12 @@ def _forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     return lambda stream: fast_linear(stream, module.weight, module.bias)
 
 
-def packed(module: nn.Module | None, calls: int) -> AbstractContextManager[None]:
-    """Let plain linear layers within a module hold their weights in oneDNN's order while inside, if it is called often enough to pay.
+def packed_weights(module: nn.Module | None, calls: int) -> AbstractContextManager[None]:
+    """Let plain linear layers within a module hold their weights in oneDNN's order while inside, if it is called often
+    enough to pay.
 
-    The results are those without, bit for bit. The weights must stay as they are meanwhile; they are read at the first call.
+    The results are those without, bit for bit. The weights must stay as they are meanwhile; they are read at the first
+    call.
     """
     inside = module.modules() if module is not None and AVAILABLE and calls >= OFTEN else ()
     return replaced_forwards((one, _holding(one)) for one in inside if type(one) is nn.Linear)
@@ -108,7 +124,9 @@ def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
             return plain(stream)
         kind = torch.float32 if emulated(weight.dtype) else weight.dtype
         if not held:
-            held.append(torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(kind), stream.numel() // stream.shape[-1]))
+            held.append(
+                torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(kind), stream.numel() // stream.shape[-1])
+            )
         return product(stream.to(kind), held[0], None if bias is None else bias.to(kind)).to(stream.dtype)
 
     return forward

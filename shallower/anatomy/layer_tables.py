@@ -1,4 +1,5 @@
-"""Tensors that do not belong to one layer alone: tables outside the layers with a part per layer, and weights of several layers.
+"""Layer tables and shared weights, tensors of no single layer: tables outside the layers with a part per layer, and
+weights of several layers.
 
 Tables are told by their shapes. Both are found again under their names on disk, which may differ from those in memory.
 """
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ..errors import Refusal
-from ..tensors import Entry
+from ..storage.index import TensorEntry
 from .fingerprint import Shared
 from .names import names_in_model
 
@@ -25,8 +26,8 @@ def outside_shapes(model: nn.Module, stack_name: str) -> Shapes:
 def layer_tables(dense: Shapes, pruned: Shapes, layers: int, kept: int) -> dict[str, int] | str:
     """The tables by layer among the outside tensors, name -> axis; or, in words, what else differs.
 
-    A tensor is such a table if exactly one axis differs, and that one is layers x width before and kept x the same width
-    after. That the parts lie in the order of the layers is supposed here and proven on the written model.
+    A tensor is such a table if exactly one axis differs, and that one is layers x width before and kept x the same
+    width after. That the parts lie in the order of the layers is supposed here and proven on the written model.
     """
     tables = {}
     for name, before in dense.items():
@@ -49,11 +50,11 @@ def _table_axis(before: tuple[int, ...], after: tuple[int, ...] | None, layers: 
     return differing[0] if fits else None
 
 
-def tables_on_disk(model: nn.Module, tables: dict[str, int], tensors: dict[str, Entry]) -> dict[str, int]:
+def tables_on_disk(model: nn.Module, tables: dict[str, int], tensors: dict[str, TensorEntry]) -> dict[str, int]:
     """The tables' names in the files -> axis; of tied tables those that are stored.
 
     Args:
-        model: the unpruned model without weights.
+        model: the dense model without weights.
         tables: name in the model -> axis.
         tensors: what the files hold.
     Raises:
@@ -68,14 +69,17 @@ def tables_on_disk(model: nn.Module, tables: dict[str, int], tensors: dict[str, 
     there = {id(state[name]) for name in found.values()}
     missing = [name for name in tables if id(state[name]) not in there]
     if missing:
-        raise Refusal(f"{missing[0]} has a part per layer, and is not among the weights in the files: shallower cannot cut it")
+        raise Refusal(
+            f"{missing[0]} has a part per layer, and is not among the weights in the files: shallower cannot cut it"
+        )
     return {disk: tables[name] for disk, name in found.items()}
 
 
 def moved_on_disk(
-    model: nn.Module, stack_name: str, shared: Iterable[Shared], kept: list[int], tensors: dict[str, Entry]
+    model: nn.Module, stack_name: str, shared: Iterable[Shared], kept: list[int], tensors: dict[str, TensorEntry]
 ) -> dict[str, int]:
-    """Stored names of shared tensors whose layer goes while another that uses them stays -> the first of those that stay.
+    """Stored names of shared tensors whose layer goes while another that uses them stays -> the first of those that
+    stay.
 
     Raises:
         Refusal: the tensor has another name in that layer.
@@ -89,7 +93,10 @@ def moved_on_disk(
             continue
         (owner, name), (user, other) = there[0], users[0]
         if name != other:
-            raise Refusal(f"layers {owner} and {user} share a tensor that is {name} in one and {other} in the other: it cannot be moved")
+            raise Refusal(
+                f"layers {owner} and {user} share a tensor that is {name} in one and {other} in the other: it "
+                "cannot be moved"
+            )
         moved[stored[f"{stack_name}.{owner}.{name}"]] = user
     return moved
 

@@ -1,7 +1,8 @@
-"""Embedding and head of a layered model at a wider dtype than they are stored in, without holding either at that width.
+"""Lean embedding and head: those of a layered model at a wider dtype than they are stored in, without holding either
+at that width.
 
-For the few tokens of a proof: of the embedding only the rows of these tokens take memory, and the head is multiplied a block of rows
-at a time. Widening is exact, so the results are those of the whole matrices in the wider dtype.
+For the few tokens of a proof: of the embedding only the rows of these tokens take memory, and the head is multiplied a
+block of rows at a time. Widening is exact, so the results are those of the whole matrices in the wider dtype.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..tensors import Entry
+from ..storage.index import TensorEntry
 from .loading import FLOATS, Checkpoint
 
-ROWS = 2048  # of the head that are widened at once
+LEAN_ROWS = 2048  # of the head that are widened at once
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ def lean_ends(checkpoint: Checkpoint, skeleton: nn.Module, tokens: Tensor) -> Le
 
     def install() -> None:
         embedding.weight = nn.Parameter(_some_rows(rows, tokens, kind), requires_grad=False)
-        head.weight = nn.Parameter(torch.zeros((), dtype=kind).expand(whole.shape), requires_grad=False)  # takes no memory
+        head.weight = nn.Parameter(
+            torch.zeros((), dtype=kind).expand(whole.shape), requires_grad=False
+        )  # takes no memory
         head.forward = lambda stream: torch.cat([linear(stream, part) for part in _blocks(whole, kind)], dim=-1)
 
     return LeanEnds(frozenset({first, last}), install)
 
 
-def _some_rows(entry: Entry, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+def _some_rows(entry: TensorEntry, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrix with zeros but for the rows of these tokens; memory that is never touched is never taken."""
     found = torch.from_numpy(np.zeros(entry.shape, dtype={2: np.float16, 4: np.float32, 8: np.float64}[dtype.itemsize]))
     size = entry.bytes // entry.shape[0]
@@ -72,12 +75,12 @@ def _some_rows(entry: Entry, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def _blocks(entry: Entry, dtype: torch.dtype):
+def _blocks(entry: TensorEntry, dtype: torch.dtype):
     """The matrix's rows in the wider dtype, a block at a time, read anew each time."""
     size = entry.bytes // entry.shape[0]
     with entry.file.open("rb") as stream:
         stream.seek(entry.start)
-        for start in range(0, entry.shape[0], ROWS):
-            count = min(ROWS, entry.shape[0] - start)
+        for start in range(0, entry.shape[0], LEAN_ROWS):
+            count = min(LEAN_ROWS, entry.shape[0] - start)
             raw = torch.frombuffer(bytearray(stream.read(count * size)), dtype=FLOATS[entry.dtype])
             yield raw.view(count, *entry.shape[1:]).to(dtype)

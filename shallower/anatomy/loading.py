@@ -1,4 +1,4 @@
-"""Checkpoint: a model on disk, its weights loaded whole or its modules built without them."""
+"""Checkpoint loading: a model on disk, its weights loaded whole or its modules built without them."""
 
 import contextlib
 import copy
@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError
-from ..hashes import file_hashes
-from ..tensors import Entry
+from ..storage.hashes import file_hashes
+from ..storage.index import TensorEntry
 from .agreement import bounded
 from .names import Names, read_names
 from .quantised import check_loadable
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 VOLATILE = ("transformers_version", "_name_or_path")  # fields of a config that do not change the model
@@ -57,9 +57,9 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
         return None
     if isinstance(name, torch.dtype):
         return name
-    if aliases.get(name, name) not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}; allowed are {', '.join(DTYPES)}")
-    return DTYPES[aliases.get(name, name)]
+    if aliases.get(name, name) not in TORCH_DTYPES:
+        raise UserError(f"unknown dtype {name!r}; allowed are {', '.join(TORCH_DTYPES)}")
+    return TORCH_DTYPES[aliases.get(name, name)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Checkpoint:
     source: str
     folder: Path
     config: PreTrainedConfig
-    tensors: dict[str, Entry] = field(repr=False)
+    tensors: dict[str, TensorEntry] = field(repr=False)
     trust_remote_code: bool = False
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
     origin: str = ""
@@ -92,7 +92,9 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides what is loaded: the config, every byte of every weight file, and code that comes with the model."""
+        """Hash of all that decides what is loaded: the config, every byte of every weight file, and code that comes
+        with the model.
+        """
         digest = hashlib.sha256()
         if self.origin:
             digest.update(f"gguf {self.origin}".encode())
@@ -146,7 +148,9 @@ class Checkpoint:
     def load_reporting(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[nn.Module, dict]:
         """The model and transformers' own report: missing, unexpected and mismatched keys."""
         if not self.whole:
-            raise UserError(f"{self.source}: only the headers of its files were read, so it cannot be loaded: open it anew")
+            raise UserError(
+                f"{self.source}: only the headers of its files were read, so it cannot be loaded: open it anew"
+            )
         check_loadable(self.source, self.quantised)
         try:
             with quiet():
@@ -175,7 +179,8 @@ class Checkpoint:
                 return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # transformers raises many kinds for an absent or broken tokenizer
             raise UserError(
-                f"{self.source} has no tokenizer that loads ({one_line(error)}): add its files, or pass --tokens FILE.npy"
+                f"{self.source} has no tokenizer that loads ({one_line(error)}): add its files, or pass "
+                "--tokens FILE.npy"
             ) from error
 
     def build(self, config: PreTrainedConfig | None = None) -> nn.Module:
@@ -184,7 +189,9 @@ class Checkpoint:
             with unfilled(), init_empty_weights(include_buffers=False):
                 model = from_config(config or self.config, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # as above
-            raise UserError(f"{self.source}: transformers cannot build it from its config ({one_line(error)})") from error
+            raise UserError(
+                f"{self.source}: transformers cannot build it from its config ({one_line(error)})"
+            ) from error
         model.tie_weights()  # moving to the meta device separated tied parameters
         return model
 
@@ -202,7 +209,11 @@ class Checkpoint:
 
 def hub_of(source: str) -> str | None:
     """A source if it is an id on the Hub, None if it is a folder or a file."""
-    return source if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not os.path.exists(Path(source).expanduser()) else None
+    return (
+        source
+        if HUB_ID.fullmatch(source) and not source.endswith(".gguf") and not os.path.exists(Path(source).expanduser())
+        else None
+    )
 
 
 def unfilled() -> contextlib.AbstractContextManager[None]:
@@ -213,11 +224,15 @@ def unfilled() -> contextlib.AbstractContextManager[None]:
     return getattr(initialization, "no_init_weights", contextlib.nullcontext)()
 
 
-def from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> nn.Module:
+def from_config(
+    config: PreTrainedConfig, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> nn.Module:
     """A model built from a copy of its config, in eval mode; what its tensors are follows from the context."""
     with quiet():
         options = {} if dtype is None else {"dtype": dtype}
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code, **options).eval()
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code, **options
+        ).eval()
 
 
 def check_whole(who: str, info: dict) -> None:
@@ -225,11 +240,15 @@ def check_whole(who: str, info: dict) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         if info.get(kind):
             example = f"{kind.replace('_', ' ')}: {min(map(str, info[kind]))}"
-            raise UserError(f"{who} lacks weights when loaded ({example}); they would be drawn at random: download or save it again")
+            raise UserError(
+                f"{who} lacks weights when loaded ({example}); they would be drawn at random: download or save it again"
+            )
 
 
 def aligned(model: nn.Module) -> nn.Module:
-    """Move memory-mapped CPU weights to aligned memory: misaligned ones make other kernels run, with other last bits."""
+    """Move memory-mapped CPU weights to aligned memory: misaligned ones make other kernels run, with other
+    last bits.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()

@@ -1,4 +1,4 @@
-"""An opened model: its files, its stack, its record, and its weights once somebody asks for them."""
+"""Opened model: its files, its stack, its record, and its weights once somebody asks for them."""
 
 import contextlib
 import logging
@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import ModelRecord
 from ..errors import UserError
-from ..files import parse_json
-from ..memory import total_memory
-from ..progress import say
+from ..runtime.memory import total_memory
+from ..runtime.progress import say
+from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
@@ -28,7 +28,7 @@ from .sources import open_checkpoint
 from .stack import Stack, check_causal, find_stack, parameter_count
 
 SIDE_FILE = "shallower.json"
-SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
+RESIDENT_SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
 OUTLINES = 32  # outlines of models that are remembered
 _OUTLINES: dict[str, Stack] = {}
 UNPACKED = 4  # bytes of a weight of a .gguf file when it is unpacked, as float32
@@ -79,9 +79,12 @@ class Model:
         size = torch.empty(0, dtype=self.dtype).element_size() if self.dtype else 0
         needed = sum(max(entry.bytes, entry.count * size) for entry in self.checkpoint.tensors.values())
         total = total_memory(self.device)
-        if needed > SHARE * total:
-            say(f"{needed / 1e9:.1f} GB of weights do not fit {total / 1e9:.1f} GB of memory: one layer at a time (--layered)")
-        return needed > SHARE * total
+        if needed > RESIDENT_SHARE * total:
+            say(
+                f"{needed / 1e9:.1f} GB of weights do not fit {total / 1e9:.1f} GB of memory: one layer at a "
+                "time (--layered)"
+            )
+        return needed > RESIDENT_SHARE * total
 
     @cached_property
     def batch_tokens(self) -> int:
@@ -122,7 +125,10 @@ class Model:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The loaded model, checked to be a decoder; where it is layered, each layer comes from disk when it is called."""
+        """The loaded model, checked to be a decoder.
+
+        Where it is layered, each layer comes from disk when it is called.
+        """
         if not self.layered:
             module = self.checkpoint.load(dtype=self.dtype, device=self.device)
             check_causal(module)
@@ -160,10 +166,13 @@ class Model:
         """Change weights while inside."""
         return patched(self.module, patch)
 
-    def rest(self) -> None:
-        """Free what lies outside the layers of a layered model; the next whole forward, or recording, reads it again."""
+    def release(self) -> None:
+        """Free what lies outside the layers of a layered model.
+
+        The next whole forward, or recording, reads it again.
+        """
         if self.layered:
-            self.onloader.rest()
+            self.onloader.release()
 
     @property
     def loaded(self) -> bool:
@@ -192,14 +201,16 @@ class Model:
         return self.checkpoint.tokenizer()
 
     @contextlib.contextmanager
-    def given(self, length: int) -> Iterator[None]:
+    def check_length(self, length: int) -> Iterator[None]:
         """Say so, if the model has no positions for so many tokens."""
         try:
             yield
         except IndexError as error:
             known = getattr(self.checkpoint.config.get_text_config(), "max_position_embeddings", None)
             limit = f"its config says at most {known}" if known else "its position table is smaller"
-            raise UserError(f"--length {length}: the model cannot embed so many positions ({limit}); lower it") from error
+            raise UserError(
+                f"--length {length}: the model cannot embed so many positions ({limit}); lower it"
+            ) from error
 
     @cached_property
     def solver(self) -> ConfigSolver:
@@ -235,7 +246,10 @@ class Model:
         )
 
     def _layer_bytes(self, sizes: list[int]) -> list[int]:
-        """Stored bytes that go with each layer; what several share, and parts of tables, are counted with the layer that holds them."""
+        """Stored bytes that go with each layer.
+
+        What several share, and parts of tables, are counted with the layer that holds them.
+        """
         if not self.checkpoint.tensors:
             return [UNPACKED * size for size in sizes]
         layers, found = len(sizes), [0] * len(sizes)
@@ -247,7 +261,9 @@ class Model:
         return found if any(found) else []
 
     def kept_wide(self, dtype: torch.dtype) -> set[str]:
-        """Names in the files of weights that the architecture keeps in float32 where the others are stored in ``dtype``."""
+        """Names in the files of weights that the architecture keeps in float32 where the others are stored in
+        ``dtype``.
+        """
         plan = self._shapes._get_dtype_plan(dtype)
         patterns = [re.compile(key.replace(".", r"\.").replace("*", ".*")) for key in plan]
         memory = self.checkpoint.names.memory
@@ -255,7 +271,10 @@ class Model:
 
     def _lookup(self) -> int:
         """Parameters of an input embedding that is not the head too."""
-        ends = [getattr(end, "weight", None) for end in (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())]
+        ends = [
+            getattr(end, "weight", None)
+            for end in (self._shapes.get_input_embeddings(), self._shapes.get_output_embeddings())
+        ]
         return 0 if self.tied or ends[0] is ends[1] or ends[0] is None else ends[0].numel()
 
     @property
@@ -272,7 +291,9 @@ class Model:
             original = parse_json(side.read_bytes(), str(side))["original"]
         except (UserError, OSError, KeyError, TypeError) as error:
             raise UserError(f"{side} is not readable: restore it, or remove it to number the layers anew") from error
-        sound = isinstance(original, list) and len(original) == layers and all(type(i) is int and i >= 0 for i in original)
+        sound = (
+            isinstance(original, list) and len(original) == layers and all(type(i) is int and i >= 0 for i in original)
+        )
         if not sound or original != sorted(set(original)):
             what = f"does not fit the model beside it ({layers} layers)"
             raise UserError(f"{side} {what}: restore it, or remove it to number the layers anew")
@@ -304,5 +325,7 @@ def checked_device(name: str | None) -> str:
         raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
     able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not able.get(device.type, False):
-        raise UserError(f"--device {name}: not available here; use {' or '.join(kind for kind, there in able.items() if there)}")
+        raise UserError(
+            f"--device {name}: not available here; use {' or '.join(kind for kind, there in able.items() if there)}"
+        )
     return name

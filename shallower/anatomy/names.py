@@ -1,4 +1,6 @@
-"""Which layer each tensor on disk belongs to; told by the rules by which transformers itself reads the files."""
+"""Tensor names: which layer each tensor on disk belongs to, told by the rules by which transformers itself reads the
+files.
+"""
 
 import re
 from collections import defaultdict
@@ -13,7 +15,7 @@ NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorName:
     """A tensor's layer, and how its name is made from that: ``head``, the layer's number less ``offset``, ``tail``."""
 
     layer: int
@@ -43,7 +45,7 @@ class Names:
         return {name for group in groups.values() if group & there for name in group}
 
 
-def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[str, Place]:
+def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[str, TensorName]:
     """The places of all tensors that belong to a layer of the stack, or to a prediction layer numbered after it.
 
     Args:
@@ -55,7 +57,9 @@ def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[s
     """
     layers = len(model.get_submodule(stack_name))
     layer = re.compile(re.escape(stack_name) + r"\.(\d+)\.")
-    owners = {name: int(match[1]) for name, new in names_in_model(model, tensors).items() if (match := layer.match(new))}
+    owners = {
+        name: int(match[1]) for name, new in names_in_model(model, tensors).items() if (match := layer.match(new))
+    }
     found = _by_owner(owners)
     return found if {place.layer for place in found.values()} >= set(range(layers)) else _by_size(tensors, layers)
 
@@ -79,11 +83,15 @@ def read_names(model: nn.Module, names: Iterable[str]) -> Names:
         return new, converter is None
 
     found = {name: renamed(name) for name in sorted(names)}
-    return Names({name: new for name, (new, _) in found.items()}, frozenset(name for name, (_, plain) in found.items() if plain))
+    return Names(
+        {name: new for name, (new, _) in found.items()}, frozenset(name for name, (_, plain) in found.items() if plain)
+    )
 
 
-def _by_owner(owners: dict[str, int]) -> dict[str, Place]:
-    """The first number of each name that differs from the owner's by a constant, over all names that agree up to there."""
+def _by_owner(owners: dict[str, int]) -> dict[str, TensorName]:
+    """The first number of each name that differs from the owner's by a constant, over all names that agree up to
+    there.
+    """
     offsets = defaultdict(set)
     for name, owner in owners.items():
         for match in NUMBER.finditer(name):
@@ -93,12 +101,14 @@ def _by_owner(owners: dict[str, int]) -> dict[str, Place]:
         fitting = [match for match in NUMBER.finditer(name) if len(offsets[name[: match.start()]]) == 1]
         if fitting:
             head, tail = name[: fitting[0].start()], name[fitting[0].end() :]
-            found[name] = Place(owner, head, tail, owner - int(fitting[0][0]))
+            found[name] = TensorName(owner, head, tail, owner - int(fitting[0][0]))
     return found
 
 
-def _by_size(tensors: dict[str, int], layers: int) -> dict[str, Place]:
-    """Where transformers' rules say nothing: the stack is the prefix with the numbers 0 … layers-1 that holds most bytes."""
+def _by_size(tensors: dict[str, int], layers: int) -> dict[str, TensorName]:
+    """Where transformers' rules say nothing: the stack is the prefix with the numbers 0 … layers-1 that holds most
+    bytes.
+    """
     numbers, sizes = defaultdict(set), defaultdict(int)
     for name, size in tensors.items():
         for match in NUMBER.finditer(name):
@@ -109,4 +119,4 @@ def _by_size(tensors: dict[str, int], layers: int) -> dict[str, Place]:
         return {}
     head = max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
     matches = ((name, NUMBER.match(name, len(head))) for name in tensors if name.startswith(head))
-    return {name: Place(int(match[0]), head, name[match.end() :]) for name, match in matches if match}
+    return {name: TensorName(int(match[0]), head, name[match.end() :]) for name, match in matches if match}

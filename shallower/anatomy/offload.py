@@ -1,4 +1,5 @@
-"""One layer in memory: a skeleton without weights whose layers are read from disk when they are called, the next one ahead.
+"""Offloading, one layer in memory: a skeleton without weights whose layers are read from disk when they are called,
+the next one ahead.
 
 A layer goes through transformers' own conversion, because many families have other tensor names on disk than in memory.
 """
@@ -17,19 +18,26 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from ..errors import UserError
-from ..memory import total_memory
-from ..tensors import Entry
+from ..runtime.memory import total_memory
+from ..storage.index import TensorEntry
 from .fingerprint import shared_tensors
 from .lean import lean_ends
 from .loading import FLOATS, Checkpoint, aligned, check_whole, one_line, quiet
 from .names import names_in_model
 from .patch import Patch
 
-WHOLE = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
-KINDS = FLOATS | WHOLE  # safetensors' spelling -> torch
-PIECE = 64 << 20
+WHOLE = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+TENSOR_DTYPES = FLOATS | WHOLE  # safetensors' spelling -> torch
+READ_PIECE = 64 << 20
 NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
-OUTSIDE = -1  # the unit of all weights that belong to no layer
+OUTSIDE_UNIT = -1  # the unit of all weights that belong to no layer
 
 
 class Onloader:
@@ -45,7 +53,9 @@ class Onloader:
         UserError: weights are missing, quantised, or shared by layers.
     """
 
-    def __init__(self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str, lean: Tensor | None = None):
+    def __init__(
+        self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str, lean: Tensor | None = None
+    ):
         self.checkpoint, self.skeleton, self.prefix, self.device = checkpoint, skeleton, stack_name + ".", device
         self.layers = skeleton.get_submodule(stack_name)
         self.unexpected: set[str] = set()  # weights that the model has no place for, as far as they have been read
@@ -72,7 +82,9 @@ class Onloader:
         self.skeleton.register_forward_pre_hook(lambda *_: self._wake() if self.resting else None)
         for name, tensor in (*self.skeleton.named_parameters(), *self.skeleton.named_buffers()):
             if tensor.is_meta and not name.startswith(self.prefix):
-                raise UserError(f"{self.checkpoint.source} lacks {name}, which would be drawn at random: download or save it again")
+                raise UserError(
+                    f"{self.checkpoint.source} lacks {name}, which would be drawn at random: download or save it again"
+                )
         for module in self.skeleton.modules():
             for key, buffer in module._buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.to(self.device)
@@ -80,14 +92,14 @@ class Onloader:
             layer.register_forward_pre_hook(lambda layer, _, index=index: self._called(layer, index))
 
     def _wake(self) -> None:
-        self._install(OUTSIDE, self._read(OUTSIDE))
+        self._install(OUTSIDE_UNIT, self._read(OUTSIDE_UNIT))
         if self.ends is not None:
             self.ends.install()
         else:
             self.skeleton.tie_weights()
         self.resting = False
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Free what lies outside the layers until the model is called."""
         inside = {id(module) for layer in self.layers for module in layer.modules()}
         self._free(module for module in self.skeleton.modules() if id(module) not in inside)
@@ -129,13 +141,15 @@ class Onloader:
         """Change the layer in memory where it is, so that it is not read again; what lies outside is."""
         changed = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
         self.patch = patch
-        here = [name for name in changed if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")]
+        here = [
+            name for name in changed if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")
+        ]
         for name in here:
             parameter = self.skeleton.get_parameter(name)
             parameter.data = self.unchanged.pop(name, parameter.data)
         self._change(here)
         if not self.resting and not all(name.startswith(self.prefix) for name in changed):
-            self.rest()
+            self.release()
 
     def _change(self, names: Iterable[str]) -> None:
         for name in names:
@@ -172,15 +186,20 @@ class Onloader:
     def _units(self) -> dict[int, list[str]]:
         """Layer -> names of its tensors on disk, as transformers would rename them."""
         if getattr(self.checkpoint.config, "quantization_config", None) is not None:
-            raise UserError(f"{self.checkpoint.source} is quantised, and only plain weights are read layer by layer: run without --layered")
+            raise UserError(
+                f"{self.checkpoint.source} is quantised, and only plain weights are read layer by layer: run "
+                "without --layered"
+            )
         for places in shared_tensors(self.skeleton, self.prefix[:-1]):
             listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
-            raise UserError(f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered")
+            raise UserError(
+                f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered"
+            )
         self.mapping = get_model_conversion_mapping(self.skeleton)
-        units: dict[int, list[str]] = {index: [] for index in (OUTSIDE, *range(len(self.layers)))}
+        units: dict[int, list[str]] = {index: [] for index in (OUTSIDE_UNIT, *range(len(self.layers)))}
         for name, renamed in names_in_model(self.skeleton, self.checkpoint.tensors).items():
             number = renamed.removeprefix(self.prefix).partition(".")[0] if renamed.startswith(self.prefix) else ""
-            unit = int(number) if number.isdigit() else OUTSIDE
+            unit = int(number) if number.isdigit() else OUTSIDE_UNIT
             if unit in units:
                 units[unit].append(name)
             else:  # prediction layers behind the stack
@@ -188,7 +207,10 @@ class Onloader:
         return units
 
     def _read(self, unit: int) -> dict[str, Tensor]:
-        """Tensors as they are on disk; those that are stored narrower than they are used are widened, which is exact."""
+        """Tensors as they are on disk.
+
+        Those that are stored narrower than they are used are widened, which is exact.
+        """
         skipped = self.ends.skipped if self.ends is not None else ()
         found = {}
         with torch.cuda.stream(self.side) if self.cuda else contextlib.nullcontext():
@@ -208,21 +230,27 @@ class Onloader:
         if self.cuda:
             torch.cuda.current_stream(self.device).wait_event(self.copied.pop(unit))
             for tensor in tensors.values():
-                tensor.record_stream(torch.cuda.current_stream(self.device))  # not handed out again before it was computed with
+                tensor.record_stream(
+                    torch.cuda.current_stream(self.device)
+                )  # not handed out again before it was computed with
         kind = self.skeleton.dtype
         plan = self.skeleton._get_dtype_plan(kind)
-        settings = LoadStateDictConfig(weight_mapping=self.mapping, dtype=kind, dtype_plan=plan, device_map={"": torch.device(self.device)})
+        settings = LoadStateDictConfig(
+            weight_mapping=self.mapping, dtype=kind, dtype_plan=plan, device_map={"": torch.device(self.device)}
+        )
         try:
             with quiet():
                 info, _ = convert_and_load_state_dict_in_model(self.skeleton, tensors, settings)
         except Exception as error:  # conversions fail in many ways
-            what = "what lies outside the layers" if unit == OUTSIDE else f"layer {unit}"
+            what = "what lies outside the layers" if unit == OUTSIDE_UNIT else f"layer {unit}"
             raise UserError(f"{self.checkpoint.source}: {what} cannot be read ({one_line(error)})") from error
         self.skeleton._adjust_missing_and_unexpected_keys(info)
         self.unexpected |= info.unexpected_keys
         mine = self._names(unit)
-        check_whole(self.checkpoint.source, {"missing_keys": info.missing_keys & mine, "mismatched_keys": info.mismatched_keys})
-        if unit != OUTSIDE:
+        check_whole(
+            self.checkpoint.source, {"missing_keys": info.missing_keys & mine, "mismatched_keys": info.mismatched_keys}
+        )
+        if unit != OUTSIDE_UNIT:
             aligned(self.layers[unit]).requires_grad_(False)
             self.unchanged.clear()
             self._change(name for name in self.patch if name.startswith(f"{self.prefix}{unit}."))
@@ -232,7 +260,7 @@ class Onloader:
 
     def _names(self, unit: int) -> set[str]:
         """Names in memory of a layer's weights; of those outside a tied one may rightly be absent."""
-        if unit == OUTSIDE:
+        if unit == OUTSIDE_UNIT:
             return set()
         return {f"{self.prefix}{unit}.{name}" for name in self.layers[unit].state_dict()}
 
@@ -241,10 +269,12 @@ class Onloader:
         for module in modules:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                    module._parameters[key] = nn.Parameter(
+                        torch.empty_like(parameter, device="meta"), requires_grad=False
+                    )
 
 
-def read_tensor(entry: Entry, *, uncached: bool = False, pinned: bool = False) -> Tensor:
+def read_tensor(entry: TensorEntry, *, uncached: bool = False, pinned: bool = False) -> Tensor:
     """One tensor read into aligned memory, which a GPU can copy from by itself where it is ``pinned``.
 
     ``uncached`` leaves nothing of it in the system's file cache.
@@ -257,7 +287,7 @@ def read_tensor(entry: Entry, *, uncached: bool = False, pinned: bool = False) -
     handle = os.open(entry.file, os.O_RDONLY)
     try:
         while done < entry.bytes:
-            count = os.preadv(handle, [view[done : done + PIECE]], entry.start + done)
+            count = os.preadv(handle, [view[done : done + READ_PIECE]], entry.start + done)
             if not count:
                 raise UserError(f"{entry.file} ended early while it was read: is it being changed?")
             if uncached and hasattr(os, "posix_fadvise"):
@@ -265,22 +295,29 @@ def read_tensor(entry: Entry, *, uncached: bool = False, pinned: bool = False) -
             done += count
     finally:
         os.close(handle)
-    if entry.dtype not in KINDS:
-        raise UserError(f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it")
-    return raw.view(KINDS[entry.dtype]).view(entry.shape)
+    if entry.dtype not in TENSOR_DTYPES:
+        raise UserError(
+            f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it"
+        )
+    return raw.view(TENSOR_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def trim() -> None:
-    """Give freed memory back to the system: the C library keeps blocks below 32 MiB, which are whole layers of many models."""
+    """Give freed memory back to the system: the C library keeps blocks below 32 MiB, which are whole layers of many
+    models.
+    """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
 def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
-    """Give a skeleton random weights that take the memory of its largest tensor, to see how it behaves; then none again.
+    """Give a skeleton random weights that take the memory of its largest tensor, to see how it behaves.
 
-    Which way the stream takes through a model does not depend on its weights, so that can be judged without reading them.
+    Then none again.
+
+    Which way the stream takes through a model does not depend on its weights, so that can be judged without reading
+    them.
     """
     largest = max((parameter.numel() for parameter in skeleton.parameters()), default=1)
     block = torch.randn(min(largest, NOISE), generator=torch.Generator().manual_seed(0)).mul_(0.05)
@@ -293,7 +330,9 @@ def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
                 swapped.append((module, key, parameter))
                 if id(parameter) not in made:
                     values = noise[parameter.dtype][: parameter.numel()].view(parameter.shape)
-                    made[id(parameter)] = nn.Parameter(values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False)
+                    made[id(parameter)] = nn.Parameter(
+                        values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False
+                    )
                 module._parameters[key] = made[id(parameter)]
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else buffer.to(device)

@@ -1,4 +1,6 @@
-"""Changes of weights that repair a pruned model: kept as small edits, applied virtually or to what is written."""
+"""Patch of weights, the changes that repair a pruned model: kept as small edits, applied virtually or to what is
+written.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ class Edit:
 
     Attributes:
         kind: ``map``: the features along ``axis`` are multiplied by the matrix ``value``, (features, features);
-            ``add``: ``value``, shaped like the parameter, is added; ``scale``: it is multiplied by the number ``value``.
+            ``add``: ``value``, shaped like the parameter, is added; ``scale``: it is multiplied by the number
+                ``value``.
         strength: of what the change adds, this share.
     """
 
@@ -42,10 +45,13 @@ class Edit:
     def digest(self) -> str:
         """Changes with anything in it."""
         raw = np.ascontiguousarray(self.value.detach().cpu().double().numpy()).tobytes()
-        return hashlib.sha256(f"{self.kind} {self.axis} {self.strength} {tuple(self.value.shape)}".encode() + raw).hexdigest()[:16]
+        return hashlib.sha256(
+            f"{self.kind} {self.axis} {self.strength} {tuple(self.value.shape)}".encode() + raw
+        ).hexdigest()[:16]
 
     def on_disk(self, name: str, shape: tuple[int, ...], stored: tuple[int, ...]) -> "Edit":
-        """The same change for a tensor of a file from which a parameter of the given shape is made, alone or as one of a pile.
+        """The same change for a tensor of a file from which a parameter of the given shape is made, alone or as one of
+        a pile.
 
         Raises:
             Refusal: the file holds it in another form.
@@ -55,11 +61,12 @@ class Edit:
         if self.kind == "map" and stored == shape[1:] and self.axis > 0:
             return replace(self, axis=self.axis - 1)
         raise Refusal(
-            f"{name} is stored in another form ({list(stored)}) than it has in memory ({list(shape)}), so it cannot be changed there"
+            f"{name} is stored in another form ({list(stored)}) than it has in memory ({list(shape)}), so it "
+            "cannot be changed there"
         )
 
 
-Patch = dict[str, Edit]  # a parameter's full name in memory, in the numbering of the unpruned model -> its change
+Patch = dict[str, Edit]  # a parameter's full name in memory, in the numbering of the dense model -> its change
 
 
 @contextmanager

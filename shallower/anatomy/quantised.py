@@ -1,8 +1,10 @@
-"""Quantised checkpoints: whether they can be loaded here, and the module names inside their configs, renumbered for the pruned stack.
+"""Quantised checkpoints: whether they can be loaded here, and the module names inside their configs, renumbered for
+the pruned stack.
 
-Names of modules that stay unquantised, or have settings of their own, stand in quantisation configs in many ways: as they are,
-without what stands in front of the stack, as regular expressions, as shell patterns. What an entry says is the set of modules that
-it matches; after a removal it must match the same ones of those that stay, and modules of other stacks as before.
+Names of modules that stay unquantised, or have settings of their own, stand in quantisation configs in many ways: as
+they are, without what stands in front of the stack, as regular expressions, as shell patterns. What an entry says is
+the set of modules that it matches; after a removal it must match the same ones of those that stay, and modules of
+other stacks as before.
 """
 
 import fnmatch
@@ -16,15 +18,15 @@ from torch import nn
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from ..errors import UserError
-from .names import NUMBER, Place
+from .names import NUMBER, TensorName
 
 PREFIX = re.compile(r"(re:|[+-]:)?(.*)", re.S)  # compressed-tensors and GPTQModel mark their patterns
 SPECIAL = re.compile(r"[\\^$*+?\[\](){}|]")
 FIELDS = ("quantization_config", "compression_config")
-KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def method_of(quantised: dict[str, Any]) -> str:
+def quantisation_method(quantised: dict[str, Any]) -> str:
     """The name of the method, such as fp8, gptq or bitsandbytes."""
     return str(quantised.get("quant_method") or "an unknown method")
 
@@ -34,16 +36,20 @@ def check_loadable(source: str, quantised: dict[str, Any] | None) -> None:
     if quantised is None:
         return
     try:
-        AutoHfQuantizer.from_config(dict(quantised), pre_quantized=True).validate_environment(device_map=None, weights_only=True)
+        AutoHfQuantizer.from_config(dict(quantised), pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
     except Exception as error:  # each method raises its own kinds for absent packages and devices
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} is quantised ({method_of(quantised)}) and cannot be loaded here ({said}): install what it needs, "
-            "or give the unquantised model; prune --drop … --no-verify works on the files alone"
+            f"{source} is quantised ({quantisation_method(quantised)}) and cannot be loaded here ({said}): install "
+            "what it needs, or give the unquantised model; prune --drop … --no-verify works on the files alone"
         ) from error
 
 
-def check_plain(source: str, quantised: dict[str, Any] | None, layers: Iterable[nn.Module], shapes: Iterable[nn.Module], what: str) -> None:
+def check_plain(
+    source: str, quantised: dict[str, Any] | None, layers: Iterable[nn.Module], shapes: Iterable[nn.Module], what: str
+) -> None:
     """Raise a UserError if the loaded layers hold packed numbers where the unquantised ones hold weights.
 
     Args:
@@ -54,10 +60,15 @@ def check_plain(source: str, quantised: dict[str, Any] | None, layers: Iterable[
         return
     for layer, shape in zip(layers, shapes, strict=True):
         wanted = {name: tuple(parameter.shape) for name, parameter in shape.named_parameters()}
-        loaded = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters() if parameter.dtype in KINDS}
+        loaded = {
+            name: tuple(parameter.shape)
+            for name, parameter in layer.named_parameters()
+            if parameter.dtype in PLAIN_DTYPES
+        }
         if any(loaded.get(name) != size for name, size in wanted.items()):
             raise UserError(
-                f"{what} looks at weights, and those of {source} are packed ({method_of(quantised)}): take a criterion that looks at "
+                f"{what} looks at weights, and those of {source} are packed ({quantisation_method(quantised)}): take a "
+                "criterion that looks at "
                 "streams or losses (block_influence, angular, perplexity), or give the unquantised model"
             )
 
@@ -65,7 +76,7 @@ def check_plain(source: str, quantised: dict[str, Any] | None, layers: Iterable[
 def refuse(source: str, quantised: dict[str, Any] | None, why: str) -> None:
     """Raise a UserError for what cannot be done to quantised files."""
     if quantised is not None:
-        raise UserError(f"{source} is quantised ({method_of(quantised)}): {why}")
+        raise UserError(f"{source} is quantised ({quantisation_method(quantised)}): {why}")
 
 
 @dataclass(frozen=True)
@@ -77,35 +88,37 @@ class StackNames:
         outside: every other name.
     """
 
-    inside: dict[str, Place]
+    inside: dict[str, TensorName]
     outside: frozenset[str]
 
 
-def stack_names(model: nn.Module, stack_name: str, places: dict[str, Place]) -> StackNames:
+def stack_names(model: nn.Module, stack_name: str, places: dict[str, TensorName]) -> StackNames:
     """The names of all modules, as they are called in memory and in the files.
 
     Args:
-        model: the unpruned model; its tensors may be on the meta device.
+        model: the dense model; its tensors may be on the meta device.
         places: of the tensors in the files that belong to a layer.
     """
     inside, outside, head = {}, set(), f"{stack_name}."
     for name, _ in model.named_modules():
         match = NUMBER.match(name, len(head)) if name.startswith(head) else None
         if match:
-            inside[name] = Place(int(match[0]), head, name[match.end() :])
+            inside[name] = TensorName(int(match[0]), head, name[match.end() :])
         elif name:
             outside.add(name)
     for place in places.values():
         parts = place.tail.split(".")
         for count in range(1, len(parts)):
             tail = ".".join(parts[:count])
-            own = Place(place.layer, place.head, tail, place.offset)
+            own = TensorName(place.layer, place.head, tail, place.offset)
             inside.setdefault(own.name(place.layer), own)
     return StackNames(inside, frozenset(outside))
 
 
 def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
-    """A quantisation config for the kept layers: entries that name modules of removed layers go, the others get the new numbers."""
+    """A quantisation config for the kept layers: entries that name modules of removed layers go, the others get the
+    new numbers.
+    """
     new = {old: number for number, old in enumerate(kept)}
     if isinstance(value, dict):
         return {one: renumbered(item, names, kept) for key, item in value.items() for one in _entry(key, names, new)}
@@ -120,7 +133,9 @@ def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
 
 
 def _entry(entry: str, names: StackNames, new: dict[int, int]) -> list[str]:
-    """What stands for an entry in the pruned model's config: itself, itself with other numbers, several names, or nothing."""
+    """What stands for an entry in the pruned model's config: itself, itself with other numbers, several names, or
+    nothing.
+    """
     if not re.search(r"\d", entry) or entry.isdigit():
         return [entry]  # what names no layer means the same as before
     matches = _matcher(entry)
@@ -149,7 +164,11 @@ def _with_other_numbers(entry: str, layers: set[int], new: dict[int, int]) -> li
     """The entry with each of its numbers that is the layer's own replaced by the new one."""
     if len(layers) != 1 or (old := next(iter(layers))) not in new:
         return []
-    places = [match for match in re.finditer(r"\d+", entry) if int(match[0]) == old or old in (int(match[0]) - 1, int(match[0]) + 1)]
+    places = [
+        match
+        for match in re.finditer(r"\d+", entry)
+        if int(match[0]) == old or old in (int(match[0]) - 1, int(match[0]) + 1)
+    ]
     return [entry[: match.start()] + str(int(match[0]) - old + new[old]) + entry[match.end() :] for match in places]
 
 

@@ -1,4 +1,7 @@
-"""Opening a model source: a folder, a Hub id or a .gguf file -> a Checkpoint. Safetensors only; remote code only when asked."""
+"""Model sources: a folder, a Hub id or a .gguf file -> a Checkpoint. Safetensors only.
+
+Remote code only when asked.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +11,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError
-from ..files import parse_json, place
-from ..gguf_file import GgufHeader, read_gguf
-from ..hashes import file_hashes
-from ..tensors import Entry, read_index
+from ..storage.gguf import GgufHeader, read_gguf
+from ..storage.hashes import file_hashes
+from ..storage.index import TensorEntry, read_index
+from ..storage.paths import parse_json, place
 from .agreement import check_buildable, check_depth, check_files
 from .gguf import IMPORTER, header_config, plain_from_gguf
 from .hub import fetch_files, fetch_headers
 from .loading import HUB_ID, Checkpoint, from_config, one_line, quiet
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
-LARGEST = 64 << 20  # bytes of a config that are read
+LARGEST_CONFIG = 64 << 20  # bytes of a config that are read
 
 
 def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whole: bool = True) -> Checkpoint:
@@ -26,15 +29,16 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whol
 
     Args:
         source: a folder, a ``.gguf`` file (turned once into a plain model in the user's cache), or a Hub id.
-        whole: the weights will be needed; else a Hub id's headers are all that is fetched, and a .gguf file is not turned into a model.
+        whole: the weights will be needed; else a Hub id's headers are all that is fetched, and a .gguf file is not
+            turned into a model.
     Raises:
-        UserError: no model there, an encoder, an adapter, files that are broken, missing or of another model, pickled weights,
-            or remote code needed.
+        UserError: no model there, an encoder, an adapter, files that are broken, missing or of another model, pickled
+            weights, or remote code needed.
     """
     path = place(source)
     if path.suffix == ".gguf":
         return _from_gguf(str(source), path, whole=whole)
-    tensors: dict[str, Entry] | None = None
+    tensors: dict[str, TensorEntry] | None = None
     hashes: dict[Path, str] = {}
     if path.is_dir():
         folder = path
@@ -48,11 +52,14 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whol
         folder, tensors, hashes = fetch_headers(str(source), python=trust_remote_code)
     if (folder / ADAPTER).is_file():
         raise UserError(
-            f"{source} holds an adapter ({ADAPTER}), which transformers would put on top of another model's weights: merge it first "
+            f"{source} holds an adapter ({ADAPTER}), which transformers would put on top of another model's "
+            "weights: merge it first "
             "(merge_and_unload of peft, then save_pretrained), or move it away"
         )
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{source} is no model folder: it has no {CONFIG}; give a Hugging Face model, a Hub id or a .gguf file")
+        raise UserError(
+            f"{source} is no model folder: it has no {CONFIG}; give a Hugging Face model, a Hub id or a .gguf file"
+        )
     raw, config = _read_config(str(source), folder, trust_remote_code)
     tensors = read_index(folder) if tensors is None else tensors
     checkpoint = Checkpoint(str(source), folder, config, tensors, trust_remote_code, raw, hashes=hashes, whole=whole)
@@ -86,21 +93,27 @@ def _gguf_config(source: str, header: GgufHeader) -> PreTrainedConfig:
 def _read_config(source: str, folder: Path, trust_remote_code: bool) -> tuple[dict[str, Any], PreTrainedConfig]:
     """(the file's own content, transformers' reading of it)."""
     path = folder / CONFIG
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} is larger than {LARGEST >> 20} MiB: is it a config?")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} is larger than {LARGEST_CONFIG >> 20} MiB: is it a config?")
     raw = parse_json(path.read_bytes(), str(path))
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is not readable (it holds a {type(raw).__name__} instead of fields): download or save it again")
+        raise UserError(
+            f"{path} is not readable (it holds a {type(raw).__name__} instead of fields): download or save it again"
+        )
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
     if not isinstance(model_type, str):
         raise UserError(f"{path}: model_type is {model_type!r}; the name of an architecture is needed")
-    if architectures is not None and not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
         raise UserError(f"{path}: architectures is {str(architectures)[:80]}; a list of class names is needed")
     mapped = raw.get("auto_map")
     if mapped is not None and not isinstance(mapped, dict):
         raise UserError(f"{path}: auto_map is a {type(mapped).__name__}; fields that name classes are needed")
     if mapped and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
-        raise UserError(f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code")
+        raise UserError(
+            f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code"
+        )
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

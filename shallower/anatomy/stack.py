@@ -1,4 +1,4 @@
-"""Find the decoder stack of a model by structure and by what a dry forward shows; no names, no families."""
+"""Decoder stack of a model, found by structure and by what a dry forward shows; no names, no families."""
 
 import itertools
 from collections.abc import Iterator
@@ -93,7 +93,9 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def dry_tokens(vocabulary: int, batch: int = BATCH, length: int = LENGTH, seed: int = 0) -> Tensor:
-    """Fixed pseudo-random token ids, (batch, length), away from the special tokens at the start of most vocabularies."""
+    """Fixed pseudo-random token ids, (batch, length), away from the special tokens at the start of most
+    vocabularies.
+    """
     generator = torch.Generator().manual_seed(seed)
     low = min(10, vocabulary - 1)
     return torch.randint(low, vocabulary, (batch, length), generator=generator)
@@ -121,7 +123,11 @@ def unsound_rows(model: nn.Module) -> str:
     if weight.is_meta or weight.dim() != 2 or not weight.is_floating_point():
         return ""
     rows = (~torch.isfinite(weight).all(1)).nonzero().flatten().tolist()
-    return f"; {len(rows)} rows of its input embedding, of the token ids {rows[0]} to {rows[-1]}, are not finite" if rows else ""
+    return (
+        f"; {len(rows)} rows of its input embedding, of the token ids {rows[0]} to {rows[-1]}, are not finite"
+        if rows
+        else ""
+    )
 
 
 def find_stack(model: nn.Module) -> Stack:
@@ -133,7 +139,9 @@ def find_stack(model: nn.Module) -> Stack:
     Raises:
         Refusal: no such list (layers shared, skipped or repeated).
     """
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
     calls: dict[str, list] = {name: [] for name in lists}
     with _recorded(lists, calls), torch.no_grad():
         embedding = model.get_input_embeddings()
@@ -193,7 +201,9 @@ def _interfaces(log: list) -> tuple[Interface, ...] | None:
         index = next((i for i, value in enumerate(output) if _is_stream(value) and value.shape == shape), None)
         if index is None:
             return None
-        carried = tuple((place, key) for place, key in links if place != index and key != argument and place < len(output))
+        carried = tuple(
+            (place, key) for place, key in links if place != index and key != argument and place < len(output)
+        )
         found.append(Interface(argument, type(output), len(output), index, carried))
     return tuple(found)
 
@@ -230,8 +240,12 @@ def check_causal(model: nn.Module) -> None:
     scale = first.abs().max().clamp_min(1e-6)
     if not torch.isfinite(first).all():
         rows = unsound_rows(model)
-        raise UserError(f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken{rows}")
-    limit = 1e-4 if model.dtype == torch.float32 else 2e-2  # experts may be batched otherwise, which moves the last bits
+        raise UserError(
+            f"{type(model).__name__} yields NaN or infinite logits on plain tokens: its weights are broken{rows}"
+        )
+    limit = (
+        1e-4 if model.dtype == torch.float32 else 2e-2
+    )  # experts may be batched otherwise, which moves the last bits
     if (first - second).abs().max() > limit * scale:
         raise UserError(
             f"{type(model).__name__} is no decoder: a later token changes earlier logits "

@@ -1,4 +1,5 @@
-"""Find what writes into the residual stream, by behaviour: which outputs are added to it, and which weights a map of them folds into.
+"""Residual writers, found by behaviour: which outputs are added to it, and which weights a map of
+them folds into.
 
 A layer's writer is a module whose output, times a constant, is added to the stream with nothing behind it. A matrix P
 that should act on this output folds into the weights W that end in it: P (W x + b) = (P W) x + P b. Which weights these
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from ..errors import Refusal
 from .stack import Interface
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the size of what is compared; others: COARSE
+TURN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the size of what is compared; others: COARSE
 COARSE = 5e-2
-SMALL = 1e-5  # below this share an output does not depend on what was changed
+SMALL_MOVE = 1e-5  # below this share an output does not depend on what was changed
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,18 @@ class _Call:
         self.layer, self.interface, self.args, self.kwargs = layer, interface, args, kwargs
         stream = interface.stream_in(args, kwargs)
         self.count, self.width = stream.numel(), stream.shape[-1]
-        self.tolerance = TOLERANCE.get(stream.dtype, COARSE)
+        self.tolerance = TURN_TOLERANCE.get(stream.dtype, COARSE)
 
     def run(self) -> Tensor:
         return self.interface.stream_out(self.layer(*self.args, **self.kwargs)).float()
 
     def is_stream(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.is_floating_point() and value.numel() == self.count and value.shape[-1] == self.width
+        return (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.numel() == self.count
+            and value.shape[-1] == self.width
+        )
 
     def part(self, output: Any) -> Tensor | None:
         """The first tensor of a module's output that is as large as the stream."""
@@ -65,13 +71,16 @@ class _Call:
 
 
 def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: dict) -> tuple[Writer, ...]:
-    """The layer's writers in the order in which they are called; the last one is the down projection of an ordinary layer.
+    """The layer's writers in the order in which they are called.
+
+    The last one is the down projection of an ordinary layer.
 
     Args:
         layer: a layer with its weights in memory.
         interface, args, kwargs: how it passes the stream on, and the arguments of one call on a few tokens.
     Raises:
-        Refusal: a writer has something behind or inside it into which no map folds (a norm after the product), or none is found.
+        Refusal: a writer has something behind or inside it into which no map folds (a norm after the product), or none
+            is found.
     """
     call = _Call(layer, interface, args, kwargs)
     with torch.no_grad():
@@ -86,7 +95,9 @@ def _called(call: _Call) -> list[str]:
     """The direct children with weights that make something as large as the stream, once, in order."""
     log: list[str] = []
     with ExitStack() as hooks:
-        for name, child in ((name, child) for name, child in call.layer.named_children() if any(True for _ in child.parameters())):
+        for name, child in (
+            (name, child) for name, child in call.layer.named_children() if any(True for _ in child.parameters())
+        ):
             see = lambda _, __, output, name=name: log.append(name) if call.part(output) is not None else None  # noqa: E731
             hooks.callback(child.register_forward_hook(see).remove)
         call.run()
@@ -110,25 +121,35 @@ def _changed(call: _Call, changes: dict[str, Callable[[Tensor], Tensor]]) -> Ite
 
 
 def _scale(call: _Call, order: list[str], place: int) -> float:
-    """The constant with which a child's output reaches the stream when all later children are silent; 0.0 where there is none."""
+    """The constant with which a child's output reaches the stream when all later children are silent.
+
+    0.0 where there is none.
+    """
     silent = dict.fromkeys(order[place + 1 :], torch.zeros_like)
     with _changed(call, silent):
         plain = call.run()
-    noise = torch.randn(plain.numel(), generator=torch.Generator().manual_seed(place)).to(plain) * plain.pow(2).mean().sqrt()
+    noise = (
+        torch.randn(plain.numel(), generator=torch.Generator().manual_seed(place)).to(plain)
+        * plain.pow(2).mean().sqrt()
+    )
     add = {order[place]: lambda part: part + noise.view(part.shape).to(part.dtype)}
     with _changed(call, silent | add):
         moved = (call.run() - plain).flatten()
     scale = float((moved @ noise) / (noise @ noise))
-    return scale if abs(scale) > SMALL and call.near(moved, scale * noise) else 0.0
+    return scale if abs(scale) > SMALL_MOVE and call.near(moved, scale * noise) else 0.0
 
 
 def _writer(call: _Call, name: str, scale: float) -> Writer:
     module = call.layer.get_submodule(name)
     again = _recorded(call, module)
     plain = again()
-    found = {key: axis for key, value in module.named_parameters() if (axis := _axis(call, again, plain, value)) is not None}
+    found = {
+        key: axis for key, value in module.named_parameters() if (axis := _axis(call, again, plain, value)) is not None
+    }
     if not found:
-        raise Refusal(f"no map folds into what {name} adds to the stream (a norm or a gate stands behind its last product)")
+        raise Refusal(
+            f"no map folds into what {name} adds to the stream (a norm or a gate stands behind its last product)"
+        )
     owners = {key.rpartition(".")[0] for key in found}
     if len(owners) == 1 and isinstance(owner := module.get_submodule(inside := next(iter(owners))), nn.Module):
         features = any(value.dim() == 2 for value in owner.parameters(recurse=False)) and not any(owner.children())
@@ -164,7 +185,7 @@ def _axis(call: _Call, again: Callable[[], Tensor], plain: Tensor, value: nn.Par
         value.data = torch.zeros_like(whole)
         without = again()
         share = plain - without
-        if share.norm() <= SMALL * plain.norm():
+        if share.norm() <= SMALL_MOVE * plain.norm():
             return None
         for axis in axes:
             value.data = whole.roll(1, axis)

@@ -1,4 +1,4 @@
-"""The small files between the stages: one frozen record per kind of file, with its own check."""
+"""Artifacts, the small files between the stages: one frozen record per kind of file, with its own check."""
 
 from .calibration import CalibrationRecord, SourceRecord
 from .comparison import Comparison

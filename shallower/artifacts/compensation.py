@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 
@@ -12,10 +12,11 @@ from .model import ModelRecord
 class Compensation:
     """How a pruned model was repaired without training.
 
-    ``loss`` holds the mean NLL in nats on held-out calibration tokens: ``dense``, ``before`` and ``after`` (of the pruned
-    model); ``by_source`` holds the same for every text of the calibration of which a sample was held out. ``fitted_width`` is the
-    most features that one fit solves for. ``changed`` names the changed weights, none where nothing helped. ``layers`` holds, per
-    retained layer, the shift and the relative error of the stream behind it before and after, on the held-out tokens.
+    ``loss`` holds the mean NLL in nats on held-out calibration tokens: ``dense``, ``before`` and ``after`` (of the
+    pruned model); ``by_source`` holds the same for every text of the calibration of which a sample was held out.
+    ``fitted_width`` is the most features that one fit solves for. ``changed`` names the changed weights, none where
+    nothing helped. ``layers`` holds, per retained layer, the shift and the relative error of the stream behind it
+    before and after, on the held-out tokens.
     """
 
     method: str
@@ -39,4 +40,6 @@ class Compensation:
     schema: int = 1
 
     def __repr__(self) -> str:
-        return f"<Compensation by {self.method}: held-out loss {self.loss['before']:.4f} -> {self.loss['after']:.4f} nats>"
+        return (
+            f"<Compensation by {self.method}: held-out loss {self.loss['before']:.4f} -> {self.loss['after']:.4f} nats>"
+        )

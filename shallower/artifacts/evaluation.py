@@ -4,8 +4,8 @@ import html
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..format import layers
-from ..provenance import Provenance
+from ..runtime.format import layers
+from ..runtime.provenance import Provenance
 from .model import ModelRecord
 
 
@@ -13,10 +13,10 @@ from .model import ModelRecord
 class Evaluation:
     """Measured quality.
 
-    ``perplexity[name]`` holds value, nll, bits_per_byte (None for given tokens), tokens, length, stride, bos, the hash of the
-    tokens, and ``parts``: (sum of the NLL, tokens) per segment, to resample from. ``tasks[name]`` holds value, stderr,
-    metric, count, version and ``items``: the metric of every item in the order of the data. ``removed`` are layers that were left
-    out virtually.
+    ``perplexity[name]`` holds value, nll, bits_per_byte (None for given tokens), tokens, length, stride, bos, the hash
+    of the tokens, and ``parts``: (sum of the NLL, tokens) per segment, to resample from. ``tasks[name]`` holds value,
+    stderr, metric, count, version and ``items``: the metric of every item in the order of the data. ``removed`` are
+    layers that were left out virtually.
     """
 
     model: ModelRecord
@@ -39,5 +39,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         rows = [(name, "perplexity", f"{item['value']:.3f}") for name, item in self.perplexity.items()]
         rows += [(name, item["metric"], f"{item['value']:.4f}") for name, item in self.tasks.items()]
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+        )
         return f"<table><tr><th>text or task</th><th>metric</th><th>value</th></tr>{cells}</table>"

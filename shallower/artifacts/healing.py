@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .model import ModelRecord
 
 
@@ -12,9 +12,10 @@ class Healing:
     """How a model was trained further; ``model`` is the one given, ``fingerprint`` that of the written one.
 
     ``rows`` holds step, tokens, loss (mean NLL in nats), lr, grad_norm, tokens_per_second (that bore a loss) and
-    all_tokens_per_second, seconds and now and then ``eval``: per text nll, value (perplexity) and tokens; the first is before
-    training. ``terms`` of a distillation are means too; ``control`` holds the rows with ``eval`` of the unpruned model, trained the
-    same. ``reloaded`` says how far the logits of the reloaded files are from those of the trained model.
+    all_tokens_per_second, seconds and now and then ``eval``: per text nll, value (perplexity) and tokens; the first is
+    before training. ``terms`` of a distillation are means too; ``control`` holds the rows with ``eval`` of the
+    dense model, trained the same. ``reloaded`` says how far the logits of the reloaded files are from those of the
+    trained model.
     """
 
     method: str

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .model import ModelRecord
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pydantic
 
 from ..errors import UserError
-from ..files import parse_json, write_atomic
-from ..provenance import safe_command
+from ..runtime.provenance import safe_command
+from ..storage.files import write_atomic
+from ..storage.paths import parse_json
 from .comparison import Comparison
 from .compensation import Compensation
 from .evaluation import Evaluation
@@ -60,7 +61,9 @@ def short_arrays(text: str) -> str:
 def published(record: Any) -> Any:
     """The same record for a folder that is made to be uploaded: of paths on this machine only the last part is left."""
     changes: dict[str, Any] = {
-        "provenance": dataclasses.replace(record.provenance, command=safe_command(record.provenance.command, paths=False))
+        "provenance": dataclasses.replace(
+            record.provenance, command=safe_command(record.provenance.command, paths=False)
+        )
     }
     if isinstance(getattr(record, "model", None), ModelRecord):
         changes["model"] = dataclasses.replace(record.model, source=_last(record.model.source))
@@ -68,13 +71,17 @@ def published(record: Any) -> Any:
         changes["plan"] = published(record.plan)
     if isinstance(record, Healing):
         changes["teacher"] = _last(record.teacher) if record.teacher else None
-        changes["settings"] = {key: _last(value) if key == "teacher" else value for key, value in record.settings.items()}
+        changes["settings"] = {
+            key: _last(value) if key == "teacher" else value for key, value in record.settings.items()
+        }
     return dataclasses.replace(record, **changes)
 
 
 def _last(source: Any) -> Any:
     """A Hub id as it is, of a path the last part."""
-    local = isinstance(source, str) and (source.startswith(("/", "~", ".")) or source.count("/") > 1 or os.path.exists(source))
+    local = isinstance(source, str) and (
+        source.startswith(("/", "~", ".")) or source.count("/") > 1 or os.path.exists(source)
+    )
     return Path(source).name or source if local else source
 
 
@@ -120,7 +127,7 @@ def read(content: Any, kind: str, where: str) -> Any:
 
 
 def model_of(record: Record) -> ModelRecord | None:
-    """The model that an artifact speaks of; the unpruned one where it is about a pruning; None for a comparison."""
+    """The model that an artifact speaks of; the dense one where it is about a pruning; None for a comparison."""
     if isinstance(record, Pruned):
         return record.plan.model
     return getattr(record, "model", None)

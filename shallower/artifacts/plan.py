@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..format import layers
-from ..provenance import Provenance
+from ..runtime.format import layers
+from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 
@@ -14,9 +14,10 @@ from .model import ModelRecord
 class Plan:
     """Which layers go and which stay, in MODEL's own numbering.
 
-    ``order`` is the order of removal, ``budget`` in seconds, ``assumed`` what a target of memory, speed or quality rests on.
-    ``bytes_before`` and ``bytes_after`` are those of the weights as they are stored. ``agreement`` says how many of the layers both
-    halves of the calibration samples choose too, each by itself; None where they were not asked.
+    ``order`` is the order of removal, ``budget`` in seconds, ``assumed`` what a target of memory, speed or quality
+    rests on. ``bytes_before`` and ``bytes_after`` are those of the weights as they are stored. ``agreement`` says how
+    many of the layers both halves of the calibration samples choose too, each by itself; None where they were not
+    asked.
     """
 
     removed: list[int]
@@ -57,12 +58,15 @@ class Plan:
         return read / left if left > 0 else math.inf
 
     def original(self) -> list[int]:
-        """The kept layers in the numbering of the first, unpruned ancestor."""
+        """The kept layers in the numbering of the first, dense ancestor."""
         return [self.model.original[index] for index in self.kept]
 
     def __repr__(self) -> str:
         by = f" by {self.criterion}" if self.criterion else ""
-        return f"<Plan: without layers {layers(self.removed)} of {self.model.layers} ({self.selection}{by}), {-self.share:.1%} parameters>"
+        return (
+            f"<Plan: without layers {layers(self.removed)} of {self.model.layers} ({self.selection}{by}), "
+            f"{-self.share:.1%} parameters>"
+        )
 
 
 def wrong_plan(plan: Plan) -> str | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .plan import Plan
 
 
@@ -11,8 +11,9 @@ from .plan import Plan
 class Pruned:
     """``shallower.json`` in a written model: the plan and what was proven about the files.
 
-    ``healing`` tells, in order, how it was trained since; what was proven is then of the files before that. ``left_behind`` names
-    side files of the unpruned model that were not carried over, ``files`` all that was written, ``weight_bytes`` of it the weights.
+    ``healing`` tells, in order, how it was trained since; what was proven is then of the files before that.
+    ``left_behind`` names side files of the dense model that were not carried over, ``files`` all that was written,
+    ``weight_bytes`` of it the weights.
     """
 
     plan: Plan
@@ -31,4 +32,7 @@ class Pruned:
 
     def __repr__(self) -> str:
         proof = self.verified.get("logits") or self.verified.get("skipped")
-        return f"<Pruned: {self.plan!r}, {'proven: logits equal' if 'logits' in self.verified else 'not verified:'} {proof}>"
+        return (
+            f"<Pruned: {self.plan!r}, {'proven: logits equal' if 'logits' in self.verified else 'not verified:'} "
+            f"{proof}>"
+        )

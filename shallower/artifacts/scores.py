@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 
@@ -14,7 +14,8 @@ from .model import ModelRecord
 class Scores:
     """One score per layer; the lowest is removed first. ``windows[n-1][s]`` scores removing layers s … s+n-1 at once.
 
-    ``halves`` and ``halves_windows`` hold the same from either half of the calibration samples, where they could be told apart.
+    ``halves`` and ``halves_windows`` hold the same from either half of the calibration samples, where they could be
+    told apart.
     """
 
     criterion: str

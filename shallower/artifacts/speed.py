@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .model import ModelRecord
 
 
@@ -13,9 +13,10 @@ class Speed:
 
     ``analytic`` and ``rows`` speak of ``model`` and ``against``. A row holds ``of``, batch, prompt, new, and in seconds
     ``prefill``, ``decode`` (per step) and ``latency`` (of the whole), each as median, p10 and p90; tokens_per_second,
-    peak_memory_bytes, runs, and ``bound``: the share of the measured memory bandwidth that decoding reaches. ``analytic``
-    holds parameters, weight_bytes, read_bytes_per_token, kv_bytes_per_token and flops_per_token. ``speedups`` holds, per
-    setting, the medians of the ratios of neighbouring runs (prefill, decode, latency) and the ``ideal`` ratio of bytes read.
+    peak_memory_bytes, runs, and ``bound``: the share of the measured memory bandwidth that decoding reaches.
+    ``analytic`` holds parameters, weight_bytes, read_bytes_per_token, kv_bytes_per_token and flops_per_token.
+    ``speedups`` holds, per setting, the medians of the ratios of neighbouring runs (prefill, decode, latency) and the
+    ``ideal`` ratio of bytes read.
     """
 
     model: ModelRecord

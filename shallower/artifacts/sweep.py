@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..provenance import Provenance
+from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 
@@ -29,4 +29,7 @@ class Sweep:
     schema: int = 1
 
     def __repr__(self) -> str:
-        return f"<Sweep of {self.model!r} by {self.selection}: {', '.join(str(row['removed']) for row in self.rows)} layers removed>"
+        return (
+            f"<Sweep of {self.model!r} by {self.selection}: {', '.join(str(row['removed']) for row in self.rows)} "
+            "layers removed>"
+        )

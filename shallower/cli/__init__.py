@@ -1,4 +1,4 @@
-"""The command line: settings made options, the verbs of ``shallower`` called, a table or JSON out."""
+"""Command line: settings made options, the verbs called, a table or JSON out."""
 
 from .app import main
 

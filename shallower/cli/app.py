@@ -1,4 +1,6 @@
-"""The command line: results go to stdout, progress and errors to stderr, a user's mistake exits with 2. Imports nothing heavy."""
+"""The command line: results go to stdout, progress and errors to stderr, a user's mistake exits with 2. Imports
+nothing heavy.
+"""
 
 import importlib
 import os
@@ -9,12 +11,12 @@ import typer
 
 from .. import methods
 from ..errors import UserError
-from ..stopping import terminable
-from . import commands
+from ..runtime.signals import terminable
+from . import commands, measurement_commands
 from .options import Command, Ended, UsageError
 
 INTERRUPTED = 130
-TOGETHER = ("score", "plan", "heal")  # the verbs that many processes can share
+SHARED_VERBS = ("score", "plan", "heal")  # the verbs that many processes can share
 OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
 VERBS = (
     commands.inspect,
@@ -23,13 +25,13 @@ VERBS = (
     commands.prune,
     commands.compensate,
     commands.heal,
-    commands.evaluate,
-    commands.sweep,
-    commands.bench,
-    commands.compare,
-    commands.report,
-    commands.card,
-    commands.demo,
+    measurement_commands.evaluate,
+    measurement_commands.sweep,
+    measurement_commands.bench,
+    measurement_commands.compare,
+    measurement_commands.report,
+    measurement_commands.card,
+    measurement_commands.demo,
 )
 
 app = typer.Typer(
@@ -52,7 +54,9 @@ def _version(asked: bool | None) -> None:
 
 @app.callback()
 def _whole(
-    version: bool | None = typer.Option(None, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
+    version: bool | None = typer.Option(
+        None, "--version", help="Show the version and exit.", callback=_version, is_eager=True
+    ),
 ) -> None:
     """Options of the program itself."""
 
@@ -114,9 +118,10 @@ def _run(arguments: list[str]) -> None:
     if _explain(arguments):
         return
     count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdigit() and int(count) > 1 and arguments[0] not in TOGETHER:
+    if count.isdigit() and int(count) > 1 and arguments[0] not in SHARED_VERBS:
         raise UserError(
-            f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(TOGETHER[:-1])} and {TOGETHER[-1]} run in many"
+            f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(SHARED_VERBS[:-1])} and "
+            f"{SHARED_VERBS[-1]} run in many"
         )
     with terminable():
         try:

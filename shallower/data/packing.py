@@ -1,10 +1,13 @@
-"""Files -> packed training sequences: documents, or Alpaca-format examples; the order is a function of seed and step alone.
+"""Packed training sequences from files: documents, or Alpaca-format examples.
 
-Documents are shuffled by the seed, joined with EOS behind each (and BOS in front where the tokenizer itself puts one), and cut
-into full sequences without padding. Positions start again with every document. Where the model then keeps documents apart
-(``objective.isolates``), none sees another; otherwise they are attended to across the border, and that is said. The first
-token of a document is never predicted. Examples are masked: only the answer and its EOS bear a loss; they are cut off at 256
-tokens, several to a sequence where the model keeps them apart, else each in a row of its own, padded behind.
+The order is a function of seed and step alone.
+
+Documents are shuffled by the seed, joined with EOS behind each (and BOS in front where the tokenizer itself puts one),
+and cut into full sequences without padding. Positions start again with every document. Where the model then keeps
+documents apart (``objective.isolates``), none sees another; otherwise they are attended to across the border, and that
+is said. The first token of a document is never predicted. Examples are masked: only the answer and its EOS bear a
+loss; they are cut off at 256 tokens, several to a sequence where the model keeps them apart, else each in a row of its
+own, padded behind.
 """
 
 import hashlib
@@ -22,7 +25,7 @@ from ..errors import UserError
 from .readers import open_dataset, read_rows, text_of
 from .tokens import bos_rule, encode
 
-BUFFER = 10_000  # rows of a streamed data set that are shuffled together
+SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled together
 CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -47,7 +50,9 @@ class Documents:
 
 
 class Rows(NamedTuple):
-    """Training sequences at hand: tokens, the place of each within its document, and whether it bears a loss (is to be predicted)."""
+    """Training sequences at hand: tokens, the place of each within its document, and whether it bears a loss (is to be
+    predicted).
+    """
 
     tokens: Int[Tensor, "sequence place"]
     positions: Int[Tensor, "sequence place"]
@@ -56,7 +61,8 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be predicted).
+    """Training sequences: tokens, the place of each within its document, and whether it bears a loss (is to be
+    predicted).
 
     Nine bytes a token: a billion tokens need 9 GB of memory.
     """
@@ -71,7 +77,10 @@ class Packed:
         """The sequences of a step, counted from 0; every pass over the data is shuffled anew."""
         count = len(self.tokens)
         numbers = range(step * size, (step + 1) * size)
-        orders = {turn: np.random.default_rng([self.seed, turn]).permutation(count) for turn in {number // count for number in numbers}}
+        orders = {
+            turn: np.random.default_rng([self.seed, turn]).permutation(count)
+            for turn in {number // count for number in numbers}
+        }
         return [int(orders[number // count][number % count]) for number in numbers]
 
     def rows(self, step: int, size: int) -> Rows:
@@ -88,21 +97,32 @@ class Packed:
 
 
 def read_documents(
-    paths: Sequence[str | Path], tokenizer, vocabulary: int, *, dataset: str | None = None, most: int | None = None, seed: int = 0
+    paths: Sequence[str | Path],
+    tokenizer,
+    vocabulary: int,
+    *,
+    dataset: str | None = None,
+    most: int | None = None,
+    seed: int = 0,
 ) -> Documents:
-    """Documents of .txt (the whole file), .jsonl and .parquet (field ``text``), or examples (``instruction``, ``input``, ``output``).
+    """Documents of .txt (the whole file), .jsonl and .parquet (field ``text``), or examples (``instruction``,
+    ``input``, ``output``).
 
     Args:
-        dataset: a data set for ``datasets``, ``NAME[:CONFIG[:SPLIT]]``, instead of files. It is streamed, shuffled by ``seed`` within a
-            buffer, and read only until there are ``most`` tokens.
+        dataset: a data set for ``datasets``, ``NAME[:CONFIG[:SPLIT]]``, instead of files. It is streamed, shuffled by
+            ``seed`` within a buffer, and read only until there are ``most`` tokens.
     Raises:
-        UserError: no such file, another kind, nothing in it, a field that is missing (with its line), both kinds mixed, or
-            a tokenizer that gives ids which the model does not have.
+        UserError: no such file, another kind, nothing in it, a field that is missing (with its line), both kinds
+            mixed, or a tokenizer that gives ids which the model does not have.
     """
     if bool(paths) == bool(dataset):
         raise UserError("--data: give .txt, .jsonl or .parquet files to train on, or a --dataset, and not both")
     source = f"--dataset {dataset}" if dataset else f"--data {', '.join(map(str, paths))}"
-    rows = streamed(dataset, seed) if dataset else ((where, row) for path in paths for where, row in read_rows(path, "--data"))
+    rows = (
+        streamed(dataset, seed)
+        if dataset
+        else ((where, row) for path in paths for where, row in read_rows(path, "--data"))
+    )
     end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
     front, back = ends_of(tokenizer)
     for where, row in rows:
@@ -116,33 +136,40 @@ def read_documents(
         if dataset and most and count >= most:
             break
     if not ids:
-        raise UserError(f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on")
+        raise UserError(
+            f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on"
+        )
     check_known(max(int(one.max()) for one in ids), vocabulary, source.split()[0])
     return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
 
 
 def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, dict]]:
-    """(where it stands, fields) of the rows of a data set, read as they are needed; in an order that the seed decides, None: its own.
+    """(where it stands, fields) of the rows of a data set, read as they are needed.
+
+    In an order that the seed decides, None: its own.
 
     Raises:
         UserError: it cannot be opened, or breaks off.
     """
     rows = open_dataset(name, streaming=True)
     if seed is not None:
-        rows = rows.shuffle(seed=seed, buffer_size=BUFFER)
+        rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     number = skipped
     try:
         for number, row in enumerate(rows.skip(skipped) if skipped else rows, skipped + 1):
             yield f"{name}: row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again") from error
+        raise UserError(
+            f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again"
+        ) from error
 
 
 def check_known(largest: int, vocabulary: int, source: str) -> None:
     """Raise a UserError if the tokenizer gives a token that the model does not have."""
     if largest >= vocabulary:
         raise UserError(
-            f"the tokenizer gives the token {largest} on {source}, the model knows 0 to {vocabulary - 1}: is it another model's tokenizer?"
+            f"the tokenizer gives the token {largest} on {source}, the model knows 0 to {vocabulary - 1}: is "
+            "it another model's tokenizer?"
         )
 
 
@@ -160,7 +187,7 @@ def _example(where: str, row: dict) -> tuple[str, str]:
     return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
 
 
-def packed(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
+def packed_sequences(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
     """The sequences to train on.
 
     Args:
@@ -194,13 +221,17 @@ def _whole(found: Documents, order: list[int], length: int) -> tuple[np.ndarray,
     count = len(ids) // length
     if not count:
         raise UserError(
-            f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text or lower --length"
+            f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text "
+            "or lower --length"
         )
-    return cut(ids[: count * length], places[: count * length], length)
+    return cut_rows(ids[: count * length], places[: count * length], length)
 
 
-def cut(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Full sequences of joined documents: tokens, positions and what bears a loss; ``places`` are those within a document, (token,)."""
+def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Full sequences of joined documents: tokens, positions and what bears a loss.
+
+    ``places`` are those within a document, (token,).
+    """
     ids, places = (array.reshape(-1, length) for array in (ids, places))
     within = np.arange(length, dtype=np.int32)[None]
     begins = np.where(places == 0, within, 0)  # where the document at hand starts within its row
@@ -209,12 +240,19 @@ def cut(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, n
     return ids, positions, bearing
 
 
-def _examples(found: Documents, order: list[int], length: int, apart: bool) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
-    """Rows of whole examples; positions below zero mark padding. And how many examples had no answer within the cut-off."""
+def _examples(
+    found: Documents, order: list[int], length: int, apart: bool
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+    """Rows of whole examples; positions below zero mark padding. And how many examples had no answer within the
+    cut-off.
+    """
     limit = min(CUT_OFF, length)
     fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]
     if not fits:
-        raise UserError(f"--data {found.source}: no example has its answer within {limit} tokens; raise --length or shorten the prompts")
+        raise UserError(
+            f"--data {found.source}: no example has its answer within {limit} tokens; raise --length or "
+            "shorten the prompts"
+        )
     width = length if apart else limit
     rows: list[list[int]] = []
     room = 0

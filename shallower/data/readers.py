@@ -1,4 +1,6 @@
-"""Readers of .txt, .jsonl and .parquet files and of data sets of the Hub: rows with where they stand, checked one by one."""
+"""Readers of .txt, .jsonl and .parquet files and of data sets of the Hub: rows with where they stand, checked one by
+one.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import parse_json, place
+from ..storage.paths import parse_json, place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-LARGEST = 4 << 30  # bytes of a file that is read into memory, and of a table once it is unpacked
+LARGEST_TEXT = 4 << 30  # bytes of a file that is read into memory, and of a table once it is unpacked
 PROSE = "prose"
 CALIBRATION_KINDS = ("stories", "encyclopaedia", "dialogue", "instructions", "code", "technical")
 Row = dict[str, Any]
@@ -33,8 +35,8 @@ def read_rows(path: str | Path, what: str = "--text") -> Iterator[tuple[str, Row
         raise UserError(f"{what} {path}: no such file; give {_listed_suffixes()}")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{what} {path}: {path.suffix or 'no suffix'} is not read; give {_listed_suffixes()}")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{what} {path} is larger than {LARGEST >> 30} GiB: cut it, or read it as a --dataset")
+    if path.stat().st_size > LARGEST_TEXT:
+        raise UserError(f"{what} {path} is larger than {LARGEST_TEXT >> 30} GiB: cut it, or read it as a --dataset")
     if path.suffix == ".parquet":
         yield from _parquet(path, what)
         return
@@ -69,7 +71,9 @@ def text_of(where: str, row: Row, name: str, what: str = "--text") -> str:
     """A field of a row that must be a text."""
     if not isinstance(row.get(name), str):
         kind = f"a field {name!r} that is a {type(row[name]).__name__}" if name in row else f"no field {name!r}"
-        raise UserError(f"{what} {where} has {kind} (it has {', '.join(map(str, list(row)[:8]))}); each needs a text there")
+        raise UserError(
+            f"{what} {where} has {kind} (it has {', '.join(map(str, list(row)[:8]))}); each needs a text there"
+        )
     with suppress(UnicodeEncodeError):
         row[name].encode()
         return row[name]
@@ -98,23 +102,35 @@ def _parquet(path: Path, what: str) -> Iterator[tuple[str, Row]]:
     try:
         about = parquet.read_metadata(path)
         size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-        columns = [name for name in about.schema.to_arrow_schema().names if name in ("text", "instruction", "input", "output")]
+        columns = [
+            name for name in about.schema.to_arrow_schema().names if name in ("text", "instruction", "input", "output")
+        ]
         if not columns:
-            raise UserError(f"{what} {path} has no column 'text' (it has {', '.join(about.schema.to_arrow_schema().names[:8])})")
-        if size > LARGEST:
-            raise UserError(f"{what} {path} unpacks to more than {LARGEST >> 30} GiB: cut it, or read it as a --dataset")
+            raise UserError(
+                f"{what} {path} has no column 'text' (it has {', '.join(about.schema.to_arrow_schema().names[:8])})"
+            )
+        if size > LARGEST_TEXT:
+            raise UserError(
+                f"{what} {path} unpacks to more than {LARGEST_TEXT >> 30} GiB: cut it, or read it as a --dataset"
+            )
         rows = parquet.read_table(path, columns=columns).to_pylist()
     except UserError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a broken file
         raise UserError(f"{what} {path} is not a readable .parquet file") from error
-    yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1) if any(value is not None for value in row.values()))
+    yield from (
+        (f"{path}: row {number}", row)
+        for number, row in enumerate(rows, 1)
+        if any(value is not None for value in row.values())
+    )
 
 
 def shipped_text(part: str) -> str:
     """The package's own prose: ``evaluation``, or one of ``CALIBRATION_KINDS``."""
     folder = resources.files(__package__).joinpath(PROSE)
-    file = folder.joinpath("calibration", f"{part}.txt") if part in CALIBRATION_KINDS else folder.joinpath(f"{part}.txt")
+    file = (
+        folder.joinpath("calibration", f"{part}.txt") if part in CALIBRATION_KINDS else folder.joinpath(f"{part}.txt")
+    )
     return file.read_text(encoding="utf-8")
 
 
@@ -127,7 +143,9 @@ def dataset_text(name: str) -> str:
 
 
 def open_dataset(name: str, *, streaming: bool = False):
-    """A data set of the Hub, or a folder that ``datasets`` reads, as ``NAME[:CONFIG[:SPLIT]]``; streaming reads only what is taken.
+    """A data set of the Hub, or a folder that ``datasets`` reads, as ``NAME[:CONFIG[:SPLIT]]``.
+
+    Streaming reads only what is taken.
 
     Raises:
         UserError: it cannot be loaded.

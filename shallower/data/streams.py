@@ -1,4 +1,4 @@
-"""Text of a data set, packed while it is read: as much of it as there is, with the memory of two batches."""
+"""Streamed text of a data set, packed while it is read: as much of it as there is, with the memory of two batches."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .packing import BUFFER, Rows, check_known, cut, ends_of, streamed
+from .packing import SHUFFLE_BUFFER, Rows, check_known, cut_rows, ends_of, streamed
 from .readers import text_of
 from .tokens import encode
 
@@ -17,11 +17,12 @@ START = {"turn": 0, "document": 0, "token": 0}
 
 
 class Stream:
-    """Sequences of joined documents as in ``Packed``, in the order in which a data set, shuffled within a buffer, yields them.
+    """Sequences of joined documents as in ``Packed``, in the order in which a data set, shuffled within a buffer,
+    yields them.
 
-    The next batch is read and tokenised while the last one is trained on. Every process reads the whole stream. When the data set
-    ends it begins again in another order. ``place`` is what a checkpoint needs to go on: the pass over the data, the document in
-    which the next sequence begins, and how many of its tokens are used up.
+    The next batch is read and tokenised while the last one is trained on. Every process reads the whole stream. When
+    the data set ends it begins again in another order. ``place`` is what a checkpoint needs to go on: the pass over
+    the data, the document in which the next sequence begins, and how many of its tokens are used up.
     """
 
     def __init__(self, name: str, tokenizer, vocabulary: int, length: int, seed: int, *, apart: bool):
@@ -46,7 +47,7 @@ class Stream:
             "loss_tokens": None,
             "apart": apart,
             "seed": seed,
-            "hash": hashlib.sha256(f"{name} {seed} {BUFFER} {length} {first}".encode()).hexdigest()[:16],
+            "hash": hashlib.sha256(f"{name} {seed} {SHUFFLE_BUFFER} {length} {first}".encode()).hexdigest()[:16],
         }
 
     def rows(self, step: int, size: int) -> Rows:
@@ -73,7 +74,9 @@ class Stream:
         tensors = torch.from_numpy(ids).long(), torch.from_numpy(positions).long(), torch.from_numpy(bearing)
         return Rows(*tensors), places[-1]
 
-    def _sequences(self, turn: int, document: int, token: int) -> Iterator[tuple[tuple[np.ndarray, ...], dict[str, int]]]:
+    def _sequences(
+        self, turn: int, document: int, token: int
+    ) -> Iterator[tuple[tuple[np.ndarray, ...], dict[str, int]]]:
         """(one sequence, where the next begins), without end."""
         while True:
             held: list[tuple[int, int, np.ndarray]] = []  # document, the first of its tokens that is left, its tokens
@@ -94,11 +97,17 @@ class Stream:
                         if start + taken == len(ids):
                             held.pop(0)
                     room, some = room - self.length, some + 1
-                    next_one = {"document": held[0][0], "token": held[0][1]} if held else {"document": number + 1, "token": 0}
-                    yield cut(np.concatenate(pieces), np.concatenate(places), self.length), {"turn": turn, **next_one}
+                    next_one = (
+                        {"document": held[0][0], "token": held[0][1]} if held else {"document": number + 1, "token": 0}
+                    )
+                    yield (
+                        cut_rows(np.concatenate(pieces), np.concatenate(places), self.length),
+                        {"turn": turn, **next_one},
+                    )
             if not some and not document and not token:
                 raise UserError(
-                    f"--dataset {self.name} has less than one sequence of {self.length} tokens: give more text or lower --length"
+                    f"--dataset {self.name} has less than one sequence of {self.length} tokens: give more text "
+                    "or lower --length"
                 )
             turn, document, token = turn + 1, 0, 0
 

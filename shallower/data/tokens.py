@@ -1,4 +1,6 @@
-"""Calibration tokens: texts of several kinds, mixed evenly, or a token file -> a batch of samples, hashed, with a record of it."""
+"""Calibration tokens: texts of several kinds, mixed evenly, or a token file -> a batch of samples, hashed, with a
+record of it.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -12,15 +14,15 @@ from torch import Tensor
 
 from ..artifacts import CalibrationRecord
 from ..errors import UserError
-from ..files import place
 from ..settings.calibration import Calibration, shares
+from ..storage.paths import place
 from .readers import CALIBRATION_KINDS, dataset_text, read_text, shipped_text
 
 SHIPPED = "shipped prose"
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A text to take samples from; ``read`` reads it when its turn comes."""
 
     name: str
@@ -28,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Samples:
+class CalibrationSamples:
     """Calibration samples, (sample, position), the source that each is of (a number), and the record of them all."""
 
     tokens: Int[Tensor, "sample position"]
@@ -43,19 +45,19 @@ class Samples:
         return found
 
 
-def sources_of(wanted: Calibration) -> list[Source]:
+def sources_of(wanted: Calibration) -> list[TextSource]:
     """The texts that are meant: those given, else the shipped prose of every kind."""
     if not wanted.sources:
-        return [Source(f"shipped {kind}", lambda kind=kind: shipped_text(kind)) for kind in CALIBRATION_KINDS]
-    files = [Source(Path(path).name, lambda path=path: read_text(path)) for path in wanted.texts]
-    return files + [Source(name, lambda name=name: dataset_text(name)) for name in wanted.datasets]
+        return [TextSource(f"shipped {kind}", lambda kind=kind: shipped_text(kind)) for kind in CALIBRATION_KINDS]
+    files = [TextSource(Path(path).name, lambda path=path: read_text(path)) for path in wanted.texts]
+    return files + [TextSource(name, lambda name=name: dataset_text(name)) for name in wanted.datasets]
 
 
-def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vocabulary: int) -> Samples:
+def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vocabulary: int) -> CalibrationSamples:
     """The samples and the record of them.
 
-    Every source gives its share, drawn by the seed from its segments; samples of the sources alternate, so that any stretch of
-    them holds all kinds.
+    Every source gives its share, drawn by the seed from its segments; samples of the sources alternate, so that any
+    stretch of them holds all kinds.
 
     Args:
         tokenizer: a callable that makes one when text must be read; not asked for a token file.
@@ -66,14 +68,18 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
     if wanted.tokens is not None:
         tokens = read_tokens(wanted.tokens, vocabulary)
         name = Path(wanted.tokens).name
-        record = CalibrationRecord.of([(name, len(tokens))], *tokens.shape, seed=None, bos="as given", hash=token_hash(tokens))
-        return Samples(tokens, (0,) * len(tokens), record)
+        record = CalibrationRecord.of(
+            [(name, len(tokens))], *tokens.shape, seed=None, bos="as given", hash=token_hash(tokens)
+        )
+        return CalibrationSamples(tokens, (0,) * len(tokens), record)
     coder, sources = tokenizer(), sources_of(wanted)
     bos = bos_rule(wanted.bos, coder, every=True)
     body = wanted.length - (bos == "every")
     counts = shares(wanted.samples, wanted.mix or [1.0] * len(sources))
     if not wanted.sources:
-        sources, counts = zip(*((source, count) for source, count in zip(sources, counts, strict=True) if count), strict=True)
+        sources, counts = zip(
+            *((source, count) for source, count in zip(sources, counts, strict=True) if count), strict=True
+        )
     elif wanted.samples < len(sources):
         raise UserError(f"--samples {wanted.samples}: at least one for each of the {len(sources)} sources is needed")
     drawn = [_drawn(source, count, body, coder, wanted) for source, count in zip(sources, counts, strict=True)]
@@ -83,10 +89,10 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
     check_vocabulary(tokens, vocabulary, f"the tokenizer on {', '.join(source.name for source in sources)}")
     used = [(source.name, len(part)) for source, part in zip(sources, drawn, strict=True)]
     record = CalibrationRecord.of(used, len(tokens), wanted.length, seed=wanted.seed, bos=bos, hash=token_hash(tokens))
-    return Samples(tokens, tuple(source for source, _ in order), record)
+    return CalibrationSamples(tokens, tuple(source for source, _ in order), record)
 
 
-def _drawn(source: Source, count: int, body: int, tokenizer, wanted: Calibration) -> Int[Tensor, "sample position"]:
+def _drawn(source: TextSource, count: int, body: int, tokenizer, wanted: Calibration) -> Int[Tensor, "sample position"]:
     """So many samples of one source, drawn by the seed from its segments."""
     ids = encode(tokenizer, source.read(), source.name)
     segments = len(ids) // body if body else 0
@@ -141,7 +147,9 @@ def encode(tokenizer, text: str, name: str = "the text") -> list[int]:
     try:
         return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     except Exception as error:  # a tokenizer that loads may still be broken inside
-        raise UserError(f"the tokenizer fails on {name} ({' '.join(str(error).split())[:120]}): are its files whole?") from error
+        raise UserError(
+            f"the tokenizer fails on {name} ({' '.join(str(error).split())[:120]}): are its files whole?"
+        ) from error
 
 
 def token_hash(tokens: Int[Tensor, "sample position"]) -> str:
@@ -163,7 +171,9 @@ def read_tokens(path: str | Path, vocabulary: int) -> Int[Tensor, "sample positi
     if not np.issubdtype(dtype, np.integer):
         raise UserError(f"--tokens {path} holds {dtype}; integers are needed")
     if len(shape) != 2:
-        raise UserError(f"--tokens {path} has {len(shape)} dimension{'s' * (len(shape) != 1)}; 2 are needed, (sample, position)")
+        raise UserError(
+            f"--tokens {path} has {len(shape)} dimension{'s' * (len(shape) != 1)}; 2 are needed, (sample, position)"
+        )
     if shape[0] < 1 or shape[1] < 2:
         raise UserError(f"--tokens {path} has the shape {shape}; at least 1 sample of 2 positions is needed")
     try:
@@ -203,4 +213,6 @@ def check_vocabulary(tokens: Tensor, vocabulary: int, who: str) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         worst = low if low < 0 else high
-        raise UserError(f"{who} has the token {worst}; the model knows 0 to {vocabulary - 1}: was it made with another tokenizer?")
+        raise UserError(
+            f"{who} has the token {worst}; the model knows 0 to {vocabulary - 1}: was it made with another tokenizer?"
+        )

@@ -1,1 +1,1 @@
-"""Measured quality of a model, pruned virtually or on disk."""
+"""Evaluation: perplexity, tasks, speed and memory of a model, pruned virtually or on disk."""

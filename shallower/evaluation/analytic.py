@@ -1,4 +1,7 @@
-"""Figures that follow from a model rather than from a clock, by watching one decoding step; and the machine's memory bandwidth."""
+"""Analytic figures of decoding, rather than by a clock: bytes and FLOPs seen by watching one decoding step.
+
+And the machine's memory bandwidth.
+"""
 
 import time
 from typing import Any
@@ -12,19 +15,21 @@ from torch.utils.flop_counter import flop_registry
 from ..anatomy.decoding import Decoder, cache_bytes
 from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
-from ..memory import total_memory
+from ..runtime.memory import total_memory
 
 PROMPT = 3  # tokens before the step that is watched: fewer than any window
 GATHERS = {"embedding", "index", "index_select", "gather"}  # these read what they return, not all of their table
 CASTS = {"_to_copy", "clone"}
 GROUPED = {"_grouped_mm", "grouped_mm_fallback"}  # experts: a group without rows is not read
 UNCOUNTED = GROUPED | {"linear", "mv", "_linear_pointwise"}  # products that torch's own table of FLOPs lacks
-BUFFER = 1 << 29  # bytes: larger than caches, and about what a small model reads per token
+COPIED_BYTES = 1 << 29  # bytes: larger than caches, and about what a small model reads per token
 READINGS = 8
 
 
 class Watch(TorchDispatchMode):
-    """While inside: which bytes of a model's parameters are read, each once, and the FLOPs of the products that they take part in."""
+    """While inside: which bytes of a model's parameters are read, each once, and the FLOPs of the products that they
+    take part in.
+    """
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -49,7 +54,9 @@ class Watch(TorchDispatchMode):
         given, made = _tensors((args, kwargs)), _tensors(out)
         weights = [tensor for tensor in given if _place(tensor) in self.stored]
         copied = any(_place(tensor) in self.copies for tensor in given)
-        self.copies -= {_place(tensor) for tensor in made} - {_place(tensor) for tensor in given}  # memory that is used anew
+        self.copies -= {_place(tensor) for tensor in made} - {
+            _place(tensor) for tensor in given
+        }  # memory that is used anew
         if (weights or copied) and name in GATHERS | CASTS:
             self.copies |= {_place(tensor) for tensor in made}
         if weights and any(_place(tensor) not in self.stored for tensor in made):  # else a view, which reads nothing
@@ -66,7 +73,11 @@ class Watch(TorchDispatchMode):
                 return
             weights = [args[0][index] for index in rows.unique().tolist()]
         elif name in GROUPED:
-            weights = [part for weight in weights for part in _active(weight, kwargs.get("offs", args[2] if len(args) > 2 else None))]
+            weights = [
+                part
+                for weight in weights
+                for part in _active(weight, kwargs.get("offs", args[2] if len(args) > 2 else None))
+            ]
         for weight in weights:
             extent = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
             self.spans.append((weight.data_ptr(), weight.data_ptr() + extent * weight.itemsize))
@@ -107,12 +118,13 @@ def analytic(model: Model) -> dict[str, float]:
     """Figures of one decoded token at batch 1, seen in a step behind a prompt of a few tokens.
 
     - ``parameters``, ``weight_bytes``: distinct ones.
-    - ``read_bytes_per_token``: bytes of weights that a step uses, each stored tensor once: layers, final norm, head; of a table
-      only the rows looked up, so an untied input embedding counts one row; of experts only those that are active.
-    - ``kv_bytes_per_token``: by how much the cache grows per token and sequence while no sliding window is full; ``state_bytes``:
-      what it holds per sequence besides (recurrent states).
-    - ``flops_per_token``: of the products with weights, 2 per parameter that takes part; attention over the context, which
-      grows with it, and what is done element by element are left out.
+    - ``read_bytes_per_token``: bytes of weights that a step uses, each stored tensor once: layers, final norm, head;
+      of a table only the rows looked up, so an untied input embedding counts one row; of experts only those that are
+      active.
+    - ``kv_bytes_per_token``: by how much the cache grows per token and sequence while no sliding window is full;
+      ``state_bytes``: what it holds per sequence besides (recurrent states).
+    - ``flops_per_token``: of the products with weights, 2 per parameter that takes part; attention over the context,
+      which grows with it, and what is done element by element are left out.
     """
     module = model.module
     decoder, token = Decoder(module), dry_tokens(model.vocabulary, 1, 1).to(model.device)
@@ -138,7 +150,7 @@ def bandwidth(device: str) -> float:
 
     The best of a few sums and matrix-vector products over a buffer larger than the caches.
     """
-    rows = min(BUFFER << 3 * device.startswith("cuda"), total_memory(device) // 8) // (4 * 4096)
+    rows = min(COPIED_BYTES << 3 * device.startswith("cuda"), total_memory(device) // 8) // (4 * 4096)
     buffer, vector = torch.ones(rows, 4096, device=device), torch.ones(4096, device=device)
     best = float("inf")
     for reading in (lambda: buffer.sum(), lambda: buffer @ vector):

@@ -1,4 +1,4 @@
-"""Where a model that yields NaN breaks: the first layer whose output is not finite."""
+"""Broken layers, where a model that yields NaN breaks: the first layer whose output is not finite."""
 
 from collections.abc import Iterable
 
@@ -30,5 +30,9 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removed: 
     finally:
         for handle in handles:
             handle.remove()
-    where = f"layer {found[0]} is the first whose output is not finite" if found else "every layer's output is finite, so it is the head"
+    where = (
+        f"layer {found[0]} is the first whose output is not finite"
+        if found
+        else "every layer's output is finite, so it is the head"
+    )
     return f"{where}; are its weights whole, and does the dtype suffice (try --dtype fp32)?"

@@ -1,11 +1,11 @@
-"""Items of zero-shot tasks from local .jsonl files, checked field by field before a model is asked."""
+"""Task items from local .jsonl files, checked field by field before a model is asked."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import parse_json
+from ..storage.paths import parse_json
 
 Check = Callable[[dict[str, Any]], bool]
 CHOICES = {"choices": dict, "answerKey": str}
@@ -25,7 +25,11 @@ _ANSWER = "answerKey must be one of choices.label, and choices hold as many text
 # the fields that the prompts of lm-eval read, then what must hold of them
 FIELDS: dict[str, tuple[dict[str, type | tuple], Check, str]] = {
     "boolq": ({"question": str, "passage": str, "label": (int, str)}, _label(lambda row: 2), "label must be 0 or 1"),
-    "piqa": ({"goal": str, "sol1": str, "sol2": str, "label": (int, str)}, _label(lambda row: 2), "label must be 0 or 1"),
+    "piqa": (
+        {"goal": str, "sol1": str, "sol2": str, "label": (int, str)},
+        _label(lambda row: 2),
+        "label must be 0 or 1",
+    ),
     "hellaswag": (
         {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)},
         _label(lambda row: len(row["endings"])),
@@ -51,10 +55,15 @@ def check_items(folder: Path, task: str) -> Path:
     path = folder / f"{task}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))[:12]) if folder.is_dir() else ""
-        raise UserError(f"--task-data {folder}: no {task}.jsonl there; {f'it has {there}' if there else 'give a folder of .jsonl files'}")
+        raise UserError(
+            f"--task-data {folder}: no {task}.jsonl there; "
+            f"{f'it has {there}' if there else 'give a folder of .jsonl files'}"
+        )
     try:
         with path.open(encoding="utf-8") as lines:
-            count = sum(_checked(line, f"{path}: line {number}", task) for number, line in enumerate(lines, 1) if line.strip())
+            count = sum(
+                _checked(line, f"{path}: line {number}", task) for number, line in enumerate(lines, 1) if line.strip()
+            )
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from error
     if not count:
@@ -69,7 +78,9 @@ def _checked(line: str, where: str, task: str) -> bool:
     fields, check, rule = FIELDS.get(task, ({}, lambda row: True, ""))
     for field, kind in fields.items():
         if field not in row:
-            raise UserError(f"{where} has no field {field!r} (it has {', '.join(list(row)[:8])}); {task} needs {', '.join(fields)}")
+            raise UserError(
+                f"{where} has no field {field!r} (it has {', '.join(list(row)[:8])}); {task} needs {', '.join(fields)}"
+            )
         if not isinstance(row[field], kind):
             wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise UserError(f"{where}: field {field!r} is a {type(row[field]).__name__}; {task} needs a {wanted} there")

@@ -21,20 +21,22 @@ from ..anatomy.model import Model
 from ..data.readers import read_text, shipped_text
 from ..data.tokens import bos_rule, check_vocabulary, encode, read_tokens, token_hash
 from ..errors import UserError
-from ..journal import NO_JOURNAL, Journal
 from ..settings.calibration import Paths, listed_paths
 from ..settings.evaluation import PROTOCOLS, Protocol
-from ..walk.losses import all_nll
+from ..storage.journal import NO_JOURNAL, Journal
+from ..walk.removals import all_nll
 from .health import first_broken
 
-LARGEST = 700.0  # exp of more is not a number any longer
+LARGEST_NLL = 700.0  # exp of more is not a number any longer
 
 
 def settled_protocol(protocol: Protocol, model: Model) -> Protocol:
     """The same with its length settled: as given, else the name's, within the positions that the model knows."""
     if protocol.length is not None:
         return protocol
-    known = getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[protocol.name]
+    known = (
+        getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[protocol.name]
+    )
     return replace(protocol, length=min(PROTOCOLS[protocol.name], known))
 
 
@@ -62,7 +64,10 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     stride = min(protocol.stride or body, body)
     starts = range(0, len(ids) - body + 1, stride)
     if not starts or body < 1:
-        raise UserError(f"{name} has {len(ids)} tokens, less than one segment of {protocol.length}: give a longer text or lower --length")
+        raise UserError(
+            f"{name} has {len(ids)} tokens, less than one segment of {protocol.length}: give a longer text or "
+            "lower --length"
+        )
     tokens = torch.tensor([ids[start : start + body] for start in starts])
     if bos == "every":
         tokens = torch.cat([torch.full((len(tokens), 1), tokenizer.bos_token_id), tokens], dim=1)
@@ -77,7 +82,10 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
 
 
 def _encoded(tokenizer, text: str, most: int | None) -> tuple[list[int], np.ndarray | None]:
-    """The first tokens of a text, and the bytes of UTF-8 from each to the next, (token,); None where the tokenizer cannot tell."""
+    """The first tokens of a text, and the bytes of UTF-8 from each to the next, (token,).
+
+    None where the tokenizer cannot tell.
+    """
     if not tokenizer.is_fast:
         return encode(tokenizer, text)[:most], None
     found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
@@ -93,7 +101,9 @@ def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
     return Segments(tokens, torch.ones(len(tokens), length - 1, dtype=torch.bool), described)
 
 
-def evaluation_segments(model: Model, texts: Paths, tokens: str | Path | None, protocol: Protocol) -> dict[str, Segments]:
+def evaluation_segments(
+    model: Model, texts: Paths, tokens: str | Path | None, protocol: Protocol
+) -> dict[str, Segments]:
     """Name -> segments of every source; the shipped evaluation text where none is given."""
     protocol = settled_protocol(protocol, model)
     named: dict[str, Segments] = {}
@@ -103,7 +113,9 @@ def evaluation_segments(model: Model, texts: Paths, tokens: str | Path | None, p
         named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
     if tokens is not None:
         if Path(tokens).stem in named:
-            raise UserError(f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name")
+            raise UserError(
+                f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name"
+            )
         named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
     if not named:
         named["shipped"] = segments_of_text(shipped_text("evaluation"), model.tokenizer, protocol, "the shipped text")
@@ -113,7 +125,12 @@ def evaluation_segments(model: Model, texts: Paths, tokens: str | Path | None, p
 
 
 def perplexity(
-    model: Model, segments: Segments, *, removed: Iterable[int] = (), label: str = "perplexity", journal: Journal = NO_JOURNAL
+    model: Model,
+    segments: Segments,
+    *,
+    removed: Iterable[int] = (),
+    label: str = "perplexity",
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, Any]:
     """exp of the mean NLL of the counted predictions, with the protocol beside it.
 
@@ -134,7 +151,10 @@ def perplexity(
 
 
 def figures_of(segments: Segments, total: float) -> dict[str, Any]:
-    """What an artifact holds of a text, from the NLL in nats summed over its counted predictions; the protocol beside it."""
+    """What an artifact holds of a text, from the NLL in nats summed over its counted predictions.
+
+    The protocol beside it.
+    """
     count = int(segments.counted.sum())
     return {
         "value": perplexity_of(total / count),
@@ -148,4 +168,4 @@ def figures_of(segments: Segments, total: float) -> dict[str, Any]:
 
 def perplexity_of(nll: float) -> float:
     """exp of a mean NLL in nats, or of a difference of two, as large as a number can be."""
-    return math.exp(min(nll, LARGEST))
+    return math.exp(min(nll, LARGEST_NLL))

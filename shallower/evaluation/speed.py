@@ -1,8 +1,8 @@
 """Speed by a stated protocol: prefill and decode apart, exact output length, models in turns so that drift cancels.
 
-A run is one prefill and as many single steps as make exactly ``new`` tokens per row (the prefill makes the first; the token
-with the largest logit is fed back, the end token means nothing). Runs of two models alternate, A B A B, and their speed-up
-is the median of the ratios of neighbouring runs.
+A run is one prefill and as many single steps as make exactly ``new`` tokens per row (the prefill makes the first; the
+token with the largest logit is fed back, the end token means nothing). Runs of two models alternate, A B A B, and
+their speed-up is the median of the ratios of neighbouring runs.
 """
 
 import os
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from ..anatomy.decoding import Decoder
 from ..anatomy.loading import one_line
-from ..anatomy.model import SHARE, Model
+from ..anatomy.model import RESIDENT_SHARE, Model
 from ..anatomy.stack import dry_tokens
 from ..errors import UserError
-from ..memory import Peak, total_memory
-from ..progress import Meter, meter, say
+from ..runtime.memory import Peak, total_memory
+from ..runtime.progress import Meter, meter, say
 from ..settings.speed import Grid
 from .analytic import analytic, bandwidth, synchronize
 
 LEAST = 3  # runs that are kept of each setting, however little time there is
-TIMES = ("prefill", "decode", "latency")
+PHASES_TIMED = ("prefill", "decode", "latency")
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Seconds of the prefill, of one step and of the whole; bytes at the peak and, on average, in the cache."""
 
     prefill: float
@@ -45,13 +45,15 @@ def check_resident(models: dict[str, Model]) -> None:
     """Raise a UserError unless the weights of all models fit into memory together; loads nothing."""
     for model in models.values():
         if model.layered:
-            raise UserError(f"{model.checkpoint.source} has one layer in memory: its speed would be the disk's; try --dtype bf16")
+            raise UserError(
+                f"{model.checkpoint.source} has one layer in memory: its speed would be the disk's; try --dtype bf16"
+            )
     sizes = {}
     for model in models.values():
         width = (model.dtype or model.checkpoint.config.dtype or torch.float32).itemsize
         sizes[model.device] = sizes.get(model.device, 0) + model.record.parameters * width
     for device, size in sizes.items():
-        if size > SHARE * total_memory(device):
+        if size > RESIDENT_SHARE * total_memory(device):
             what = f"{size / 1e9:.1f} GB of weights do not fit {total_memory(device) / 1e9:.1f} GB of memory together"
             raise UserError(f"{what}: measure the models one by one, without --against")
 
@@ -76,7 +78,9 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     with meter("speed", each * len(settings)) as done:
         for index, (batch, prompt, new) in enumerate(settings):
             lanes = {
-                name: Lane(name, models, grid, (batch, prompt, new), figures[name]) for name in models if (name, prompt, new) not in spent
+                name: Lane(name, models, grid, (batch, prompt, new), figures[name])
+                for name in models
+                if (name, prompt, new) not in spent
             }
             until = time.monotonic() + (deadline - time.monotonic()) / (len(settings) - index)
             _take_turns(lanes, grid, until, done)
@@ -104,7 +108,10 @@ def _take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter)
             return
         for name, lane in lanes.items():
             if not lane.full:
-                lane.run(kept=turn >= grid.warmup, beside=sum(other.decoder.held for other in lanes.values() if other is not lane))
+                lane.run(
+                    kept=turn >= grid.warmup,
+                    beside=sum(other.decoder.held for other in lanes.values() if other is not lane),
+                )
             batch, prompt, new = lane.setting
             done.add(1, f"{name}, batch {batch}, {prompt} + {new} tokens")
 
@@ -112,13 +119,21 @@ def _take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter)
 class Lane:
     """The runs of one model in one setting."""
 
-    def __init__(self, name: str, models: dict[str, Model], grid: Grid, setting: tuple[int, int, int], figures: dict[str, float]):
+    def __init__(
+        self, name: str, models: dict[str, Model], grid: Grid, setting: tuple[int, int, int], figures: dict[str, float]
+    ):
         self.name, self.model, self.grid, self.setting, self.figures = name, models[name], grid, setting, figures
-        self.runs: list[Run] = []
-        self.others = sum(_weight_bytes(model) for other, model in models.items() if other != name and model.device == self.model.device)
+        self.runs: list[TimedRun] = []
+        self.others = sum(
+            _weight_bytes(model)
+            for other, model in models.items()
+            if other != name and model.device == self.model.device
+        )
         batch, prompt, new = setting
         cached = batch * (figures["state_bytes"] + figures["kv_bytes_per_token"] * (prompt + new))
-        self.full = self.others + figures["weight_bytes"] + cached > total_memory(self.model.device)  # a CPU would kill, not raise
+        self.full = self.others + figures["weight_bytes"] + cached > total_memory(
+            self.model.device
+        )  # a CPU would kill, not raise
         if grid.compiled:
             torch.compiler.reset()  # graphs of other batches count towards dynamo's limit
         room = prompt + new if grid.cache == "static" else None
@@ -138,7 +153,7 @@ class Lane:
             with Peak(self.model.device) as peak:
                 found = self._run()
             if kept:
-                self.runs.append(Run(*found[:3], peak.bytes - self.others - beside, found[3]))
+                self.runs.append(TimedRun(*found[:3], peak.bytes - self.others - beside, found[3]))
             self.decoder.rest()
             return
         except UserError:
@@ -169,13 +184,23 @@ class Lane:
         synchronize(device)
         decode = time.perf_counter() - started
         if logits.isnan().any():
-            raise UserError(f"{self.model.checkpoint.source} yields NaN while decoding: are its weights whole, and does the dtype suffice?")
+            raise UserError(
+                f"{self.model.checkpoint.source} yields NaN while decoding: are its weights whole, and does "
+                "the dtype suffice?"
+            )
         return prefill, decode / (new - 1), prefill + decode, (before + self.decoder.held) / 2
 
     def _refusal(self, error: Exception) -> str:
         batch, prompt, new = self.setting
-        what = f"{self.model.checkpoint.source} cannot decode {batch} x ({prompt} + {new}) tokens with a {self.grid.cache} cache"
-        lower = "lower --prompt or --new" if isinstance(error, IndexError) else "try --batch 1, or --cache dynamic without --compile"
+        what = (
+            f"{self.model.checkpoint.source} cannot decode {batch} x ({prompt} + {new}) tokens with a "
+            f"{self.grid.cache} cache"
+        )
+        lower = (
+            "lower --prompt or --new"
+            if isinstance(error, IndexError)
+            else "try --batch 1, or --cache dynamic without --compile"
+        )
         return f"{what} ({type(error).__name__}: {one_line(error)}); {lower}"
 
     def row(self, speed: float) -> dict[str, Any]:
@@ -184,7 +209,7 @@ class Lane:
         row: dict[str, Any] = {"of": self.name, "batch": batch, "prompt": prompt, "new": new}
         if self.full:
             return row | {"error": "out of memory"}
-        row |= {key: summary(self.seconds(key)) for key in TIMES}
+        row |= {key: summary(self.seconds(key)) for key in PHASES_TIMED}
         step = row["decode"][self.grid.typical]
         return row | {
             "tokens_per_second": batch * new / row["latency"][self.grid.typical],
@@ -204,13 +229,16 @@ class Lane:
 
 
 def ratios(seconds: list[float], against: list[float]) -> list[float]:
-    """against / seconds of neighbouring runs, A1 B1, B1 A2, A2 B2 …; what drifts steadily cancels between a pair and the next."""
+    """against / seconds of neighbouring runs, A1 B1, B1 A2, A2 B2 ….
+
+    What drifts steadily cancels between a pair and the next.
+    """
     pairs = [*zip(seconds, against, strict=True), *zip(seconds[1:], against[:-1], strict=True)]
     return [base / own for own, base in pairs]
 
 
 def _speedup(model: Lane, against: Lane) -> dict[str, Any]:
-    found = {key: float(np.median(ratios(model.seconds(key), against.seconds(key)))) for key in TIMES}
+    found = {key: float(np.median(ratios(model.seconds(key), against.seconds(key)))) for key in PHASES_TIMED}
     batch, prompt, new = model.setting
     return {"batch": batch, "prompt": prompt, "new": new, **found, "ideal": against.step_bytes / model.step_bytes}
 
@@ -230,7 +258,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """CUDA says so by type, the CPU's allocator by its message, a compiler by what its own error came from."""
     told: BaseException | None = error
     while told is not None:
-        if isinstance(told, (torch.OutOfMemoryError, MemoryError)) or re.search("can't allocate memory|out of memory", str(told)):
+        if isinstance(told, (torch.OutOfMemoryError, MemoryError)) or re.search(
+            "can't allocate memory|out of memory", str(told)
+        ):
             return True
         told = told.__cause__ or told.__context__
     return False

@@ -1,8 +1,8 @@
 """Zero-shot tasks through lm-eval: its prompts, its metrics, its model class around the model that is open already.
 
-Data come from the Hub as lm-eval says, or from local .jsonl files, one per task, with the fields of the Hub's data sets.
-Which metric counts follows Shortened LLaMA (arXiv 2402.02834): acc_norm for HellaSwag, ARC-challenge and OpenBookQA, acc
-for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has one, else its first.
+Data come from the Hub as lm-eval says, or from local .jsonl files, one per task, with the fields of the Hub's data
+sets. Which metric counts follows Shortened LLaMA (arXiv 2402.02834): acc_norm for HellaSwag, ARC-challenge and
+OpenBookQA, acc for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has one, else its first.
 """
 
 import contextlib
@@ -27,19 +27,22 @@ from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
 from ..data.tokens import encode
 from ..errors import UserError
-from ..journal import NO_JOURNAL, Journal
-from ..progress import meter, say
+from ..runtime.progress import meter, say
 from ..settings.evaluation import SETS, Tasks
+from ..storage.journal import NO_JOURNAL, Journal
 from .health import first_broken
 from .items import check_items
 
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
-LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
+TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
 PARTS, FEWEST = 50, 512  # into how many parts requests are divided to be kept, and the fewest of one
 
 
 def check_tasks(tasks: Tasks) -> None:
-    """Raise a UserError for names that lm-eval does not know, or local data that are not there or do not fit; no model is needed."""
+    """Raise a UserError for names that lm-eval does not know, or local data that are not there or do not fit.
+
+    No model is needed.
+    """
     harness = _harness()
     with _quiet(harness.evaluator):
         _check_names(tasks.every(), _manager().all_tasks)
@@ -48,13 +51,18 @@ def check_tasks(tasks: Tasks) -> None:
 
 
 def zero_shot(
-    model: Model, tasks: Tasks, *, removed: Iterable[int] = (), journal: Callable[..., Journal] = lambda requests: NO_JOURNAL
+    model: Model,
+    tasks: Tasks,
+    *,
+    removed: Iterable[int] = (),
+    journal: Callable[..., Journal] = lambda requests: NO_JOURNAL,
 ) -> dict[str, dict[str, Any]]:
     """Task -> value, stderr, metric, count, version, items (the metric of each) and all of lm-eval's metrics.
 
     Args:
         removed: layers to leave out virtually.
-        journal: makes what keeps the answers to requests, a fiftieth of them at a time, given their hash as ``requests``.
+        journal: makes what keeps the answers to requests, a fiftieth of them at a time, given their hash as
+            ``requests``.
     Raises:
         UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
     """
@@ -64,7 +72,9 @@ def zero_shot(
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
             ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
-            found = harness.simple_evaluate(_wrapped(model, removed, journal), tasks=ready, limit=tasks.limit, task_manager=manager)
+            found = harness.simple_evaluate(
+                _wrapped(model, removed, journal), tasks=ready, limit=tasks.limit, task_manager=manager
+            )
     return {name: _result(name, found) for name in found["samples"]}
 
 
@@ -93,7 +103,9 @@ def _check_names(names: list[str], known: list[str]) -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, [*SETS, *known], 4, 0.5)
-            raise UserError(f"unknown task {name!r}; {'nearest are ' + ', '.join(near) if near else 'lm-eval ls tasks lists all'}")
+            raise UserError(
+                f"unknown task {name!r}; {'nearest are ' + ', '.join(near) if near else 'lm-eval ls tasks lists all'}"
+            )
 
 
 def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any]:
@@ -107,14 +119,22 @@ def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any
         source = check_items(data, name)
         entry = manager.task_index[name]
         if entry.yaml_path is None:
-            raise UserError(f"--task-data: {name} is a group, or no task with a config of its own; name its tasks one by one")
+            raise UserError(
+                f"--task-data: {name} is a group, or no task with a config of its own; name its tasks one by one"
+            )
         spec = str(place / f"{name}.yaml")
-        Path(spec).write_text(json.dumps(_local(name, entry.yaml_path, source, place)), encoding="utf-8")  # JSON is YAML
+        Path(spec).write_text(
+            json.dumps(_local(name, entry.yaml_path, source, place)), encoding="utf-8"
+        )  # JSON is YAML
     say(f"reading {name}")
     try:
         return [*manager.load([spec])["tasks"].values()]
     except Exception as error:  # the libraries below raise many kinds: offline, gated, a field that a prompt misses
-        hint = "check the file against the Hub's data set" if data is not None else "check the network, or give --task-data DIR"
+        hint = (
+            "check the file against the Hub's data set"
+            if data is not None
+            else "check the network, or give --task-data DIR"
+        )
         said = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"task {name}: its data from {source} cannot be read ({said}): {hint}") from error
 
@@ -138,7 +158,7 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
     """The open model as lm-eval's own model class, batched by length within a number of tokens."""
     from lm_eval.models.huggingface import HFLM
 
-    most = max(1, min(model.batch_tokens, LOGIT_BYTES // (4 * model.vocabulary)))
+    most = max(1, min(model.batch_tokens, TASK_LOGIT_BYTES // (4 * model.vocabulary)))
 
     class Open(HFLM):
         def _batch_scheduler(self, pos: int, requests: tuple) -> int:
@@ -146,9 +166,13 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
                 self.sizes = batch_sizes([len(context) + len(answer) for _, context, answer in requests], most)
             return self.sizes[pos]
 
-        def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None) -> list:
+        def _loglikelihood_tokens(
+            self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list:
             tokens = [[*context, *answer] for _, context, answer in requests]
-            order = sorted(range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place]))  # as they are batched
+            order = sorted(
+                range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place])
+            )  # as they are batched
             size = max(FEWEST, -(-len(requests) // PARTS))
             kept, found = journal(requests=_digest(requests)), [(0.0, False)] * len(requests)
             past = min(size * len(kept.done), len(requests))
@@ -157,7 +181,9 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
             with meter("task requests", len(requests), past) as self.done:
                 for start in range(0, len(requests), size):
                     part = order[start : start + size]
-                    values = kept.memo(str(start), partial(self.answers, [requests[place] for place in part], override_bs))
+                    values = kept.memo(
+                        str(start), partial(self.answers, [requests[place] for place in part], override_bs)
+                    )
                     for place, (value, likeliest) in zip(part, values, strict=True):
                         found[place] = value, likeliest
             return found
@@ -167,7 +193,9 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
             for (_, context, answer), (value, _) in zip(requests, found, strict=True):
                 if not math.isfinite(value):
                     tokens = torch.tensor([(context + answer)[-self.max_length :]])
-                    raise UserError(f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removed)}")
+                    raise UserError(
+                        f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removed)}"
+                    )
             return [(float(value), bool(likeliest)) for value, likeliest in found]
 
         def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -182,7 +210,9 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
 
 
 def _prefix(tokenizer: Any) -> int | None:
-    """What stands in front of an answer without a question, where the tokenizer has neither BOS nor EOS: a line break."""
+    """What stands in front of an answer without a question, where the tokenizer has neither BOS nor EOS: a
+    line break.
+    """
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
         return None
     return encode(tokenizer, "\n")[-1]
@@ -194,7 +224,9 @@ def _digest(requests: list) -> str:
 
 
 def batch_sizes(lengths: list[int], most: int) -> list[int]:
-    """For every request, longest first, the number of requests in its batch: padded, at most ``most`` tokens, at least one."""
+    """For every request, longest first, the number of requests in its batch: padded, at most ``most`` tokens, at least
+    one.
+    """
     found: list[int] = []
     while len(found) < len(lengths):
         size = min(max(1, most // lengths[len(found)]), len(lengths) - len(found))
@@ -216,7 +248,9 @@ def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "count": len(samples),
         "version": found["versions"].get(name),
         "metrics": {key: float(value) for key, value in figures.items()},
-        "hash": hashlib.sha256("".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()).hexdigest()[:16],
+        "hash": hashlib.sha256(
+            "".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()
+        ).hexdigest()[:16],
         "items": [round(float(item), 6) for item in items if isinstance(item, (int, float))],
     }
 

@@ -1,1 +1,1 @@
-"""The report and the model card, made only from artifacts."""
+"""Report and model card, made only from artifacts."""

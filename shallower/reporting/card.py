@@ -1,4 +1,4 @@
-"""The model card: the README.md of a written model, from what is on record about it."""
+"""Model card: the README.md of a written model, from what is on record about it."""
 
 import html
 import json
@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..artifacts import Evaluation, Pruned
-from ..comparison.healing import perplexity_times
 from ..errors import UserError
-from ..files import BASE_CARD, CARD
-from ..files import CARD_MARK as MARK
-from ..format import byte_count, counted, layers, millions
-from ..provenance import safe_command
-from ..side_files import stays_within
-from .findings import model_name, percent, perplexity_text, settings_of, tokens_used
+from ..results.healing import perplexity_times
+from ..results.summary import model_name, percent, perplexity_text, settings_of, tokens_used
+from ..runtime.format import byte_count, counted, layers, millions
+from ..runtime.provenance import safe_command
+from ..storage.ownership import BASE_CARD, CARD
+from ..storage.ownership import CARD_MARK as MARK
+from ..surgery.side_files import stays_within
 
-CARRIED = ("license", "license_name", "license_link", "language")  # what holds for the pruned model as for its base
+CARRIED_METADATA = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+)  # what holds for the pruned model as for its base
 TAGS = ("shallower", "depth-pruning", "layer-pruning")
 SIMPLE = re.compile(r"[\w .,:;=+/()%-]+")
-MARKS = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|[]#!~"})
-LARGEST = 1 << 20  # bytes of a base's card that are read
+ESCAPED_SIGNS = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_|[]#!~"})
+LARGEST_CARD = 1 << 20  # bytes of a base's card that are read
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Base:
 
     @staticmethod
     def of(folder: Path, hub_id: str | None = None) -> "Base":
-        """Read the base's card in a folder: the one kept aside where there is one, else its README.md if we did not write it."""
+        """Read the base's card in a folder: the one kept aside where there is one, else its README.md if we did not
+        write it.
+        """
         for name in (BASE_CARD, CARD):
             path = folder / name
             if (
                 path.is_file()
-                and path.stat().st_size <= LARGEST
+                and path.stat().st_size <= LARGEST_CARD
                 and MARK not in (text := path.read_text(encoding="utf-8", errors="replace"))
             ):
                 return Base(hub_id, metadata(text))
@@ -71,7 +79,9 @@ def _plain(value: Any) -> Any:
     return value if fits else None
 
 
-def card(pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluation] = (), code: bool = False) -> str:
+def card_text(
+    pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluation] = (), code: bool = False
+) -> str:
     """The text of the card.
 
     Args:
@@ -82,10 +92,11 @@ def card(pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluat
     plan, base_name = pruned.plan, model_name(pruned.plan.model)
     went = f"{len(plan.removed)} of its {plan.model.layers} layers"
     parts = [
-        _front(base),
+        _front(base, name, [found for found in evaluations if _is_of(found, pruned)]),
         MARK,
         f"# {plain(name)}",
-        f"{_linked(base, base_name)} without {went}: {millions(plan.params_before)} parameters became {millions(plan.params_after)} "
+        f"{_linked(base, base_name)} without {went}: {millions(plan.params_before)} parameters became "
+        f"{millions(plan.params_after)} "
         f"({percent(1 - plan.share)}).{_repair(pruned)} Made by shallower; loading it needs nothing of it.",
         "## Figures",
         _figures(pruned, evaluations),
@@ -94,18 +105,40 @@ def card(pruned: Pruned, name: str, base: Base, *, evaluations: Sequence[Evaluat
         "## How it was made",
         _making(pruned),
         "## Limits",
-        "What holds for the base holds here: its licence, its intended use, its weaknesses. With fewer layers a model knows and reasons "
-        f"less; try it on your own task before you rely on it. The base's own card, where it came with one, is in `{BASE_CARD}`.",
+        "What holds for the base holds here: its licence, its intended use, its weaknesses. With fewer layers "
+        "a model knows and reasons "
+        "less; try it on your own task before you rely on it. The base's own card, where it came with one, is "
+        f"in `{BASE_CARD}`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(base: Base) -> str:
-    """Metadata for the Hub; texts in JSON's quotes, which are YAML's too."""
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields |= {"base_model": base.model} | {key: _plain(base.metadata.get(key)) for key in CARRIED} | {"tags": list(TAGS)}
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items() if value is not None]
-    return "\n".join(["---", *lines, "---"])
+def _front(base: Base, name: str, evaluations: Sequence[Evaluation]) -> str:
+    """Metadata for the Hub, with the results that were measured of this very model."""
+    carried = {key: _plain(base.metadata.get(key)) for key in CARRIED_METADATA}
+    given = {"base_model": base.model, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    given |= {key: value for key, value in carried.items() if value is not None} | {"tags": list(TAGS)}
+    results = [result for found in evaluations for result in _results(found)]
+    if results:
+        given |= {"model_name": name, "eval_results": results}
+    return f"---\n{ModelCardData(**given).to_yaml()}\n---"
+
+
+def _results(found: Evaluation) -> list[EvalResult]:
+    """The figures of an evaluation in the Hub's form."""
+    made = []
+    for name, item in found.perplexity.items():
+        how = f"perplexity, length {item.get('length')}, BOS {item.get('bos')}"
+        made.append(_result(name, "perplexity", how, item["value"]))
+    for name, item in found.tasks.items():
+        metric = str(item.get("metric"))
+        made.append(_result(name, metric, f"{metric}, {item.get('count')} items", item["value"]))
+    return made
+
+
+def _result(name: str, metric: str, how: str, value: float) -> EvalResult:
+    data = {"dataset_type": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "text", "dataset_name": name}
+    return EvalResult("text-generation", **data, metric_type=metric, metric_value=float(value), metric_name=how)
 
 
 def code(text: Any) -> str:
@@ -116,7 +149,12 @@ def code(text: Any) -> str:
 
 def plain(text: Any) -> str:
     """Text in which nothing is markup: neither Markdown nor HTML."""
-    return html.escape(" ".join(str(text).split()), quote=False).translate(MARKS)
+    return html.escape(" ".join(str(text).split()), quote=False).translate(ESCAPED_SIGNS)
+
+
+def _is_of(found: Evaluation, pruned: Pruned) -> bool:
+    """Whether an evaluation is of the written model, as a whole."""
+    return found.model.fingerprint == pruned.fingerprint and not found.removed
 
 
 def _linked(base: Base, name: str) -> str:
@@ -165,17 +203,35 @@ def _stored(pruned: Pruned) -> list[tuple[str, str, str]]:
 def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """A row per text and task: the base, and this model."""
     own = [item for item in evaluations if item.model.fingerprint == pruned.fingerprint and not item.removed]
-    others = [item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removed]
+    others = [
+        item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removed
+    ]
     rows = []
     for found in own:
         for text, item in found.perplexity.items():
-            base = next((same for other in others if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")), None)
+            base = next(
+                (
+                    same
+                    for other in others
+                    if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")
+                ),
+                None,
+            )
             ratio = f" (×{item['value'] / base['value']:.3f})" if base else ""
             what = f"perplexity, {plain(text)}, length {plain(item.get('length'))}"
             rows.append((what, perplexity_text(base["value"]) if base else "", perplexity_text(item["value"]) + ratio))
         for task, item in found.tasks.items():
-            base = next((same for other in others if (same := other.tasks.get(task)) and same.get("count") == item.get("count")), None)
-            rows.append((f"{plain(task)}, {plain(item.get('metric'))}", _with_error(base) if base else "", _with_error(item)))
+            base = next(
+                (
+                    same
+                    for other in others
+                    if (same := other.tasks.get(task)) and same.get("count") == item.get("count")
+                ),
+                None,
+            )
+            rows.append(
+                (f"{plain(task)}, {plain(item.get('metric'))}", _with_error(base) if base else "", _with_error(item))
+            )
     return rows
 
 
@@ -205,9 +261,12 @@ def _making(pruned: Pruned) -> str:
         f"removed layers, numbered from 0: {layers(plan.removed)}{numbering}",
         f"selection: {code(plan.selection)}{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
         f"settings: {plain(settings_of(plan.settings))}" if plan.settings else "",
-        f"calibration: {plain(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}" if plan.calibration else "",
+        f"calibration: {plain(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}"
+        if plan.calibration
+        else "",
         f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
-        f"repair: {code(told['method'])}, {counted(len(told['changed']), 'weight')} changed; what it did is in `compensation.json`"
+        f"repair: {code(told['method'])}, {counted(len(told['changed']), 'weight')} changed; what it did is in "
+        "`compensation.json`"
         if told
         else "",
         *(_healed(item) for item in pruned.healing),
@@ -223,8 +282,10 @@ def _making(pruned: Pruned) -> str:
 def _healed(item: dict[str, Any]) -> str:
     loss, source = item["loss"], plain(item["source"])
     return (
-        f"healing: {code(item['method'])} on {item['train_tokens']:,} tokens of {source} in {item['steps']} steps, training loss "
-        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained model {plain(item['reloaded'])}; "
+        f"healing: {code(item['method'])} on {item['train_tokens']:,} tokens of {source} in {item['steps']} "
+        "steps, training loss "
+        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained "
+        f"model {plain(item['reloaded'])}; "
         "the last such training is in `healing.json`"
     )
 
@@ -235,7 +296,8 @@ def _proof(pruned: Pruned) -> str:
         return f"not verified ({plain(proof['skipped'])})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
     return (
-        f"proven after {when}: reloaded by plain transformers in {plain(proof.get('dtype'))}, no missing weights, logits equal "
+        f"proven after {when}: reloaded by plain transformers in {plain(proof.get('dtype'))}, no missing "
+        "weights, logits equal "
         f"{plain(proof.get('logits'))} to those of the intended model, cached decoding equal to uncached"
     )
 
@@ -252,17 +314,22 @@ def write_card(folder: Path, pruned: Pruned, name: str, *, source: Path, hub_id:
         if path.is_file() and stays_within(path, source) and MARK not in path.read_text("utf-8", "replace"):
             shutil.copyfile(path, folder / BASE_CARD)
             break
-    (folder / CARD).write_text(card(pruned, name, base, code=any(folder.glob("*.py"))), encoding="utf-8")
+    (folder / CARD).write_text(card_text(pruned, name, base, code=any(folder.glob("*.py"))), encoding="utf-8")
 
 
 def check_card(folder: Path, pruned: Pruned, evaluations: dict[str, Evaluation]) -> None:
-    """Raise a UserError where the card is not ours to rewrite, or an evaluation (by its path) speaks of another model."""
+    """Raise a UserError where the card is not ours to rewrite, or an evaluation (by its path) speaks of
+    another model.
+    """
     path = folder / CARD
     if path.exists() and MARK not in path.read_text("utf-8", "replace"):
-        raise UserError(f"{path} was written by somebody else (or its mark was taken out): move it away to have it made anew")
+        raise UserError(
+            f"{path} was written by somebody else (or its mark was taken out): move it away to have it made anew"
+        )
     for name, found in evaluations.items():
         if found.model.fingerprint not in (pruned.fingerprint, pruned.plan.model.fingerprint):
             raise UserError(
-                f"{name} is of another model ({found.model.source}, fingerprint {found.model.fingerprint}) than {folder} "
+                f"{name} is of another model ({found.model.source}, fingerprint {found.model.fingerprint}) "
+                f"than {folder} "
                 f"(fingerprint {pruned.fingerprint}) and its base: give evaluations of these two"
             )

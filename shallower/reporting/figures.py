@@ -3,56 +3,77 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores, Speed
-from ..comparison.healing import perplexities
-from .drawing import SERIES, WIDTH, Drawing, Number, Scale, frame, short
+from ..results.healing import perplexities
+from ..results.timings import middle, setting
+from ..runtime.format import Number, short
+from .canvas import SERIES, WIDTH, Drawing, Scale, frame
 
-ROWS = 44  # layers in one column of the stack
+STACK_ROWS = 44  # layers in one column of the stack
 ROW = 14.0
 LEFT, RIGHT = 42.0, WIDTH - 8
 
 
-def stack(
-    name: str, title: str, *, gone: dict[int, int | None], kept_for_sure: Iterable[int], scores: Sequence[Number] | None, count: int
+def stack_figure(
+    name: str,
+    title: str,
+    *,
+    gone: dict[int, int | None],
+    kept_for_sure: Iterable[int],
+    scores: Sequence[Number] | None,
+    count: int,
 ) -> Drawing:
     """The stack, layer by layer from the input down, with the scores that decided.
 
     Args:
         gone: removed layer -> its place in the order of removal, or None.
         kept_for_sure: protected layers.
-        count: the layers of the unpruned model.
+        count: the layers of the dense model.
     """
-    columns = -(-count // ROWS)
+    columns = -(-count // STACK_ROWS)
     rows, width = -(-count // columns), WIDTH / columns
     drawing = Drawing(name, title, 34 + rows * ROW + 26)
     protected = set(kept_for_sure)
     block = width - 34 if scores is None else 0.36 * (width - 30)
-    bars = Scale.over(list(scores or ()), 0, width - 30 - block - (56 if columns == 1 else 12), zero=True)
+    scale = Scale.over(list(scores or ()), 0, width - 30 - block - (56 if columns == 1 else 12), zero=True)
     for column in range(columns):
         drawing.text(column * width, 12, "layer", colour="soft", size=10.5)
         if scores is not None:
-            drawing.text(column * width + 34 + block, 12, "score" + (", log scale" if bars.log else ""), colour="soft", size=10.5)
+            drawing.text(
+                column * width + 34 + block,
+                12,
+                "score" + (", log scale" if scale.log else ""),
+                colour="soft",
+                size=10.5,
+            )
     for index in range(count):
         left, y = index // rows * width, 22 + index % rows * ROW
         drawing.text(left + 22, y + 10, str(index), colour="gone" if index in gone else "soft", anchor="end", size=10.5)
         colour = "gone" if index in gone else "pale" if index in protected else "kept"
         state = "removed" if index in gone else "protected" if index in protected else "kept"
         value = f", score {short(scores[index])}" if scores is not None else ""
-        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=f"layer {index}: {state}{value}")
+        drawing.box(
+            left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=f"layer {index}: {state}{value}"
+        )
         if gone.get(index) is not None:
-            drawing.text(left + 28 + block / 2, y + 10, ordinal(gone[index] + 1), colour="gone", anchor="middle", size=9.5)
+            drawing.text(
+                left + 28 + block / 2, y + 10, ordinal(gone[index] + 1), colour="gone", anchor="middle", size=9.5
+            )
         if scores is not None:
-            _score_bar(drawing, bars, scores[index], left + 34 + block, y, colour, told=columns == 1)
-    items = [("kept", "kept", False), *([("protected", "pale", False)] if protected else []), ("removed, in this order", "gone", True)]
+            _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, told=columns == 1)
+    items = [
+        ("kept", "kept", False),
+        *([("protected", "pale", False)] if protected else []),
+        ("removed, in this order", "gone", True),
+    ]
     drawing.legend(drawing.height - 8, items)
     return drawing
 
 
-def _score_bar(drawing: Drawing, bars: Scale, value: Number, x: Number, y: Number, colour: str, *, told: bool) -> None:
-    zero = 0.0 if bars.log or bars.low > 0 else bars(0.0)
-    end = bars(value)
+def _score_bar(drawing: Drawing, scale: Scale, value: Number, x: Number, y: Number, colour: str, *, told: bool) -> None:
+    zero = 0.0 if scale.log or scale.low > 0 else scale(0.0)
+    end = scale(value)
     drawing.box(x + min(zero, end), y + 3, max(abs(end - zero), 1), ROW - 7, colour)
     if told:
         drawing.text(x + max(zero, end) + 5, y + 10.5, f"{value:#.3g}".rstrip("."), colour="soft", size=10)
@@ -64,13 +85,15 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def importance(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
+def importance_figure(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
     """One bar per layer; those of removed layers stand out."""
     drawing = Drawing(name, f"Importance of every layer by {found.criterion}", 210)
     gone, values = set(gone), found.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
-    frame(drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first" + (", log scale" if y.log else ""))
+    frame(
+        drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first" + (", log scale" if y.log else "")
+    )
     wide = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
     foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
     for index, value in enumerate(values):
@@ -80,7 +103,7 @@ def importance(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
     return drawing
 
 
-def curves(
+def curves_figure(
     name: str,
     title: str,
     series: list[tuple[str, list[Number], list[Number]]],
@@ -104,7 +127,13 @@ def curves(
 
 
 def _lines(
-    drawing: Drawing, series: list[tuple[str, list[Number], list[Number]]], x: Scale, y: Scale, *, told: bool = True, gap: Number = math.inf
+    drawing: Drawing,
+    series: list[tuple[str, list[Number], list[Number]]],
+    x: Scale,
+    y: Scale,
+    *,
+    told: bool = True,
+    gap: Number = math.inf,
 ) -> None:
     """Lines with dots; they are broken where two places are further apart than ``gap``."""
     for number, (label, xs, ys) in enumerate(series):
@@ -113,7 +142,9 @@ def _lines(
         cuts = [0, *(index for index in range(1, len(xs)) if xs[index] - xs[index - 1] > gap), len(xs)]
         for start, end in pairwise(cuts):
             if end - start > 1:
-                drawing.line([(x(one), y(other)) for one, other in points[start:end]], colour, dashed=number >= len(SERIES))
+                drawing.line(
+                    [(x(one), y(other)) for one, other in points[start:end]], colour, dashed=number >= len(SERIES)
+                )
         for one, other in points:
             drawing.dot(x(one), y(other), colour, size=2.6, hint=f"{label}, {short(one)}: {short(other)}")
         if told:
@@ -138,9 +169,12 @@ def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool
     drawing.text(LEFT + 15, y, label if len(label) < 56 else label[:54] + "…", colour="soft")
 
 
-def drift(found: Compensation, name: str = "repair") -> Drawing:
-    """Shift and error of the stream behind every retained layer, before and after the repair; removed layers are shaded."""
-    drawing = Drawing(name, f"How far the pruned stream is from the unpruned one, before and after {found.method}", 410)
+def drift_figure(found: Compensation, name: str = "repair") -> Drawing:
+    """Shift and error of the stream behind every retained layer, before and after the repair.
+
+    Removed layers are shaded.
+    """
+    drawing = Drawing(name, f"How far the pruned stream is from the dense one, before and after {found.method}", 410)
     x = Scale(-0.5, max([item["layer"] for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
     for key, top in (("shift", 30.0), ("error", 212.0)):
         series = [_positive(found, side, key) for side in ("after", "before")]
@@ -149,21 +183,37 @@ def drift(found: Compensation, name: str = "repair") -> Drawing:
             drawing.box(x(start - 0.5), y.end, x(end + 0.5) - x(start - 0.5), y.start - y.end, "grid")
         label = {"shift": "distance of the mean streams", "error": "relative error of the stream"}[key]
         last = key == "error"
-        frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label + (", log scale" if y.log else ""))
+        frame(
+            drawing,
+            x,
+            y,
+            x_label="layer (shaded: removed)" if last else "",
+            y_label=label + (", log scale" if y.log else ""),
+        )
         _lines(drawing, series, x, y, told=last, gap=1)
     return drawing
 
 
-def learning(found: Healing, name: str = "healing") -> Drawing:
-    """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by step."""
+def learning_figure(found: Healing, name: str = "healing") -> Drawing:
+    """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by
+    step.
+    """
     rows = [row for row in found.rows if "loss" in row]
     wide = -(-len(rows) // 150)
     parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
-    series = [("training", [part[-1]["step"] for part in parts], [sum(row["loss"] for row in part) / len(part) for part in parts])]
-    for note, control in (("", False), (", unpruned", True)):
+    series = [
+        (
+            "training",
+            [part[-1]["step"] for part in parts],
+            [sum(row["loss"] for row in part) / len(part) for part in parts],
+        )
+    ]
+    for note, control in (("", False), (", dense", True)):
         for text, values in perplexities(found, control).items():
             series.append((text + note, [step for step, _ in values], [math.log(value) for _, value in values]))
-    return curves(name, f"Loss while healing by {found.method}", series, x_label="step", y_label="nats per token")
+    return curves_figure(
+        name, f"Loss while healing by {found.method}", series, x_label="step", y_label="nats per token"
+    )
 
 
 def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) -> Drawing:
@@ -172,7 +222,7 @@ def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) ->
     for label, one in found:
         rows = [row for row in one.rows if text in row.get("eval", {})]
         series.append((label, [row.get(by, 0) for row in rows], [row["eval"][text]["value"] for row in rows]))
-    return curves(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
+    return curves_figure(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
 
 
 def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Number], list[Number]]:
@@ -181,7 +231,9 @@ def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Numbe
     return side, [place for place, _ in points], [value for _, value in points]
 
 
-def bars(name: str, title: str, rows: list[tuple[str, Number, str]], *, y_label: str, base: Number = 0.0) -> Drawing:
+def bars_figure(
+    name: str, title: str, rows: list[tuple[str, Number, str]], *, y_label: str, base: Number = 0.0
+) -> Drawing:
     """Horizontal bars from zero: (label, value, colour); ``base``: a dashed line at a value to hold them against."""
     drawing = Drawing(name, title, 30 + 34 * len(rows))
     reach = max([value for _, value, _ in rows] + [base]) or 1.0
@@ -197,7 +249,7 @@ def bars(name: str, title: str, rows: list[tuple[str, Number, str]], *, y_label:
     return drawing
 
 
-def tasks(name: str, rows: list[tuple[str, list[tuple[str, Number, Number]]]]) -> Drawing:
+def tasks_figure(name: str, rows: list[tuple[str, list[tuple[str, Number, Number]]]]) -> Drawing:
     """Per task a row per model: (task, [(model, value, standard error)]); the whiskers are 95 % intervals."""
     models = list(dict.fromkeys(model for _, items in rows for model, _, _ in items))
     heights = [16 + 13 * len(items) for _, items in rows]
@@ -220,25 +272,27 @@ def tasks(name: str, rows: list[tuple[str, list[tuple[str, Number, Number]]]]) -
     return drawing
 
 
-def middle(value: Any) -> float | None:
-    """The median of a measured figure, which may be a number by itself."""
-    found = value.get("median") if isinstance(value, dict) else value
-    return float(found) if isinstance(found, int | float) else None
+PHASES = {
+    "prefill": ("prefill", "third"),
+    "decode": ("decoding", "kept"),
+    "latency": ("whole", "fourth"),
+    "ideal": ("bytes", "pale"),
+}
 
 
-def setting(row: dict[str, Any]) -> str:
-    """Batch, prompt and new tokens of a row, for people."""
-    return f"batch {row.get('batch')}, prompt {row.get('prompt')}, {row.get('new')} new"
+def speedups_figure(name: str, found: Speed) -> Drawing:
+    """How many times as fast as the model that it is held against, per setting and phase.
 
-
-PHASES = {"prefill": ("prefill", "third"), "decode": ("decoding", "kept"), "latency": ("whole", "fourth"), "ideal": ("bytes", "pale")}
-
-
-def speedups(name: str, found: Speed) -> Drawing:
-    """How many times as fast as the model that it is held against, per setting and phase; and what the bytes read would allow."""
-    groups = [(setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None]) for row in found.speedups]
+    And what the bytes read would allow.
+    """
+    groups = [
+        (setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None])
+        for row in found.speedups
+    ]
     drawing = Drawing(
-        name, f"Times as fast as the model that it is held against, on {found.device}", 6 + sum(30 + 16 * len(rows) for _, rows in groups)
+        name,
+        f"Times as fast as the model that it is held against, on {found.device}",
+        6 + sum(30 + 16 * len(rows) for _, rows in groups),
     )
     scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
     y = 0.0
@@ -247,7 +301,9 @@ def speedups(name: str, found: Speed) -> Drawing:
         for number, (key, value) in enumerate(rows):
             at, (label, colour) = y + 21 + 16 * number, PHASES[key]
             drawing.text(0, at + 9, label, colour="soft", size=10.5)
-            drawing.box(58, at, max(scale(value) - 58, 1), 10, colour, hint=f"{heading}, {label}: {value:.3f} times as fast")
+            drawing.box(
+                58, at, max(scale(value) - 58, 1), 10, colour, hint=f"{heading}, {label}: {value:.3f} times as fast"
+            )
             drawing.text(scale(value) + 5, at + 9, f"×{value:.2f}", size=10.5)
         drawing.line([(scale(1), y + 19), (scale(1), y + 19 + 16 * len(rows))], "ink", width=1.2, dashed=True)
         y += 30 + 16 * len(rows)

@@ -1,4 +1,4 @@
-"""HTML from parts: whatever is not markup already is escaped."""
+"""HTML markup from parts: whatever is not markup already is escaped."""
 
 import html
 from collections.abc import Iterable
@@ -11,7 +11,9 @@ class Markup(str):
 def tag(name: str, *children: object, **attributes: str) -> Markup:
     """An element; ``class_`` stands for ``class``; children that are None are left out."""
     inside = "".join(escaped(child) for child in children if child is not None)
-    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
+    )
     return Markup(f"<{name}{given}>{inside}</{name}>")
 
 
@@ -30,7 +32,9 @@ def two_lines(above: object, below: object) -> Markup:
     return joined([above, tag("small", below) if below else None])
 
 
-def table(head: Iterable[object], rows: Iterable[Iterable[object]], *, numbers: Iterable[int] = (), main: Iterable[int] = ()) -> Markup:
+def table(
+    head: Iterable[object], rows: Iterable[Iterable[object]], *, numbers: Iterable[int] = (), main: Iterable[int] = ()
+) -> Markup:
     """A table that scrolls in its own box.
 
     Args:
@@ -42,7 +46,10 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]], *, numbers: 
     def cells(kind: str, row: Iterable[object]) -> list[Markup]:
         return [tag(kind, cell, **({"class_": "n"} if index in right else {})) for index, cell in enumerate(row)]
 
-    body = [tag("tr", *cells("td", row), **({"class_": "main"} if index in strong else {})) for index, row in enumerate(rows)]
+    body = [
+        tag("tr", *cells("td", row), **({"class_": "main"} if index in strong else {}))
+        for index, row in enumerate(rows)
+    ]
     whole = tag("table", tag("thead", tag("tr", *cells("th", head))), tag("tbody", joined(body, "\n")))
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="table")
 

@@ -1,21 +1,21 @@
-"""Sections of the report on what was measured: perplexity, tasks, speed and memory, models side by side."""
+"""Report sections on what was measured: perplexity, tasks, speed and memory, models side by side."""
 
 from typing import Any
 
 from ..artifacts import Comparison, Speed
-from ..comparison.comparing import title
-from ..comparison.page import LEGEND, cells, remarks
-from ..format import millions
+from ..results.collection import CollectedArtifact
+from ..results.comparison import title
+from ..results.comparison_text import LEGEND, cells, remarks
+from ..results.summary import EvaluationRow, Summary, gigabytes, perplexity_text
+from ..results.timings import middle, setting
+from ..runtime.format import millions, short
 from . import figures
-from .dossier import Found
-from .drawing import Drawing, short
-from .figures import middle
-from .findings import Findings, Row, gigabytes, perplexity_text
+from .canvas import Drawing
 from .markup import Markup, section, table, tag, two_lines
 from .sections import Page, numbered
 
 
-def quality(page: Page) -> Markup | None:
+def quality_section(page: Page) -> Markup | None:
     """Perplexity: the table, and the curves against layers removed."""
     found, sweeps = page.findings, page.dossier.of("sweep")
     if not found.columns and not sweeps:
@@ -36,18 +36,23 @@ def _perplexities(page: Page) -> Markup:
     for column in found.columns:
         item = next(item for row in measured if (item := row.at(column)))
         head.append(two_lines(column[0], f"length {item.get('length')}, BOS {item.get('bos')}"))
-    rows = [[two_lines(row.label, row.detail), _parameters(row), *(_value(found, row, at) for at in found.columns)] for row in measured]
+    rows = [
+        [two_lines(row.label, row.detail), _parameters(row), *(_value(found, row, at) for at in found.columns)]
+        for row in measured
+    ]
     main = [index for index, row in enumerate(measured) if row is found.main_row]
-    note = "Below each figure: the ratio to the unpruned model on the same tokens. Lower is better."
-    return tag("div", tag("p", note, class_="note"), table(head, rows, numbers=range(1, 2 + len(found.columns)), main=main))
+    note = "Below each figure: the ratio to the dense model on the same tokens. Lower is better."
+    return tag(
+        "div", tag("p", note, class_="note"), table(head, rows, numbers=range(1, 2 + len(found.columns)), main=main)
+    )
 
 
-def _parameters(row: Row) -> str:
+def _parameters(row: EvaluationRow) -> str:
     model = row.evaluation.model
     return millions(model.parameters - sum(model.layer_parameters[index] for index in row.evaluation.removed))
 
 
-def _value(found: Findings, row: Row, column: tuple[str, str]) -> Markup | str:
+def _value(found: Summary, row: EvaluationRow, column: tuple[str, str]) -> Markup | str:
     item, ratio = row.at(column), found.ratio(row, column)
     if item is None:
         return "—"
@@ -58,33 +63,46 @@ def _bars(page: Page, column: tuple[str, str], number: int) -> tuple[Drawing, st
     found = page.findings
     rows = [row for row in found.rows if row.at(column)]
     colours = ["soft" if row.dense else "kept" if row is found.main_row else "gone" for row in rows]
-    shown = [(f"{row.label} ({row.detail})", row.at(column)["value"], colour) for row, colour in zip(rows, colours, strict=True)]
-    caption = f"Perplexity on {column[0]}; dashed: the unpruned model."
-    return figures.bars(
-        numbered("perplexity", number), caption, shown, y_label="perplexity, lower is better", base=found.base(column) or 0.0
+    shown = [
+        (f"{row.label} ({row.detail})", row.at(column)["value"], colour)
+        for row, colour in zip(rows, colours, strict=True)
+    ]
+    caption = f"Perplexity on {column[0]}; dashed: the dense model."
+    return figures.bars_figure(
+        numbered("perplexity", number),
+        caption,
+        shown,
+        y_label="perplexity, lower is better",
+        base=found.base(column) or 0.0,
     ), caption
 
 
-def _sweep(page: Page, item: Found, number: int) -> tuple[Drawing, str]:
+def _sweep(page: Page, item: CollectedArtifact, number: int) -> tuple[Drawing, str]:
     sweep, found = item.record, page.findings
     texts = list(dict.fromkeys(name for row in sweep.rows for name in row["perplexity"]))
     series, points = [], []
     for name in texts:
         rows = [row for row in sweep.rows if name in row["perplexity"]]
-        series.append((name, [float(row["removed"]) for row in rows], [row["perplexity"][name]["value"] for row in rows]))
+        series.append(
+            (name, [float(row["removed"]) for row in rows], [row["perplexity"][name]["value"] for row in rows])
+        )
         points += [
-            (f"{row.label}, {row.detail}" + (f", {name}" if len(texts) > 1 else ""), float(len(row.removal.removed)), same["value"])
+            (
+                f"{row.label}, {row.detail}" + (f", {name}" if len(texts) > 1 else ""),
+                float(len(row.removal.removed)),
+                same["value"],
+            )
             for row in found.rows
             if row.removal and (same := row.at((name, rows[0]["perplexity"][name].get("hash", ""))))
         ]
     how = sweep.selection + (f", {sweep.criterion}" if sweep.criterion else "")
     caption = f"Perplexity against layers removed ({how})" + ("; circles: written models." if points else ".")
-    return figures.curves(
+    return figures.curves_figure(
         numbered("sweep", number), caption, series, x_label="layers removed", y_label="perplexity", points=points
     ), caption
 
 
-def tasks(page: Page) -> Markup | None:
+def tasks_section(page: Page) -> Markup | None:
     """Tasks with their standard errors."""
     rows = [row for row in page.findings.rows if row.evaluation.tasks]
     names = list(dict.fromkeys(name for row in rows for name in row.evaluation.tasks))
@@ -97,11 +115,20 @@ def tasks(page: Page) -> Markup | None:
         cells.append([what, *(_task(row.evaluation.tasks.get(name)) for row in rows)])
     head = ["task", *(two_lines(row.label, row.detail) for row in rows)]
     drawn = [
-        (name, [(_of(row), float(item["value"]), float(item["stderr"] or 0)) for row in rows if (item := row.evaluation.tasks.get(name))])
+        (
+            name,
+            [
+                (_of(row), float(item["value"]), float(item["stderr"] or 0))
+                for row in rows
+                if (item := row.evaluation.tasks.get(name))
+            ],
+        )
         for name in names
     ]
-    note = tag("p", "Higher is better unless the metric says otherwise; ± is the standard error over the items.", class_="note")
-    figure = page.figure(figures.tasks("tasks", drawn), "The same with 95 % intervals.")
+    note = tag(
+        "p", "Higher is better unless the metric says otherwise; ± is the standard error over the items.", class_="note"
+    )
+    figure = page.figure(figures.tasks_figure("tasks", drawn), "The same with 95 % intervals.")
     told = tag("div", note, table(head, cells, numbers=range(1, 1 + len(rows))))
     above, beside = (told, None) if len(rows) > 3 else (None, told)
     return section("Tasks", above, tag("div", beside, figure, class_="pair"))
@@ -111,11 +138,11 @@ def _task(item: dict[str, Any] | None) -> str:
     return "—" if item is None else f"{item['value']:.3f} ± {float(item['stderr'] or 0):.3f}"
 
 
-def _of(row: Row) -> str:
+def _of(row: EvaluationRow) -> str:
     return f"{row.label} ({row.detail})"
 
 
-def speed(page: Page) -> Markup | None:
+def speed_section(page: Page) -> Markup | None:
     """Speed and memory, measured."""
     parts = []
     for number, item in enumerate(page.dossier.of("speed"), 1):
@@ -124,25 +151,29 @@ def speed(page: Page) -> Markup | None:
         parts += [tag("p", about, class_="note"), _speed_table(found)]
         if found.speedups:
             caption = (
-                "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: the limit of decoding."
+                "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: "
+                "the limit of decoding."
             )
-            parts.append(page.figure(figures.speedups(numbered("speed", number), found), caption))
+            parts.append(page.figure(figures.speedups_figure(numbered("speed", number), found), caption))
         parts.append(_analytic(found))
     return section("Speed and memory", *parts) if parts else None
 
 
 def _speed_table(found: Speed) -> Markup:
-    names = {"model": f"{found.model.layers} layers", "against": f"{found.against.layers} layers" if found.against else "against"}
+    names = {
+        "model": f"{found.model.layers} layers",
+        "against": f"{found.against.layers} layers" if found.against else "against",
+    }
     head = ("model", "setting", "prefill, ms", "decoding, ms/step", "whole, ms", "tokens/s", "peak memory", "bandwidth")
     rows = []
     for row in found.rows:
         if row.get("error"):
-            rows.append([names.get(row.get("of"), str(row.get("of"))), figures.setting(row), row["error"], *["—"] * 5])
+            rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), row["error"], *["—"] * 5])
             continue
         times = [_milliseconds(row.get(phase)) for phase in ("prefill", "decode", "latency")]
         rate, peak, bound = (middle(row.get(key)) for key in ("tokens_per_second", "peak_memory_bytes", "bound"))
         shown = [short(rate) if rate else "—", gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
-        rows.append([names.get(row.get("of"), str(row.get("of"))), figures.setting(row), *times, *shown])
+        rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), *times, *shown])
     return table(head, rows, numbers=range(2, 8))
 
 
@@ -150,7 +181,11 @@ def _milliseconds(value: Any) -> Markup | str:
     found = middle(value)
     if found is None:
         return "—"
-    spread = f"{1e3 * value['p10']:.4g} to {1e3 * value['p90']:.4g}" if isinstance(value, dict) and {"p10", "p90"} <= set(value) else None
+    spread = (
+        f"{1e3 * value['p10']:.4g} to {1e3 * value['p90']:.4g}"
+        if isinstance(value, dict) and {"p10", "p90"} <= set(value)
+        else None
+    )
     return two_lines(f"{1e3 * found:.4g}", spread)
 
 
@@ -165,12 +200,15 @@ def _analytic(found: Speed) -> Markup | None:
     return tag("details", tag("summary", f"Counted, not measured{bandwidth}"), inside)
 
 
-def comparison(page: Page) -> Markup | None:
+def comparison_section(page: Page) -> Markup | None:
     """Models side by side with intervals."""
     parts: list[object] = []
     for item in page.dossier.of("comparison"):
         found: Comparison = item.record
-        rows = [[row["name"], *(_compared(*cell) for cell in line)] for row, line in zip(found.rows, cells(found), strict=True)]
+        rows = [
+            [row["name"], *(_compared(*cell) for cell in line)]
+            for row, line in zip(found.rows, cells(found), strict=True)
+        ]
         parts += [tag("p", f"Base: {found.base}. {LEGEND}", class_="note")]
         parts += [table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))]
         parts += [tag("p", line, class_="note") for line in remarks(found)]

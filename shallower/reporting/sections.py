@@ -1,25 +1,25 @@
-"""Sections of the report on what was done: layers removed, their importance, the repair, the healing."""
+"""Report sections on what was done: layers removed, their importance, the repair, the healing."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import Compensation, Healing, Scores
-from ..comparison.healing import gap_closed, gaps, losses, perplexities, perplexity_times
-from ..format import byte_count, layers, millions
+from ..results.collection import Collection, Removal
+from ..results.healing import gap_closed, gaps, losses, perplexities, perplexity_times
+from ..results.summary import Summary, gigabytes, percent, seconds, settings_of, tokens_used
+from ..runtime.format import byte_count, layers, millions
 from . import figures
-from .dossier import Dossier, Removal
-from .drawing import Drawing
-from .findings import Findings, gigabytes, percent, seconds, settings_of, tokens_used
+from .canvas import Drawing
 from .markup import Markup, facts, section, table, tag, two_lines
 
 
 class Page:
     """A report in the making: the findings, and the figures drawn so far."""
 
-    def __init__(self, dossier: Dossier):
+    def __init__(self, dossier: Collection):
         self.dossier = dossier
-        self.findings = Findings(dossier)
+        self.findings = Summary(dossier)
         self.drawings: list[Drawing] = []
 
     def figure(self, drawing: Drawing, caption: str) -> Markup:
@@ -33,7 +33,7 @@ def numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def removed(page: Page) -> Markup | None:
+def removed_section(page: Page) -> Markup | None:
     """What was removed: the stack, and how that was decided."""
     found = page.findings
     if not found.sets:
@@ -42,20 +42,26 @@ def removed(page: Page) -> Markup | None:
     if len(page.dossier.removals) > 1:
         parts.append(_removals(page))
     for number, removal in enumerate(found.sets, 1):
-        title = tag("h3", f"{len(removal.removed)} of {found.root.layers}: {removal.name}") if len(found.sets) > 1 else None
+        title = (
+            tag("h3", f"{len(removal.removed)} of {found.root.layers}: {removal.name}") if len(found.sets) > 1 else None
+        )
         parts += [title, tag("div", page.figure(*_stack(found, removal, number)), _decision(removal), class_="pair")]
     done = any(removal.pruned for removal in page.dossier.removals)
     return section("What was removed" if done else "What would be removed", *parts)
 
 
-def _stack(found: Findings, removal: Removal, number: int) -> tuple[Drawing, str]:
+def _stack(found: Summary, removal: Removal, number: int) -> tuple[Drawing, str]:
     plan, own = removal.plan, removal.plan.model.original == found.root.original
     places = {index: place for place, index in enumerate(removal.order)}
     protected = [*range(plan.keep_first), *range(found.root.layers - plan.keep_last, found.root.layers)] if own else []
     scores = plan.scores if own else None
-    caption = f"The {found.root.layers} layers from the input down" + (f", with their scores by {plan.criterion}" if scores else "")
+    caption = f"The {found.root.layers} layers from the input down" + (
+        f", with their scores by {plan.criterion}" if scores else ""
+    )
     gone = {index: places.get(index) for index in removal.removed}
-    drawing = figures.stack(numbered("stack", number), caption, gone=gone, kept_for_sure=protected, scores=scores, count=found.root.layers)
+    drawing = figures.stack_figure(
+        numbered("stack", number), caption, gone=gone, kept_for_sure=protected, scores=scores, count=found.root.layers
+    )
     return drawing, caption + "."
 
 
@@ -68,9 +74,13 @@ def _removals(page: Page) -> Markup:
         measured = f"×{ratio[0]:.2f}" if ratio else "—"
         left = percent(found.parameters_left(removal))
         told = layers(removal.removed)
-        which = two_lines(f"{len(removal.removed)} of {found.root.layers}", told if len(told) <= 40 else told[:38] + "…")
+        which = two_lines(
+            f"{len(removal.removed)} of {found.root.layers}", told if len(told) <= 40 else told[:38] + "…"
+        )
         rows.append((removal.name, which, left, removal.repair or "none", measured, state))
-    main = [index for index, removal in enumerate(page.dossier.removals) if removal is found.main and len(found.sets) == 1]
+    main = [
+        index for index, removal in enumerate(page.dossier.removals) if removal is found.main and len(found.sets) == 1
+    ]
     return table(("pruning", "removed", "parameters", "repair", "perplexity", "files"), rows, numbers=(2, 4), main=main)
 
 
@@ -93,7 +103,10 @@ def _decision(removal: Removal) -> Markup:
         [
             ("removed" if removal.pruned else "would be removed", layers(removal.removed)),
             ("in the order", ", ".join(map(str, removal.order)) if len(removal.order) > 1 else None),
-            ("parameters", f"{millions(plan.params_before)} → {millions(plan.params_after)}, {percent(1 - plan.share)}"),
+            (
+                "parameters",
+                f"{millions(plan.params_before)} → {millions(plan.params_after)}, {percent(1 - plan.share)}",
+            ),
             ("weights", _bytes(removal)),
             ("selection", chosen),
             ("criterion", plan.criterion),
@@ -103,7 +116,10 @@ def _decision(removal: Removal) -> Markup:
             ("time", seconds(plan.seconds) if plan.seconds else None),
             ("config", "; ".join(removal.pruned.config_changes) if removal.pruned else None),
             ("files", _proof(removal)),
-            ("cache", f"decoding with it differs by {cached:.1e} of the largest logit" if isinstance(cached, float) else None),
+            (
+                "cache",
+                f"decoding with it differs by {cached:.1e} of the largest logit" if isinstance(cached, float) else None,
+            ),
             ("repair", removal.repair),
         ]
     )
@@ -119,7 +135,7 @@ def _bytes(removal: Removal) -> str | None:
     return f"{byte_count(plan.bytes_before)}{packed} → {byte_count(after)}"
 
 
-def importance(page: Page) -> Markup | None:
+def importance_section(page: Page) -> Markup | None:
     """Importance per layer, a figure for each set of scores."""
     found = page.dossier.of("scores")
     main = page.findings.main
@@ -129,8 +145,11 @@ def importance(page: Page) -> Markup | None:
         gone = main.removed if main and scores.model.original == page.findings.root.original else []
         settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
         used = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
-        caption = f"{scores.criterion}{settings}: {used}{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}."
-        drawn.append(page.figure(figures.importance(numbered("importance", number), scores, gone), caption))
+        caption = (
+            f"{scores.criterion}{settings}: {used}{seconds(scores.seconds)}, peak memory "
+            f"{gigabytes(scores.peak_memory_bytes)}."
+        )
+        drawn.append(page.figure(figures.importance_figure(numbered("importance", number), scores, gone), caption))
     lower = "The lower a layer's score, the less the criterion says it is needed."
     note = tag("p", lower + (_orange(main) if main else ""), class_="note")
     return section("Importance per layer", note, tag("div", *drawn, class_="pair")) if drawn else None
@@ -143,22 +162,39 @@ def _orange(main: Removal) -> str:
     return f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
 
 
-def repair(page: Page) -> Markup | None:
+def repair_section(page: Page) -> Markup | None:
     """What a repair without training changed, and the drift of the stream before and after."""
-    caption = "The stream behind each retained layer, on held-out tokens; where it is equal to the unpruned one nothing is drawn."
-    parts = _each(page, "compensation", caption, lambda found, number: figures.drift(found, numbered("repair", number)), _repaired)
+    caption = (
+        "The stream behind each retained layer, on held-out tokens; where it is equal to the dense one nothing "
+        "is drawn."
+    )
+    parts = _each(
+        page,
+        "compensation",
+        caption,
+        lambda found, number: figures.drift_figure(found, numbered("repair", number)),
+        _repaired,
+    )
     return section("Repair without training", *parts) if parts else None
 
 
-def healing(page: Page) -> Markup | None:
+def healing_section(page: Page) -> Markup | None:
     """How models were trained further, and the losses meanwhile."""
     caption = "Mean NLL of the next token: on what is trained on, and on texts that are not."
-    parts = _each(page, "healing", caption, lambda found, number: figures.learning(found, numbered("healing", number)), _trained)
+    parts = _each(
+        page,
+        "healing",
+        caption,
+        lambda found, number: figures.learning_figure(found, numbered("healing", number)),
+        _trained,
+    )
     return section("Healing by training", *_beside(page), *parts) if parts else None
 
 
 def _beside(page: Page) -> list[Markup]:
-    """All healed models in one figure, against tokens and against seconds, for every text that two of them were measured on."""
+    """All healed models in one figure, against tokens and against seconds, for every text that two of them were
+    measured on.
+    """
     items = [(f"{item.record.method}, {Path(item.path).parent}", item.record) for item in page.dossier.of("healing")]
     texts = dict.fromkeys(name for _, found in items for name in perplexities(found))
     parts = []
@@ -166,12 +202,17 @@ def _beside(page: Page) -> list[Markup]:
         both = [(label, found) for label, found in items if text in perplexities(found)]
         if len(both) > 1:
             caption = f"Perplexity of {text} by what it cost."
-            drawn = [figures.progress(both, text, by, numbered(f"healing-{by}", len(parts) + 1)) for by in ("tokens", "seconds")]
+            drawn = [
+                figures.progress(both, text, by, numbered(f"healing-{by}", len(parts) + 1))
+                for by in ("tokens", "seconds")
+            ]
             parts.append(tag("div", *(page.figure(one, caption) for one in drawn), class_="pair"))
     return parts
 
 
-def _each(page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawing], told: Callable[[Any], Markup]) -> list[Markup]:
+def _each(
+    page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawing], told: Callable[[Any], Markup]
+) -> list[Markup]:
     """Every artifact of a kind under its method and path: its figure, and what is told beside it."""
     parts = []
     for number, item in enumerate(page.dossier.of(kind), 1):
@@ -182,7 +223,9 @@ def _each(page: Page, kind: str, caption: str, drawn: Callable[[Any, int], Drawi
 
 def _trained(found: Healing) -> Markup:
     first, last = losses(found)
-    measured = [(f"perplexity {name}", f"{one[0][1]:.2f} → {one[-1][1]:.2f}") for name, one in perplexities(found).items()]
+    measured = [
+        (f"perplexity {name}", f"{one[0][1]:.2f} → {one[-1][1]:.2f}") for name, one in perplexities(found).items()
+    ]
     measured += [(f"gap closed, {name}", gap_closed(found, name)) for name in gaps(found)]
     return facts(
         [
@@ -200,17 +243,29 @@ def _trained(found: Healing) -> Markup:
 
 def _repaired(found: Compensation) -> Markup:
     loss = found.loss
-    gap = (loss["before"] - loss["after"]) / (loss["before"] - loss["dense"]) if loss["before"] > loss["dense"] else None
-    names = tag("details", tag("summary", "the changed weights"), tag("p", ", ".join(found.changed))) if found.changed else None
+    gap = (
+        (loss["before"] - loss["after"]) / (loss["before"] - loss["dense"]) if loss["before"] > loss["dense"] else None
+    )
+    names = (
+        tag("details", tag("summary", "the changed weights"), tag("p", ", ".join(found.changed)))
+        if found.changed
+        else None
+    )
     told = facts(
         [
-            ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, unpruned {loss['dense']:.4f}"),
-            ("against the unpruned", f"{_times(loss)} in perplexity, on held-out text"),
+            ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, dense {loss['dense']:.4f}"),
+            ("against the dense", f"{_times(loss)} in perplexity, on held-out text"),
             *((f"on {name}", _times(one)) for name, one in found.by_source.items() if len(found.by_source) > 1),
             ("of the gap", f"{gap:.0%} closed" if gap is not None else None),
-            ("changed", f"{len(found.changed)} weights" if found.changed else "nothing: it did not lower the held-out loss"),
+            (
+                "changed",
+                f"{len(found.changed)} weights" if found.changed else "nothing: it did not lower the held-out loss",
+            ),
             ("settings", settings_of(found.settings)),
-            ("tokens", f"{found.fitted_tokens} fitted on, {found.held_out_tokens} held out; {tokens_used(found.calibration)}"),
+            (
+                "tokens",
+                f"{found.fitted_tokens} fitted on, {found.held_out_tokens} held out; {tokens_used(found.calibration)}",
+            ),
             ("cost", f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}"),
         ]
     )
@@ -218,6 +273,6 @@ def _repaired(found: Compensation) -> Markup:
 
 
 def _times(loss: dict[str, float]) -> str:
-    """Perplexity before and after the repair as multiples of the unpruned model's."""
+    """Perplexity before and after the repair as multiples of the dense model's."""
     before, after = perplexity_times(loss)
     return f"× {before:.3f} → × {after:.3f}"

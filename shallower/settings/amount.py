@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import UserError
-from ..quantities import bytes_of, count_of, factor_of, share_of
 from .fields import flag_of, option, set_field
+from .quantities import bytes_of, count_of, factor_of, share_of
 
 GROUP = "How much goes"
 
@@ -31,8 +31,12 @@ class Amount:
     ratio: float | int | str | None = option(
         "share of all parameters to remove, such as 20%, to the nearest layer", None, kind=str, metavar="SHARE"
     )
-    target_params: float | int | str | None = option("parameters that may be left, such as 5.5B", None, kind=str, metavar="COUNT")
-    target_memory: float | int | str | None = option("what the weights may take, such as 200MB or 8GB", None, kind=str, metavar="SIZE")
+    target_params: float | int | str | None = option(
+        "parameters that may be left, such as 5.5B", None, kind=str, metavar="COUNT"
+    )
+    target_memory: float | int | str | None = option(
+        "what the weights may take, such as 200MB or 8GB", None, kind=str, metavar="SIZE"
+    )
     target_speedup: float | int | str | None = option(
         "times faster that decoding should be, such as 1.25", None, kind=str, metavar="FACTOR"
     )
@@ -73,14 +77,19 @@ class Amount:
 
     def _check(self) -> None:
         if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
-            raise UserError(f"--target-speedup {self.target_speedup:g}: how many times faster, more than 1 (1.25 is a quarter faster)")
+            raise UserError(
+                f"--target-speedup {self.target_speedup:g}: how many times faster, more than 1 (1.25 is a "
+                "quarter faster)"
+            )
         if self.max_ppl_increase is not None and not 0 < self.max_ppl_increase < math.inf:
             raise UserError(f"--max-ppl-increase {self.max_ppl_increase:g}: a share above 0, such as 0.2 or 20%")
         if self.remove is not None and self.remove < 1:
             raise UserError(f"--remove {self.remove}: at least 1 layer")
         if self.ratio is not None and not 0 < self.ratio < 1:
             hint = f"; {self.ratio:g} % is {self.ratio:g}%" if 1 <= self.ratio < 100 else ""
-            raise UserError(f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2 or 20%){hint}")
+            raise UserError(
+                f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2 or 20%){hint}"
+            )
         if self.target_params is not None and not self.target_params > 0:
             raise UserError(f"{self.name}: a number of parameters such as 5.5B")
 

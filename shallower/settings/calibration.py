@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from os import PathLike
 
 from ..errors import UserError
-from ..quantities import count_of
 from .fields import option, set_field
+from .quantities import count_of
 
 GROUP = "Calibration"
 BOS_RULES = ("auto", "first", "every", "none")
@@ -30,13 +30,14 @@ class Calibration:
     Example: ``Calibration(text=["wiki.txt", "dialogue.jsonl"], samples=64)`` takes 32 samples of each.
 
     Attributes:
-        text: .txt, .jsonl or .parquet files (field ``text``), one or several; with no source the shipped prose of several kinds.
+        text: .txt, .jsonl or .parquet files (field ``text``), one or several; with no source the shipped prose of
+            several kinds.
         dataset: data sets of the Hub, ``name``, ``name:config`` or ``name:config:split``, one or several.
         tokens: a .npy file of integers, (sample, position), used exactly as it is; it stands alone.
         samples, length: how many samples of how many tokens (BOS counted); None: as ``setting`` says.
         seed: which parts of the texts are taken.
-        bos: where the BOS token goes: ``first`` sample only, ``every``, ``none``; ``auto`` is ``every`` for models whose
-            tokenizer adds one, else ``none``.
+        bos: where the BOS token goes: ``first`` sample only, ``every``, ``none``; ``auto`` is ``every`` for models
+            whose tokenizer adds one, else ``none``.
         mix: shares of the sources, in their order (texts, then data sets); None: equal ones.
         setting: ``default``, or ``shortened-llama`` (arXiv 2402.02834: 10 samples of 128 tokens).
         at_most: take fewer samples where the texts have no more.
@@ -48,7 +49,9 @@ class Calibration:
         kind=list,
         metavar="FILE",
     )
-    dataset: Paths = option("Hub data set: NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; may be repeated", None, kind=list, metavar="NAME")
+    dataset: Paths = option(
+        "Hub data set: NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; may be repeated", None, kind=list, metavar="NAME"
+    )
     tokens: str | PathLike | None = option(
         "a .npy file of integers, (sample, position), used exactly as it is", None, kind=str, metavar="FILE"
     )
@@ -56,8 +59,12 @@ class Calibration:
     length: int | None = option("tokens per sample, BOS counted; by default 128", None, metavar="N")
     seed: int = option("which parts of the texts are taken; also seeds methods that draw", 1234, metavar="N")
     bos: str = option(" | ".join(BOS_RULES), "auto", metavar="RULE")
-    mix: str | Sequence[float] | None = option("shares of the sources, such as 2,1,1; by default equal", None, kind=str, metavar="SHARES")
-    setting: str = option(f"how much text where it is not said: {' | '.join(NAMED)}", "default", flag="--calibration", metavar="NAME")
+    mix: str | Sequence[float] | None = option(
+        "shares of the sources, such as 2,1,1; by default equal", None, kind=str, metavar="SHARES"
+    )
+    setting: str = option(
+        f"how much text where it is not said: {' | '.join(NAMED)}", "default", flag="--calibration", metavar="NAME"
+    )
     at_most: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +88,9 @@ class Calibration:
         count = len(self.sources)
         if len(self.mix) != count or not all(math.isfinite(share) and share > 0 for share in self.mix):
             given = ",".join(f"{share:g}" for share in self.mix)
-            raise UserError(f"--mix {given}: one share above 0 for each of the {count} sources, in their order, such as 2,1,1")
+            raise UserError(
+                f"--mix {given}: one share above 0 for each of the {count} sources, in their order, such as 2,1,1"
+            )
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -113,7 +122,10 @@ def check_numbers(*, samples: int, length: int, bos: str) -> None:
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole parts of a total in these proportions, the first ones larger where it does not divide evenly; each at least 1 if it can be."""
+    """Whole parts of a total in these proportions, the first ones larger where it does not divide evenly.
+
+    Each at least 1 if it can be.
+    """
     whole, made = sum(weights), []
     left, rest = total, float(whole)
     for weight in weights:

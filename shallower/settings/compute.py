@@ -1,4 +1,4 @@
-"""Compute: where and in what to compute."""
+"""Compute settings: where and in what to compute."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from .fields import option
 
 GROUP = "Computing"
 DTYPES = ("fp32", "bf16", "fp16")
-LONG = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+LONG_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Compute:
     device: str | None = option("cpu, cuda, cuda:0 ...; by default CUDA where there is one", None, metavar="DEVICE")
     trust_remote_code: bool = option("run code that comes with the model", False)
     layered: bool | None = option(
-        "one layer in memory, the others on disk; by default where the weights would not fit", None, flag="--layered/--resident"
+        "one layer in memory, the others on disk; by default where the weights would not fit",
+        None,
+        flag="--layered/--resident",
     )
     max_batch_tokens: int | None = option("tokens run through a layer at once; by default by device", None, metavar="N")
 
@@ -38,5 +40,5 @@ class Compute:
 
 def check_dtype(name: object) -> None:
     """Raise a UserError unless a dtype is named as it can be understood; None, auto and torch's own are."""
-    if isinstance(name, str) and name != "auto" and LONG.get(name, name) not in DTYPES:
+    if isinstance(name, str) and name != "auto" and LONG_DTYPES.get(name, name) not in DTYPES:
         raise UserError(f"unknown dtype {name!r}; allowed are {', '.join(DTYPES)}")

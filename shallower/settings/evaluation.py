@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import place
+from ..storage.paths import place
 from .calibration import BOS_RULES, check_numbers
 from .fields import option, set_field
 
@@ -30,7 +30,9 @@ class Protocol:
     stride: int | None = option("step between segments; by default --length", None, metavar="N")
     bos: str = option(" | ".join(BOS_RULES), "auto", metavar="RULE")
     max_tokens: int | None = option("use only the start of each text", None, metavar="N")
-    name: str = option(f"how texts are cut: {' | '.join(PROTOCOLS)}", "shortened-llama", flag="--protocol", metavar="NAME")
+    name: str = option(
+        f"how texts are cut: {' | '.join(PROTOCOLS)}", "shortened-llama", flag="--protocol", metavar="NAME"
+    )
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
@@ -57,7 +59,9 @@ class Tasks:
         limit: only the first so many items of each; None takes all.
     """
 
-    names: str | Sequence[str] = option("zero-shot tasks of lm-eval, or commonsense7", (), flag="--tasks", kind=list, metavar="NAMES")
+    names: str | Sequence[str] = option(
+        "zero-shot tasks of lm-eval, or commonsense7", (), flag="--tasks", kind=list, metavar="NAMES"
+    )
     data: str | PathLike | None = option(
         "folder of NAME.jsonl; by default the Hub's data", None, flag="--task-data", kind=str, metavar="DIR"
     )
@@ -71,7 +75,10 @@ class Tasks:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: a number of items, 1 or more")
         if not given and (self.data is not None or self.limit is not None):
-            raise UserError(f"--task-data and --limit speak of --tasks: name some such as {SETS['commonsense7'][0]}, or leave them out")
+            raise UserError(
+                f"--task-data and --limit speak of --tasks: name some such as {SETS['commonsense7'][0]}, or "
+                "leave them out"
+            )
         if not self.names:
             raise UserError(f"--tasks names no task; give some such as {SETS['commonsense7'][0]}, or commonsense7")
 
@@ -80,6 +87,6 @@ class Tasks:
         return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
 
 
-def folder_of(tasks: "Tasks | None") -> Path | None:
+def data_folder(tasks: "Tasks | None") -> Path | None:
     """The folder that tasks are read from, if it is one."""
     return Path(tasks.data) if tasks is not None and tasks.data is not None else None

@@ -1,4 +1,6 @@
-"""Fields of settings: a dataclass field with the help that the command line shows, and plain keywords made into settings."""
+"""Settings fields: a dataclass field with the help that the command line shows, and plain keywords made into
+settings.
+"""
 
 import dataclasses
 import difflib
@@ -10,7 +12,13 @@ S = TypeVar("S")
 
 
 def option(
-    help: str, default: Any = dataclasses.MISSING, *, flag: str = "", metavar: str = "", kind: type | None = None, **more: Any
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    flag: str = "",
+    metavar: str = "",
+    kind: type | None = None,
+    **more: Any,
 ) -> Any:
     """A field that is an option of the command line.
 
@@ -34,7 +42,8 @@ def flag_of(field: dataclasses.Field) -> str:
 
 
 def settled(kind: type[S], given: Any, plain: dict[str, Any], name: str) -> S:
-    """Settings of a kind from what a Python caller gave: such settings, nothing, a mapping, and single fields as keywords.
+    """Settings of a kind from what a Python caller gave: such settings, nothing, a mapping, and single fields as
+    keywords.
 
     Fields that are taken from ``plain`` are removed there.
 
@@ -51,7 +60,9 @@ def settled(kind: type[S], given: Any, plain: dict[str, Any], name: str) -> S:
     if given is None:
         return kind(**mine)
     if not isinstance(given, kind):
-        raise UserError(f"{name}={given!r}: give {kind.__name__}(...), or its fields as keywords: {', '.join(sorted(known))}")
+        raise UserError(
+            f"{name}={given!r}: give {kind.__name__}(...), or its fields as keywords: {', '.join(sorted(known))}"
+        )
     return dataclasses.replace(given, **mine) if mine else given
 
 

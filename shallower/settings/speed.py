@@ -1,9 +1,9 @@
-"""What is measured of speed: protocols by name, and the grid of batches and lengths.
+"""Speed settings: protocols by name, and the grid of batches and lengths.
 
-``default`` ends within two minutes for two models of 135 million parameters on two cores. ``shortened-llama`` is the protocol
-of Shortened LLaMA (arXiv 2402.02834): one prompt of 12 tokens repeated to the batch size, 128 and 512 new tokens, batches up
-to 256, 30 runs of which the first 10 are dropped, latency as the mean, throughput = batch * new / latency. The paper samples;
-here the largest logit is fed back.
+``default`` ends within two minutes for two models of 135 million parameters on two cores. ``shortened-llama`` is the
+protocol of Shortened LLaMA (arXiv 2402.02834): one prompt of 12 tokens repeated to the batch size, 128 and 512 new
+tokens, batches up to 256, 30 runs of which the first 10 are dropped, latency as the mean, throughput = batch * new /
+latency. The paper samples; here the largest logit is fed back.
 """
 
 import itertools
@@ -11,12 +11,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import UserError
-from ..quantities import numbers_of
 from .fields import option, set_field
+from .quantities import numbers_of
 
 GROUP = "Measuring"
 CACHES = ("dynamic", "static")
-DEFAULT: dict[str, Any] = {"batches": (1, 4), "prompts": (128,), "new": (32,), "repeats": 20, "warmup": 1, "seconds": 75.0}
+DEFAULT: dict[str, Any] = {
+    "batches": (1, 4),
+    "prompts": (128,),
+    "new": (32,),
+    "repeats": 20,
+    "warmup": 1,
+    "seconds": 75.0,
+}
 SHORTENED: dict[str, Any] = {
     "batches": tuple(2**power for power in range(9)),
     "prompts": (12,),
@@ -26,7 +33,7 @@ SHORTENED: dict[str, Any] = {
     "repeated": True,
     "typical": "mean",
 }
-PROTOCOLS = {"default": DEFAULT, "shortened-llama": SHORTENED}
+SPEED_PROTOCOLS = {"default": DEFAULT, "shortened-llama": SHORTENED}
 
 
 Numbers = tuple[int, ...] | list[int] | int | str | None
@@ -34,7 +41,9 @@ Numbers = tuple[int, ...] | list[int] | int | str | None
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured: every batch with every prompt length and number of new tokens; what is not said is as the protocol has it.
+    """What is measured: every batch with every prompt length and number of new tokens.
+
+    What is not said is as the protocol has it.
 
     Example: ``Grid(batches=[1, 8], new=64)``. A number of repeats lifts the protocol's limit of seconds.
 
@@ -42,14 +51,19 @@ class Grid:
         repeats: runs that are kept, after ``warmup`` runs that are not.
         cache: dynamic (as the model makes it) or static (room for all positions from the start).
         compiled: steps through torch.compile, on CUDA as CUDA graphs; needs the static cache.
-        seconds: for the whole grid, shared out among the settings; then at least 3 runs of each are kept. None: no limit.
+        seconds: for the whole grid, shared out among the settings; then at least 3 runs of each are kept. None: no
+            limit.
         repeated: all rows are the same prompt.
         typical: median or mean, what throughput and the share of the bandwidth are computed from.
     """
 
-    protocol: str = option(" | ".join(PROTOCOLS), "default", metavar="NAME")
-    batches: Numbers = option("batch sizes, such as 1,4; by default the protocol's", None, flag="--batch", kind=str, metavar="NUMBERS")
-    prompts: Numbers = option("prompt lengths in tokens, such as 128,1024", None, flag="--prompt", kind=str, metavar="NUMBERS")
+    protocol: str = option(" | ".join(SPEED_PROTOCOLS), "default", metavar="NAME")
+    batches: Numbers = option(
+        "batch sizes, such as 1,4; by default the protocol's", None, flag="--batch", kind=str, metavar="NUMBERS"
+    )
+    prompts: Numbers = option(
+        "prompt lengths in tokens, such as 128,1024", None, flag="--prompt", kind=str, metavar="NUMBERS"
+    )
     new: Numbers = option("tokens to make, exactly, such as 32,128", None, kind=str, metavar="NUMBERS")
     repeats: int | None = option("runs kept per setting; lifts the default's limit of time", None, metavar="N")
     warmup: int | None = option("runs dropped before them", None, metavar="N")
@@ -60,9 +74,9 @@ class Grid:
     typical: str = "median"
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise UserError(f"--protocol {self.protocol}: give {' or '.join(PROTOCOLS)}")
-        named = PROTOCOLS[self.protocol]
+        if self.protocol not in SPEED_PROTOCOLS:
+            raise UserError(f"--protocol {self.protocol}: give {' or '.join(SPEED_PROTOCOLS)}")
+        named = SPEED_PROTOCOLS[self.protocol]
         limited = self.seconds is None and self.repeats is None
         for name, value in named.items():
             settled = name in ("repeated", "typical") or getattr(self, name) is None
@@ -70,12 +84,18 @@ class Grid:
                 set_field(self, name, value)
         for name, flag in (("batches", "--batch"), ("prompts", "--prompt"), ("new", "--new")):
             set_field(self, name, numbers_of(getattr(self, name), flag, "numbers"))
-        for flag, values, least in (("--batch", self.batches, 1), ("--prompt", self.prompts, 1), ("--new", self.new, 2)):
+        for flag, values, least in (
+            ("--batch", self.batches, 1),
+            ("--prompt", self.prompts, 1),
+            ("--new", self.new, 2),
+        ):
             if not values or min(values) < least:
                 why = " (the prefill makes the first; decoding needs one more)" if least == 2 else ""
                 raise UserError(f"{flag} {','.join(map(str, values))}: numbers of {least} or more are needed{why}")
         if self.repeats < 1 or self.warmup < 0:
-            raise UserError(f"--repeats {self.repeats} --warmup {self.warmup}: at least 1 run is kept, and 0 or more are dropped")
+            raise UserError(
+                f"--repeats {self.repeats} --warmup {self.warmup}: at least 1 run is kept, and 0 or more are dropped"
+            )
         if self.cache not in CACHES:
             raise UserError(f"--cache {self.cache}: give {' or '.join(CACHES)}")
         if self.compiled and self.cache != "static":
@@ -89,8 +109,16 @@ class Grid:
     @property
     def settings(self) -> list[tuple[int, int, int]]:
         """(batch, prompt, new), the batches in rising order."""
-        return [(batch, prompt, new) for new, prompt in itertools.product(self.new, self.prompts) for batch in sorted(set(self.batches))]
+        return [
+            (batch, prompt, new)
+            for new, prompt in itertools.product(self.new, self.prompts)
+            for batch in sorted(set(self.batches))
+        ]
 
     def described(self) -> dict[str, Any]:
         """For the record."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items() if key != "protocol"}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key != "protocol"
+        }

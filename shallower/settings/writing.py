@@ -1,10 +1,10 @@
-"""Writing: how a pruned model is written and proven."""
+"""Writing settings: how a pruned model is written and proven."""
 
 from dataclasses import dataclass
 
-from ..quantities import bytes_of
 from .compute import check_dtype
 from .fields import option
+from .quantities import bytes_of
 
 GROUP = "Writing"
 
@@ -22,7 +22,9 @@ class Writing:
 
     overwrite: bool = option("replace an older output in --out", False)
     verify: bool = option("reload what was written and prove it", True, flag="--verify/--no-verify")
-    save_dtype: str | None = option("store floating tensors in fp32, bf16 or fp16; by default as they were", None, metavar="DTYPE")
+    save_dtype: str | None = option(
+        "store floating tensors in fp32, bf16 or fp16; by default as they were", None, metavar="DTYPE"
+    )
     max_shard_size: int | str = option("largest weight file", "5GB", kind=str, metavar="SIZE")
 
     def __post_init__(self) -> None:

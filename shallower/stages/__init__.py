@@ -1,1 +1,1 @@
-"""The verbs as plain functions, a file each: the only place that strings the parts together. ``shallower`` offers them all."""
+"""Stages, the verbs as plain functions, a file each: the Python API, the only place that strings the parts together."""

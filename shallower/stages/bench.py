@@ -8,18 +8,18 @@ import torch
 
 from ..artifacts import Speed
 from ..evaluation.speed import check_resident, measure
-from ..files import artifact_place
-from ..provenance import device_name
-from ..runs import dtype_name, load_weights
+from ..runtime.provenance import device_name
 from ..settings.compute import Compute
 from ..settings.speed import Grid
-from .common import Source, kept, open_model, taken
+from ..storage.ownership import artifact_place
+from ..walk.run import dtype_name, load_weights
+from .common import ModelSource, kept, open_model, taken
 
 
 def bench(
-    model: Source,
+    model: ModelSource,
     *,
-    against: Source | None = None,
+    against: ModelSource | None = None,
     grid: Grid | str | None = None,
     compute: Compute | None = None,
     out: str | Path | None = None,
@@ -36,7 +36,11 @@ def bench(
     grid = Grid(grid) if isinstance(grid, str) else grid
     grid, compute = taken(plain, "bench", grid=(Grid, grid), compute=(Compute, compute))
     out = artifact_place(out, "speed")
-    models = {name: open_model(source, compute) for name, source in (("model", model), ("against", against)) if source is not None}
+    models = {
+        name: open_model(source, compute)
+        for name, source in (("model", model), ("against", against))
+        if source is not None
+    }
     check_resident(models)
     for opened in models.values():
         load_weights(opened)

@@ -1,19 +1,21 @@
-"""Opening models, what a Python caller may give, checking that artifacts fit a model, and saving results."""
+"""Opening models and saving results: what a Python caller may give, checking that artifacts fit a model, and saving
+results.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from .. import ranks
 from ..anatomy.model import Model
 from ..artifacts import ModelRecord, save
 from ..errors import UserError
+from ..runtime import distributed
 from ..settings.compute import Compute
 from ..settings.fields import check_spent, settled
 
-Source = str | Path | Model
+ModelSource = str | Path | Model
 
 
-def open_model(source: Source, compute: Compute | None = None, **plain: Any) -> Model:
+def open_model(source: ModelSource, compute: Compute | None = None, **plain: Any) -> Model:
     """A model by folder, Hub id or .gguf file; a Model is handed through, so that stages can share one loaded model.
 
     Example: ``model = shallower.open_model("my-model", dtype="bf16")``.
@@ -49,6 +51,6 @@ def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
 
 def kept(record, out: str | Path | None):
     """Save an artifact, in the first process."""
-    if out is not None and ranks.rank() == 0:
+    if out is not None and distributed.rank() == 0:
         save(record, out)
     return record

@@ -9,16 +9,18 @@ from typing import Any
 
 from ..anatomy.model import Model
 from ..artifacts import Comparison, Evaluation, load, save
-from ..comparison.comparing import compare as compared
-from ..comparison.merging import entries_of
-from ..comparison.page import comparison_files
-from ..comparison.runfolders import check_several, completed, read_given
 from ..errors import UserError
-from ..files import cache_folder, check_free, new_folder, place
-from ..progress import say
-from ..provenance import device_name, versions
-from ..runs import dtype_name
+from ..reporting.comparison_table import comparison_files
+from ..results.comparison import compare_entries
+from ..results.entries import entries_of
+from ..results.sources import check_several, completed, read_given
+from ..runtime.progress import say
+from ..runtime.provenance import device_name, versions
 from ..settings.compute import Compute
+from ..storage.files import new_folder
+from ..storage.ownership import check_free
+from ..storage.paths import cache_folder, place
+from ..walk.run import dtype_name
 from .common import open_model, taken
 from .evaluate import evaluate
 
@@ -36,13 +38,14 @@ def compare(
     Example: ``shallower.compare(["my-model", "pruned", "healed"], out="comparison")``.
 
     Args:
-        sources: folders with artifacts, evaluation files, or models, which are evaluated by the defaults of ``evaluate``
-            where they have no evaluation; ``NAME=PATH`` names one. Such evaluations are kept in the user's cache.
+        sources: folders with artifacts, evaluation files, or models, which are evaluated by the defaults of
+            ``evaluate`` where they have no evaluation; ``NAME=PATH`` names one. Such evaluations are kept in the
+            user's cache.
         compute: for those.
         out: folder for comparison.json, its table comparison.md and its pictures pareto.png and pareto.svg.
     Raises:
-        UserError: fewer than two models, one that cannot be opened, nothing that two of them share, or a broken artifact;
-            nothing is written.
+        UserError: fewer than two models, one that cannot be opened, nothing that two of them share, or a broken
+            artifact; nothing is written.
     """
     (compute,) = taken(plain, "compare", compute=(Compute, compute))
     out = place(out) if out is not None else None
@@ -51,9 +54,11 @@ def compare(
     inputs = [path for given in givens for path in given.files]
     if out is not None:
         check_free(out, overwrite=overwrite, inputs=inputs)
-    models = {given.path: open_model(given.path, compute) for given in givens if given.missing}  # all, before any is evaluated
+    models = {
+        given.path: open_model(given.path, compute) for given in givens if given.missing
+    }  # all, before any is evaluated
     given = completed(givens, lambda path: _evaluated(models[path]))
-    found = compared(*entries_of(given))
+    found = compare_entries(*entries_of(given))
     if out is not None:
         contents = comparison_files(found)
         with new_folder(out, overwrite=overwrite, inputs=inputs) as folder:
@@ -64,7 +69,12 @@ def compare(
 
 def _evaluated(model: Model) -> Evaluation:
     """The model's evaluation by the defaults, from the cache if it was made before; it is kept there."""
-    key = {"fingerprint": model.record.fingerprint, "dtype": dtype_name(model), "device": device_name(model.device), "versions": versions()}
+    key = {
+        "fingerprint": model.record.fingerprint,
+        "dtype": dtype_name(model),
+        "device": device_name(model.device),
+        "versions": versions(),
+    }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     kept = cache_folder() / "evaluations" / f"{name}.json"
     with suppress(UserError):

@@ -9,18 +9,18 @@ from ..artifacts import Evaluation
 from ..data.readers import check_readable
 from ..evaluation.perplexity import evaluation_segments, perplexity
 from ..evaluation.tasks import check_tasks, zero_shot
-from ..files import artifact_place
-from ..journal import journaled
-from ..quantities import numbers_of
-from ..runs import dtype_name, journal_of, timed
 from ..settings.calibration import Paths, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol, Tasks
-from .common import Source, kept, open_model, taken
+from ..settings.quantities import numbers_of
+from ..storage.journal import journaled
+from ..storage.ownership import artifact_place
+from ..walk.run import dtype_name, journal_of, timed
+from .common import ModelSource, kept, open_model, taken
 
 
 def evaluate(
-    model: Source,
+    model: ModelSource,
     *,
     texts: Paths = (),
     tokens: str | Path | None = None,
@@ -31,7 +31,9 @@ def evaluate(
     out: str | Path | None = None,
     **plain: Any,
 ) -> Evaluation:
-    """Perplexity on texts or given tokens, and zero-shot tasks; with none of them, perplexity on the shipped evaluation text.
+    """Perplexity on texts or given tokens, and zero-shot tasks.
+
+    With none of them, perplexity on the shipped evaluation text.
 
     Example: ``shallower.evaluate("my-model", texts="wiki.test.txt", length=2048)``.
 
@@ -57,7 +59,7 @@ def evaluate(
         journal = partial(journal_of, model, None, removed=removed)
         for name, segments in named.items():
             keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
-            with model.given(segments.tokens.shape[1]):
+            with model.check_length(segments.tokens.shape[1]):
                 found[name] = perplexity(model, segments, removed=removed, **keeping)
         if tasks:
             solved = zero_shot(model, tasks, removed=removed, journal=journal)

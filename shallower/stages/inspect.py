@@ -6,14 +6,18 @@ from typing import Any
 from ..anatomy.model import Model
 from ..artifacts import Inspection
 from ..errors import Refusal
-from ..files import artifact_place
-from ..progress import track
+from ..runtime.progress import track
 from ..settings.compute import Compute
-from .common import Source, kept, taken
+from ..storage.ownership import artifact_place
+from .common import ModelSource, kept, taken
 
 
-def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any) -> Inspection:
-    """What a model is and which single layers may go, without loading its weights; of a Hub id only headers are fetched.
+def inspect(
+    model: ModelSource, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any
+) -> Inspection:
+    """What a model is and which single layers may go, without loading its weights.
+
+    Of a Hub id only headers are fetched.
 
     Example: ``shallower.inspect("my-model").removable``.
     """
@@ -23,7 +27,9 @@ def inspect(model: Source, *, compute: Compute | None = None, out: str | Path | 
     record, kinds = model.record, model.solver.kinds()
     refusals = {}
     alike = len(set(kinds)) == 1  # then whichever goes, the same layers are built
-    for index in track(range(1 if alike else record.layers), "checking which layers can go", 1 if alike else record.layers):
+    for index in track(
+        range(1 if alike else record.layers), "checking which layers can go", 1 if alike else record.layers
+    ):
         try:
             model.solver.solve((index,), deep=False)
         except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""What a training takes from an earlier model: the unpruned one it came from, and what an optimiser kept."""
+"""Lineage, what a training takes from an earlier model: the dense one it came from, and what an optimiser kept."""
 
 import json
 import os
@@ -13,16 +13,19 @@ from ..anatomy.loading import hub_of
 from ..anatomy.model import SIDE_FILE, Model
 from ..artifacts import ModelRecord, load
 from ..errors import UserError
-from ..files import cache_folder, parse_json, place, write_atomic
 from ..settings.compute import Compute
+from ..storage.files import write_atomic
+from ..storage.paths import cache_folder, parse_json, place
+from ..surgery.trained import STATE_FILE
 from ..training.checkpoints import STATE, read_tensors
-from ..training.distillation import pairs
+from ..training.distillation import layer_pairs
 from ..training.schedule import Recipe
-from .trained import STATE_FILE
 
 
 def remember_model(model: Model) -> None:
-    """Keep where a model lies, by its fingerprint: what is published with a pruned model names no folder of this machine."""
+    """Keep where a model lies, by its fingerprint: what is published with a pruned model names no folder of this
+    machine.
+    """
     source = model.checkpoint.source
     place = source if model.checkpoint.hub_id else str(Path(source).expanduser().absolute())
     with suppress(OSError, UserError):
@@ -34,17 +37,21 @@ def _kept(fingerprint: str) -> Path:
 
 
 def _places(record: ModelRecord, pruned: Path) -> list[str]:
-    """Where the model of a record may lie: where it lay when it was pruned here, as the record says, beside the pruned one."""
+    """Where the model of a record may lie: where it lay when it was pruned here, as the record says, beside the pruned
+    one.
+    """
     near = []
     with suppress(OSError, UserError, AttributeError):
         kept = parse_json(_kept(record.fingerprint).read_bytes(), "the cache").get("source")
         near += [kept] if isinstance(kept, str) else []
     near += [record.source, str(pruned.resolve().parent / Path(record.source).name)]
     places = [place for place in near if hub_of(place) or os.path.exists(Path(place).expanduser())]
-    return [place for place in dict.fromkeys(places) if Path(place).expanduser().resolve() != pruned.resolve()] or [record.source]
+    return [place for place in dict.fromkeys(places) if Path(place).expanduser().resolve() != pruned.resolve()] or [
+        record.source
+    ]
 
 
-def unpruned(model: Model, given: str, compute: Compute, dtype: str) -> Model:
+def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model:
     """The model that this one was pruned from, or the one given.
 
     Raises:
@@ -53,29 +60,44 @@ def unpruned(model: Model, given: str, compute: Compute, dtype: str) -> Model:
     side, places, wanted = model.checkpoint.folder / SIDE_FILE, [given], None
     if not given:
         if not side.is_file():
-            raise UserError(f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; --set teacher=MODEL says so")
+            raise UserError(
+                f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; --set "
+                "teacher=MODEL says so"
+            )
         record = load(side, "pruned").plan.model
         places, wanted = _places(record, side.parent), record.fingerprint
     found, failed = None, None
     for one in places:
         try:
-            found = Model(one, dtype=dtype, device=compute.device, trust_remote_code=compute.trust_remote_code, layered=False)
+            found = Model(
+                one, dtype=dtype, device=compute.device, trust_remote_code=compute.trust_remote_code, layered=False
+            )
             if wanted in (None, found.record.fingerprint):
                 break
         except UserError as error:
-            failed = failed or UserError(f"the unpruned model {one} cannot be opened ({error}); --set teacher=MODEL names it")
+            failed = failed or UserError(
+                f"the dense model {one} cannot be opened ({error}); --set teacher=MODEL names it"
+            )
     if found is None:
         raise failed
     source = found.checkpoint.source
     if wanted and found.record.fingerprint != wanted:
-        raise UserError(f"{source} is no longer the model that {model.checkpoint.source} was pruned from; --set teacher=MODEL names it")
+        raise UserError(
+            f"{source} is no longer the model that {model.checkpoint.source} was pruned from; --set "
+            "teacher=MODEL names it"
+        )
     if found.vocabulary != model.vocabulary:
-        raise UserError(f"{source} knows {found.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it cannot be its teacher")
+        raise UserError(
+            f"{source} knows {found.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it "
+            "cannot be its teacher"
+        )
     return found
 
 
 def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple[str | None, dict[str, Tensor]]:
-    """(fingerprint of the model it is of, what its optimiser kept, by the names of this model); layers are found by their origin.
+    """(fingerprint of the model it is of, what its optimiser kept, by the names of this model).
+
+    Layers are found by their origin.
 
     Raises:
         UserError: none was kept there, by another optimiser, or of another model.
@@ -91,10 +113,13 @@ def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple
     except (SafetensorError, OSError) as error:
         raise UserError(f"--optimizer-from {folder}: {STATE_FILE} is not readable") from error
     if header.get("optimizer") != recipe.optimizer:
-        raise UserError(f"--optimizer-from {folder}: it is that of {header.get('optimizer')}, this training uses {recipe.optimizer}")
+        raise UserError(
+            f"--optimizer-from {folder}: it is that of {header.get('optimizer')}, this training uses {recipe.optimizer}"
+        )
     other = Model(folder, device="cpu")
     names = {
-        f"model.{other.outline.name}.{theirs}.": f"model.{model.outline.name}.{own}." for own, theirs in enumerate(pairs(model, other))
+        f"model.{other.outline.name}.{theirs}.": f"model.{model.outline.name}.{own}."
+        for own, theirs in enumerate(layer_pairs(model, other))
     }
     within = f"model.{other.outline.name}."
     return other.record.fingerprint, dict(_renamed(tensors, names, within))

@@ -1,35 +1,44 @@
-"""Pruned models: the plan carried out, written as a plain checkpoint and proven; repaired without training where that is asked."""
+"""Pruned models: the plan carried out, written as a plain checkpoint and proven.
 
+Repaired without training where that is asked.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
+from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
-from ..artifacts import Plan, Pruned, dumps, load, published
+from ..artifacts import Compensation, Plan, Pruned, dumps, load, published
 from ..data.readers import check_readable
-from ..files import check_free, place
-from ..journal import journaled
-from ..progress import parts
-from ..repairs import brief, compensated
-from ..reporting.figures import drift
+from ..repair.fit import brief, compensated
+from ..reporting.card import write_card
+from ..reporting.figures import drift_figure
+from ..runtime.progress import parts
 from ..settings.compute import Compute
-from ..settings.repair import Compensating
 from ..settings.writing import Writing
-from ..surgery import checked_removal, prune_files
-from .common import Source, check_same_model, open_model, taken
+from ..storage.journal import journaled
+from ..storage.ownership import check_free
+from ..storage.paths import place
+from ..surgery.rewrite import Beside, checked_removal, prune_files
+from .common import ModelSource, check_same_model, open_model, taken
 from .lineage import remember_model
+from .repair_options import RepairOptions
 
 REPAIR, WRITE = 10.0, 1.0  # about what a repair costs beside writing, and beside proving
 
 
 def prune(
-    model: Source,
+    model: ModelSource,
     plan: Plan | str | Path,
     *,
     out: str | Path,
-    compensating: Compensating | str | None = None,
+    compensating: RepairOptions | str | None = None,
     writing: Writing | None = None,
     compute: Compute | None = None,
     **plain: Any,
@@ -43,9 +52,10 @@ def prune(
         compensating: repair what is left without training; the changes are folded into the written weights.
         writing, compute: or their fields as keywords.
     Raises:
-        UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at ``out``.
+        UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at
+            ``out``.
     """
-    compensating = Compensating(compensating) if isinstance(compensating, str) else compensating
+    compensating = RepairOptions(compensating) if isinstance(compensating, str) else compensating
     writing, compute = taken(plain, "prune", writing=(Writing, writing), compute=(Compute, compute))
     out, plan_file = place(out), plan if isinstance(plan, (str, Path)) else None
     used = compensating.calibration if compensating is not None else None
@@ -57,34 +67,55 @@ def prune(
     check_same_model(plan.model, model.record, "the plan")
     plan = replace(plan, model=model.record)  # as it lies here now
     stored = parse_dtype(writing.save_dtype)
-    options = {"overwrite": writing.overwrite, "verify": writing.verify, "max_shard_size": writing.max_shard_size, "save_dtype": stored}
-    costs = {"repair": REPAIR if compensating is not None else 0, "write": WRITE, "prove": WRITE if writing.verify else 0}
+    beside = Beside(
+        card=partial(
+            write_card, name=out.resolve().name, source=model.checkpoint.folder, hub_id=model.checkpoint.hub_id
+        )
+    )
+    costs = {
+        "repair": REPAIR if compensating is not None else 0,
+        "write": WRITE,
+        "prove": WRITE if writing.verify else 0,
+    }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
         checked_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
             with part("repair"):
-                patch, report = compensated(model, plan.removed, compensating)
-            options |= {"patch": patch, "report": brief(report)}
-            options["files"] = {"compensation.json": dumps(published(report)).encode(), "compensation.png": drift(report).png()}
+                patch, report = repaired(model, plan.removed, compensating)
+            files = {
+                "compensation.json": dumps(published(report)).encode(),
+                "compensation.png": drift_figure(report).png(),
+            }
+            beside = replace(beside, patch=patch, report=brief(report), files=files)
         model.unload()  # the proof reads the model anew; two of them need not fit
         with part("write"):
-            pruned = prune_files(model, plan, out, **options)
+            pruned = prune_files(model, plan, out, writing, beside)
     remember_model(model)
     return pruned
 
 
+def repaired(model: Model, removed: Sequence[int], how: RepairOptions) -> tuple[Patch, Compensation]:
+    """Changes of weights that repair the model without these layers, and the record of how they were found.
+
+    See ``compensated``.
+    """
+    method = methods.find("compensation", how.method)
+    return compensated(model, removed, method, methods.configure(method, how.settings), how.calibration)
+
+
 def compensate(
-    model: Source,
+    model: ModelSource,
     plan: Plan | str | Path,
     *,
-    compensating: Compensating | str | None = None,
+    compensating: RepairOptions | str | None = None,
     out: str | Path,
     **options: Any,
 ) -> Pruned:
-    """Remove what the plan says, repair what is left without training, write it and prove it: ``prune`` with a compensation.
+    """Remove what the plan says, repair what is left without training, write it and prove it: ``prune`` with a
+    compensation.
 
     Example: ``shallower.compensate("my-model", "plan.json", compensating="sequential", out="repaired")``.
     """
-    return prune(model, plan, out=out, compensating=compensating or Compensating(), **options)
+    return prune(model, plan, out=out, compensating=compensating or RepairOptions(), **options)

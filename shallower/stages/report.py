@@ -1,4 +1,4 @@
-"""What is told of it all: the report, the model card."""
+"""Report and model card, as verbs."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from ..anatomy.loading import hub_of
 from ..anatomy.model import SIDE_FILE
 from ..artifacts import load
 from ..errors import UserError
-from ..files import place, write_atomic
-from ..reporting.card import CARD, Base, check_card
-from ..reporting.card import card as card_text
-from ..reporting.pages import write_report
+from ..reporting.card import CARD, Base, card_text, check_card
+from ..reporting.html import write_report
 from ..settings.calibration import Paths, listed_paths
+from ..storage.files import write_atomic
+from ..storage.paths import place
 
 
 def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
@@ -35,14 +35,26 @@ def card(folder: str | Path, evaluations: Paths = ()) -> Path:
     """
     folder = place(folder)
     if not (folder / SIDE_FILE).is_file():
-        raise UserError(f"{folder} is no model that shallower wrote (it has no {SIDE_FILE}); give the folder of a pruned one")
+        raise UserError(
+            f"{folder} is no model that shallower wrote (it has no {SIDE_FILE}); give the folder of a pruned one"
+        )
     pruned = load(folder / SIDE_FILE, "pruned")
     found = {str(path): load(path, "evaluation") for path in listed_paths(evaluations)}
     check_card(folder, pruned, found)
     base = Base.of(folder, hub_of(pruned.plan.model.source))
     try:
-        text = card_text(pruned, folder.resolve().name, base, evaluations=list(found.values()), code=any(folder.glob("*.py")))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # what is told of repair and healing has no fixed form
+        text = card_text(
+            pruned, folder.resolve().name, base, evaluations=list(found.values()), code=any(folder.glob("*.py"))
+        )
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+    ) as error:  # what is told of repair and healing has no fixed form
         said = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
-        raise UserError(f"{folder / SIDE_FILE} or one of the evaluations cannot be told of ({said}): write it again") from error
+        raise UserError(
+            f"{folder / SIDE_FILE} or one of the evaluations cannot be told of ({said}): write it again"
+        ) from error
     return write_atomic(folder / CARD, text)

@@ -10,18 +10,19 @@ from ..anatomy.model import Model
 from ..artifacts import Scores, load
 from ..data.readers import check_readable
 from ..errors import UserError
-from ..files import artifact_place, check_free, place
-from ..journal import NO_JOURNAL, journaled
-from ..runs import dtype_name, journal_of, samples_of, timed
 from ..settings.calibration import Calibration, calibration_of
 from ..settings.compute import Compute
-from ..settings.selection import CRITERION
-from ..walk.gather import DATA, Asked, Gathered, gather
-from .common import Source, kept, open_model, taken
+from ..storage.journal import NO_JOURNAL, journaled
+from ..storage.ownership import artifact_place, check_free
+from ..storage.paths import place
+from ..walk.run import dtype_name, journal_of, samples_of, timed
+from ..walk.scoring import DATA, Asked, Gathered, gather
+from .common import ModelSource, kept, open_model, taken
+from .selection_options import CRITERION
 
 
 def score(
-    model: Source,
+    model: ModelSource,
     *,
     criterion: str | Sequence[str] = CRITERION,
     settings: dict[str, Any] | None = None,
@@ -35,15 +36,18 @@ def score(
     Example: ``shallower.score("my-model", criterion="block_influence", text="wiki.txt", samples=64)``.
 
     Args:
-        criterion: a name from ``methods.names("criteria")``, or several, which are scored in one pass; then a list is returned, and
-            ``out`` is a folder for one file each.
+        criterion: a name from ``methods.names("criteria")``, or several, which are scored in one pass; then a list is
+            returned, and ``out`` is a folder for one file each.
         settings: the criterion's own settings; of several ``{name: {key: value}}``.
-        calibration: which tokens; unused by criteria that need no data. Its fields, and those of ``compute``, are keywords too.
+        calibration: which tokens; unused by criteria that need no data. Its fields, and those of ``compute``, are
+            keywords too.
         out: also write the artifact there.
     """
     several = not isinstance(criterion, str)
     names = list(dict.fromkeys(criterion)) if several else [criterion]
-    calibration, compute = taken(plain, "score", calibration=(Calibration, calibration_of(calibration)), compute=(Compute, compute))
+    calibration, compute = taken(
+        plain, "score", calibration=(Calibration, calibration_of(calibration)), compute=(Compute, compute)
+    )
     own = (settings or {}) if several else {criterion: settings or {}}
     asked = [Asked(methods.find("criteria", name), configured(name, own.get(name), calibration)) for name in names]
     inputs = [*calibration.files, None if isinstance(model, Model) else model]
@@ -62,7 +66,9 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
         return dict.fromkeys(names)
     folder = place(out)
     if folder.suffix == ".json":
-        raise UserError(f"--out {folder}: {len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}")
+        raise UserError(
+            f"--out {folder}: {len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}"
+        )
     if folder.exists() and not folder.is_dir():
         check_free(folder)
     return {name: artifact_place(folder / f"{name}.json", "scores", inputs) for name in names}
@@ -76,7 +82,7 @@ def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> l
 
     def gathered() -> dict[str, Any]:
         places = all(one.kind == "place" for one in asked)
-        with timed(model, load=not places) as peak, model.given(tokens.shape[1] if tokens is not None else 0):
+        with timed(model, load=not places) as peak, model.check_length(tokens.shape[1] if tokens is not None else 0):
             found = gather(asked, model, tokens, journal=journal)
         seconds = journal.before + peak.seconds
         return {"scores": [_numbers(one) for one in found], "seconds": seconds, "peak_memory_bytes": peak.bytes}
@@ -86,7 +92,8 @@ def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> l
     common = {"model": model.record, "dtype": dtype_name(model)}
     common |= {key: kept_before[key] for key in ("seconds", "peak_memory_bytes")}
     return [
-        Scores(one.name, names[one.name], calibration=record if one.kind in DATA else None, **numbers, **common) for one, numbers in parts
+        Scores(one.name, names[one.name], calibration=record if one.kind in DATA else None, **numbers, **common)
+        for one, numbers in parts
     ]
 
 

@@ -5,27 +5,26 @@ from typing import Any
 
 from ..artifacts import Sweep
 from ..data.readers import check_readable
-from ..evaluation.perplexity import evaluation_segments
-from ..files import artifact_place
-from ..journal import journaled
-from ..quantities import sizes_of
-from ..runs import dtype_name, timed
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.selection import CRITERION, Choosing
-from .common import Source, kept, open_model, taken
+from ..settings.quantities import sizes_of
+from ..storage.journal import journaled
+from ..storage.ownership import artifact_place
+from ..walk.run import dtype_name, timed
+from .common import ModelSource, kept, open_model, taken
+from .evidence import Evidence
 from .plan import nested_plans
-from .removals import removals_perplexity
+from .selection_options import CRITERION, SelectionOptions
 
 
 def sweep(
-    model: Source,
+    model: ModelSource,
     *,
     sizes: Any,
     criterion: str = CRITERION,
     settings: dict[str, Any] | None = None,
-    choosing: Choosing | str | None = None,
+    choosing: SelectionOptions | str | None = None,
     calibration: Calibration | None = None,
     texts: Paths = (),
     protocol: Protocol | None = None,
@@ -42,24 +41,30 @@ def sweep(
         criterion, settings, choosing, calibration, compute: as for ``plan``.
         texts, protocol: as for ``evaluate``.
     """
-    choosing = Choosing(choosing) if isinstance(choosing, str) else choosing
-    kinds = {"choosing": (Choosing, choosing), "calibration": (Calibration, calibration_of(calibration)), "compute": (Compute, compute)}
+    choosing = SelectionOptions(choosing) if isinstance(choosing, str) else choosing
+    kinds = {
+        "choosing": (SelectionOptions, choosing),
+        "calibration": (Calibration, calibration_of(calibration)),
+        "compute": (Compute, compute),
+    }
     choosing, calibration, compute = taken(plain, "sweep", **kinds)
     choosing = choosing.for_criterion(criterion)
     sizes, texts = sizes_of(sizes, "--remove"), listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable((*texts, *calibration.texts))
     model = open_model(model, compute)
-    how = {"choosing": choosing, "criterion": criterion, "settings": settings, "calibration": calibration}
-    named = evaluation_segments(model, texts, None, protocol or Protocol())
+    evidence = Evidence(model, None, criterion, settings, calibration, texts, protocol)
+    _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
-        plans = list(nested_plans(model, sizes, how))
+        plans = list(nested_plans(evidence, choosing, sizes))
         removals = [(), *(plan.removed for plan in plans)]
-        found = removals_perplexity(model, named, removals, "sweep")
+        found = evidence.perplexities(removals, "sweep")
     last, before = plans[-1], model.record.parameters
     rows = [
         {"removed": len(removed), "layers": list(removed), "parameters": parameters, "perplexity": perplexities}
-        for removed, parameters, perplexities in zip(removals, [before, *(plan.params_after for plan in plans)], found, strict=True)
+        for removed, parameters, perplexities in zip(
+            removals, [before, *(plan.params_after for plan in plans)], found, strict=True
+        )
     ]
     result = Sweep(
         model=model.record,

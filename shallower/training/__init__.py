@@ -1,1 +1,1 @@
-"""The training loop that all ways of healing share: what is trained and how differ by the files in ``healing``."""
+"""Training, shared by all ways of healing: what is trained and how differ by the files in ``healing``."""

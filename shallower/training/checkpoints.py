@@ -1,12 +1,12 @@
-"""Never lost: what training has reached, kept in a hidden folder beside the output until that is complete.
+"""Training checkpoints, resumable: kept in a hidden folder beside the output until that is complete.
 
-``.OUT.healing/`` holds ``about.json`` (what decides the run), ``metrics.jsonl`` and ``step-N.safetensors`` files: the trained
-tensors and the optimiser's, by parameter name, with the step in the header; no pickle. Each is written beside and renamed; the
-last ones stay. There is no state of a random generator to keep: data order and dropout are functions of seed and step.
+``.OUT.healing/`` holds ``about.json`` (what decides the run), ``metrics.jsonl`` and ``step-N.safetensors`` files: the
+trained tensors and the optimiser's, by parameter name, with the step in the header; no pickle. Each is written beside
+and renamed; the last ones stay. There is no state of a random generator to keep: data order and dropout are functions
+of seed and step.
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -21,20 +21,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import ranks
 from ..errors import Stopped, UserError
-from ..files import disk_errors, made_parents, remove_own, write_atomic
-from ..progress import say
+from ..runtime import distributed
+from ..runtime.progress import say
+from ..storage.files import disk_errors, made_parents, remove_own, write_atomic
+from ..storage.locks import locked
 from .sharding import like, whole
 
 KEPT = 2
-OWN = re.compile(r"(about|control)\.json|metrics\.jsonl|lock|\.?step-\d+\.safetensors|\.(about|control|metrics)\..*")
+OWN_CHECKPOINTS = re.compile(
+    r"(about|control)\.json|metrics\.jsonl|lock|\.?step-\d+\.safetensors|\.(about|control|metrics)\..*"
+)
 NOTHING = "before the first step was done, so there is nothing to go on from; nothing was left half-written"
 WEIGHT, STATE = "weight:", "state:"
-Trained = dict[str, nn.Parameter]  # by name
+TrainedWeights = dict[str, nn.Parameter]  # by name
 
 
-class Keeper:
+class Checkpointer:
     """The hidden folder of one run; every process has one, the first writes.
 
     Args:
@@ -43,7 +46,7 @@ class Keeper:
     """
 
     def __init__(self, out: Path, key: dict[str, Any]):
-        self.folder, self.key = folder_of(out), json.loads(json.dumps(key))
+        self.folder, self.key = checkpoint_folder(out), json.loads(json.dumps(key))
         self.metrics, self._control = self.folder / "metrics.jsonl", self.folder / "control.json"
 
     @contextmanager
@@ -51,23 +54,25 @@ class Keeper:
         """Hold the folder while inside; it goes on success, and on failure unless a checkpoint lies in it.
 
         Raises:
-            UserError: another process trains to the same output, checkpoints lie there and ``resume`` was not given, or they
-                are those of another run.
+            UserError: another process trains to the same output, checkpoints lie there and ``resume`` was not given,
+                or they are those of another run.
         """
-        first, lock = ranks.rank() == 0, None
+        first, lock = distributed.rank() == 0, None
         if first:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
-                lock = self._locked()
+                lock = locked(
+                    self.folder, f"another process trains in {self.folder}: wait for it or give another --out"
+                )
         try:
             if first:
                 self._check(resume)
                 write_atomic(self.folder / "about.json", json.dumps(self.key, indent=2) + "\n")
-            ranks.gathered(None)
+            distributed.gathered(None)
             yield
-            ranks.gathered(None)
+            distributed.gathered(None)
             if first:
-                remove_own(self.folder, OWN)
+                remove_own(self.folder, OWN_CHECKPOINTS)
         except KeyboardInterrupt as stop:
             kept = getattr(stop, "kept", "") or NOTHING
             if steps := list(self.steps()):
@@ -76,17 +81,8 @@ class Keeper:
         finally:
             if lock is not None:
                 if not self._begun():
-                    remove_own(self.folder, OWN)
-                lock.close()
-
-    def _locked(self):
-        lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise UserError(f"another process trains in {self.folder}: wait for it or give another --out") from error
-        return lock
+                    remove_own(self.folder, OWN_CHECKPOINTS)
+                lock.release()
 
     def _check(self, resume: bool) -> None:
         if not self._begun():
@@ -94,11 +90,16 @@ class Keeper:
                 say(f"nothing to resume in {self.folder}: beginning")
             return
         if not resume:
-            raise UserError(f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove them to start anew")
+            raise UserError(
+                f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove "
+                "them to start anew"
+            )
         try:
             before = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / 'about.json'} cannot be read: remove {self.folder} to start anew") from error
+            raise UserError(
+                f"{self.folder / 'about.json'} cannot be read: remove {self.folder} to start anew"
+            ) from error
         differing = [name for name in {*before, *self.key} if before.get(name) != self.key.get(name)]
         if differing:
             name = min(differing)
@@ -112,14 +113,23 @@ class Keeper:
         found = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
         return dict(sorted(found.items()))
 
-    def keep(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer, seconds: float, place: dict[str, int]) -> None:
-        """Write what training has reached after ``step`` steps, and where the data go on; older checkpoints but the last go.
+    def keep(
+        self,
+        step: int,
+        trained: TrainedWeights,
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
+        place: dict[str, int],
+    ) -> None:
+        """Write what training has reached after ``step`` steps, and where the data go on.
+
+        Older checkpoints but the last go.
 
         Raises:
             DiskError: no space; what was kept before stays.
         """
         tensors = _tensors(trained, optimizer)
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             target = self.folder / f"step-{step}.safetensors"
             beside = self.folder / f".{target.name}"
             header = {"step": str(step), "seconds": repr(seconds), "place": json.dumps(place)}
@@ -132,8 +142,11 @@ class Keeper:
             for path in list(self.steps().values())[:-KEPT]:
                 path.unlink(missing_ok=True)
 
-    def restore(self, trained: Trained, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict[str, int]]:
-        """Put the last readable checkpoint back: (its step, seconds spent on it, where the data go on); (0, 0.0, {}) without one."""
+    def restore(self, trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> tuple[int, float, dict[str, int]]:
+        """Put the last readable checkpoint back: (its step, seconds spent on it, where the data go on).
+
+        (0, 0.0, {}) without one.
+        """
         step, seconds, place = 0, 0.0, {}
         for number, path in reversed(self.steps().items()):
             try:
@@ -145,29 +158,29 @@ class Keeper:
             _restore(tensors, trained, optimizer)
             step = number
             break
-        ranks.gathered(None)
-        if ranks.rank() == 0 and step:
+        distributed.gathered(None)
+        if distributed.rank() == 0 and step:
             say(f"resuming at step {step}")
         self._shorten(step)
         return step, seconds, place
 
     def _shorten(self, step: int) -> None:
         """Forget figures of steps that are done again."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             rows = [line for line in _lines(self.metrics) if json.loads(line)["step"] <= step] if step else []
             write_atomic(self.metrics, "".join(line + "\n" for line in rows))
 
     def note(self, row: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def keep_control(self, rows: list[dict[str, Any]]) -> None:
-        """Keep the figures of the unpruned model, which was trained first, for a second start."""
-        if ranks.rank() == 0:
+        """Keep the figures of the dense model, which was trained first, for a second start."""
+        if distributed.rank() == 0:
             write_atomic(self._control, json.dumps(rows))
-        ranks.gathered(None)
+        distributed.gathered(None)
 
     def control(self) -> list[dict[str, Any]]:
         """What ``keep_control`` kept, or nothing."""
@@ -181,7 +194,7 @@ class Keeper:
         return [json.loads(line) for line in _lines(self.metrics)]
 
 
-def folder_of(out: Path) -> Path:
+def checkpoint_folder(out: Path) -> Path:
     """Where the checkpoints of a run to ``out`` lie."""
     out = out.absolute()
     return out.parent / f".{out.name}.healing"
@@ -196,10 +209,12 @@ def _lines(path: Path) -> list[str]:
     """Whole lines; a kill may have left half of the last one."""
     if not path.is_file():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{") and line.endswith("}")]
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{") and line.endswith("}")
+    ]
 
 
-def state_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_of(trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimiser keeps of every parameter, as ``state:KEY:PARAMETER``; numbers become tensors."""
     found = {}
     for name, parameter in trained.items():
@@ -209,8 +224,11 @@ def state_of(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return found
 
 
-def put_state(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.optim.Optimizer) -> int:
-    """Give the optimiser back what it kept; of parameters that are not trained nothing. Returns of how many it had something."""
+def put_state(tensors: dict[str, Tensor], trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> int:
+    """Give the optimiser back what it kept.
+
+    Of parameters that are not trained nothing. Returns of how many it had something.
+    """
     known = set()
     for label, tensor in tensors.items():
         if label.startswith(STATE):
@@ -222,11 +240,13 @@ def put_state(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.opt
     return len(known)
 
 
-def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {WEIGHT + name: whole(parameter.detach()) for name, parameter in trained.items()} | state_of(trained, optimizer)
+def _tensors(trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {WEIGHT + name: whole(parameter.detach()) for name, parameter in trained.items()} | state_of(
+        trained, optimizer
+    )
 
 
-def _restore(tensors: dict[str, Tensor], trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _restore(tensors: dict[str, Tensor], trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(like(tensors[WEIGHT + name], parameter))

@@ -1,4 +1,6 @@
-"""The loss of a student that learns from the unpruned model it came from: logits, hidden states, attention outputs, embeddings."""
+"""Distillation loss of a student that learns from the dense model it came from: logits, hidden states, attention
+outputs, embeddings.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,9 +25,11 @@ class Teaching:
     Attributes:
         soft: the terms of the logits.
         hidden: mean square between the streams behind layers that both have, through a learned linear map per layer.
-        attention: the same between the outputs of their attention (of the first part in which tokens meet), without a map.
+        attention: the same between the outputs of their attention (of the first part in which tokens meet), without a
+            map.
         embedding: the same between the embedded tokens.
-        relative: each mean square is divided by that of the teacher, so that layers of large activations do not drown the others.
+        relative: each mean square is divided by that of the teacher, so that layers of large activations do not drown
+            the others.
     """
 
     soft: Soft
@@ -36,8 +40,10 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """The same place in both models: which term it belongs to, the two modules, and what of their outputs is compared."""
+class OutputTap:
+    """The same place in both models: which term it belongs to, the two modules, and what of their outputs
+    is compared.
+    """
 
     term: str
     label: str
@@ -51,7 +57,8 @@ class Distillation(Objective):
 
         loss = w_nll NLL + w_kl T² KL(p_T || q_T) + sum over terms of w_term mean over width (map(h) - h_teacher)²
 
-    summed over the places whose next token bears a loss, and over layers. The maps are trained along and thrown away afterwards.
+    summed over the places whose next token bears a loss, and over layers. The maps are trained along and thrown away
+    afterwards.
     """
 
     terms = ("nll", "kl", "hidden", "attention", "embedding")
@@ -59,14 +66,21 @@ class Distillation(Objective):
     def __init__(self, student: Model, teacher: Model, teaching: Teaching):
         super().__init__(student.module)
         self.teaching = teaching
-        self._teacher = [Objective(teacher.module.requires_grad_(False).eval())]  # in a list: not trained, saved or sent on
+        self._teacher = [
+            Objective(teacher.module.requires_grad_(False).eval())
+        ]  # in a list: not trained, saved or sent on
         self._taps = taps(student, teacher, teaching)
         mapped = [tap.label for tap in self._taps if tap.term == "hidden"]
         width, device = student.outline.width, next(student.module.parameters()).device
         self.maps = nn.ParameterDict({label: nn.Parameter(torch.eye(width, device=device)) for label in mapped})
 
-    def forward(self, tokens: Tensor, positions: Tensor | None, bearing: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
-        """As in ``Objective``, all of it outside training; told are the sums of NLL, KL, and the plain mean squares of the others."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor | None, bearing: Tensor
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
+        """As in ``Objective``, all of it outside training.
+
+        Told are the sums of NLL, KL, and the plain mean squares of the others.
+        """
         if not self.training:
             return super().forward(tokens, positions, bearing)
         teacher, soft = self._teacher[0], self.teaching.soft
@@ -98,7 +112,11 @@ class Distillation(Objective):
         found: dict[str, Tensor] = {}
         for tap in self._taps:
             own, known = ours[tap.label][:, :-1][places], theirs[tap.label][:, :-1][places].float()
-            own = own.float() if tap.label not in self.maps else (own.to(self.maps[tap.label].dtype) @ self.maps[tap.label].T).float()
+            own = (
+                own.float()
+                if tap.label not in self.maps
+                else (own.to(self.maps[tap.label].dtype) @ self.maps[tap.label].T).float()
+            )
             square = (own - known).pow(2).mean(-1).sum()
             if self.teaching.relative:
                 square = square / known.pow(2).mean().clamp(min=1e-12)
@@ -106,7 +124,7 @@ class Distillation(Objective):
         return found
 
 
-def pairs(student: Model, teacher: Model) -> list[int]:
+def layer_pairs(student: Model, teacher: Model) -> list[int]:
     """The teacher's layer for each of the student's, by their places in the ancestor that both come from.
 
     Raises:
@@ -115,13 +133,14 @@ def pairs(student: Model, teacher: Model) -> list[int]:
     known = {layer: place for place, layer in enumerate(teacher.record.original)}
     if missing := [layer for layer in student.record.original if layer not in known]:
         raise UserError(
-            f"layer {missing[0]} of the unpruned model is in {student.checkpoint.source} and not in {teacher.checkpoint.source} "
+            f"layer {missing[0]} of the dense model is in {student.checkpoint.source} and not in "
+            f"{teacher.checkpoint.source} "
             f"({len(known)} layers): give the model that it was pruned from"
         )
     return [known[layer] for layer in student.record.original]
 
 
-def taps(student: Model, teacher: Model, teaching: Teaching) -> list[Tap]:
+def taps(student: Model, teacher: Model, teaching: Teaching) -> list[OutputTap]:
     """Where both are compared.
 
     Raises:
@@ -130,18 +149,20 @@ def taps(student: Model, teacher: Model, teaching: Teaching) -> list[Tap]:
     found = []
     if teaching.embedding:
         ends = (model.module.get_input_embeddings() for model in (student, teacher))
-        found.append(Tap("embedding", "embedding", *ends, lambda output: output))
+        found.append(OutputTap("embedding", "embedding", *ends, lambda output: output))
     if teaching.hidden or teaching.attention:
         stacks = [model.module.get_submodule(model.outline.name) for model in (student, teacher)]
         names, first = attention_names(student) if teaching.attention else [], student.outline.tokens_first
-        for place, other in enumerate(pairs(student, teacher)):
+        for place, other in enumerate(layer_pairs(student, teacher)):
             layers = stacks[0][place], stacks[1][other]
             if teaching.hidden:
                 stream = student.outline.interfaces[place].stream_out
-                found.append(Tap("hidden", f"hidden{place}", *layers, lambda output, stream=stream: first(stream(output))))
+                found.append(
+                    OutputTap("hidden", f"hidden{place}", *layers, lambda output, stream=stream: first(stream(output)))
+                )
             if teaching.attention:
                 within = (layer.get_submodule(names[place]) for layer in layers)
-                found.append(Tap("attention", f"attention{place}", *within, lambda output: first(_first(output))))
+                found.append(OutputTap("attention", f"attention{place}", *within, lambda output: first(_first(output))))
     return found
 
 
@@ -152,7 +173,8 @@ def _first(output: Any) -> Tensor | None:
 
 @torch.no_grad()
 def attention_names(model: Model) -> list[str]:
-    """Of every layer, the name within it of its attention, or of what stands in its place: the first part in which tokens meet.
+    """Of every layer, the name within it of its attention, or of what stands in its place: the first part in which
+    tokens meet.
 
     That is seen by behaviour: noise on the last token but one of what goes in shows at the last one of what comes out.
     """
@@ -168,9 +190,13 @@ def attention_names(model: Model) -> list[str]:
     outline, names = model.outline, []
     sizes = {outline.batch_axis: tokens.shape[0], outline.position_axis: tokens.shape[1], -1: outline.width}
     for place, seen in calls.items():
-        found = next((name for name, call in seen.items() if _mixes(layers[place].get_submodule(name), call, sizes)), None)
+        found = next(
+            (name for name, call in seen.items() if _mixes(layers[place].get_submodule(name), call, sizes)), None
+        )
         if found is None:
-            raise UserError(f"distill: nothing in layer {place} is seen to let tokens meet; --set attention=0 goes without")
+            raise UserError(
+                f"distill: nothing in layer {place} is seen to let tokens meet; --set attention=0 goes without"
+            )
         names.append(found)
     return names
 
@@ -206,7 +232,7 @@ def shared(student: Model, teacher: Model) -> int:
     Frozen weights stay what they are until training ends, so that one copy in memory serves both.
     """
     outlines = student.outline.name, teacher.outline.name
-    at = dict(enumerate(pairs(student, teacher)))
+    at = dict(enumerate(layer_pairs(student, teacher)))
     known, count = dict(teacher.module.named_parameters()), 0
     for name, parameter in student.module.named_parameters():
         if parameter.requires_grad:
@@ -216,7 +242,12 @@ def shared(student: Model, teacher: Model) -> int:
             place, _, rest = name.removeprefix(f"{outlines[0]}.").partition(".")
             name = f"{outlines[1]}.{at[int(place)]}.{rest}"
         other = known.get(name)
-        if other is not None and other.shape == parameter.shape and other.dtype == parameter.dtype and torch.equal(other, parameter):
+        if (
+            other is not None
+            and other.shape == parameter.shape
+            and other.dtype == parameter.dtype
+            and torch.equal(other, parameter)
+        ):
             other.data = parameter.data
             count += parameter.numel()
     return count

@@ -1,4 +1,4 @@
-"""The optimiser Lion: the sign of an interpolated momentum, decoupled weight decay (arXiv 2302.06675)."""
+"""Lion optimiser: the sign of an interpolated momentum, decoupled weight decay (arXiv 2302.06675)."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,9 @@ import torch
 class Lion(torch.optim.Optimizer):
     """w -= lr (sign(b1 m + (1 - b1) g) + decay w), then m = b2 m + (1 - b2) g."""
 
-    def __init__(self, params: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

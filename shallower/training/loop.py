@@ -1,8 +1,9 @@
-"""The one training loop: batches in a fixed order, gradients summed to the global batch, checkpoints, figures, a watch on the loss.
+"""Training loop: batches in a fixed order, gradients summed to the global batch, checkpoints, figures, a watch
+on the loss.
 
-A step's loss is the mean over all tokens of the global batch that bear one, whatever micro-batches and processes they fall
-into, so that one process and many follow the same curve. Weights and the optimiser's state are fp32; in bf16 only the products
-are computed. The step alone decides data and dropout.
+A step's loss is the mean over all tokens of the global batch that bear one, whatever micro-batches and processes they
+fall into, so that one process and many follow the same curve. Weights and the optimiser's state are fp32; in bf16 only
+the products are computed. The step alone decides data and dropout.
 """
 
 import math
@@ -22,14 +23,14 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .. import ranks
 from ..anatomy.kernels import fast_products
 from ..data.packing import Packed, Rows
 from ..data.streams import Stream
 from ..errors import Stopped, UserError
-from ..progress import Meter, meter, say
-from ..stopping import patient, stop_asked
-from .checkpoints import Keeper, put_state, state_of
+from ..runtime import distributed
+from ..runtime.progress import Meter, meter, say
+from ..runtime.signals import patient, stop_asked
+from .checkpoints import Checkpointer, put_state, state_of
 from .lion import Lion
 from .objective import Objective
 from .schedule import Recipe, Schedule
@@ -43,7 +44,7 @@ FIRST_STEPS = 3  # after these the time that the rest takes is told
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What is trained on what, and what happens on the way.
 
     Attributes:
@@ -56,13 +57,14 @@ class Run:
         state: what an optimiser has kept in an earlier training, to begin with.
         layers: the modules to split among the processes; empty: every process holds the whole model.
         keep_state: tell what the optimiser keeps at the end.
-        tracker: where the figures go beside ``metrics.jsonl``: a name that accelerate knows, and a folder for what lies in files.
+        tracker: where the figures go beside ``metrics.jsonl``: a name that accelerate knows, and a folder for what
+            lies in files.
     """
 
     objective: Objective
     data: Packed | Stream
     schedule: Schedule
-    keeper: Keeper
+    keeper: Checkpointer
     device: str
     apart: bool
     micro: int
@@ -85,7 +87,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), what the optimiser keeps at the end if that
+    """What came of it: the rows of ``metrics.jsonl``, seconds (of earlier processes too), what the optimiser keeps at
+    the end if that
     is wanted, and, in the first process, the trained weights by name if they had been split."""
 
     rows: list[dict[str, Any]]
@@ -94,7 +97,7 @@ class Outcome:
     weights: dict[str, Tensor] | None
 
 
-def train(run: Run) -> Outcome:
+def train(run: TrainingRun) -> Outcome:
     """Train to the end of the schedule, from the last checkpoint on where there is one.
 
     Raises:
@@ -113,7 +116,9 @@ def train(run: Run) -> Outcome:
     prepared = run.objective
     if not run.layers:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
             prepared, optimizer = accelerator.prepare(prepared, optimizer)
     started, recent = time.monotonic(), _Watch(run.keeper)
     saved = (step, started)
@@ -133,14 +138,18 @@ def train(run: Run) -> Outcome:
             step += 1
             took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
             row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": told[0], "lr": rate}
-            row |= {"grad_norm": norm, "tokens_per_second": bearing / took, "seconds": before + time.monotonic() - started}
+            row |= {
+                "grad_norm": norm,
+                "tokens_per_second": bearing / took,
+                "seconds": before + time.monotonic() - started,
+            }
             row["all_tokens_per_second"] = run.schedule.batch * run.schedule.length / took
             row |= {"terms": dict(zip(run.objective.terms[1:], told[1:], strict=True))} if len(told) > 1 else {}
             if step == run.schedule.steps or (run.watch_steps and step % run.watch_steps == 0):
                 row |= run.watch(step)
             note(row)
             _tell(shown, row, step)
-            asked = max(ranks.gathered(stop_asked()))
+            asked = max(distributed.gathered(stop_asked()))
             if step < run.schedule.steps and (asked or _due(run, step, saved)):
                 _keep(run, step, row["seconds"], (trained, optimizer), saved)
                 saved = (step, time.monotonic())
@@ -152,10 +161,12 @@ def train(run: Run) -> Outcome:
 
 
 @contextmanager
-def _tracked(run: Run, accelerator: Accelerator) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _tracked(run: TrainingRun, accelerator: Accelerator) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Where a row of figures goes: ``metrics.jsonl``, and the tracker if there is one."""
     if run.tracker:
-        accelerator.init_trackers("shallower", config=_flat({"recipe": vars(run.schedule.recipe), "data": run.data.about}))
+        accelerator.init_trackers(
+            "shallower", config=_flat({"recipe": vars(run.schedule.recipe), "data": run.data.about})
+        )
 
     def note(row: dict[str, Any]) -> None:
         run.keeper.note(row)
@@ -196,9 +207,15 @@ def _flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _step(
-    run: Run, accelerator: Accelerator, objective: nn.Module, optimizer, parameters: list[nn.Parameter], step: int
+    run: TrainingRun,
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer,
+    parameters: list[nn.Parameter],
+    step: int,
 ) -> tuple[list[float], int, float]:
-    """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm before it was clipped.
+    """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm
+    before it was clipped.
 
     Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
 
@@ -207,16 +224,19 @@ def _step(
     """
     for group in optimizer.param_groups:
         group["lr"] = run.schedule.lr(step)
-    mine = Rows(*(part[ranks.rank() :: ranks.size()] for part in run.data.rows(step, run.schedule.batch)))
-    bearing = int(ranks.added(mine.bearing.sum()))
+    mine = Rows(*(part[distributed.rank() :: distributed.size()] for part in run.data.rows(step, run.schedule.batch)))
+    bearing = int(distributed.added(mine.bearing.sum()))
     while True:
         try:
             sums = _gradients(run, accelerator, objective, mine, (step, bearing))
             break
         except torch.OutOfMemoryError as error:
-            if run.micro == 1 or ranks.size() > 1:  # processes would have to halve together, in the middle of a step
+            if (
+                run.micro == 1 or distributed.size() > 1
+            ):  # processes would have to halve together, in the middle of a step
                 raise UserError(
-                    f"out of memory in step {step + 1} with --micro-batch {run.micro}: a smaller one or --gradient-checkpointing may fit;"
+                    f"out of memory in step {step + 1} with --micro-batch {run.micro}: a smaller one or "
+                    "--gradient-checkpointing may fit;"
                     " with --resume it goes on from the last checkpoint, if there is one"
                 ) from error
             run.micro //= 2
@@ -225,56 +245,68 @@ def _step(
         torch.cuda.empty_cache()  # here, where the traceback no longer holds the forward's tensors
     norm = accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip)
     norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    told = (ranks.added(sums.double().cpu()) / bearing).tolist()
+    told = (distributed.added(sums.double().cpu()) / bearing).tolist()
     if math.isfinite(told[0]) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
     return told, bearing, norm
 
 
-def _gradients(run: Run, accelerator: Accelerator, objective: nn.Module, mine: Rows, where: tuple[int, int]) -> Tensor:
+def _gradients(
+    run: TrainingRun, accelerator: Accelerator, objective: nn.Module, mine: Rows, where: tuple[int, int]
+) -> Tensor:
     """Sum the gradients of this process's sequences, and return the sums of what the objective tells."""
     step, bearing = where
     run.objective.train()
-    torch.manual_seed(((run.seed * 1_000_003 + step) * 1009 + ranks.rank()) % 2**63)  # dropout, by step and process
+    torch.manual_seed(
+        ((run.seed * 1_000_003 + step) * 1009 + distributed.rank()) % 2**63
+    )  # dropout, by step and process
     total = torch.zeros(len(run.objective.terms), device=run.device)
     pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro) for part in mine), strict=True)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
-        if ranks.size() == 1 and (asked := stop_asked()):
+        if distributed.size() == 1 and (asked := stop_asked()):
             raise Stopped(asked)
         if run.layers:
             objective.set_requires_gradient_sync(last)
         with nullcontext() if last or run.layers else accelerator.no_sync(objective):
             with accelerator.autocast():
                 loss, told = objective(*inputs(piece, run.apart, run.device))
-            accelerator.backward(loss * (ranks.size() / bearing))  # processes are averaged
+            accelerator.backward(loss * (distributed.size() / bearing))  # processes are averaged
         total += told
     return total
 
 
 def inputs(rows: Rows, apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the objective takes of some sequences; positions only where a document begins within a row."""
-    several = apart and bool((rows.positions[:, 1:] == 0).any())  # asked before they are on the device, which would be waited for
+    several = apart and bool(
+        (rows.positions[:, 1:] == 0).any()
+    )  # asked before they are on the device, which would be waited for
     if device.startswith("cuda"):
         rows = Rows(*(part.pin_memory() for part in rows))
     tokens, positions, bearing = (part.to(device, non_blocking=True) for part in rows)
     return tokens, positions if several else None, bearing
 
 
-def _accelerator(run: Run) -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may have had other settings
+def _accelerator(run: TrainingRun) -> Accelerator:
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # an earlier run in this process may have had other settings
     accelerator = Accelerator(
         cpu=not run.device.startswith("cuda"),
         log_with=run.tracker and run.tracker[0],
         project_dir=run.tracker and str(run.tracker[1]),
         device_placement=False,
         mixed_precision="bf16" if run.bf16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=ranks.size() > 1)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=distributed.size() > 1)
+        ],
     )
     if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         kind = accelerator.distributed_type.name
-        raise UserError(f"{kind} as set up by accelerate is not used here: start it by torchrun, with --shard to split the model")
+        raise UserError(
+            f"{kind} as set up by accelerate is not used here: start it by torchrun, with --shard to split the model"
+        )
     return accelerator
 
 
@@ -290,7 +322,9 @@ def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optim
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise UserError("optimizer=adamw8bit needs the package bitsandbytes; pip install 'shallower[8bit]'") from error
+            raise UserError(
+                "optimizer=adamw8bit needs the package bitsandbytes; pip install 'shallower[8bit]'"
+            ) from error
         return AdamW8bit(groups, lr=recipe.lr, betas=recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
@@ -303,7 +337,7 @@ def _inner(optimizer) -> torch.optim.Optimizer:
 class _Watch:
     """Stops a run whose loss is not finite or diverges."""
 
-    def __init__(self, keeper: Keeper):
+    def __init__(self, keeper: Checkpointer):
         self.keeper = keeper
         self.recent: deque[float] = deque(maxlen=WATCHED)
         self.best = math.inf
@@ -318,23 +352,30 @@ class _Watch:
             self.best = min(self.best, mean)
             if mean > DIVERGED * self.best + 1:
                 raise UserError(
-                    f"the loss diverges: {mean:.2f} nats over the last {WATCHED} steps up to {step}, {self.best:.2f} before: "
+                    f"the loss diverges: {mean:.2f} nats over the last {WATCHED} steps up to {step}, "
+                    f"{self.best:.2f} before: "
                     f"lower --lr{self._kept()}"
                 )
 
     def _kept(self) -> str:
         steps = list(self.keeper.steps().items())
-        return f"; the weights of step {steps[-1][0]} are kept in {steps[-1][1]}" if steps else "; no checkpoint had been due yet"
+        return (
+            f"; the weights of step {steps[-1][0]} are kept in {steps[-1][1]}"
+            if steps
+            else "; no checkpoint had been due yet"
+        )
 
 
-def _due(run: Run, step: int, saved: tuple[int, float]) -> bool:
+def _due(run: TrainingRun, step: int, saved: tuple[int, float]) -> bool:
     """Whether a checkpoint is to be written; the first process's clock decides. The first one of all comes early."""
     by_steps = bool(run.checkpoint_steps) and step % run.checkpoint_steps == 0
     wait = 60 * run.checkpoint_minutes if saved[0] else min(EARLY, 60 * run.checkpoint_minutes)
-    return bool(ranks.gathered(by_steps or time.monotonic() - saved[1] >= wait)[0])
+    return bool(distributed.gathered(by_steps or time.monotonic() - saved[1] >= wait)[0])
 
 
-def _keep(run: Run, step: int, seconds: float, reached: tuple[dict[str, nn.Parameter], Any], saved: tuple[int, float]) -> None:
+def _keep(
+    run: TrainingRun, step: int, seconds: float, reached: tuple[dict[str, nn.Parameter], Any], saved: tuple[int, float]
+) -> None:
     """A checkpoint of what has been reached after ``step`` steps, unless that is kept already."""
     if step > saved[0]:
         trained, optimizer = reached

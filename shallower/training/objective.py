@@ -1,4 +1,6 @@
-"""The loss of next-token prediction without ever holding all logits: only places that bear a loss, a chunk at a time."""
+"""Training objective, the loss of next-token prediction without ever holding all logits: only places that bear a loss,
+a chunk at a time.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..anatomy.kernels import exact_products, fast_linear
-from ..memory import by_device
+from ..runtime.memory import by_device
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of fp32 logits that exist at once
 SHORT = (16, 64)  # tokens of the sequences from which the size of activations is told
@@ -21,7 +23,8 @@ class Soft:
 
     Attributes:
         nll, kl: weights of the two terms.
-        temperature: T divides both logits; the term is T² KL(teacher || student), so that its gradients keep their size.
+        temperature: T divides both logits; the term is T² KL(teacher || student), so that its gradients keep their
+            size.
         top_k: only the teacher's largest logits count, made a distribution of their own; 0: all.
     """
 
@@ -44,15 +47,25 @@ class Head(NamedTuple):
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sums over places in nats: (loss, NLL, KL to the teacher) of the logits ``hidden @ weight.T + bias``; gradients are made forward.
+    """Sums over places in nats: (loss, NLL, KL to the teacher) of the logits ``hidden @ weight.T + bias``.
 
-    A chunk of places at a time: its logits, their softmax and its share of the gradients exist only while it is worked on,
-    so the memory does not grow with places times vocabulary. The head is multiplied three times, as without chunks. Without a
-    teacher the loss is the NLL. The two parts are for telling only and have no gradients.
+    Gradients are made forward.
+
+    A chunk of places at a time: its logits, their softmax and its share of the gradients exist only while it is worked
+    on, so the memory does not grow with places times vocabulary. The head is multiplied three times, as without
+    chunks. Without a teacher the loss is the NLL. The two parts are for telling only and have no gradients.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, teacher: Head | None, soft: Soft | None):
+    def forward(
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        teacher: Head | None,
+        soft: Soft | None,
+    ):
         with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
             needed, matrix = ctx.needs_input_grad, weight.to(hidden.dtype)
             own = Head(hidden, matrix, bias)
@@ -99,7 +112,8 @@ def chunk_loss(
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "place vocabulary"] | None]:
     """Sums (loss, NLL, KL) of some places, and the loss's gradient by their logits if ``slope``.
 
-    With q the student's and p the teacher's distribution at temperature T: d NLL / dz = q_1 - onehot, d (T² KL) / dz = T (q_T - p_T).
+    With q the student's and p the teacher's distribution at temperature T: d NLL / dz = q_1 - onehot, d (T² KL) / dz =
+    T (q_T - p_T).
     """
     logs, wanted, made = logits.log_softmax(-1), targets[:, None], None
     nll = -logs.gather(1, wanted).sum()
@@ -124,7 +138,9 @@ def loss_of(
     teacher: Head | Float[Tensor, "kept vocabulary"] | None,
     soft: Soft | None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
-    """(loss, NLL and KL for telling) of what ``Objective.ends`` gives for a model and, where there is one, its teacher."""
+    """(loss, NLL and KL for telling) of what ``Objective.ends`` gives for a model and, where there is one, its
+    teacher.
+    """
     if isinstance(found, Tensor):
         sums, _ = chunk_loss(found, targets, teacher, soft, slope=False)
         return sums[0], sums[1:].detach()
@@ -132,11 +148,12 @@ def loss_of(
 
 
 class Objective(nn.Module):
-    """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of what is told of them).
+    """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of what is
+    told of them).
 
-    Here the loss is the NLL in nats, which is also what is told; ``distillation`` adds to it. Where the model is a decoder with a
-    plain linear head (seen by comparing the two with the model's own logits once), the head is applied in chunks, else the model's
-    logits are taken whole. Losses that balance experts are left out.
+    Here the loss is the NLL in nats, which is also what is told; ``distillation`` adds to it. Where the model is a
+    decoder with a plain linear head (seen by comparing the two with the model's own logits once), the head is applied
+    in chunks, else the model's logits are taken whole. Losses that balance experts are left out.
     """
 
     terms: tuple[str, ...] = ("nll",)
@@ -163,9 +180,14 @@ class Objective(nn.Module):
         return total, told[:1]
 
     def ends(
-        self, tokens: Int[Tensor, "row place"], positions: Int[Tensor, "row place"] | None, bearing: Bool[Tensor, "row place"]
+        self,
+        tokens: Int[Tensor, "row place"],
+        positions: Int[Tensor, "row place"] | None,
+        bearing: Bool[Tensor, "row place"],
     ) -> Head | Float[Tensor, "kept vocabulary"]:
-        """What predicts the tokens that bear a loss: hidden states with the head, or whole logits where there is no plain head."""
+        """What predicts the tokens that bear a loss: hidden states with the head, or whole logits where there is no
+        plain head.
+        """
         given = {"input_ids": tokens, "use_cache": False} | ({} if positions is None else {"position_ids": positions})
         mask = bearing[:, 1:]
         if not self.chunked:
@@ -178,7 +200,9 @@ class Objective(nn.Module):
 
 
 def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
-    """About what one sequence of so many tokens leaves for the way back, told from two short ones: activations grow with the tokens."""
+    """About what one sequence of so many tokens leaves for the way back, told from two short ones: activations grow
+    with the tokens.
+    """
     found = [_left(objective, tokens, bf16=bf16) for tokens in SHORT]
     each = (found[1] - found[0]) / (SHORT[1] - SHORT[0])
     return max(0, int(found[0] + each * (length - SHORT[0])))
@@ -190,7 +214,9 @@ def _left(objective: "Objective", length: int, *, bf16: bool) -> int:
 
     def note(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in own:
-            seen[tensor.untyped_storage().data_ptr()] = max(tensor.nbytes, seen.get(tensor.untyped_storage().data_ptr(), 0))
+            seen[tensor.untyped_storage().data_ptr()] = max(
+                tensor.nbytes, seen.get(tensor.untyped_storage().data_ptr(), 0)
+            )
             kept.append(tensor)  # so that no other one takes its place
         return tensor
 
@@ -217,7 +243,11 @@ def _ends(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
                 if decoder is None or decoder is model:
                     continue
                 got = _by_hand(decoder, head, tokens)
-                if got is not None and got.shape == wanted.shape and float((got - wanted).abs().max()) <= EXACT * float(wanted.abs().max()):
+                if (
+                    got is not None
+                    and got.shape == wanted.shape
+                    and float((got - wanted).abs().max()) <= EXACT * float(wanted.abs().max())
+                ):
                     return decoder, head
     finally:
         model.train(training)

@@ -1,4 +1,4 @@
-"""How long, how large and how fast: a token budget becomes steps, a batch and a learning rate per step."""
+"""Training schedule: a token budget becomes steps, a batch and a learning rate per step."""
 
 import math
 from dataclasses import dataclass, replace
@@ -64,10 +64,15 @@ def fitted(recipe: Recipe, tokens: int, length: int, batch_tokens: int | None = 
     if batch_tokens is None and tokens < PAPER_STEPS * recipe.batch_tokens:
         batch = max(1, min(batch, max(tokens // PAPER_STEPS, LEAST_BATCH) // length))
         if batch * length < recipe.batch_tokens // length * length:
-            said.append(f"batch {batch * length} tokens (the recipe's {recipe.batch_tokens} would give fewer than {PAPER_STEPS} steps)")
+            said.append(
+                f"batch {batch * length} tokens (the recipe's {recipe.batch_tokens} would give fewer than "
+                f"{PAPER_STEPS} steps)"
+            )
     steps = math.ceil(tokens / (batch * length))
     if steps < PAPER_STEPS and recipe.warmup > WARMUP_SHARE * steps:
         warmup = math.ceil(WARMUP_SHARE * steps)
-        said.append(f"warm-up {warmup} steps (the recipe's {recipe.warmup} are more than {WARMUP_SHARE:.0%} of {steps})")
+        said.append(
+            f"warm-up {warmup} steps (the recipe's {recipe.warmup} are more than {WARMUP_SHARE:.0%} of {steps})"
+        )
         recipe = replace(recipe, warmup=warmup)
     return Schedule(recipe, steps, batch, length), said

@@ -1,1 +1,1 @@
-"""Who supplies the evidence: the only loops over batches and layers."""
+"""Layer-by-layer passes that collect statistics: the only loops over batches and layers."""

@@ -1,14 +1,16 @@
-"""How tokens are cut: rounds that share one reading of the weights, batches that run at once, blocks of logits."""
+"""Batching of tokens: rounds that share one reading of the weights, batches that run at once, blocks of logits."""
 
 from jaxtyping import Int
 from torch import Tensor
 
-from .. import ranks
 from ..anatomy.model import Model
-from ..memory import total_memory
+from ..runtime import distributed
+from ..runtime.memory import total_memory
 
-LOGIT_ROWS = 128  # positions whose fp32 logits exist at once on a CPU: enough for a fast product, few enough for the cache
-LOGIT_BYTES = 64 << 20  # and never more logits than this
+LOGIT_ROWS = (
+    128  # positions whose fp32 logits exist at once on a CPU: enough for a fast product, few enough for the cache
+)
+BLOCK_LOGIT_BYTES = 64 << 20  # and never more logits than this
 LOGIT_GPU = 8  # a GPU takes so many times more
 STREAM_SHARE = 8  # all streams of a round take at most this part of the memory
 GRADIENT_BATCHES = 4  # batches that run with gradients are so many times larger, since each adds weight-sized sums
@@ -25,7 +27,7 @@ def halved(model: Model, tokens: Int[Tensor, "sample position"], limit: int | No
 
     Where some process has one sample only, none keeps halves apart, and all batches are of the first.
     """
-    if not all(ranks.gathered(len(tokens) > 1)):
+    if not all(distributed.gathered(len(tokens) > 1)):
         whole = batches(model, tokens, limit)
         return whole, len(whole)
     parts = [batches(model, half, limit) for half in tokens.tensor_split(2) if len(half)]
@@ -35,9 +37,11 @@ def halved(model: Model, tokens: Int[Tensor, "sample position"], limit: int | No
 def rounds(model: Model, tokens: Int[Tensor, "sample position"], streams: int) -> list[Tensor]:
     """The samples of all processes in rounds, each so small that so many streams per sample fit in memory together."""
     budget = total_memory(model.device) // STREAM_SHARE
-    share = -(-len(tokens) // ranks.size())  # the largest part that a process has: all go the same number of rounds
+    share = -(
+        -len(tokens) // distributed.size()
+    )  # the largest part that a process has: all go the same number of rounds
     rows = max(1, budget // (streams * tokens.shape[1] * model.stream_bytes))
-    return list(ranks.share(tokens).tensor_split(min(-(-share // rows), len(tokens) // ranks.size())))
+    return list(distributed.share(tokens).tensor_split(min(-(-share // rows), len(tokens) // distributed.size())))
 
 
 def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
@@ -46,9 +50,11 @@ def total_predictions(tokens: Int[Tensor, "sample position"]) -> int:
 
 
 def chunks(vocabulary: int, tokens: Int[Tensor, "batch position"], itemsize: int = 4) -> list[tuple[slice, slice]]:
-    """Blocks (samples, predicting positions) whose logits, of ``itemsize`` bytes each, are few enough to exist together."""
+    """Blocks (samples, predicting positions) whose logits, of ``itemsize`` bytes each, are few enough to exist
+    together.
+    """
     count, predicted = tokens.shape[0], tokens.shape[1] - 1
-    most = LOGIT_BYTES // (4 * vocabulary)
+    most = BLOCK_LOGIT_BYTES // (4 * vocabulary)
     most = max(1, min(LOGIT_ROWS * 4 // itemsize, most) if tokens.device.type == "cpu" else LOGIT_GPU * most)
     width = min(predicted, most)
     rows = max(1, most // width)

@@ -1,4 +1,4 @@
-"""What a criterion may look at, one small record per kind; a criterion names its kind in ``EVIDENCE``.
+"""Evidence that a criterion may look at, one small record per kind; a criterion names its kind in ``EVIDENCE``.
 
 Where the kind depends on the settings, its function ``evidence(settings)`` says which of them.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPlace:
     """Only where a layer is (``EVIDENCE = "place"``)."""
 
     index: int

@@ -17,7 +17,7 @@ from ..anatomy.stack import Stack, dry_tokens, sound_tokens
 from ..errors import Refusal
 
 # Of the largest logit. A wrong walk is off by about 1; fewer rows may run another kernel, which rounds otherwise.
-CLOSE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+REPLAY_CLOSE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 class _Stopped(Exception):
@@ -112,7 +112,8 @@ class Replay:
     def faithful(self) -> bool:
         """Whether replay equals the plain forward and removal by replay equals removal inside the forward.
 
-        It does not for models with weights or state across layers or operations between them; those are run whole instead.
+        It does not for models with weights or state across layers or operations between them; those are run whole
+        instead.
         """
         owned = [{id(parameter) for parameter in layer.parameters()} for layer in self.stack.layers]
         if sum(map(len, owned)) > len(set().union(*owned)):
@@ -120,7 +121,15 @@ class Replay:
         tokens = sound_tokens(self.module, dry_tokens(self.module.get_input_embeddings().weight.shape[0]))
         try:
             return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0, len(self.stack) // 2})))
-        except (Refusal, RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError):  # or that removal is illegal
+        except (
+            Refusal,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            ValueError,
+        ):  # or that removal is illegal
             return False
 
     def _agrees(self, tokens: Tensor, removed: frozenset[int]) -> bool:
@@ -128,6 +137,11 @@ class Replay:
             plain = self.module(input_ids=tokens, use_cache=False).logits.float()
         stream = self.forward(tokens, removed)
         half = tokens.shape[1] // 2
-        parts = [stream.narrow(self.stack.position_axis, start, size) for start, size in ((0, half), (half, tokens.shape[1] - half))]
+        parts = [
+            stream.narrow(self.stack.position_axis, start, size)
+            for start, size in ((0, half), (half, tokens.shape[1] - half))
+        ]
         replayed = torch.cat([self.head(part) for part in parts], dim=1).float()
-        return replayed.shape == plain.shape and bool((plain - replayed).abs().max() <= CLOSE.get(stream.dtype, 1e-3) * plain.abs().max())
+        return replayed.shape == plain.shape and bool(
+            (plain - replayed).abs().max() <= REPLAY_CLOSE.get(stream.dtype, 1e-3) * plain.abs().max()
+        )

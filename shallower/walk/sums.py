@@ -1,4 +1,4 @@
-"""Named totals and counts. All statistics are sums, so merging batches, ranks or resumed runs is adding."""
+"""Sums: named totals and counts. All statistics are sums, so merging batches, ranks or resumed runs is adding."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,17 +6,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ranks
-from ..memory import by_device
+from ..runtime import distributed
+from ..runtime.memory import by_device
 
-BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # elements that are looked at together: few launches on a GPU, what a cache holds on a CPU
-LARGE = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
+SUM_BLOCK = {
+    "cpu": 1 << 20,
+    "cuda": 1 << 26,
+}  # elements that are looked at together: few launches on a GPU, what a cache holds on a CPU
+LARGE_SUM = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
 
 
 def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of itself."""
+    """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of
+    itself.
+    """
     total = torch.zeros((), dtype=torch.float64, device=value.device)
-    for block in value.flatten().split(by_device(BLOCK, value.device.type)):
+    for block in value.flatten().split(by_device(SUM_BLOCK, value.device.type)):
         total += function(block.double()).sum()
     return total.cpu()
 
@@ -45,18 +50,20 @@ class Sums(dict[str, Tensor]):
         total = cls()
         for name, value in measured.items():
             tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            total[name] = tensor.float() if tensor.numel() > LARGE else tensor.to("cpu", torch.float64)
+            total[name] = tensor.float() if tensor.numel() > LARGE_SUM else tensor.to("cpu", torch.float64)
         return total
 
     def __iadd__(self, other: "Sums") -> "Sums":  # type: ignore[override,misc]
         if self and self.keys() != other.keys():
             raise AssertionError(f"a measurement named {sorted(other)} where {sorted(self)} were named before")
         for name, value in other.items():
-            self[name] = self[name] + value if name in self else value  # not in place: the first value may be somebody's own
+            self[name] = (
+                self[name] + value if name in self else value
+            )  # not in place: the first value may be somebody's own
         return self
 
     def added(self) -> "Sums":
         """These totals over all processes."""
         for name in sorted(self):
-            self[name] = ranks.added(self[name])
+            self[name] = distributed.added(self[name])
         return self

@@ -1,0 +1,203 @@
+"""Commands that measure and show: evaluate, sweep, bench, compare, report, card, demo."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import shallower as api
+
+from ..data.readers import check_readable
+from ..errors import UserError
+from ..settings.calibration import Calibration, listed_paths
+from ..settings.compute import Compute
+from ..settings.evaluation import Protocol, Tasks
+from ..settings.fields import flag_of, options_of
+from ..settings.quantities import numbers_of
+from ..settings.speed import Grid
+from ..stages.selection_options import Scoring, SelectionOptions
+from ..storage.ownership import artifact_place
+from ..storage.paths import kind_of, place
+from .commands import EvalText, _with
+from .method_settings import one_criterion, split_settings
+from .options import As, GivenOptions, Json, ModelArgument, Out, Settings, command, finish, key_values, running
+
+
+@command
+def evaluate(
+    model: ModelArgument,
+    protocol: Protocol,
+    tasks: Tasks | None,
+    compute: Compute,
+    given: GivenOptions,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", metavar="FILE", help="text to evaluate on; may be repeated; by default the shipped prose"
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", metavar="FILE", help="a .npy file of integers, (sample, position), used exactly as it is"
+        ),
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option("--without", metavar="LAYERS", help="leave these layers out virtually, such as 3,8-10")
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Perplexity, with its protocol, and zero-shot tasks."""
+    if tasks is not None and text is None and tokens is None:
+        cut = {flag_of(field) for field in options_of(Protocol).values()}
+        given.refuse(
+            cut, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
+        )
+    removed = numbers_of(without, "--without") if without is not None else ()
+    check_readable(listed_paths(text))
+    artifact_place(out, "evaluation", [*(text or ()), tokens])
+    with running():
+        result = api.evaluate(
+            model,
+            texts=text or (),
+            tokens=tokens,
+            protocol=protocol,
+            tasks=tasks,
+            removed=removed,
+            compute=compute,
+            out=out,
+        )
+        finish(result, json, "evaluation", out)
+
+
+@command
+def sweep(
+    model: ModelArgument,
+    remove: Annotated[
+        str, typer.Option("--remove", metavar="NUMBERS", help="numbers of layers to remove, such as 1-12 or 3,6,9")
+    ],
+    choosing: SelectionOptions,
+    scoring: Scoring,
+    calibration: Calibration,
+    protocol: Annotated[Protocol, As(renamed={"length": "--eval-length"}, without=frozenset({"stride", "bos"}))],
+    compute: Compute,
+    eval_text: EvalText = None,
+    settings: Settings = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Perplexity against layers removed: scores once, then evaluates every size by virtual removal."""
+    criterion = one_criterion(scoring.criterion)
+    choosing = choosing.for_criterion(criterion)
+    mine, its, _ = split_settings(key_values(settings), criterion, choosing.selection)
+    check_readable((*calibration.texts, *listed_paths(eval_text)))
+    artifact_place(out, "sweep", [*calibration.files, *(eval_text or ())])
+    with running():
+        how = {"criterion": criterion, "settings": mine, "choosing": _with(choosing, its), "calibration": calibration}
+        result = api.sweep(
+            model, sizes=remove, texts=eval_text or (), protocol=protocol, compute=compute, out=out, **how
+        )
+        finish(result, json, "sweep", out)
+
+
+@command
+def bench(
+    model: ModelArgument,
+    grid: Grid,
+    compute: Annotated[Compute, As(without=frozenset({"layered", "max_batch_tokens"}))],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="BASE", help="a model to compare with, in turns")
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Speed: prefill and decode apart, memory, and the share of the memory's bandwidth."""
+    artifact_place(out, "speed")
+    with running():
+        finish(api.bench(model, against=against, grid=grid, compute=compute, out=out), json, "speed", out)
+
+
+@command
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|MODEL|SCORES...",
+            help="folders with artifacts, evaluations or models; or scores; NAME=PATH names one",
+        ),
+    ],
+    compute: Compute,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="folder for comparison.json, table and pictures")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an older comparison in --out")] = False,
+    json: Json = False,
+) -> None:
+    """Models side by side, the first is the base.
+
+    Or scores: their ranks and agreement. Models without an evaluation are evaluated.
+    """
+    if all(
+        source.endswith(".json") and kind_of(place(source.partition("=")[2] or source)) == "scores"
+        for source in sources
+    ):
+        if out is not None:
+            raise UserError("--out: scores are shown side by side and not written; leave it out")
+        with running():
+            load = importlib.import_module("shallower.artifacts").load
+            finish(
+                [load(place(source.partition("=")[2] or source), "scores") for source in sources],
+                json,
+                "several_scores",
+                None,
+            )
+        return
+    with running():
+        finish(api.compare(sources, compute=compute, out=out, overwrite=overwrite), json, "comparison", out)
+
+
+@command
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="where artifacts lie, there or in folders below", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="the page; by default DIR/report.html")
+    ] = None,
+) -> None:
+    """One self-contained HTML page from the artifacts in a folder, with its figures as SVG and PNG beside it."""
+    with running():
+        made = api.report(folder, out=out)
+        _printed(f"written to {made}, its figures to {made.with_suffix('')}")
+
+
+@command
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a model that shallower wrote", show_default=False)],
+    evaluations: Annotated[
+        list[str] | None, typer.Argument(metavar="EVALUATION...", help="evaluations of it and of its base")
+    ] = None,
+) -> None:
+    """Write the model card of a pruned model anew, with what was measured since."""
+    with running():
+        _printed(f"written to {api.card(folder, evaluations or ())}")
+
+
+@command
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="folder for everything that the demo makes")
+    ] = Path("shallower-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what an earlier demo wrote in --out")] = False,
+) -> None:
+    """The main job on a real model: SmolLM2-135M-Instruct, 6 of 30 layers removed, the rest repaired
+    without training.
+    """
+    with running():
+        importlib.import_module("shallower.cli.demo").run_demo(out, overwrite=overwrite)
+
+
+def _printed(text: str) -> None:
+    importlib.import_module("shallower.cli.grid").plain_console().print(text, soft_wrap=True)

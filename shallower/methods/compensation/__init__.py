@@ -1,0 +1,8 @@
+"""Compensations, the training-free repair of a pruned model: paired streams -> changes of weights.
+
+One file per method, the file name is its name.
+
+A file has a docstring (claim, formula, source, what is our reconstruction) and ``fit(case)`` that returns a ``Fitted``.
+A ``Settings`` dataclass, if present, arrives as ``case.settings``. Whatever a method proposes is taken only if the loss
+on held-out calibration tokens falls.
+"""

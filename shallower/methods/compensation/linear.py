@@ -1,0 +1,39 @@
+"""Linear: the down projection in front of each removed run also does, as far as a matrix can, what the run did.
+
+    min_P  E ‖ h⁰_end - (h^p - m + P m) ‖²  +  λ ‖ P - I ‖²_F,    W_down ← P W_down,  b_down ← P b_down
+
+with h^p the pruned stream behind the last layer in front of the run, m what its down projection adds, and h⁰_end the
+dense stream at the end of the run. Runs are repaired in order, each on the streams that the repairs before it make;
+λ is chosen by the pruned model's loss on held-out tokens.
+
+Source: ReplaceMe (arXiv 2505.02819), place and target. Regularising towards the identity instead of towards zero, λ by
+held-out loss, and several runs in order are our reconstruction.
+"""
+
+from dataclasses import dataclass
+
+from ...repair.case import Case, Fitted, best_of, edits
+from ...repair.ridge import GRID, Normal, map_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    strength: float = 0.0  # λ; 0 chooses
+
+
+def fit(case: Case) -> Fitted:
+    found = case.findings
+    steps = found.notes.setdefault("steps", [])
+    found.notes.setdefault("loss", case.before)
+    for stop in case.walk():
+        if not stop.gap:
+            continue
+        writer, normal = stop.writers()[-1], Normal()
+        for look in stop.looks(writer):
+            normal.add(look.output, look.wanted - look.after)
+        grid = [case.settings.strength] if case.settings.strength else GRID
+        candidates = [(strength, edits("map", map_of(normal, strength), stop.weights(writer))) for strength in grid]
+        found.patch, found.notes["loss"], chosen, tried = best_of(case, (found.patch, found.notes["loss"]), candidates)
+        stop.take(dict(candidates)[chosen] if chosen is not None else {})
+        steps.append({"layer": stop.index, "strength": chosen, "tried": tried})
+    return Fitted(found.patch, {"steps": steps})

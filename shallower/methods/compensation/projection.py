@@ -1,0 +1,63 @@
+"""Projection: one matrix, folded into the down projection of the layer whose mean stream moved furthest, moves it back.
+
+    shift(l) = ‖ E[h^p_l] - E[h⁰_l] ‖₂,    l* = argmax_l shift(l)    (relative: as a share of ‖ E[h⁰_l] ‖₂)
+    min_P  E ‖ h⁰ - (h^p - m + P m) ‖²  +  λ ‖ P - I ‖²_F,    W_down ← P W_down,  b_down ← P b_down
+
+with h⁰, h^p the streams behind retained layer l in the dense and the pruned model and m what the down projection
+adds in the pruned one. Solved in closed form from sums; λ is relative to the mean diagonal of E[mᵀm] and chosen by the
+pruned model's loss on held-out tokens. With ``top_k`` the layers follow in the order of their shift, each taken only
+if it helps.
+
+Source: GradMAP (arXiv 2602.14649), of which only the idea is public: largest mean shift, one projection matrix, MSE
+plus regularisation, folded into the down projection. The formulas and the choice of λ are our reconstruction.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...errors import Refusal
+from ...repair.case import Case, Fitted, best_of, edits
+from ...repair.paired import DriftSums
+from ...repair.ridge import GRID, Normal, map_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    shift: Literal["absolute", "relative"] = "absolute"
+    top_k: int = 1
+    strength: float = 0.0  # λ; 0 chooses
+
+
+def fit(case: Case) -> Fitted:
+    found = case.findings
+    best, refused = found.notes.setdefault("best", []), found.notes.setdefault("refused", {})
+    for stop in case.walk():
+        if not stop.touched:
+            continue
+        try:
+            writer = stop.writers()[-1]
+        except Refusal as refusal:
+            refused[str(stop.index)] = str(refusal)
+            continue
+        normal, drift = Normal(), DriftSums()
+        for look in stop.looks(writer):
+            normal.add(look.output, look.same - look.after)
+            drift.add(look)
+        moved = drift.of(stop.index)
+        size = moved.shift if case.settings.shift == "absolute" else moved.relative_shift
+        best.append([size, stop.index, stop.weights(writer)])
+        best.sort(key=lambda item: (-item[0], item[1]))
+        found.tensors |= {f"left/{stop.index}": normal.left, f"right/{stop.index}": normal.right}
+        for _, layer, _ in best[max(1, case.settings.top_k) :]:  # no more sums than needed
+            del found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"]
+        del best[max(1, case.settings.top_k) :]
+    if not best:
+        raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
+    patch, loss, steps = {}, case.before, []
+    for size, layer, weights in best:
+        normal = Normal(found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"])
+        grid = [case.settings.strength] if case.settings.strength else GRID
+        candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)
+        patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)
+        steps.append({"layer": layer, "shift": size, "strength": chosen, "tried": tried})
+    return Fitted(patch, {"steps": steps, "refused": refused})

@@ -1,0 +1,87 @@
+"""Sequential: layer by layer, what writes the stream is fitted anew, so that the pruned model writes the dense
+stream.
+
+    min_D  E w ‖ h⁰ - h^p - s D x ‖²  +  λ ‖ D ‖²_F,    W ← W + D        w = 1 / ‖ h⁰ ‖²
+
+with x what enters the down projection W (whose output is scaled by s on its way) in the model repaired so far, h^p the
+stream behind it, and h⁰ the dense stream in front of the next retained layer: before a gap that is the end of the
+gap, as in linear. Each layer sees what the repaired ones before it make. With ``attention`` the writers in front of
+the last are fitted first, to the dense stream in the middle of the layer. For a writer that is no plain product
+(experts) it is a map.
+
+λ is relative to the mean diagonal of the sums. With ``accept = end`` one λ (0.3) serves all layers in a single reading
+of the weights; held-out loss decides whether the first few of the fits are taken, all, all at half strength, or none.
+With ``layer`` each fit is taken with the λ that gives the rest of the model, run to its end, the lowest held-out loss,
+or not.
+
+Source: ours; the target at gaps is that of ReplaceMe (arXiv 2505.02819).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...anatomy.patch import Patch
+from ...anatomy.writers import Writer
+from ...repair.case import Case, Fitted, best_of, edits, half_strength
+from ...repair.paired import LayerStep
+from ...repair.ridge import Normal, map_of
+from ...repair.suffix import SuffixLoss
+
+FITS = "inputs"  # of the writers; other methods solve for the features of the stream
+GRID, SHARES, TINY = (
+    (0.1, 0.3, 1.0),
+    (0.0, 0.125, 0.25, 0.5, 0.75, 1.0),
+    1e-6,
+)  # λ; of the fits; the shortest stream divided by
+
+
+@dataclass(frozen=True)
+class Settings:
+    attention: bool = True
+    accept: Literal["end", "layer"] = "end"
+    strength: float = 0.0  # λ; 0 chooses
+
+
+def fit(case: Case) -> Fitted:
+    own, found, steps = case.settings, case.findings, case.findings.notes.setdefault("steps", [])
+    tail = case.tail() if own.accept == "layer" else None
+    for stop in case.walk(middles=own.attention):
+        if stop.touched:
+            writers = stop.writers()
+            for place in range(0 if own.attention else len(writers) - 1, len(writers)):
+                grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
+                fits = _fits(stop, writers[: place + 1], grid)
+                steps.append({"layer": stop.index, "writer": writers[place].module} | _taken(stop, fits, tail))
+        found.patch |= stop.patch
+        if tail is not None:
+            tail.pass_on(stop.index, found.patch)
+    if tail is not None:
+        return Fitted(found.patch, {"steps": steps})
+    counts = sorted({max(1, round(len(found.patch) * share)) for share in SHARES})
+    firsts = ((f"first {count}", dict([*found.patch.items()][:count])) for count in counts)
+    patch, _, chosen, tried = best_of(case, ({}, case.before), [("half strength", half_strength(found.patch)), *firsts])
+    return Fitted(patch, {"steps": [*steps, {"taken": chosen, "tried": tried}]})
+
+
+def _fits(stop: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
+    """λ -> the change of the last of these writers that it gives."""
+    normal, writer = Normal(), writers[-1]
+    for look in stop.looks(*writers):
+        given = look.features if writer.features else look.output / writer.scale
+        weight = look.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
+        normal.add(given * weight, (look.target - look.reached) * weight / writer.scale)
+    if not writer.features:
+        return {strength: edits("map", map_of(normal, strength), stop.weights(writer)) for strength in grid}
+    return {strength: stop.added(writer, normal.solve(strength).T.float()) for strength in grid}
+
+
+def _taken(stop: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:
+    """Change the layer as the held-out loss says, or, where it is asked at the end only, by the one fit there is."""
+    if tail is None:
+        stop.take(next(iter(fits.values())))
+        return {"strength": next(iter(fits))}
+    losses = {strength: tail.loss(stop.index, stop.patch | patch) for strength, patch in fits.items()}
+    before, best = tail.loss(stop.index, stop.patch), min(losses, key=losses.get)
+    best = best if losses[best] < before else None
+    stop.take(fits.get(best, {}))
+    return {"strength": best, "loss_before": before, "losses": losses}

@@ -1,0 +1,30 @@
+"""Greedy: at each step remove the layer whose removal raises the loss least, given those already removed.
+
+    n_t = argmin_n L( model without n_1 … n_{t-1} and n )    over the calibration tokens
+
+All candidates of a step are walked together and share what they have in common.
+
+Source: SLEB (arXiv 2402.09025).
+"""
+
+import torch
+
+from ...planning.problem import Choice, Problem
+
+NEEDS = "losses"
+NESTED = True
+
+
+def select(problem: Problem) -> Choice:
+    order: list[int] = []
+    trace: list[float] = []
+    for step in range(problem.amount):
+        candidates = [index for index in problem.allowed if index not in order]
+        masks = torch.zeros(len(candidates), problem.layers, dtype=torch.bool)
+        masks[:, order] = True
+        masks[range(len(candidates)), candidates] = True
+        losses = problem.losses(masks, f"greedy {step + 1}/{problem.amount}", bounded=True)
+        best = int(losses.argmin())
+        order.append(candidates[best])
+        trace.append(float(losses[best]))
+    return Choice(tuple(order), tuple(trace))

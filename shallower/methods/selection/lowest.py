@@ -1,0 +1,28 @@
+"""Lowest: remove the layers with the lowest scores.
+
+One-shot scores the dense model once. With ``--iterative`` the lowest layer goes, the rest is scored anew, and so on;
+one-shot is the same schedule with a single step. Ties go to the earlier layer.
+
+Source: Shortened LLaMA (arXiv 2402.02834), one-shot; iterative re-scoring is the option for comparison.
+"""
+
+from ...planning.problem import Choice, Problem
+
+NEEDS = "scores"
+NESTED = True
+ITERATIVE = True
+
+
+def select(problem: Problem) -> Choice:
+    scores = dict(enumerate(problem.scores))
+    order: list[int] = []
+    trace: list[float] = []
+    while len(order) < problem.amount:
+        if problem.iterative and order:
+            scores = problem.rescore(tuple(order))
+        lowest = min(
+            (index for index in problem.allowed if index not in order), key=lambda index: (scores[index], index)
+        )
+        order.append(lowest)
+        trace.append(scores[lowest])
+    return Choice(tuple(order), tuple(trace))

@@ -1,0 +1,29 @@
+"""Window: remove the contiguous run of layers that costs least.
+
+A criterion that scores whole runs (angular) is read directly; for others a run costs the sum of its layers' scores.
+
+Source: The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887) for angular; the sum over a run for
+other criteria is ours.
+"""
+
+from ...errors import UserError
+from ...planning.problem import Choice, Problem
+
+NEEDS = "scores"
+
+
+def select(problem: Problem) -> Choice:
+    size, allowed = problem.amount, set(problem.allowed)
+    starts = [s for s in range(problem.layers - size + 1) if allowed.issuperset(range(s, s + size))]
+    if not starts:
+        raise UserError(
+            f"no run of {size} neighbouring layers is free of protected ones; lower --remove, --keep-first or "
+            "--keep-last"
+        )
+    costs = {start: _cost(problem, start, size) for start in starts}
+    best = min(costs, key=lambda start: (costs[start], start))
+    return Choice(tuple(range(best, best + size)), (costs[best],))
+
+
+def _cost(problem: Problem, start: int, size: int) -> float:
+    return problem.windows[size - 1][start] if problem.windows else sum(problem.scores[start : start + size])

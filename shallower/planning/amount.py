@@ -1,0 +1,88 @@
+"""Amount of removal: a share or target as a number of layers, and the layers that are protected."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+
+from ..artifacts import ModelRecord
+from ..errors import UserError
+from ..settings.amount import Amount
+
+
+def settled_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amount, str]:
+    """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
+    if amount.target_memory is not None:
+        each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+        said = f"--target-memory {amount.target_memory / 1e9:g}GB"
+        assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
+        return Amount(target_params=amount.target_memory / each, said=said), assumed
+    if amount.target_speedup is not None:
+        read = record.parameters - record.lookup_parameters
+        wanted = read / amount.target_speedup + record.lookup_parameters
+        assumed = (
+            "the time of decoding one sequence is that of reading every weight once per token (memory-bound, "
+            "short context): "
+            f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it "
+            "with shallower bench"
+        )
+        return Amount(target_params=wanted, said=f"--target-speedup {amount.target_speedup:g}"), assumed
+    return amount, ""
+
+
+def protection(
+    layers: int, selection: ModuleType | None = None, first: int | None = None, last: int | None = None
+) -> tuple[int, int]:
+    """How many layers at each end never go: as given, else the selection's own, else 4 and 2 scaled down below 24
+    layers.
+
+    Raises:
+        UserError: nothing would be left to remove.
+    """
+    own = getattr(selection, "PROTECT", None)
+    scale = min(1.0, layers / 24)
+    auto = own or (max(1, round(4 * scale)), max(1, round(2 * scale)))
+    first, last = (value if value is not None else usual for value, usual in zip((first, last), auto, strict=True))
+    if first < 0 or last < 0:
+        raise UserError("--keep-first and --keep-last are numbers of layers, 0 or more")
+    if first + last >= layers:
+        raise UserError(f"--keep-first {first} and --keep-last {last} protect all {layers} layers; lower them")
+    return first, last
+
+
+def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) -> int:
+    """The number of layers to start with.
+
+    Raises:
+        UserError: more than may go, or less than half a layer.
+    """
+    most = min(len(allowed), record.layers - 1)
+    size = _wanted(amount, record, most)
+    if size > most:
+        raise UserError(
+            f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(allowed)} are protected, "
+            f"leave at most {most}; lower the amount, --keep-first or --keep-last"
+        )
+    return size
+
+
+def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
+    if amount.remove is not None:
+        return amount.remove
+    mean = sum(record.layer_parameters) / record.layers
+    if amount.ratio is not None:
+        size = round(amount.ratio * record.parameters / mean)
+        if size == 0:
+            share = mean / record.parameters
+            raise UserError(
+                f"--ratio {amount.ratio:g} is less than half a layer (one layer is {share:.1%} of the "
+                "parameters); raise it"
+            )
+        return size
+    if amount.target_params >= record.parameters:
+        raise UserError(
+            f"{amount.name}: the model has {record.parameters} parameters already, which meets it; ask for less"
+        )
+    surplus = record.parameters - amount.target_params
+    return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most)

@@ -1,0 +1,193 @@
+"""Choice of layers: running a selection until the amount is met, be it a number, a size or a quality, and within its
+time.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..artifacts import ModelRecord, Scores
+from ..errors import UserError
+from ..runtime import distributed
+from ..settings.amount import Amount
+from .amount import check_amount, settled_amount
+from .problem import Choice, Problem
+
+
+class Stopwatch:
+    """Keeps a search within its time, counted from now on; all processes go by the clock of the first.
+
+    Args:
+        budget: seconds, or None for no limit.
+    """
+
+    def __init__(self, budget: float | None):
+        self.budget, self.pace = budget, 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self.started = time.monotonic()
+
+    def timed(self, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The same losses; the seconds that each variant of the last call took are noted."""
+
+        def call(masks: Tensor, label: str, **options) -> Tensor:
+            started = time.monotonic()
+            found = losses(masks, label, **options)
+            self.pace = (time.monotonic() - started) / len(masks)
+            return found
+
+        return call
+
+    def affords(self, variants: int) -> bool:
+        """Whether so many variants would end in time, at the pace of the last call."""
+        ends = time.monotonic() - self.started + self.pace * variants
+        return self.budget is None or distributed.gathered(ends)[0] <= self.budget
+
+
+class ChoiceEvidence(Protocol):
+    """What a choice rests on; each part is made when it is first asked for, and once.
+
+    ``scores``, ``losses`` and ``rescore`` are those of ``Problem``. ``growth`` gives, of a choice, the share by which
+    the perplexity of evaluation texts grows, at most; ``measured`` says on what.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def scores(self) -> Scores | None: ...
+    @property
+    def losses(self) -> Callable[..., Tensor] | None: ...
+    @property
+    def rescore(self) -> Callable[[tuple[int, ...]], dict[int, float]] | None: ...
+    @property
+    def measured(self) -> str: ...
+    def growth(self, choice: Choice) -> float: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection, the one from whose choice it begins where it searches, and its settings."""
+
+    selection: ModuleType
+    start: ModuleType
+    settings: Any = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether it starts from another's choice and keeps to a time budget."""
+        return searches(self.selection)
+
+    def select(self, problem: Problem, size: int) -> Choice:
+        """The choice of so many layers."""
+        problem = replace(problem, amount=size)
+        return self.selection.select(replace(problem, start=self.start.select(problem)) if self.searches else problem)
+
+
+def problem_of(
+    method: Method,
+    record: ModelRecord,
+    evidence: ChoiceEvidence,
+    protected: tuple[int, int],
+    *,
+    iterative: bool = False,
+    budget: float | None = None,
+) -> Problem:
+    """The problem that the method solves, with the evidence that it needs; a time budget runs from here on.
+
+    Args:
+        protected: how many layers at each end never go.
+    """
+    needs, watch = method.selection.NEEDS, Stopwatch(budget)
+    scores = evidence.scores if needs == "scores" else None
+    losses = evidence.losses if needs == "losses" else None
+    watch.begin()
+    return Problem(
+        layers=record.layers,
+        amount=0,
+        allowed=tuple(range(protected[0], record.layers - protected[1])),
+        scores=scores.scores if scores else None,
+        windows=scores.windows if scores else None,
+        losses=watch.timed(losses) if losses else None,
+        rescore=evidence.rescore if iterative else None,
+        iterative=iterative,
+        settings=method.settings,
+        affords=watch.affords,
+    )
+
+
+def meet(
+    method: Method, amount: Amount, problem: Problem, evidence: ChoiceEvidence, record: ModelRecord
+) -> tuple[Choice, str]:
+    """The choice that meets the amount, and what a target of memory, speed or quality rests on.
+
+    Raises:
+        UserError: it cannot be met.
+    """
+    if amount.max_ppl_increase is not None:
+        return _within(method, amount.max_ppl_increase, problem, evidence, record)
+    amount, assumed = settled_amount(amount, record, evidence.dtype)
+    size = check_amount(amount, record, problem.allowed)
+    while True:
+        choice = method.select(problem, size)
+        left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
+        if amount.target_params is None or left <= amount.target_params:
+            return choice, assumed
+        size += 1
+        if size > min(len(problem.allowed), record.layers - 1):
+            raise UserError(
+                f"{amount.name} cannot be met: without {size - 1} layers "
+                f"{left} parameters are left, and no more may go; raise it, or lower --keep-first or --keep-last"
+            )
+
+
+def choices(method: Method, problem: Problem, sizes: Sequence[int]) -> Iterator[Choice]:
+    """A choice per size; one run does for all where a smaller removal is the beginning of a larger one."""
+    if not getattr(method.selection, "NESTED", False):
+        yield from (method.select(problem, size) for size in sizes)
+        return
+    whole = method.select(problem, max(sizes))
+    yield from (replace(whole, order=whole.order[:size], trace=whole.trace[:size]) for size in sizes)
+
+
+def _within(
+    method: Method, most: float, problem: Problem, evidence: ChoiceEvidence, record: ModelRecord
+) -> tuple[Choice, str]:
+    """The choice before the first with which the perplexity of some text grows by more than a share."""
+    best, grown, said = None, 0.0, ""
+    for choice in choices(method, problem, range(1, min(len(problem.allowed), record.layers - 1) + 1)):
+        share, size = evidence.growth(choice), len(choice.order)
+        if share > most:
+            said = f"; without {size} it would by {share:+.1%}"
+            break
+        best, grown = choice, share
+    if best is None:
+        raise UserError(
+            f"--max-ppl-increase {most:.1%}: one layer less raises the perplexity by {share:.1%} already; allow more"
+        )
+    return best, f"perplexity changes by {grown:+.1%} at most ({evidence.measured}){said}"
+
+
+def searches(selection: ModuleType) -> bool:
+    """Whether a selection starts from greedy's choice and keeps to a time budget."""
+    return getattr(selection, "SEARCHES", False)
+
+
+def agreement(selection: ModuleType, problem: Problem, choice: Choice, scores: Scores) -> int | None:
+    """How many of the chosen layers both halves of the calibration samples choose too, each by itself.
+
+    None without halves.
+    """
+    if len(scores.halves) != 2:
+        return None
+    windows = scores.halves_windows or (None, None)
+    alone = [
+        selection.select(replace(problem, amount=len(choice.order), scores=half, windows=spans)).order
+        for half, spans in zip(scores.halves, windows, strict=True)
+    ]
+    return len(set(choice.order).intersection(*alone))

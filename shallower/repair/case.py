@@ -1,0 +1,92 @@
+"""Compensation case: what a compensation is given, what it returns, and how candidates are held against each other."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..anatomy.patch import Edit, Patch
+from ..storage.journal import NO_JOURNAL, JournalPart
+from .paired import PairedWalk
+from .state import RepairState
+from .suffix import SuffixLoss
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a compensation is given.
+
+    Attributes:
+        model: the dense model.
+        removed: the layers that go.
+        tokens: calibration tokens to fit on.
+        held_out: calibration tokens that nothing is fitted on, to decide by.
+        loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
+        before: that loss without changes.
+        settings: the method's own.
+        findings: what the method has found so far; all that it needs of earlier layers must be there, for it may be
+            begun anew at any layer, by another process.
+        part: of a journal, which keeps them.
+    """
+
+    model: Model
+    removed: tuple[int, ...]
+    tokens: Int[Tensor, "sample position"]
+    held_out: Int[Tensor, "held_out position"]
+    loss: Callable[[Patch], float]
+    before: float
+    settings: Any = None
+    findings: RepairState = field(default_factory=RepairState)
+    part: JournalPart = field(default_factory=lambda: NO_JOURNAL.part("", 0))
+
+    def walk(self, **options: Any) -> PairedWalk:
+        """The fitting tokens through both models, from where the findings end."""
+        return PairedWalk(self.model, self.tokens, self.removed, findings=self.findings, part=self.part, **options)
+
+    def tail(self) -> SuffixLoss:
+        """The held-out tokens in front of where the findings end, in the model changed so far."""
+        tail = SuffixLoss(self.model, self.held_out, self.removed)
+        tail.pass_on(self.findings.step - 1, self.findings.patch)
+        return tail
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Changes of weights, and what is worth telling about how they were found."""
+
+    patch: Patch
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def best_of(
+    case: Case, before: tuple[Patch, float], candidates: Iterable[tuple[Any, Patch]]
+) -> tuple[Patch, float, Any, list[dict]]:
+    """The candidate with the lowest held-out loss on top of ``before``, or ``before`` itself.
+
+    Args:
+        before: changes taken so far, and their loss.
+        candidates: (label, further changes).
+    Returns:
+        The changes, their loss, the chosen label or None, and every candidate's loss.
+    """
+    patch, best = before
+    chosen, tried = None, []
+    for label, further in candidates:
+        loss = case.loss(before[0] | further)
+        tried.append({"candidate": label, "loss": loss})
+        if loss < best:
+            patch, best, chosen = before[0] | further, loss, label
+    return patch, best, chosen, tried
+
+
+def edits(kind: str, value: Tensor, weights: Iterable[tuple[str, int]]) -> Patch:
+    """One change for all weights of a writer, (full name, axis) each."""
+    return {name: Edit(kind, value, axis) for name, axis in weights}
+
+
+def half_strength(patch: Patch) -> Patch:
+    """The same changes at half strength."""
+    return {name: replace(edit, strength=edit.strength / 2) for name, edit in patch.items()}

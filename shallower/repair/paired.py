@@ -1,0 +1,370 @@
+"""Paired walk: the dense and the pruned model side by side on the same tokens, a layer at a time, correctable
+on the way.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ..anatomy.kernels import fast_products, packed_weights
+from ..anatomy.model import Model
+from ..anatomy.patch import Edit, Patch, patched
+from ..anatomy.stack import Stack
+from ..anatomy.writers import Writer, find_writers
+from ..errors import Refusal, UserError
+from ..runtime.progress import meter
+from ..storage.journal import NO_JOURNAL, JournalPart
+from ..walk.batching import batches
+from ..walk.removals import replay_of
+from .state import RepairState
+
+REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """One batch at one retained layer: rows are tokens, columns features of the stream.
+
+    Attributes:
+        after: the pruned stream that leaves the layer.
+        same: the dense stream that leaves it.
+        wanted: the dense stream that enters the next retained layer; ``same`` where no removed layer follows.
+        output: what the looked-at writer adds to the pruned stream; None where none is looked at.
+        features: what enters that writer, where it is one plain product; else None.
+        reached: the pruned stream behind that writer; ``after`` for the layer's last one.
+        target: the dense stream that should be there; ``wanted`` for the layer's last one.
+    """
+
+    after: Tensor
+    same: Tensor
+    wanted: Tensor
+    output: Tensor | None
+    features: Tensor | None
+    reached: Tensor
+    target: Tensor
+
+
+class PairedWalk:
+    """Iterating yields a ``Stop`` at every retained layer, in order; one reading of the weights.
+
+    Args:
+        model: the dense model.
+        tokens: all tokens; the streams of both models stay in memory together.
+        removed: the layers that the pruned model lacks.
+        middles: keep, per layer, the dense stream between its writers.
+        findings: what whoever iterates has found; it tells where to begin.
+        part: of a journal, which keeps them.
+    Raises:
+        UserError: the model cannot be walked layer by layer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: Int[Tensor, "sample position"],
+        removed: tuple[int, ...],
+        *,
+        middles: bool = False,
+        findings: RepairState | None = None,
+        part: JournalPart | None = None,
+    ):
+        self.model, self.removed, self.middles = model, frozenset(removed), middles
+        self.findings, self.part = findings or RepairState(), part or NO_JOURNAL.part("", 0)
+        replay = replay_of(model)
+        if replay is None:
+            raise UserError(
+                f"{model.checkpoint.source}: its layers hand more than the stream to each other, so nothing "
+                "can be compensated"
+            )
+        self.replay = replay
+        self.recordings = [replay.record(batch) for batch in batches(model, tokens)]
+        self.probe = replay.record(tokens[: REPAIR_PROBE[0], : REPAIR_PROBE[1]].to(model.device))
+        entering = {f"dense/{i}": recording.entering for i, recording in enumerate(self.recordings)}
+        streams = {name: stream.to(model.device) for name, stream in self.findings.streams.items()} or entering
+        self.findings.streams = {}
+        self.dense = [streams[f"dense/{i}"] for i in range(len(entering))]
+        self.pruned = [streams.get(f"pruned/{i}", stream) for i, stream in enumerate(self.dense)]
+        self.known: dict[int, tuple[Writer, ...]] = {}
+
+    def __iter__(self) -> Iterator["LayerStep"]:
+        layers, index = len(self.model.stack), self.findings.step
+        with (
+            torch.no_grad(),
+            fast_products(self.model.module),
+            meter("both models side by side", layers, index) as done,
+        ):
+            while index < layers and index in self.removed:  # removed ones in front of all retained ones
+                self._dense(index)
+                index, _ = index + 1, done.add()
+            while index < layers:
+                following = next((i for i in range(index + 1, layers) if i not in self.removed), layers)
+                entering = self.dense
+                middles = self._dense(index, middles=self.middles)
+                same = self.dense
+                for beyond in range(index + 1, following):
+                    self._dense(beyond)
+                stop = LayerStep(self, index, following - index - 1, entering, same, middles)
+                yield stop
+                self.pruned = stop.leaving()
+                self.findings.spill(self.part, index, stop.patch)
+                done.add(following - index, f"layer {following} of {layers}")
+                index = following
+                self.findings.keep(self.part, index, self._streams())
+
+    def _streams(self) -> dict[str, Tensor]:
+        found = {f"dense/{i}": stream for i, stream in enumerate(self.dense)}
+        apart = enumerate(zip(self.dense, self.pruned, strict=True))
+        return found | {f"pruned/{i}": pruned for i, (dense, pruned) in apart if pruned is not dense}
+
+    def _dense(self, index: int, *, middles: bool = False) -> list[list[Tensor]]:
+        """Take the dense streams through a layer.
+
+        With ``middles``, the streams behind each writer but the last, per batch.
+        """
+        layer, found = self.model.layer(index), []
+        writers = self.writers(index)[:-1] if middles else ()
+        streams = []
+        with packed_weights(layer, len(self.recordings)):
+            for recording, stream in zip(self.recordings, self.dense, strict=True):
+                with captured(layer, writers) as seen:
+                    streams.append(self.replay.step(recording, index, stream))
+                between, place = [], stream
+                for writer, (_, output) in zip(writers, seen, strict=True):
+                    place = place + writer.scale * output.view(place.shape)
+                    between.append(place)
+                found.append(between)
+        self.dense = streams
+        return found
+
+    def probe_call(self, index: int) -> Callable[[], Tensor]:
+        """The layer on a few tokens of the pruned stream that enters it."""
+        return lambda: self.replay.step(self.probe, index, self.small(index))
+
+    def writers(self, index: int) -> tuple[Writer, ...]:
+        """The layer's writers, in order.
+
+        Raises:
+            Refusal: it has none into which a map folds; names the layer.
+        """
+        if index not in self.known:
+            layer, interface = self.model.layer(index), self.model.stack.interfaces[index]
+            args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
+            try:
+                self.known[index] = find_writers(layer, interface, args, kwargs)
+            except Refusal as refusal:
+                raise Refusal(f"layer {index}: {refusal}") from refusal
+        return self.known[index]
+
+    def small(self, index: int) -> Tensor:
+        """A few tokens of the stream that enters the layer."""
+        batch, position = self.replay.axes
+        return self.pruned[0].narrow(batch, 0, REPAIR_PROBE[0]).narrow(position, 0, self.probe.entering.shape[position])
+
+
+class LayerStep:
+    """A retained layer of a paired walk.
+
+    Attributes:
+        index: the layer.
+        gap: how many removed layers follow it directly.
+    """
+
+    def __init__(
+        self,
+        walk: PairedWalk,
+        index: int,
+        gap: int,
+        entering: list[Tensor],
+        same: list[Tensor],
+        middles: list[list[Tensor]],
+    ):
+        self.walk, self.index, self.gap = walk, index, gap
+        self.entering, self.same, self.middles = entering, same, middles
+        self.wanted = walk.dense
+        self.after: list[Tensor] | None = None
+        self.patch: Patch = {}
+
+    @property
+    def touched(self) -> bool:
+        """Whether the streams differ in front of the layer, or a gap follows it."""
+        return self.gap > 0 or any(one is not other for one, other in zip(self.entering, self.walk.pruned, strict=True))
+
+    def writers(self) -> tuple[Writer, ...]:
+        return self.walk.writers(self.index)
+
+    def looks(self, *writers: Writer) -> Iterator[PairedBatch]:
+        """The batches as they pass the layer with the changes taken so far.
+
+        Args:
+            writers: the layer's writers up to and with the one to look at, in order, or that one alone; none for
+                streams only.
+        """
+        walk, after, last = self.walk, [], not writers or len(writers) > len(self.middles[0])
+        layer, rows = walk.model.layer(self.index), self._rows
+        with self._changed(), packed_weights(layer, len(walk.recordings)):
+            for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
+                with captured(layer, writers) as seen:
+                    leaving = walk.replay.step(recording, self.index, stream)
+                after.append(leaving)
+                outputs = [
+                    writer.scale * output.view(stream.shape) for writer, (_, output) in zip(writers, seen, strict=True)
+                ]
+                reached = leaving if last else stream + sum(outputs)
+                target = self.wanted[i] if last else self.middles[i][len(writers) - 1]
+                yield PairedBatch(
+                    *(rows(one) for one in (leaving, self.same[i], self.wanted[i])),
+                    output=rows(outputs[-1]) if writers else None,
+                    features=_features(seen[-1][0], walk.model.stack) if writers and writers[-1].features else None,
+                    reached=rows(reached),
+                    target=rows(target),
+                )
+        self.after = after
+
+    def _rows(self, stream: Tensor) -> Tensor:
+        return self.walk.model.stack.tokens_first(stream).flatten(0, 1)
+
+    def take(self, patch: Patch) -> None:
+        """Change the layer: what follows sees the stream that the changed layer makes."""
+        self.patch = self.patch | patch
+        self.after = None
+
+    def name(self, parameter: str) -> str:
+        """A parameter's full name in the model."""
+        return f"{self.walk.model.stack.name}.{self.index}.{parameter}"
+
+    def weights(self, writer: Writer) -> list[tuple[str, int]]:
+        """(full name, axis) of the weights into which a map of the writer's output folds."""
+        return [(self.name(name), axis) for name, axis in writer.weights]
+
+    def added(self, writer: Writer, change: Tensor) -> Patch:
+        """The change that adds ``change``, (stream features, features), to a writer that is one plain product."""
+        for name, axis in self.weights(writer):
+            if self.walk.model.module.get_parameter(name).dim() == 2:
+                return {name: Edit("add", change if axis == 0 else change.T.contiguous())}
+        raise AssertionError(f"{writer.module} has no matrix")
+
+    def bias(self, writer: Writer) -> str | None:
+        """Full name of the bias of a writer that is one plain product, or None."""
+        module = self.walk.model.layer(self.index).get_submodule(writer.module)
+        bias = getattr(module, "bias", None) if writer.features else None
+        return self.name(f"{writer.module}.bias") if isinstance(bias, Tensor) else None
+
+    def whole_writers(self) -> tuple[Writer, ...]:
+        """The layer's writers, checked to be all that it adds to the stream.
+
+        Raises:
+            Refusal: without them it still adds something.
+        """
+        writers = self.writers()
+        names = [name for writer in writers for name, _ in self.weights(writer)]
+        off = {name: Edit("scale", torch.tensor(0.0)) for name in names}
+        call = self.walk.probe_call(self.index)
+        with patched(self.walk.model.module, off):
+            after = call()
+        moved = float((after - self.walk.small(self.index)).norm())
+        if moved > 1e-2 * float(after.norm()):
+            raise Refusal(
+                f"layer {self.index}: not all that it adds to the stream comes from weights that can be told apart"
+            )
+        return writers
+
+    def leaving(self) -> list[Tensor]:
+        """The pruned streams behind the layer."""
+        if not self.touched:
+            return self.same
+        if self.after is None:
+            for _ in self.looks():
+                pass
+        return self.after
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        with patched(self.walk.model.module, self.patch):
+            self.walk.model.layer(self.index)
+            yield
+
+
+def _features(given: Tensor, stack: Stack) -> Tensor:
+    """What enters a writer, one row per token, in the order of ``Stack.tokens_first``.
+
+    Some layers flatten it themselves.
+    """
+    return given if given.dim() < 3 else given.movedim((stack.batch_axis, stack.position_axis), (0, 1)).flatten(0, 1)
+
+
+@contextmanager
+def captured(layer: nn.Module, writers: tuple[Writer, ...]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What enters and leaves each writer's module during one call of the layer."""
+    seen: list = [None] * len(writers)
+
+    def see(place: int, args: tuple, kwargs: dict, output) -> None:
+        values = output if isinstance(output, (tuple, list)) else (output,)
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        seen[place] = (given, next(value for value in values if isinstance(value, Tensor)))
+
+    with ExitStack() as hooks:
+        for place, writer in enumerate(writers):
+            module = layer.get_submodule(writer.module)
+            hook = module.register_forward_hook(lambda _, a, k, o, place=place: see(place, a, k, o), with_kwargs=True)
+            hooks.callback(hook.remove)
+        yield seen
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the pruned stream is from the dense one behind a retained layer.
+
+    Attributes:
+        layer: the layer.
+        shift: distance of the mean streams.
+        relative_shift: that, as a share of the length of the dense mean.
+        error: root of the mean squared distance, as a share of the root of the mean squared length of the dense
+            stream.
+    """
+
+    layer: int
+    shift: float
+    relative_shift: float
+    error: float
+
+
+def drift(model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], patch: Patch) -> list[Drift]:
+    """The drift behind every retained layer of the pruned model with these changes."""
+    found, walk = [], PairedWalk(model, tokens, removed)
+    for stop in walk:
+        stop.take(part_of_layer(model, patch, stop.index))
+        sums = DriftSums()
+        for look in stop.looks():
+            sums.add(look)
+        found.append(sums.of(stop.index))
+    return found
+
+
+def part_of_layer(model: Model, patch: Patch, index: int) -> Patch:
+    """The changes of one layer's weights."""
+    return {name: edit for name, edit in patch.items() if name.startswith(f"{model.stack.name}.{index}.")}
+
+
+class DriftSums:
+    """Sums of streams in float64, from which the drift behind one layer is read."""
+
+    def __init__(self):
+        self.count, self.distance, self.length = 0, 0.0, 0.0
+        self.pruned: Tensor | float = 0.0
+        self.same: Tensor | float = 0.0
+
+    def add(self, look: PairedBatch) -> None:
+        pruned, same = look.after.double(), look.same.double()
+        self.count += len(pruned)
+        self.pruned, self.same = self.pruned + pruned.sum(0), self.same + same.sum(0)
+        self.distance += float((pruned - same).square().sum())
+        self.length += float(same.square().sum())
+
+    def of(self, layer: int) -> Drift:
+        shift = float((self.pruned - self.same).norm()) / self.count
+        size = float(self.same.norm()) / self.count
+        return Drift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)

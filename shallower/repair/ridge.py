@@ -1,0 +1,53 @@
+"""Ridge regression from sums, so that no more than one batch of rows is in memory."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..runtime.memory import by_device
+
+RIDGE_ROWS = {"cpu": 2048, "cuda": 16384}  # of one product; each costs a pass over the sums
+GRID = (0.001, 0.01, 0.1, 1.0)  # regularisation, relative to the mean diagonal
+FLOOR = 1e-6
+
+
+class Normal:
+    """Sums XᵀX and XᵀR over rows in float64, the products of each block of rows in the precision of the rows.
+
+    Solves min_D E ‖ R - X D ‖² + λ ‖D‖²_F, with λ relative to the mean diagonal of E[XᵀX].
+    """
+
+    def __init__(self, left: Tensor | None = None, right: Tensor | None = None) -> None:
+        self.left, self.right = left, right
+
+    def add(self, x: Float[Tensor, "row feature"], rest: Float[Tensor, "row output"]) -> None:
+        """Add rows: what the correction may use, and what it should make of it."""
+        if self.left is None:
+            self.left = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+            self.right = torch.zeros(x.shape[1], rest.shape[1], dtype=torch.float64, device=x.device)
+        rows = by_device(RIDGE_ROWS, x.device.type)
+        for some, wanted in zip(x.float().split(rows), rest.float().split(rows), strict=True):
+            self.left += some.T @ some
+            self.right += some.T @ wanted
+
+    def solve(self, strength: float) -> Float[Tensor, "feature output"]:
+        """D; where X is zero everywhere, or too few rows determine it, the regularisation keeps it small and finite."""
+        size = self.left.diagonal().mean()
+        if not size > 0:
+            return torch.zeros_like(self.right)
+        diagonal = self.left.diagonal().clone()
+        self.left.diagonal().add_(
+            max(strength, FLOOR) * size
+        )  # in place: a copy of the sums of one wide writer takes a GB
+        try:
+            factor = torch.linalg.cholesky(self.left)
+        finally:
+            self.left.diagonal().copy_(diagonal)
+        half = torch.linalg.solve_triangular(factor, self.right, upper=False)  # cholesky_solve would copy the factor
+        return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+
+def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
+    """P = I + Dᵀ, float32: Pᵀ = (MᵀM/T + λI)⁻¹ (MᵀY/T + λI) with Y = M + R."""
+    found = normal.solve(strength).T
+    return (found + torch.eye(len(found), dtype=found.dtype, device=found.device)).float()

@@ -1,0 +1,36 @@
+"""Comparison table in Markdown, and all the files that ``compare`` writes."""
+
+from ..artifacts import Comparison, dumps
+from ..results.comparison import title
+from ..results.comparison_text import LEGEND, cells, remarks
+from .pareto import pareto_pictures
+
+ESCAPED = str.maketrans(
+    {sign: f"\\{sign}" for sign in r"\`*_|[]#!~"} | {"\n": " ", "<": "&lt;", ">": "&gt;", "&": "&amp;"}
+)
+
+
+def markdown(found: Comparison, picture: str | None = None) -> str:
+    """The table with its notes.
+
+    Args:
+        picture: the file that is shown below it.
+    """
+    titles = [title(name).translate(ESCAPED) for name in found.columns]
+    lines = [["model", *titles], ["---", *["--:"] * len(titles)]]
+    for row, line in zip(found.rows, cells(found), strict=True):
+        texts = [" ".join([f"**{parts[0]}**" if best else parts[0], *parts[1:]]) for parts, best in line]
+        lines.append([row["name"].translate(ESCAPED), *texts])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in remarks(found))
+    shown = f"\n![quality against cost]({picture})\n" if picture else ""
+    return f"# Compared with {found.base.translate(ESCAPED)}\n\n{table}\n\n{LEGEND}\n{shown}" + (
+        f"\n{notes}" if notes else ""
+    )
+
+
+def comparison_files(found: Comparison) -> dict[str, bytes]:
+    """File name -> content: the record, the table and, where there is quality to be drawn, the pictures."""
+    pictures = pareto_pictures(found)
+    page = markdown(found, next(iter(pictures), None))
+    return {"comparison.json": dumps(found).encode(), "comparison.md": page.encode(), **pictures}

@@ -1,0 +1,1 @@
+"""Results, what artifacts say together: collections, comparisons with intervals, summaries, labels; nothing drawn."""

@@ -1,0 +1,240 @@
+"""Artifact collection of a folder and below: one model, and what came from it."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
+from ..errors import UserError
+from ..results.comparison_text import cells, remarks
+from ..runtime.progress import say
+from ..storage.paths import parse_json
+
+# What a report reads of the parts of artifacts that have no fixed form, to be tried before anything is drawn.
+NUMBERS: dict[str, Callable[[Any], Iterable[Any]]] = {
+    "pruned": lambda found: (
+        [found.compensation["loss"][key] for key in ("dense", "before", "after")] if found.compensation else ()
+    ),
+    "compensation": lambda found: [
+        *(found.loss[key] for key in ("dense", "before", "after")),
+        *(item[side][key] for item in found.layers for side in ("before", "after") for key in ("shift", "error")),
+        *(item["layer"] for item in found.layers),
+    ],
+    "healing": lambda found: [
+        *(row["step"] for row in found.rows),
+        *(row["loss"] for row in found.rows if "loss" in row or row["step"] or len(found.rows) < 2),
+        *(math.log(item["value"]) for row in found.rows for item in (row.get("eval") or {}).values()),
+    ],
+    "evaluation": lambda found: [
+        *(item["value"] for item in found.perplexity.values()),
+        *(item[key] or 0.0 for item in found.tasks.values() for key in ("value", "stderr")),
+        *(found.model.layer_parameters[index] for index in found.removed),
+    ],
+    "sweep": lambda found: [
+        value
+        for row in found.rows
+        for value in (row["removed"], *(item["value"] for item in row["perplexity"].values()))
+    ],
+    "comparison": lambda found: [
+        *(item["value"] for row in found.rows for item in row["figures"].values()),
+        *(
+            0 for _ in [*cells(found), *remarks(found), *(row["name"] for row in found.rows)]
+        ),  # they are read, that is all
+    ],
+}
+LARGEST_ARTIFACT = 200_000_000  # bytes of a file that is looked into
+
+
+@dataclass(frozen=True)
+class CollectedArtifact:
+    """An artifact: where it lies below the folder, what it says, and the hash of the file."""
+
+    path: str
+    record: Any
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that it lies in; empty at the top."""
+        return PurePosixPath(self.path).parent.name
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Layers that went, in the numbering of the root; ``pruned`` is None where nothing was written."""
+
+    name: str
+    plan: Plan
+    removed: list[int]
+    order: list[int]
+    pruned: Pruned | None = None
+
+    @property
+    def repair(self) -> str | None:
+        """The methods that changed weights afterwards."""
+        told = self.pruned.compensation if self.pruned else None
+        names = [str(told["method"])] if told and told.get("changed") else []
+        names += [str(item["method"]) for item in (self.pruned.healing if self.pruned else ())]
+        return ", ".join(names) or None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Artifacts that belong together."""
+
+    name: str
+    found: list[CollectedArtifact]
+
+    def of(self, kind: str) -> list[CollectedArtifact]:
+        """The artifacts of a kind, in the order of their paths."""
+        return [item for item in self.found if item.record.kind == kind]
+
+    @cached_property
+    def root(self) -> ModelRecord | None:
+        """The dense model: of those that were pruned, else of all, the one with most layers."""
+        plans = [model_of(item.record) for kind in ("plan", "pruned") for item in self.of(kind)]
+        models = plans or [model for item in self.found for model in _models(item.record)]
+        return max(models, key=lambda model: model.layers, default=None)
+
+    @cached_property
+    def removals(self) -> list[Removal]:
+        """Every written model, then every plan that none of them followed."""
+        made = [self._removal(item.folder or self.name, item.record.plan, item.record) for item in self.of("pruned")]
+        done = {(removal.plan.model.fingerprint, tuple(removal.plan.removed)) for removal in made}
+        open_plans = [
+            item for item in self.of("plan") if (item.record.model.fingerprint, tuple(item.record.removed)) not in done
+        ]
+        return made + [self._removal(item.path, item.record) for item in open_plans]
+
+    def removal_of(self, model: ModelRecord) -> Removal | None:
+        """The pruning that a model came from: by its fingerprint, else (it was trained further) by the folder and its
+        layers.
+        """
+        written = [removal for removal in self.removals if removal.pruned]
+        exact = (removal for removal in written if removal.pruned.fingerprint == model.fingerprint)
+        return next(exact, None) or next(
+            (removal for removal in written if _continues(model, removal.name, removal.pruned)), None
+        )
+
+    def _removal(self, name: str, plan: Plan, pruned: Pruned | None = None) -> Removal:
+        places = {original: index for index, original in enumerate(self.root.original)}
+        own = plan.model.original
+        kept = {places.get(own[index]) for index in plan.kept}
+        removed = [index for index in range(self.root.layers) if index not in kept]
+        order = [places[own[index]] for index in plan.order if own[index] in places]
+        return Removal(name, plan, removed, order, pruned)
+
+
+def collect(folder: str | Path) -> Collection:
+    """All artifacts in a folder and below, by their kind.
+
+    Hidden folders, links, files without a kind and files above LARGEST are left aside.
+
+    Raises:
+        UserError: no folder, no artifact in it, an artifact that is not valid, or artifacts of different models.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}: give the folder in which artifacts such as scores.json or a pruned model lie"
+        )
+    found = [item for path in _files(folder) if (item := _artifact(path, path.relative_to(folder).as_posix()))]
+    if not found:
+        kinds = ", ".join(RECORDS)
+        raise UserError(
+            f"{folder} holds no artifacts of shallower, looked for JSON files of the kinds {kinds}: give --out "
+            "to a stage first"
+        )
+    _check_one_model(found)
+    return Collection(folder.resolve().name, found)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.endswith(".json") and not name.startswith(".") and not path.is_symlink() and path.is_file():
+                yield path
+
+
+def _artifact(path: Path, name: str) -> CollectedArtifact | None:
+    try:
+        if path.stat().st_size > LARGEST_ARTIFACT:
+            say(f"{name} is larger than {LARGEST_ARTIFACT // 10**6} MB: left aside")
+            return None
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or 'failed').lower()}; mend or remove it") from error
+    if b'"kind"' not in raw or b'"schema"' not in raw:
+        return None
+    try:
+        content = parse_json(raw, name)
+    except UserError as error:
+        say(f"{error}; left aside")
+        return None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in RECORDS or "schema" not in content:
+        return None
+    record = read(content, kind, str(path))
+    try:
+        finite = all(math.isfinite(float(value)) for value in NUMBERS.get(kind, lambda _: ())(record))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is not a valid {kind} file: {what}; write it again") from error
+    if not finite:
+        raise UserError(f"{path} is not a valid {kind} file: it holds a number that is not finite; write it again")
+    return CollectedArtifact(name, record, hashlib.sha256(raw).hexdigest())
+
+
+def _models(record: Record) -> list[ModelRecord]:
+    """The models that an artifact has records of."""
+    models = [model_of(record), record.against if isinstance(record, Speed) else None]
+    return [model for model in models if model is not None]
+
+
+def _fingerprints(record: Record) -> list[str]:
+    if isinstance(record, Comparison):
+        return [str(row.get("fingerprint")) for row in record.rows]
+    own = [record.fingerprint] if isinstance(record, Pruned | Healing) else []
+    return [model.fingerprint for model in _models(record)] + own
+
+
+def _continues(model: ModelRecord, folder: str, pruned: Pruned) -> bool:
+    """Whether a model was trained further in this folder, to which its ``shallower.json`` was carried on."""
+    same = (model.family, model.original) == (pruned.plan.model.family, pruned.original)
+    return same and PurePosixPath(model.source).name == folder
+
+
+def _check_one_model(found: list[CollectedArtifact]) -> None:
+    """Raise a UserError unless all fingerprints hang together by prunings, further training and comparisons."""
+    groups = [(set(_fingerprints(item.record)), item) for item in found]
+    for item in found:
+        if isinstance(item.record, Pruned):
+            names = {
+                m.fingerprint
+                for other in found
+                for m in _models(other.record)
+                if _continues(m, item.folder, item.record)
+            }
+            groups.append(({item.record.fingerprint, *names}, item))
+    known, rest = set(groups[0][0]), groups[1:]
+    while joined := [group for group in rest if group[0] & known]:
+        known |= set().union(*(names for names, _ in joined))
+        rest = [group for group in rest if group not in joined]
+    if rest:
+        one, other = groups[0][1], rest[0][1]
+        raise UserError(
+            f"{one.path} and {other.path} are of different models ({_named(one.record)}; {_named(other.record)}): "
+            "make a report per model, each from its own folder"
+        )
+
+
+def _named(record: Record) -> str:
+    model = model_of(record)
+    return f"{model.source}, fingerprint {model.fingerprint}" if model else f"{record.base} and others"

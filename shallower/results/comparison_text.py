@@ -1,0 +1,71 @@
+"""Comparison as text: the cells of its table, its remarks and its legend."""
+
+from typing import Any
+
+from ..artifacts import Comparison
+
+CLEAR_MARK = "†"
+LEGEND = (
+    f"× and +/-: against the base, with 95 % intervals from paired resampling; {CLEAR_MARK} marks those that leave "
+    "out no effect. "
+    "The best of each column is bold."
+)
+
+
+def count_text(value: int | float, base: int = 1000) -> str:
+    """6.74B, 134.5M for counts; 1.20 GiB for bytes with ``base`` 1024."""
+    units = ("B", "M", "K") if base == 1000 else (" GiB", " MiB", " KiB")
+    for power, unit in zip((3, 2, 1), units, strict=True):
+        if value >= base**power:
+            return f"{value / base**power:.{2 if power == 3 else 1}f}{unit}"
+    return f"{value:.0f}"
+
+
+def value_text(column: str, value: int | float) -> str:
+    """A figure for people, with the digits that its column deserves."""
+    if column == "layers":
+        return f"{value:.0f}"
+    if column == "parameters" or column.endswith("_bytes"):
+        return count_text(value, 1000 if column == "parameters" else 1024)
+    if column.startswith("task"):
+        return f"{value:.4f}"
+    if value >= 1e5:
+        return f"{value:.3g}"
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+
+
+def cell(column: str, figure: dict[str, Any]) -> list[str]:
+    """The lines of a cell: value, delta, interval of the delta."""
+    sign = _ratio if figure["effect"] == "ratio" else _difference
+    mark = CLEAR_MARK if figure["clear"] else ""
+    low, high = figure["delta_low"], figure["delta_high"]
+    between = [] if low is None else [f"[{sign(low)[1]}, {sign(high)[1]}]{mark}"]
+    if column == "perplexity_ratio":
+        return [value_text(column, figure["value"]), *between]
+    delta = [] if figure["delta"] is None or (column == "layers") else ["".join(sign(figure["delta"]))]
+    return [value_text(column, figure["value"]), *delta, *between]
+
+
+def _ratio(value: float) -> tuple[str, str]:
+    return "×", f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1e5 else f"{value:.3g}"
+
+
+def _difference(value: float) -> tuple[str, str]:
+    return "", f"{value:+.4f}"
+
+
+def cells(found: Comparison) -> list[list[tuple[list[str], bool]]]:
+    """Per row and column the lines of the cell and whether it is the best."""
+    none = (["-"], False)
+    return [
+        [
+            (cell(name, row["figures"][name]), row["figures"][name]["best"]) if name in row["figures"] else none
+            for name in found.columns
+        ]
+        for row in found.rows
+    ]
+
+
+def remarks(found: Comparison) -> list[str]:
+    """What stands below the table: how models were made, and the notes."""
+    return [*(f"{row['name']}: {row['how']}" for row in found.rows if row["how"]), *found.notes]

@@ -1,0 +1,55 @@
+"""Healing and repair figures, read from the artifact: losses, perplexities, the gap to the dense model that
+was closed.
+"""
+
+import math
+
+from ..artifacts import Healing
+
+LARGEST_LOSS = 99.0  # nats; beyond them a perplexity is no number that anybody compares
+
+
+def perplexity_times(loss: dict[str, float]) -> tuple[float, float]:
+    """Perplexity before and after a repair as multiples of the dense model's, from losses ``dense``, ``before`` and
+    ``after``.
+    """
+    before, after = (math.exp(min(loss[state] - loss["dense"], LARGEST_LOSS)) for state in ("before", "after"))
+    return before, after
+
+
+def losses(found: Healing) -> tuple[float, float]:
+    """Means of the training loss over the first and the last tenth of the steps, in nats."""
+    values = [row["loss"] for row in found.rows if "loss" in row]
+    part = max(1, len(values) // 10)
+    return sum(values[:part]) / part, sum(values[-part:]) / part
+
+
+def perplexities(found: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
+    """Text -> (step, perplexity) wherever it was measured, of the healed model or of the control."""
+    rows = (found.control or ()) if control else found.rows
+    measured = [(row["step"], row["eval"]) for row in rows if row.get("eval")]
+    names = measured[0][1] if measured else ()
+    return {name: [(step, one[name]["value"]) for step, one in measured if name in one] for name in names}
+
+
+def gaps(found: Healing) -> dict[str, tuple[float, float]]:
+    """Text -> how much of the gap in log-perplexity to the dense model is closed: to it as it was, and to it
+    trained the same.
+    """
+    closed, control = {}, perplexities(found, control=True)
+    for name, values in perplexities(found).items():
+        if name in control:
+            (before, after), (plain, trained) = (
+                [math.log(one[at][1]) for at in (0, -1)] for one in (values, control[name])
+            )
+            if before > plain:
+                closed[name] = (before - after) / (before - plain), 1 - (after - trained) / (before - plain)
+    return closed
+
+
+def gap_closed(found: Healing, name: str) -> str:
+    """That in words; nothing where there is no control."""
+    if name not in gaps(found):
+        return ""
+    plain, trained = gaps(found)[name]
+    return f"{plain:.0%} of the gap to the dense model, {trained:.0%} of it when that is trained on the same tokens"

@@ -1,0 +1,235 @@
+"""Comparison sources, the arguments of ``compare``: artifacts found by their kind, merged into one entry per model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from ..artifacts import Evaluation, ModelRecord, Pruned, Speed, load
+from ..errors import UserError
+from ..storage.paths import kind_of
+from ..storage.paths import place as expanded
+
+USED = ("evaluation", "speed", "pruned")
+MODEL_FILES = (".gguf",)
+HOW = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
+SAME = 1e-6  # relative difference of one figure measured twice
+Finite = pydantic.FiniteFloat
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Perplexity on one text, as in an Evaluation."""
+
+    value: Positive
+    nll: Finite
+    tokens: int
+    length: int
+    stride: int
+    bos: str
+    hash: str
+    bits_per_byte: Positive | None = None
+    parts: list[tuple[Finite, pydantic.PositiveInt]] = field(default_factory=list)
+
+    def identity(self) -> dict[str, Any]:
+        return {"length": self.length, "stride": self.stride, "BOS rule": self.bos, "tokens": self.hash}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, as in an Evaluation."""
+
+    value: Finite
+    metric: str
+    count: int
+    version: Any = None
+    hash: str = ""
+    items: list[Finite] = field(default_factory=list)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "number of items": self.count,
+            "version": str(self.version),
+            "data or prompts": self.hash,
+        }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds."""
+
+    median: Positive
+    mean: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A row of a Speed, with where and how it was measured."""
+
+    of: str
+    batch: int
+    prompt: int
+    new: int
+    prefill: Spread
+    decode: Spread
+    tokens_per_second: Positive
+    peak_memory_bytes: Finite | None = None
+    weight_bytes: Finite | None = None
+    conditions: tuple[str, ...] = ()
+    typical: str = "median"
+    created: str = ""
+
+    def milliseconds(self, part: str) -> float:
+        """``prefill`` or ``decode``, the mean or the median as the protocol says."""
+        spread = getattr(self, part)
+        return 1000 * (spread.mean if self.typical == "mean" and spread.mean else spread.median)
+
+    @property
+    def setting(self) -> tuple[int, int, int]:
+        return self.batch, self.prompt, self.new
+
+
+@dataclass(frozen=True)
+class CompareArgument:
+    """One argument and what was found there, in which files; without an evaluation its model is ``missing`` one."""
+
+    path: str
+    name: str | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    pruned: list[Pruned] = field(default_factory=list)
+    missing: bool = False
+    files: tuple[Path, ...] = ()
+
+
+@dataclass
+class ComparisonEntry:
+    """One model with everything that is known of it."""
+
+    name: str
+    model: ModelRecord
+    removed: tuple[int, ...] = ()
+    how: str = ""
+    dtypes: set[str] = field(default_factory=set)
+    texts: dict[str, Text] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        return self.model.fingerprint, self.removed
+
+    @property
+    def layers(self) -> int:
+        return self.model.layers - len(self.removed)
+
+    @property
+    def parameters(self) -> int:
+        return self.model.parameters - sum(self.model.layer_parameters[index] for index in self.removed)
+
+
+def read_given(text: str | Path) -> CompareArgument:
+    """One argument: ``NAME=PATH`` or ``PATH``, a folder with artifacts, an evaluation or speed .json, or a model.
+
+    Raises:
+        UserError: nothing of use there, or a broken artifact.
+    """
+    name, path = _named(str(text))
+    place = expanded(path)
+    if place.is_dir():
+        used = [(file, kind) for file, kind in artifacts_below(place) if kind in USED]
+        model = (place / "config.json").is_file()
+        files = (*(file for file, _ in used), *((place,) if model else ()))
+        given = _sorted_out(CompareArgument(path, name, files=files), [load(file, kind) for file, kind in used])
+        if not model and not given.evaluations and not given.speeds:
+            raise UserError(
+                f"{path} holds no evaluation and no model: give a folder that evaluate wrote to, an evaluation "
+                "file or a model"
+            )
+        return replace(given, missing=model and not given.evaluations)
+    if path.endswith(".json"):
+        kind = "speed" if place.is_file() and kind_of(place) == "speed" else "evaluation"
+        return _sorted_out(CompareArgument(path, name, files=(place,)), [load(place, kind)])
+    if place.is_file() and not path.endswith(MODEL_FILES):
+        raise UserError(
+            f"{path} is neither a folder nor a .json or .gguf file: give a run, an evaluation file or a model"
+        )
+    return CompareArgument(path, name, missing=True, files=(place,))
+
+
+def artifacts_below(folder: Path) -> list[tuple[Path, str]]:
+    """The artifacts in a folder and below, with their kinds, in a fixed order; what is hidden does not count."""
+    files = sorted(path for path in folder.rglob("*.json") if path.is_file())
+    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [(path, kind) for path in shown if (kind := kind_of(path))]
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    name, equals, path = text.partition("=")
+    if not equals or expanded(text).exists():
+        return None, text
+    if not name.strip() or not path:
+        raise UserError(f"{text!r}: write NAME=PATH")
+    return name.strip(), path
+
+
+def _sorted_out(given: CompareArgument, records: list) -> CompareArgument:
+    parts = {kind: [record for record in records if record.kind == kind] for kind in USED}
+    for found in parts["evaluation"]:
+        if not set(found.removed) < set(range(found.model.layers)):
+            raise UserError(
+                f"an evaluation in {given.path} leaves out layers {found.removed} of {found.model.layers}: "
+                "write it again"
+            )
+    return replace(given, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
+
+
+def check_several(givens: Sequence[CompareArgument]) -> None:
+    """Raise a UserError for two arguments of the same name, or a single model."""
+    names = [given.name for given in givens if given.name]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two models are named {twice[0]}; give each a name of its own")
+    if sum(max(1, len(given.evaluations), 2 * len(given.speeds)) for given in givens) < 2:
+        raise UserError("nothing to compare: give at least two models, runs or evaluation files; the first is the base")
+
+
+def completed(givens: Sequence[CompareArgument], evaluate: Callable[[str], Evaluation]) -> list[CompareArgument]:
+    """The same with every model evaluated that has no evaluation."""
+    return [replace(given, evaluations=[evaluate(given.path)]) if given.missing else given for given in givens]
+
+
+def checked(kind: type, content: dict[str, Any], where: str) -> Any:
+    """A part of an artifact with its types checked; keys that are not known are left out."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where} cannot be read: {place}: {first['msg'].lower()}; evaluate or measure again"
+        ) from error
+
+
+def texts_of(found: Evaluation) -> dict[str, Text]:
+    where = f"the evaluation of {found.model.source}: perplexity"
+    return {name: checked(Text, item, f"{where} {name}") for name, item in found.perplexity.items()}
+
+
+def tasks_of(found: Evaluation) -> dict[str, Task]:
+    where = f"the evaluation of {found.model.source}: task"
+    return {name: checked(Task, item, f"{where} {name}") for name, item in found.tasks.items()}
+
+
+def timings_of(found: Speed, side: str) -> list[Timing]:
+    """The rows of one side, ``model`` or ``against``; settings that ran out of memory have none."""
+    told = {key: found.settings[key] for key in HOW if found.settings.get(key)}
+    how = [key if value is True else f"{key} {value}" for key, value in told.items()]
+    where = {"conditions": (found.device, f"{found.threads} threads", f"protocol {found.protocol}", *how)}
+    where |= {"created": found.provenance.created, "weight_bytes": found.analytic.get(side, {}).get("weight_bytes")}
+    where["typical"] = found.settings.get("typical", "median")
+    label = f"the speed of {found.model.source}"
+    return [checked(Timing, row | where, label) for row in found.rows if row.get("of") == side and "error" not in row]

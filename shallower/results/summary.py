@@ -1,0 +1,246 @@
+"""Report summary: labels, ratios to the dense model, the headline."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Speed
+from ..runtime.format import Number, layers, millions, short
+from .collection import CollectedArtifact, Collection, Removal
+from .timings import middle, setting
+
+TextColumn = tuple[str, str]  # name of a text, hash of its tokens
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """An evaluation, and of what it is."""
+
+    label: str
+    detail: str
+    found: CollectedArtifact
+    dense: bool = False
+    removal: Removal | None = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.found.record
+
+    def at(self, column: TextColumn) -> dict[str, Any] | None:
+        """The perplexity on a text, where it was measured on the same tokens."""
+        item = self.evaluation.perplexity.get(column[0])
+        return item if item and item.get("hash", "") == column[1] else None
+
+
+class Summary:
+    """A dossier, read."""
+
+    def __init__(self, dossier: Collection):
+        self.dossier = dossier
+        self.root = dossier.root
+
+    @property
+    def name(self) -> str:
+        """The name of the dense model."""
+        return model_name(self.root) if self.root else PurePosixPath(self.dossier.of("comparison")[0].record.base).name
+
+    @cached_property
+    def rows(self) -> list[EvaluationRow]:
+        """Every evaluation: first the dense model, then by layers left, then by path."""
+        rows = [self._row(item) for item in self.dossier.of("evaluation")]
+        return sorted(
+            rows,
+            key=lambda row: (
+                not row.dense,
+                len(row.evaluation.removed) - row.evaluation.model.layers,
+                row.removal is not None,
+            ),
+        )
+
+    def _row(self, found: CollectedArtifact) -> EvaluationRow:
+        record = found.record
+        removal = self.dossier.removal_of(record.model)
+        if record.removed:
+            told = layers(record.removed)
+            what = told if len(told) <= 20 else f"{len(record.removed)} layers"
+            return EvaluationRow(f"without {what}", "left out virtually, nothing repaired", found)
+        if removal:
+            trained = removal.pruned.fingerprint != record.model.fingerprint
+            repaired = f"repaired by {removal.repair}" if removal.repair else "not repaired"
+            return EvaluationRow(removal.name, "trained further" if trained else repaired, found, removal=removal)
+        dense = record.model.fingerprint == self.root.fingerprint
+        return EvaluationRow(
+            "dense" if dense else model_name(record.model), f"{record.model.layers} layers", found, dense=dense
+        )
+
+    @cached_property
+    def columns(self) -> list[TextColumn]:
+        """The texts, by name and tokens, in the order in which they come up."""
+        items = [(name, item.get("hash", "")) for row in self.rows for name, item in row.evaluation.perplexity.items()]
+        return list(dict.fromkeys(items))
+
+    def base(self, column: TextColumn) -> Number | None:
+        """The perplexity of the dense model on a text."""
+        return next((row.at(column)["value"] for row in self.rows if row.dense and row.at(column)), None)
+
+    def ratio(self, row: EvaluationRow, column: TextColumn) -> float | None:
+        """The perplexity as a multiple of that of the dense model on the same tokens."""
+        item, base = row.at(column), self.base(column)
+        return item["value"] / base if item and base else None
+
+    def mean_ratio(self, row: EvaluationRow) -> tuple[float, int] | None:
+        """The geometric mean of the ratios over the texts that can be compared, and their number."""
+        ratios = [ratio for column in self.columns if (ratio := self.ratio(row, column))]
+        return (math.exp(sum(map(math.log, ratios)) / len(ratios)), len(ratios)) if ratios and not row.dense else None
+
+    @cached_property
+    def main(self) -> Removal | None:
+        """The pruning that the headline speaks of: where several removed the same layers, the one with the lowest
+        perplexity.
+        """
+        return min(self.dossier.removals, key=self._order, default=None)
+
+    @cached_property
+    def main_row(self) -> EvaluationRow | None:
+        """Its evaluation; where there is none, that of the virtual removal."""
+        if self.main is None:
+            return None
+        own = [row for row in self.rows if row.removal is self.main and row.evaluation.perplexity]
+        virtual = [
+            row
+            for row in self.rows
+            if row.evaluation.removed == sorted(self.main.plan.removed) and row.evaluation.perplexity
+        ]
+        return min(
+            own, key=lambda row: (self.mean_ratio(row) or (math.inf, 0))[0], default=virtual[0] if virtual else None
+        )
+
+    def _order(self, removal: Removal) -> tuple[bool, int, float]:
+        ratios = [ratio[0] for row in self.rows if row.removal is removal and (ratio := self.mean_ratio(row))]
+        return removal.pruned is None, -len(removal.removed), min(ratios, default=math.inf)
+
+    @property
+    def sets(self) -> list[Removal]:
+        """One removal for each set of removed layers, the main one first."""
+        ordered = sorted(self.dossier.removals, key=lambda removal: removal is not self.main)
+        return list({tuple(removal.removed): removal for removal in reversed(ordered)}.values())[::-1]
+
+    def headline(self) -> str:
+        """One line, such as: 6 of 30 layers removed, −15.8 % parameters, perplexity ×1.22."""
+        if self.main is None:
+            return (
+                f"{self.root.layers} layers, {millions(self.root.parameters)} parameters"
+                if self.root
+                else "Models side by side"
+            )
+        counts = sorted({len(removal.removed) for removal in self.dossier.removals})
+        if len(counts) > 1:
+            return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} of {self.root.layers} layers removed"
+        gone = "removed" if any(removal.pruned for removal in self.dossier.removals) else "would be removed"
+        parts = [
+            f"{counts[0]} of {self.root.layers} layers {gone}",
+            f"{percent(self.parameters_left(self.main))} parameters",
+        ]
+        if self.main_row and (found := self.mean_ratio(self.main_row)):
+            parts.append(f"perplexity ×{found[0]:.2f}" + (f" (mean of {found[1]} texts)" if found[1] > 1 else ""))
+        return ", ".join(parts)
+
+    def parameters_left(self, removal: Removal) -> float:
+        """The share of the root's parameters that a pruning left."""
+        return removal.plan.params_after / self.root.parameters
+
+    def key_figures(self) -> list[tuple[str, str]]:
+        """(figure, what it is) for the cards at the top."""
+        if self.main is None:
+            return []
+        plan, repair = self.main.plan, self.main.repair
+        cards = [
+            (
+                f"{self.root.layers} → {len(plan.kept)}",
+                "layers" if len(self.sets) == 1 else f"layers, {self.main.name}",
+            ),
+            (
+                f"{millions(self.root.parameters)} → {millions(plan.params_after)}",
+                f"parameters, {percent(self.parameters_left(self.main))}",
+            ),
+        ]
+        if self.main_row:
+            column = next((column for column in self.columns if self.ratio(self.main_row, column)), None)
+            if column:
+                before, after = self.base(column), self.main_row.at(column)["value"]
+                cards.append(
+                    (
+                        f"{perplexity_text(before)} → {perplexity_text(after)}",
+                        f"perplexity, {column[0]}" + (f", repaired by {repair}" if repair else ""),
+                    )
+                )
+        for found in self.dossier.of("speed"):
+            cards += speed_cards(found.record)
+        if self.main.pruned and "logits" in self.main.pruned.verified:
+            cards.append(
+                (
+                    str(self.main.pruned.verified["logits"]),
+                    "reloaded from disk, logits equal to those of the intended model",
+                )
+            )
+        return cards[:6]
+
+
+def speed_cards(found: Speed) -> list[tuple[str, str]]:
+    """The first setting's decoding speed-up, and the change of peak memory."""
+    cards = []
+    ratios = [(value, setting(row)) for row in found.speedups if (value := middle(row.get("decode"))) is not None]
+    if ratios:
+        cards.append((f"×{ratios[0][0]:.2f}", f"decoding speed, {ratios[0][1]}"))
+    for row in found.rows:
+        twin = next(
+            (other for other in found.rows if other.get("of") == "against" and setting(other) == setting(row)), {}
+        )
+        if row.get("of") == "model" and row.get("peak_memory_bytes") and twin.get("peak_memory_bytes"):
+            cards.append(
+                (percent(row["peak_memory_bytes"] / twin["peak_memory_bytes"]), f"peak memory, {setting(row)}")
+            )
+            break
+    return cards
+
+
+def model_name(model: ModelRecord) -> str:
+    """The last part of where a model came from, without the ending of a file."""
+    return PurePosixPath(model.source.replace("\\", "/")).name.removesuffix(".gguf") or model.family
+
+
+def percent(share: Number) -> str:
+    """A share that is left, as a change: −15.8 %."""
+    return f"{'−' if share < 1 else '+'}{abs(1 - share):.1%}".replace("%", " %")
+
+
+def perplexity_text(value: Number) -> str:
+    """A perplexity with two decimals, a large one with fewer."""
+    return f"{value:.2f}" if value < 1000 else short(value)
+
+
+def seconds(count: Number) -> str:
+    """A duration for people."""
+    return f"{count:.1f} s" if count < 100 else f"{count / 60:.1f} min" if count < 6000 else f"{count / 3600:.1f} h"
+
+
+def gigabytes(count: Number) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def tokens_used(record: CalibrationRecord | None) -> str:
+    """Which tokens a stage used."""
+    if record is None:
+        return "none"
+    seed = f", seed {record.seed}" if record.seed is not None else ""
+    return f"{record.samples} × {record.length} of {record.source}{seed}, BOS {record.bos}"
+
+
+def settings_of(settings: dict[str, Any]) -> str:
+    """A method's settings as they are given on the command line."""
+    return ", ".join(
+        f"{name}={short(value) if isinstance(value, float) else value}" for name, value in settings.items()
+    )

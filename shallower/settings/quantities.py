@@ -1,0 +1,136 @@
+"""Quantities as people write them: layers and ranges, sizes, parameters, tokens, bytes, shares, factors and times."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import UserError
+
+THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "B": 1}
+TIME_UNITS = {"S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
+LONGEST = 6  # digits of a layer's number
+RANGE = re.compile(r"(\d+)\s*(?:-|–|\.\.\.?|:)\s*(\d+)")
+
+
+def numbers_of(given: Any, name: str, what: str = "layer numbers") -> tuple[int, ...]:
+    """Whole numbers from text such as ``3,4,5``, ``3, 8-10``, ``8..10`` or ``3 4 5``, or from a sequence.
+
+    In the order given.
+
+    Raises:
+        UserError: not such a list.
+    """
+    if isinstance(given, int) and not isinstance(given, bool):
+        return (given,)
+    if not isinstance(given, str) and isinstance(given, Iterable):
+        return tuple(number for item in given for number in numbers_of(item, name, what))
+    found: list[int] = []
+    text = str(given).strip().strip("[]()")
+    for part in RANGE.sub(r"\1-\2", text).replace(",", " ").replace(";", " ").split():
+        low, dash, high = part.partition("-")
+        sound = low.isascii() and low.isdigit() and len(low) <= LONGEST
+        sound = sound and (
+            not dash or (high.isascii() and high.isdigit() and len(high) <= LONGEST and int(high) >= int(low))
+        )
+        if not sound:
+            raise UserError(f"{name} {str(given)!r}: give {what} such as 3,4,5 or 8-10")
+        found += range(int(low), int(high) + 1) if dash else [int(low)]
+    if not found:
+        raise UserError(f"{name} {str(given)!r}: give {what} such as 3,4,5 or 8-10")
+    return tuple(found)
+
+
+def sizes_of(given: Any, name: str) -> tuple[int, ...]:
+    """Numbers of layers from text such as ``1..12``, ``1-12`` or ``3,6,9``, in order, each once.
+
+    Raises:
+        UserError: not numbers of layers, or one below 1.
+    """
+    found = sorted(set(numbers_of(given, name, "numbers of layers")))
+    if found[0] < 1:
+        raise UserError(f"{name} {str(given)!r}: every size is a number of layers, 1 or more")
+    return tuple(found)
+
+
+def count_of(given: Any, name: str, example: str = "5.5B or 110M") -> int | float:
+    """A number from text such as ``5.5B``, ``110M`` or ``100000000``.
+
+    Raises:
+        UserError: not a number.
+    """
+    return _number(given, THOUSANDS, f"{name} {str(given)!r}: give a number such as {example}")
+
+
+def tokens_of(given: Any, name: str) -> int:
+    """A number of tokens from text such as ``20M`` or ``500000``.
+
+    Raises:
+        UserError: not a positive number.
+    """
+    return _whole(given, THOUSANDS, f"{name} {str(given)!r}: give a number of tokens such as 500K or 20M")
+
+
+def bytes_of(given: Any, name: str = "") -> int:
+    """Bytes of a size such as ``5GB``, ``500 MB`` (decimal) or ``8GiB``, or of a plain number.
+
+    Raises:
+        UserError: not a positive size.
+    """
+    return _whole(given, BYTES, f"{name} {str(given)!r} is not a size; write for example 5GB or 500MB".strip())
+
+
+def share_of(given: Any, name: str) -> int | float:
+    """A share from text such as ``0.2``, ``20%`` or ``20 %``.
+
+    Raises:
+        UserError: not a number.
+    """
+    number = _number(given, {"%": 1.0}, f"{name} {str(given)!r}: give a share such as 0.2 or 20%")
+    return number / 100 if isinstance(given, str) and "%" in given else number
+
+
+def factor_of(given: Any, name: str) -> int | float:
+    """A factor from text such as ``1.3`` or ``1.3x``.
+
+    Raises:
+        UserError: not a number.
+    """
+    return _number(given, {"X": 1.0, "×": 1.0}, f"{name} {str(given)!r}: give a factor such as 1.25 or 1.25x")
+
+
+def seconds_of(given: Any, name: str) -> int | float:
+    """Seconds from text such as ``120s``, ``10m``, ``1h30m`` or ``120``.
+
+    Raises:
+        UserError: not a time.
+    """
+    wrong = f"{name} {str(given)!r}: give a time such as 120s, 10m or 2h"
+    parts = re.findall(r"[\d.]+\s*[a-z]+", given.lower()) if isinstance(given, str) else []
+    if len(parts) > 1 and "".join(parts).replace(" ", "") == given.lower().replace(" ", ""):
+        return sum(_number(part, TIME_UNITS, wrong) for part in parts)
+    return _number(given, TIME_UNITS, wrong)
+
+
+def _number(given: Any, units: dict[str, float], wrong: str) -> int | float:
+    """A number with one of the units, or without."""
+    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+        raise UserError(wrong)
+    if not isinstance(given, str):
+        return given
+    number = given.strip().upper()
+    unit = next((unit for unit in sorted(units, key=len, reverse=True) if number.endswith(unit)), "")
+    digits = number.removesuffix(unit).strip()
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?", digits) or not digits.isascii():
+        raise UserError(wrong)
+    found = float(digits) * units.get(unit, 1)
+    return int(found) if found.is_integer() and not unit and "." not in digits and "E" not in digits else found
+
+
+def _whole(given: Any, units: dict[str, float], wrong: str) -> int:
+    """A whole number above 0, with one of the units, or without."""
+    number = _number(given, units, wrong)
+    if not 1 <= number < math.inf:
+        raise UserError(wrong)
+    return round(number)

@@ -1,0 +1,109 @@
+"""Evidence for a choice of layers: scores, losses of removals, scores anew, and perplexities, each made once when it
+is first asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..artifacts import CalibrationRecord, ModelRecord, Scores
+from ..evaluation.perplexity import Segments, evaluation_segments
+from ..evaluation.removals import removals_perplexity
+from ..planning.problem import Choice
+from ..settings.calibration import Calibration, Paths
+from ..settings.evaluation import Protocol
+from ..walk.removals import LossKind, LossWalk
+from ..walk.run import dtype_name, journal_of, load_weights, samples_of
+from .score import rescorer, score
+from .selection_options import CRITERION
+
+
+@dataclass
+class Evidence:
+    """What a choice rests on (``planning.choice.Evidence``): of a model, or only of scores that were given.
+
+    Attributes:
+        model: None where only scores were given.
+        given: those scores.
+        texts, protocol: what perplexities are measured on.
+    """
+
+    model: Model | None
+    given: Scores | None = None
+    criterion: str = CRITERION
+    settings: dict[str, Any] | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    texts: Paths = ()
+    protocol: Protocol | None = None
+
+    @property
+    def record(self) -> ModelRecord:
+        """Of the model, or the one that the scores are of."""
+        return self.model.record if self.model is not None else self.given.model
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, by its long name."""
+        return dtype_name(self.model) if self.model is not None else self.given.dtype
+
+    @cached_property
+    def scores(self) -> Scores:
+        """One number per layer, and of runs where the criterion tells."""
+        if self.given is not None:
+            return self.given
+        return score(self.model, criterion=self.criterion, settings=self.settings, calibration=self.calibration)
+
+    @cached_property
+    def samples(self) -> Any:
+        """The calibration tokens of the losses."""
+        return samples_of(self.model, self.calibration)
+
+    @cached_property
+    def losses(self) -> Callable[..., Tensor]:
+        """masks (variant, layer) -> mean of the objective over all predicted tokens."""
+        tokens = self.samples.tokens
+        load_weights(self.model)
+        walk = LossWalk(self.model, tokens, journal_of(self.model, self.samples.record, losses=True))
+
+        def losses(masks: Tensor, label: str, *, bounded: int = 0, objective: LossKind = "loss") -> Tensor:
+            with self.model.check_length(tokens.shape[1]):
+                return walk(masks, label, bounded=bounded, objective=objective) / walk.predictions
+
+        return losses
+
+    @cached_property
+    def rescore(self) -> Callable[[tuple[int, ...]], dict[int, float]]:
+        """Removed layers -> scores of those that stay."""
+        return rescorer(self.model, self.criterion, self.settings, self.calibration)
+
+    def used(self, needs: str) -> CalibrationRecord | None:
+        """The tokens behind what a selection needs."""
+        return self.scores.calibration if needs == "scores" else self.samples.record if needs == "losses" else None
+
+    @cached_property
+    def segments(self) -> dict[str, Segments]:
+        """The texts that perplexity is measured on."""
+        return evaluation_segments(self.model, self.texts, None, self.protocol or Protocol())
+
+    def perplexities(self, removals: Sequence[Sequence[int]], label: str) -> list[dict[str, dict[str, Any]]]:
+        """Text -> figures, for every set of removed layers."""
+        return removals_perplexity(self.model, self.segments, removals, label)
+
+    @cached_property
+    def _dense(self) -> dict[str, dict[str, Any]]:
+        return self.perplexities([()], "dense")[0]
+
+    @property
+    def measured(self) -> str:
+        """The texts of ``growth``, and how they are cut."""
+        return f"{', '.join(self.segments)}, {next(iter(self._dense.values()))['length']} tokens"
+
+    def growth(self, choice: Choice) -> float:
+        """The share by which the perplexity of some text grows without these layers, at most."""
+        before, removed = self._dense, sorted(choice.order)
+        after = self.perplexities([removed], f"without {len(removed)}")[0]
+        return max(after[name]["value"] / before[name]["value"] - 1 for name in before)

@@ -1,0 +1,88 @@
+"""Selection options: how layers are chosen, what is protected and how long a search may take.
+
+Scoring: by which criterion.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import UserError
+from ..methods import names
+from ..settings.fields import option, set_field
+from ..settings.quantities import seconds_of
+
+GROUP = "SelectionOptions"
+# With a run of neighbours the least harm on the worst of many texts, for one forward pass (docs/calibration.md).
+CRITERION = "block_influence"
+SUITED = {
+    "block_influence": "window",
+    "angular": "window",
+}  # the selection by default; for other criteria the lowest scores
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """By which criterion layers are scored, and its own settings.
+
+    Attributes:
+        criterion: a name from ``methods.names("criteria")``, or several.
+        settings: of the criterion; on the command line by ``--set``.
+    """
+
+    criterion: str | Sequence[str] = option(
+        "one or several: " + ", ".join(names("criteria")), CRITERION, kind=list, metavar="NAME"
+    )
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How layers are chosen: the method of selection and its settings, protection (None: auto), the schedule, and the
+    time.
+
+    ``selection`` None is what suits the criterion. ``budget`` is in seconds, for a selection that searches: counted
+    from its first loss on, greedy's part included.
+    """
+
+    selection: str | None = option(
+        ", ".join(names("selection")) + "; by default window for block_influence and angular, else lowest",
+        None,
+        metavar="NAME",
+    )
+    settings: dict[str, Any] = field(default_factory=dict)
+    keep_first: int | str | None = option("layers at the start that never go, or auto", None, kind=str, metavar="N")
+    keep_last: int | str | None = option("layers at the end that never go, or auto", None, kind=str, metavar="N")
+    iterative: bool = option("score anew after every removal", False)
+    budget: float | str | None = option(
+        "time for a selection that searches, such as 120s, 10m or 2h; then the best so far, at least greedy's, "
+        "is the result",
+        None,
+        kind=str,
+        metavar="TIME",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("keep_first", "keep_last"):
+            set_field(self, name, _kept(f"--{name.replace('_', '-')}", getattr(self, name)))
+        if self.budget is not None:
+            set_field(self, "budget", float(seconds_of(self.budget, "--budget")))
+            if not 0 <= self.budget < math.inf:
+                raise UserError(f"--budget {self.budget:g}: a number of seconds, 0 or more")
+
+    def for_criterion(self, criterion: str | None) -> "SelectionOptions":
+        """The same with its selection settled: as given, else what suits the criterion and the schedule."""
+        if self.selection is not None:
+            return self
+        return replace(self, selection="lowest" if self.iterative else SUITED.get(criterion or CRITERION, "lowest"))
+
+
+def _kept(name: str, given: int | str | None) -> int | None:
+    if given is None or given == "auto":
+        return None
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    if not (isinstance(given, str) and given.isascii() and given.isdigit()):
+        raise UserError(f"{name} {given}: give a number of layers, or auto")
+    return int(given)

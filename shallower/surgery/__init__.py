@@ -1,0 +1,1 @@
+"""Surgery: a pruned or trained checkpoint written file to file, and proven."""

@@ -1,0 +1,271 @@
+"""Proof of a written checkpoint: reloaded from disk, it is the virtually pruned model, with the dense one
+as control.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from ..anatomy.bypass import bypass
+from ..anatomy.fingerprint import shared_tensors
+from ..anatomy.kernels import exact_products
+from ..anatomy.loading import Checkpoint, check_whole, one_line, quiet
+from ..anatomy.model import RESIDENT_SHARE, Model
+from ..anatomy.patch import Patch, patched
+from ..anatomy.sources import open_checkpoint
+from ..anatomy.stack import check_causal, dry_tokens, sound_tokens
+from ..artifacts import Plan
+from ..errors import Refusal, UserError
+from ..runtime.memory import total_memory
+
+LOGITS_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}  # of the largest logit, where not bit for bit
+CACHED_TOLERANCE = 1e-3  # fp32: one product of many rows against many of one row
+PACKED_TOLERANCE = 5e-2  # where quantised weights cannot be widened, and activations may be rounded by rows too
+PROOF_PROBE = (2, 32)
+PROBE_LAYERED = (2, 16)  # each decoded token reads all weights
+PROBE_PREFIX = 12
+
+
+@exact_products()
+def verify(
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    sources: dict[str, str],
+    *,
+    save_dtype: torch.dtype | None = None,
+    patch: Patch | None = None,
+) -> dict:
+    """Reload the written files with plain transformers and prove them equal to the virtual removal.
+
+    Checked, with the dense model as control: no missing, mismatched or new unexpected keys; logits equal to those of
+    the dense model with the layers bypassed (bit for bit, else within a stated tolerance per dtype); logits of
+    cached decoding of given tokens equal to those of one uncached forward, in fp32.
+
+    Args:
+        folder: the written checkpoint.
+        sources: its tensor names -> those of the dense model.
+        save_dtype: what it was stored in; None for as before.
+        patch: the changes of weights that the written model is meant to have; the virtual one gets them too.
+    Returns:
+        What was compared and how far apart it was, for ``shallower.json``.
+    Raises:
+        UserError: a check failed, for the dense or for the pruned model.
+    """
+    layered = model.layered or _too_wide(model)
+    probe = PROBE_LAYERED if layered else PROOF_PROBE
+    opened = partial(_opened, device=model.device, layered=layered)
+    dense, dense_info = opened(model.checkpoint, save_dtype)
+    check_whole(model.checkpoint.source, dense_info)
+    if not layered:  # else seen when it was opened
+        check_causal(dense)
+    stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
+    tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
+    try:
+        with patched(dense, patch or {}), bypass(stack, plan.removed):
+            wanted = _logits(dense, tokens)
+        if not torch.isfinite(wanted).all():
+            raise UserError(
+                "the virtually pruned model yields NaN or infinite logits; another removal or dtype may help"
+            )
+    except (
+        RuntimeError
+    ) as error:  # shapes that no longer fit; what is missing altogether is refused by the bypass itself
+        reason = f"other layers need what they make ({one_line(error)})"
+        raise Refusal(f"the model does not run without layers {plan.removed}: {reason}") from error
+    del stack
+    control, dense_info = _cached(dense, partial(opened, model.checkpoint), tokens, "the dense model", dense_info)
+    del dense
+    written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
+    pruned, info = opened(written, save_dtype)
+    check_whole("the written model", info)
+    try:
+        got = _logits(pruned, tokens)
+    except Exception as error:  # constants by layer that no config field holds
+        raise UserError(
+            f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
+        ) from error
+    _check_unexpected(info, sources, dense_info)
+    difference = _check_logits(wanted, got, dtype)
+    cached, _ = _cached(pruned, partial(opened, written), tokens, "the written model", info)
+    return {
+        "logits": "bit for bit" if difference == 0 else f"within {LOGITS_TOLERANCE[dtype]:g} of the largest logit",
+        "logits_difference": difference,
+        "cached_difference": cached,
+        "cached_difference_unpruned": control,
+        "cached_tolerance": PACKED_TOLERANCE if max(cached, control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
+        "missing_keys": 0,
+        "unexpected_keys": len(info["unexpected_keys"]),
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokens": list(probe),
+        "layered": layered,
+        "changed_weights": len(patch or {}),
+    }
+
+
+def _too_wide(model: Model) -> bool:
+    """Whether a model that is resident would not be as fp32, in which the cache is checked, and can be read layer by
+    layer instead.
+    """
+    if (
+        4 * model.record.parameters <= RESIDENT_SHARE * total_memory(model.device)
+        or model.checkpoint.quantised is not None
+    ):
+        return False
+    return not shared_tensors(model.checkpoint.shapes, model.outline.name)
+
+
+def _opened(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, layered: bool, lean: Tensor | None = None
+) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint and the report of its loading, which for a layered one grows as layers are read."""
+    if not layered:
+        return checkpoint.load_reporting(dtype=dtype, device=device)
+    trust = checkpoint.trust_remote_code
+    model = Model(checkpoint.folder, dtype=dtype, device=device, trust_remote_code=trust, layered=True, lean=lean)
+    return model.module, {"unexpected_keys": model.onloader.unexpected, "close": model.onloader.close}
+
+
+def _cached(
+    module: nn.Module, opened: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict
+) -> tuple[float, dict]:
+    """``cached_difference`` of a model in fp32, which a resident one becomes in place.
+
+    A layered one is opened as, and closed.
+
+    Packed weights cannot be made fp32: such a model is compared as it is, more coarsely.
+    """
+    if "close" not in info:
+        if getattr(module, "hf_quantizer", None) is not None and not _floats(module):
+            return cached_difference(module, tokens, who, PACKED_TOLERANCE), info
+        return cached_difference(module.float(), tokens, who), info
+    info["close"]()  # both need not fit
+    module, info = opened(torch.float32, lean=tokens)
+    difference = cached_difference(module, tokens, who)
+    info["close"]()
+    return difference, info
+
+
+def _floats(module: nn.Module) -> bool:
+    """Whether all weights are plain floating numbers."""
+    return all(
+        parameter.dtype in LOGITS_TOLERANCE or parameter.dtype == torch.float64 for parameter in module.parameters()
+    )
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    return model(input_ids=tokens, use_cache=False).logits
+
+
+def _check_unexpected(info: dict, sources: dict[str, str], control: dict) -> None:
+    """Raise if the written model has weights without a place, but for those that the dense model ignores too."""
+    new = {sources.get(key, key) for key in info["unexpected_keys"]} - set(control["unexpected_keys"])
+    if new:
+        raise UserError(f"the written model has weights that its config does not know ({min(new)}): nothing was kept")
+
+
+def _check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference as a share of the largest logit; raises where it is beyond the dtype's tolerance."""
+    if torch.equal(wanted, got):
+        return 0.0
+    difference = float((wanted.float() - got.float()).abs().max() / wanted.float().abs().max())
+    if not difference <= LOGITS_TOLERANCE.get(dtype, 1e-4):
+        raise UserError(
+            f"the written model is not the intended one (logits differ by {difference:.2g} of the largest): "
+            "its architecture depends on the layer index in a way that files cannot express; nothing was kept"
+        )
+    return difference
+
+
+class _Forced(LogitsProcessor):
+    """Makes generation follow given tokens."""
+
+    def __init__(self, tokens: Tensor):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        wanted = self.tokens[:, input_ids.shape[1]]
+        return torch.full_like(scores, -torch.inf).scatter(1, wanted[:, None], 0.0)
+
+
+@contextlib.contextmanager
+def _neutral(model: nn.Module) -> Iterator[None]:
+    """Generation without the model's own defaults: end tokens, stop strings, sampling, several sequences, penalties,
+    kinds of cache.
+    """
+    before = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+@torch.no_grad()
+def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Tensor:
+    """Logits (batch, position, token) of generating the given tokens after a prefix."""
+    settings = GenerationConfig(
+        max_new_tokens=tokens.shape[1] - PROBE_PREFIX,
+        do_sample=False,
+        use_cache=cached,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    steps = tokens.shape[1] - PROBE_PREFIX
+    try:
+        with quiet(), _neutral(model):
+            result = model.generate(
+                input_ids=tokens[:, :PROBE_PREFIX],
+                attention_mask=torch.ones_like(tokens[:, :PROBE_PREFIX]),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([_Forced(tokens)]),
+            )
+    except Exception as error:  # caches fail in many ways
+        reason = f"{who} cannot generate with{'' if cached else 'out'} its cache ({one_line(error)})"
+        raise UserError(f"{reason}: nothing was kept; --no-verify writes it all the same") from error
+    if len(result.logits) != steps:
+        raise UserError(
+            f"{who} stops generating after {len(result.logits)} of {steps} tokens: nothing was kept; "
+            "--no-verify writes it"
+        )
+    return torch.stack(result.logits, dim=1).float()
+
+
+@torch.no_grad()
+def cached_difference(model: nn.Module, tokens: Tensor, who: str, tolerance: float = CACHED_TOLERANCE) -> float:
+    """How far cached decoding of given tokens is from uncached, as a share of the largest logit, in fp32.
+
+    One row is decoded. Uncached is one forward; where generation without cache differs from that too, it is what
+    counts.
+
+    The model should be in fp32: bf16 rounding alone can exceed any useful tolerance.
+
+    Raises:
+        UserError: beyond the tolerance, or decoding fails.
+    """
+    tokens = tokens[:1]  # some caches know one row only
+    full = _logits(model, tokens)[:, PROBE_PREFIX - 1 : -1].float()
+    step = _decoded(model, tokens, who, cached=True)
+    difference = float((full - step).abs().max() / full.abs().max())
+    if (
+        not difference <= tolerance
+    ):  # generation may number positions otherwise than a bare forward: ask it without cache
+        full = _decoded(model, tokens, who, cached=False)
+        difference = float((full - step).abs().max() / full.abs().max())
+    if not difference <= tolerance:
+        raise UserError(
+            f"{who} decodes differently with its cache than without (by {difference:.2g} of the largest logit): "
+            "nothing was kept; --no-verify writes it all the same"
+        )
+    return difference

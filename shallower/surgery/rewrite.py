@@ -1,0 +1,320 @@
+"""Checkpoint rewrite, file to file, without building the model.
+
+The result counts only once it is proven (``proof``).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..anatomy.config import Solved
+from ..anatomy.config_file import Edited
+from ..anatomy.loading import FLOATS, parse_dtype
+from ..anatomy.model import SIDE_FILE, Model
+from ..anatomy.names import TensorName
+from ..anatomy.patch import Edit, Patch
+from ..anatomy.quantised import StackNames, refuse, renumbered, stack_names
+from ..anatomy.sources import open_checkpoint
+from ..artifacts import Plan, Pruned, dumps, published
+from ..errors import Refusal
+from ..runtime.progress import say
+from ..runtime.provenance import versions
+from ..settings.quantities import bytes_of
+from ..settings.writing import Writing
+from ..storage.files import check_space, new_folder
+from ..storage.hashes import remember
+from ..storage.index import ITEM_BYTES, TensorEntry
+from ..storage.journal import Journal, journaled
+from ..storage.ownership import check_apart
+from ..storage.paths import files_below, listed
+from ..storage.writer import Content, Cut, stored_content, write_shards
+from .proof import verify
+from .side_files import carry_side_files
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """Where each tensor of the pruned checkpoint comes from (new name -> old name), and how many layers beyond the
+    stack are left out.
+    """
+
+    sources: dict[str, str]
+    dropped_beyond: int
+
+
+def checked_removal(
+    model: Model, plan: Plan, out: Path, *, save_dtype: torch.dtype | None = None, changed: bool = False
+) -> tuple[Solved, Renaming]:
+    """The config and the names of what stays, before any long work begins.
+
+    Args:
+        changed: weights of what stays are going to be changed.
+    Raises:
+        Refusal: the config cannot describe the kept layers.
+        UserError: ``out`` holds the model itself, or its weights are quantised and cannot be stored as asked.
+    """
+    checkpoint = model.checkpoint
+    check_apart(out, [checkpoint.folder, *(path for path in checkpoint.folder.iterdir() if path.is_file())])
+    if save_dtype is not None:
+        why = (
+            "its packed weights and their scales belong together, so --save-dtype cannot store them otherwise: "
+            "prune without it"
+        )
+        refuse(checkpoint.source, checkpoint.quantised, why)
+    if changed:
+        why = "what is stored cannot be refitted: repair the unquantised model, and quantise the result"
+        refuse(checkpoint.source, checkpoint.quantised, why)
+    solved = model.solver.solve(tuple(plan.removed))
+    renaming = rename(
+        checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept)
+    )
+    return solved, renaming
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What goes with the weights of a pruned model.
+
+    Attributes:
+        patch: changes of kept layers' weights, in the model's own numbering.
+        report: what is to be told about them in ``shallower.json``.
+        files: further files by name, such as pictures.
+        card: puts a model card into the folder, given the record; None for none.
+    """
+
+    patch: Patch = field(default_factory=dict)
+    report: dict[str, Any] | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    card: Callable[[Path, Pruned], None] | None = None
+
+
+def prune_files(
+    model: Model, plan: Plan, out: str | Path, writing: Writing | None = None, beside: Beside | None = None
+) -> Pruned:
+    """Write the pruned model to ``out``; it appears there only when complete and, unless asked otherwise, proven.
+
+    Args:
+        model: the dense model.
+        plan: which layers go, in the model's own numbering.
+        out: the folder to write.
+        writing: how; by default as in the source, and proven (see ``verify``).
+        beside: what goes with the weights.
+    Raises:
+        Refusal: the config cannot describe the kept layers.
+        UserError: the disk, or the proof failed; nothing is left at ``out``.
+    """
+    writing, beside = writing or Writing(), beside or Beside()
+    save_dtype, shard = parse_dtype(writing.save_dtype), bytes_of(writing.max_shard_size, "--max-shard-size")
+    checkpoint, patch = model.checkpoint, beside.patch
+    out = Path(out)
+    if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
+        _ = model.module  # loading tells an encoder from a decoder; this config alone does not
+    solved, renaming = checked_removal(model, plan, out, save_dtype=save_dtype, changed=bool(patch))
+    cuts = {
+        name: Cut(axis, plan.model.layers, tuple(plan.kept))
+        for name, axis in model.solver.on_disk(solved.tables).items()
+    }
+    key = {
+        "write": list(plan.removed),
+        "model": checkpoint.fingerprint,
+        "dtype": str(save_dtype),
+        "shard": shard,
+        "versions": versions(),
+    }
+    contents = {new: stored_content(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
+    wide = model.kept_wide(save_dtype) if save_dtype else set()
+    contents = {
+        name: content if renaming.sources[name] in wide else converted(content, save_dtype)
+        for name, content in contents.items()
+    }
+    for name, edit in edits_on_disk(model, patch, renaming.sources).items():
+        contents[name] = changed(contents[name], edit)
+        key["patch"] = key.get("patch", "") + edit.digest()
+    with journaled(out):
+        journal = Journal(key)
+        try:
+            with new_folder(out, overwrite=writing.overwrite, at=journal.folder) as folder:
+                numbers = LayerNumbers(model, plan.kept)
+                python = checkpoint.trust_remote_code
+                left = carry_side_files(checkpoint.folder, folder, python=python, renumber=numbers.renumbered)
+                notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype)
+                hashes = _write(folder, contents, shard, journal, out)
+                proof = (
+                    verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
+                    if writing.verify
+                    else {"skipped": "--no-verify was given"}
+                )
+                written = open_checkpoint(folder, trust_remote_code=python)
+                written = replace(written, hashes={folder / name: found for name, found in hashes.items()})
+                changes = [*_changes(solved, renaming), *notes]
+                told = {"left_behind": left, "weight_bytes": written.bytes}
+                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **told)
+                for name, content in beside.files.items():
+                    (folder / name).write_bytes(content)
+                if beside.card is not None:
+                    beside.card(folder, pruned)
+                names = {SIDE_FILE, *(path.relative_to(folder).as_posix() for path in files_below(folder))}
+                pruned = published(replace(pruned, files=sorted(names)))
+                (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+        except Exception:
+            journal.drop()
+            raise
+    remember({out / name: found for name, found in hashes.items()})
+    if left:
+        say(f"left behind, as nothing tells whether they hold for the pruned model: {listed(left)}")
+    return pruned
+
+
+def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> dict[str, str]:
+    """Write the weights, going on where an interrupted process stood; file -> its SHA-256."""
+    total, written = sum(content.bytes for content in contents.values()), journal.done.get("written", {})
+    if journal.resumed:
+        say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
+    check_space(out, total - sum(written.values()))
+    return write_shards(
+        folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at)
+    )
+
+
+def _changes(solved: Solved, renaming: Renaming) -> list[str]:
+    beyond = (
+        [f"{renaming.dropped_beyond} prediction layers after the stack left out"] if renaming.dropped_beyond else []
+    )
+    return [*solved.changes, *beyond]
+
+
+def rename(
+    tensors: dict[str, TensorEntry],
+    places: dict[str, TensorName],
+    kept: list[int],
+    layers: int,
+    moved: dict[str, int] | None = None,
+) -> Renaming:
+    """Tensor names of the kept layers with their new numbers; all other tensors keep theirs.
+
+    Prediction layers numbered after the stack no longer fit and are left out.
+
+    Args:
+        places: the place of each tensor that has a layer.
+        moved: name of a tensor -> the kept layer that takes it over from its own, where layers share it.
+    Raises:
+        Refusal: no tensor belongs to a layer.
+    """
+    if not places:
+        raise Refusal(
+            f"the weight files name no stack of {layers} layers: shallower cannot tell which tensors belong to "
+            "which layer"
+        )
+    new = {old: number for number, old in enumerate(kept)}
+    sources, beyond = {}, set()
+    for name in tensors:
+        if name not in places:
+            sources[name] = name
+            continue
+        layer = (moved or {}).get(name, places[name].layer)
+        if layer >= layers:
+            beyond.add(layer)
+        elif layer in new:
+            sources[places[name].name(new[layer])] = name
+    return Renaming(sources, len(beyond))
+
+
+class LayerNumbers:
+    """The new numbers of the layers that stay, inside quantisation configs."""
+
+    def __init__(self, model: Model, kept: list[int]):
+        self.model, self.kept = model, kept
+        self._names: StackNames | None = None
+
+    def renumbered(self, value: Any) -> Any:
+        return renumbered(value, self.names, self.kept)
+
+    @property
+    def names(self) -> StackNames:
+        if self._names is None:
+            solver = self.model.solver
+            self._names = stack_names(solver.dense, solver.stack_name, solver.places())
+        return self._names
+
+
+def write_config(
+    folder: Path,
+    model: Model,
+    solved: Solved,
+    renaming: Renaming,
+    plan: Plan,
+    numbers: LayerNumbers,
+    save_dtype: torch.dtype | None,
+) -> list[str]:
+    """Write ``config.json``: the source's own, with what speaks of layers changed.
+
+    Returns what is worth telling of it.
+    """
+    checkpoint = model.checkpoint
+    edited = Edited(checkpoint.raw, checkpoint.config, solved.config, model.solver.path, plan.kept, plan.model.layers)
+    if checkpoint.quantised is not None:
+        edited.renumber(numbers.names)
+    if renaming.dropped_beyond:
+        edited.drop_predicted()
+    if save_dtype is not None:
+        edited.store_as(save_dtype)
+    (folder / "config.json").write_text(json.dumps(edited.content, indent=2) + "\n", encoding="utf-8")
+    return edited.changes
+
+
+def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:
+    """The changes by the names of the tensors to write.
+
+    Raises:
+        Refusal: a changed weight is not in the files, or in another form than in memory.
+    """
+    if not patch:
+        return {}
+    tensors, shapes = (
+        model.checkpoint.tensors,
+        {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()},
+    )
+    known = model.checkpoint.names.memory
+    new = {old: name for name, old in sources.items()}
+    found, reached = {}, set()
+    for old, name in known.items():
+        if name in patch and old in new:
+            found[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
+            reached.add(name)
+    if missing := sorted(patch.keys() - reached):
+        raise Refusal(
+            f"{missing[0]} is not in the weight files under a name that tells it apart, so it cannot be changed there"
+        )
+    return found
+
+
+def changed(content: Content, edit: Edit) -> Content:
+    """The same tensor with an edit applied; it is in memory as a whole while it is written."""
+    kind = FLOATS[content.dtype]
+
+    def pieces():
+        raw = bytearray().join(content.pieces())
+        yield edit.of(torch.frombuffer(raw, dtype=kind).view(content.shape)).view(torch.uint8).numpy().tobytes()
+
+    return Content(content.dtype, content.shape, content.bytes, pieces)
+
+
+def converted(content: Content, dtype: torch.dtype | None) -> Content:
+    """The same tensor in another floating dtype, a piece at a time.
+
+    None, and tensors that are no floats, stay as they are.
+    """
+    target = next((name for name, kind in FLOATS.items() if kind == dtype), content.dtype)
+    if target == content.dtype or content.dtype not in FLOATS:
+        return content
+    kind = FLOATS[content.dtype]
+
+    def pieces():
+        for raw in content.pieces():
+            yield torch.frombuffer(bytearray(raw), dtype=kind).to(dtype).view(torch.uint8).numpy().tobytes()
+
+    return Content(target, content.shape, content.bytes // ITEM_BYTES[content.dtype] * ITEM_BYTES[target], pieces)

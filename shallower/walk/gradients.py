@@ -1,0 +1,350 @@
+"""Gradients of weights, one layer at a time: a walk back through the stack that re-runs each layer
+with grad.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..anatomy.bypass import bypass
+from ..anatomy.kernels import fast_products
+from ..anatomy.model import Model
+from ..errors import UserError
+from ..runtime import distributed
+from ..runtime.memory import total_memory
+from ..runtime.progress import Meter, meter
+from ..storage.journal import NO_JOURNAL, Journal
+from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, chunks, halved, part_of, total_predictions
+from .evidence import Flows, Gradients
+from .removals import replay_of
+from .replay import Recording, Replay
+from .sums import Halves, Sums
+
+STREAM = ""  # the name under which a layer's gradients hold the one of its input
+Condense = Callable[[Sums], dict]
+Visit = Callable[
+    [int, list[Recording], list[Tensor | None], list[Tensor]], list[Sums]
+]  # changes the gradients to those of the input
+ROOM = 32  # float32 sums of a second half of the samples are held where they take no more than this part of the memory
+
+
+def gradient_sums(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    measure: Callable[[Gradients], dict],
+    condense: Condense,
+    *,
+    removed: tuple[int, ...] = (),
+    journal: Journal = NO_JOURNAL,
+) -> dict[int, Halves]:
+    """Layer -> totals: every parameter measured batch by batch, its sum condensed to numbers, these added over the
+    layer.
+
+    Either half of the samples is condensed by itself too, where the memory has room for sums of both.
+
+    Only the layers' inputs are kept from the way up; one layer's gradients exist at a time. Models that cannot be
+    replayed get one plain backward through everything instead.
+    """
+    replay = replay_of(model)
+    if replay is None:
+        return _whole_gradients(model, tokens, (measure, condense), removed)
+
+    parts, first = _parts(model, tokens, weights=True)
+
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
+        layer, totals = model.layer(index), _Totals(index, measure, condense, first)
+        for i, recording in enumerate(recordings):
+            gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
+            flowing[i] = gradients.pop(
+                STREAM
+            ).contiguous()  # as it comes back from a journal, so that the same kernels run
+            entering[i] = None
+            totals.add(layer, gradients, i, last=i == len(recordings) - 1)
+        return totals.numbers
+
+    return {
+        index: _halves(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()
+    }
+
+
+def flow_sums(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    measure: Callable[[Flows], dict],
+    *,
+    removed: tuple[int, ...] = (),
+    journal: Journal = NO_JOURNAL,
+) -> dict[int, Halves]:
+    """Layer -> totals of a measurement of the stream around it and the loss's gradient there.
+
+    No weight gets a gradient.
+    """
+    replay, stack = replay_of(model), model.stack
+    if replay is None:
+        return _whole_flows(model, tokens, measure, removed)
+    parts, first = _parts(model, tokens)
+
+    def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
+        _, totals = model.layer(index), [Sums(), Sums()]
+        for i, recording in enumerate(recordings):
+            before, gradient = entering[i].to(model.device).detach().requires_grad_(), flowing[i]
+            with torch.enable_grad():
+                after = replay.step(recording, index, before)
+            flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
+            entering[i] = None
+            streams = (stack.tokens_first(stream.detach()) for stream in (before, after, gradient))
+            totals[i >= first] += Sums.of(measure(Flows(index, *streams)))
+        return [half.added() for half in totals if half]
+
+    return {
+        index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()
+    }
+
+
+def _reverse(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    parts: list[Tensor],
+    visit: Visit,
+    removed: tuple[int, ...],
+    journal: Journal,
+) -> dict[int, list[Sums]]:
+    """Up through the layers that stay, then back from the loss to the first, visiting each."""
+    replay = replay_of(model)
+    scale = 1 / total_predictions(tokens)
+    stays = [index for index in range(len(model.stack)) if index not in removed]
+    with journal.part("gradients", len(stays)) as part, fast_products(model.module):
+        state = part.resume()
+        found = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
+        back = list(reversed(stays))[len(found) :]
+        recordings = [replay.record(batch) for batch in parts]
+        with meter(
+            "gradients", 4 * len(stays), 4 * len(found)
+        ) as done:  # a layer costs a forward and about three on the way back
+            if found:
+                inputs = _way_up(replay, recordings, stays[: max(0, len(back) - 1)], done)
+                flowing = [state.tensors[f"flowing/{i}"].to(model.device) for i in range(len(parts))]
+            else:
+                inputs = _way_up(replay, recordings, stays, done)
+                tops = [top.to(model.device) for top in inputs.pop()]
+                flowing = [
+                    _top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(tops, parts, strict=True)
+                ]
+                del tops
+            model.release()
+            for index in back:
+                found[index] = visit(index, recordings, inputs.pop(), flowing)
+                done.add(3, f"layer {index}")
+                part.keep(len(found), {f"flowing/{i}": gradient for i, gradient in enumerate(flowing)}, _numbers(found))
+    return dict(sorted(found.items()))
+
+
+def _parts(model: Model, tokens: Int[Tensor, "sample position"], *, weights: bool = False) -> tuple[list[Tensor], int]:
+    """The batches of this process, and how many of them are of the first half of its samples.
+
+    All where halves are not kept apart.
+
+    Args:
+        weights: sums as large as weights are held, of one layer and half.
+    """
+    share, limit = distributed.share(tokens), GRADIENT_BATCHES * model.batch_tokens
+    plain = batches(model, share, limit)
+    largest = max(model.record.layer_parameters)
+    apart = not weights or len(plain) > 1 or 8 * largest <= total_memory(model.device) // ROOM
+    if not all(distributed.gathered(apart and len(share) > 1)):
+        return plain, len(plain)
+    return halved(model, share, limit)
+
+
+def _numbers(found: dict[int, list[Sums]]) -> dict:
+    return {
+        str(index): [{name: value.tolist() for name, value in sums.items()} for sums in several]
+        for index, several in found.items()
+    }
+
+
+def _halves(numbers: list[Sums]) -> Halves:
+    """From the condensed totals of all samples and, behind them, of either half."""
+    return Halves(numbers[0], tuple(numbers[1:]))
+
+
+@torch.no_grad()
+def _way_up(replay: Replay, recordings: list[Recording], through: list[int], done: Meter) -> list[list[Tensor]]:
+    """The streams of all batches in front of each of these layers and, last, after them."""
+    streams = [recording.entering for recording in recordings]
+    kept = _away if _large(streams, len(through)) else list
+    inputs = [kept(streams)]
+    for index in through:
+        streams = [replay.step(recording, index, stream) for recording, stream in zip(recordings, streams, strict=True)]
+        inputs.append(kept(streams))
+        done.add()
+    return inputs
+
+
+def _large(streams: list[Tensor], places: int) -> bool:
+    """Whether the streams at so many places would take too much of a GPU's memory."""
+    device = str(streams[0].device) if streams else "cpu"
+    return (
+        device.startswith("cuda")
+        and sum(stream.nbytes for stream in streams) * places > total_memory(device) // STREAM_SHARE
+    )
+
+
+def _away(streams: list[Tensor]) -> list[Tensor]:
+    """The streams in the machine's own memory."""
+    return [stream.cpu() for stream in streams]
+
+
+def _top(replay: Replay, vocabulary: int, stream: Tensor, tokens: Tensor, scale: float) -> Tensor:
+    """Gradient of the scaled loss with respect to the last stream, the logits made in blocks."""
+    gradient = torch.zeros_like(stream)
+    for rows, places in chunks(vocabulary, tokens):
+        part = part_of(replay.axes, stream, rows, places).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = replay.head(part).flatten(0, 1).float()
+            targets = tokens[rows, places.start + 1 : places.stop + 1].flatten()
+            loss = cross_entropy(logits, targets, reduction="sum") * scale
+        if not torch.isfinite(loss):
+            raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
+        part_of(replay.axes, gradient, rows, places).copy_(torch.autograd.grad(loss, part)[0])
+    return gradient
+
+
+def _layer_back(
+    replay: Replay, layer: nn.Module, recording: Recording, index: int, ends: tuple[Tensor, Tensor]
+) -> dict[str, Tensor | None]:
+    """Gradients of a layer's parameters by name and, as STREAM, of its input, from its input and the gradient of its
+    output.
+    """
+    entering, flowing = ends
+    weights = dict(layer.named_parameters())
+    entering = entering.detach().requires_grad_()
+    with trainable(weights.values()), torch.enable_grad():
+        leaving = replay.step(recording, index, entering)
+        found = torch.autograd.grad(leaving, [entering, *weights.values()], flowing, allow_unused=True)
+    return dict(zip((STREAM, *weights), found, strict=True))
+
+
+class _Totals:
+    """The totals of a layer's parameters while batches are added, and the numbers that they condense to.
+
+    With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked
+    at. ``numbers`` are those of all samples and, where ``first`` batches are of the first half and others follow, of
+    either half.
+    """
+
+    def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense, first: int):
+        self.index, self.measure, self.condense, self.first = index, measure, condense, first
+        self.sums: dict[tuple[str, bool], Sums] = {}
+        self.numbers: list[Sums] = []
+
+    @torch.no_grad()
+    def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], batch: int, *, last: bool) -> None:
+        """Measure each parameter; its gradient is freed as soon as it has been looked at. All processes do this in
+        step.
+        """
+        for name, weight in layer.named_parameters():
+            gradient = gradients.pop(name)
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            total = self.sums.setdefault((name, batch >= self.first), Sums())
+            total += Sums.of(self.measure(Gradients(self.index, name, weight.detach(), gradient)))
+            if last:
+                self._condense(name)
+
+    def _condense(self, name: str) -> None:
+        halves = [self.sums.pop((name, second)).added() for second in (False, True) if (name, second) in self.sums]
+        apart = [Sums.of(self.condense(half)) for half in halves] if len(halves) > 1 else []
+        for other in halves[1:]:
+            halves[0] += other
+        found = [Sums.of(self.condense(halves[0])), *apart]
+        self.numbers = self.numbers or [Sums() for _ in found]
+        for total, numbers in zip(self.numbers, found, strict=True):
+            total += numbers
+
+
+@contextmanager
+def trainable(parameters) -> Iterator[None]:
+    """Let autograd see these parameters while inside."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _check_whole(model: Model) -> None:
+    if model.layered:
+        raise UserError(
+            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so gradients need "
+            "the whole model "
+            "in memory: run without --layered, or choose a criterion without gradients"
+        )
+
+
+def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
+    logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+    return cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum") * scale
+
+
+def _whole_gradients(
+    model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removed: tuple[int, ...]
+) -> dict[int, Halves]:
+    """The same totals by a plain forward and backward per batch."""
+    _check_whole(model)
+    (parts, first), scale = _parts(model, tokens, weights=True), 1 / total_predictions(tokens)
+    layers = {i: layer for i, layer in enumerate(model.stack.layers) if i not in removed}
+    every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
+    totals = {index: _Totals(index, *method, first) for index in layers}
+    with meter("gradients", len(parts)) as done:
+        for number, batch in enumerate(parts):
+            with bypass(model.stack, removed), trainable(every), torch.enable_grad():
+                loss = _whole_loss(model, batch, scale)
+                found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
+            for index, layer in layers.items():
+                gradients = {name: found[id(weight)] for name, weight in layer.named_parameters()}
+                totals[index].add(layer, gradients, number, last=batch is parts[-1])
+            done.add()
+    return {index: _halves(total.numbers) for index, total in totals.items()}
+
+
+def _whole_flows(
+    model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removed: tuple[int, ...]
+) -> dict[int, Halves]:
+    """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
+    _check_whole(model)
+    stack, (parts, first), scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
+    stays = [index for index in range(len(stack)) if index not in removed]
+    totals = {index: [Sums(), Sums()] for index in stays}
+    streams: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def see(index: int, args: tuple, kwargs: dict, output) -> None:
+        streams[index] = (stack.interfaces[index].stream_in(args, kwargs), stack.interfaces[index].stream_out(output))
+
+    handles = [
+        stack.layers[index].register_forward_hook(
+            lambda _, args, kwargs, out, index=index: see(index, args, kwargs, out), with_kwargs=True
+        )
+        for index in stays
+    ]
+    embedding = model.module.get_input_embeddings()
+    try:
+        with meter("gradients", len(parts)) as done:
+            for number, batch in enumerate(parts):
+                with bypass(stack, removed), trainable(embedding.parameters()), torch.enable_grad():
+                    loss = _whole_loss(model, batch, scale)
+                    found = torch.autograd.grad(loss, [streams[index][1] for index in stays])
+                for index, gradient in zip(stays, found, strict=True):
+                    around = (stack.tokens_first(stream.detach()) for stream in (*streams[index], gradient))
+                    totals[index][number >= first] += Sums.of(measure(Flows(index, *around)))
+                done.add()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {index: Halves.of([half.added() for half in halves if half]) for index, halves in totals.items()}

@@ -1,0 +1,363 @@
+"""Removal losses, ``losses(masks)``: the loss of many removals in one walk.
+
+Two removals that are equal so far share one stream.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..anatomy.bypass import bypass
+from ..anatomy.kernels import fast_products, packed_weights
+from ..anatomy.model import Model
+from ..errors import UserError
+from ..runtime import distributed
+from ..runtime.progress import Meter, meter, say
+from ..storage.journal import NO_JOURNAL, Journal
+from .batching import batches, chunks, halved, rounds, total_predictions
+from .logits import head_kl, head_logits, head_nll, log_probabilities, token_kl, token_nll
+from .replay import Recording, Replay
+
+KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
+BATCHES_TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
+LossKind = Literal["loss", "kl"]
+COUNTS = ""  # the name under which totals hold how many predictions they are of
+Both = tuple[float, float]  # a sum over all samples, and over those of the first half
+
+
+def replay_of(model: Model) -> Replay | None:
+    """The model's replay, or None where only whole forwards are faithful; found out once per model."""
+    if "replay" not in model.__dict__:
+        replay = Replay(model.module, model.stack)
+        with model.dry(), fast_products(model.module):
+            model.__dict__["replay"] = replay if replay.faithful() else None
+        if model.__dict__["replay"] is None:
+            say(
+                f"{model.checkpoint.source}: its layers hand on more than the stream, so it is run whole each "
+                "time, which is slower"
+            )
+    return model.__dict__["replay"]
+
+
+@torch.no_grad()
+def all_nll(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    removed: Iterable[int] = (),
+    label: str = "loss",
+    journal: Journal = NO_JOURNAL,
+) -> Float[Tensor, "sample predicted"]:
+    """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers.
+
+    Args:
+        journal: keeps what has been found, after as many samples as are walked at once.
+    """
+    replay, removed = replay_of(model), frozenset(removed)
+    stays = [index for index in range(len(model.stack)) if index not in removed]
+    pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
+    if not model.layered:  # there a further round costs nothing, and what has been found is kept in between
+        pieces = [part[at : at + BATCHES_TOGETHER] for part in pieces for at in range(0, len(part), BATCHES_TOGETHER)]
+    each = 1 if replay is None else len(stays) + 1
+    with journal.part(label, len(pieces), lasting=True) as part, fast_products(model.module):
+        state = part.resume()
+        found = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
+        past = [len(batch) for piece in pieces[: state.step] for batch in piece]
+        start = sum(past)
+        with meter(label, sum(map(len, pieces)) * each, len(past) * each) as done:
+            for step, piece in enumerate(pieces[state.step :], state.step + 1):
+                walked = (
+                    _whole(model, piece, removed, done)
+                    if replay is None
+                    else _walked(model, replay, piece, stays, done)
+                )
+                for nll in walked:
+                    found[start : start + len(nll)] = nll.cpu()
+                    start += len(nll)
+                part.keep(step, {"nll": found}, {}, now=step == len(pieces))
+    return found
+
+
+def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], done: Meter) -> Iterator[Tensor]:
+    recordings = [replay.record(batch) for batch in part]
+    streams = [recording.entering for recording in recordings]
+    for index in stays:
+        with packed_weights(replay.stack.layers[index], len(part)):
+            for i, recording in enumerate(recordings):
+                streams[i] = replay.step(recording, index, streams[i])
+                done.add()
+    blocks = [
+        chunks(model.vocabulary, batch, stream.element_size()) for stream, batch in zip(streams, part, strict=True)
+    ]
+    with packed_weights(model.module.get_output_embeddings(), sum(map(len, blocks))):
+        for stream, batch, places in zip(streams, part, blocks, strict=True):
+            nll = torch.empty(batch.shape[0], batch.shape[1] - 1, device=batch.device)
+            for block in places:
+                nll[block] = head_nll(replay, stream, batch, block)
+            done.add()
+            yield nll
+
+
+def _whole(
+    model: Model, part: list[Tensor], removed: frozenset[int], done: Meter, objective: LossKind = "loss"
+) -> Iterator[Tensor]:
+    def values(piece: Tensor) -> Tensor:
+        if objective == "loss":
+            return token_nll(_logits(model, piece, removed), piece[:, 1:])
+        return token_kl(log_probabilities(_logits(model, piece)), _logits(model, piece, removed))
+
+    for batch in part:
+        rows = max(1, chunks(model.vocabulary, batch)[0][0].stop)
+        yield torch.cat([values(piece) for piece in batch.split(rows)])
+        done.add()
+
+
+def _logits(model: Model, tokens: Tensor, removed: frozenset[int] = frozenset()) -> Tensor:
+    with bypass(model.stack, removed):
+        return model.module(input_ids=tokens, use_cache=False).logits[:, :-1]
+
+
+@dataclass
+class _Round:
+    """Samples that are walked together: their tokens, the arguments of the layers, and one stream for each prefix of
+    removals.
+    """
+
+    replay: Replay
+    tokens: Tensor
+    limit: int
+    recordings: dict[tuple[int, int, int], Recording] = field(default_factory=dict)
+
+    def recording(self, start: int, stop: int, copies: int) -> Recording:
+        """The arguments for some of the samples, several times over."""
+        key = (start, stop, copies)
+        if key not in self.recordings:
+            self.recordings[key] = self.replay.record(self.tokens[start:stop].repeat(copies, 1))
+        return self.recordings[key]
+
+    def run(self, index: int, streams: list[Tensor]) -> list[Tensor]:
+        """One layer on every stream, in even batches: small rounds run several streams at once, large ones are cut."""
+        if not streams:
+            return []
+        axis, rows, count, layer = self.replay.axes[0], len(self.tokens), len(streams), self.replay.stack.layers[index]
+        fits = max(1, self.limit // self.tokens.shape[1])
+        if fits < 2 * rows:
+            cuts = [(int(cut[0]), int(cut[-1]) + 1) for cut in torch.arange(rows).tensor_split(-(-rows // fits))]
+            with packed_weights(layer, count * len(cuts)):
+                return [self._cut(index, stream, axis, cuts) for stream in streams]
+        after: list[Tensor] = []
+        groups = torch.arange(count).tensor_split(-(-count // (fits // rows)))
+        with packed_weights(layer, len(groups)):
+            for places in groups:
+                together = torch.cat([streams[place] for place in places], dim=axis)
+                out = self.replay.step(self.recording(0, rows, len(places)), index, together)
+                after += [
+                    piece.clone() for piece in out.split(rows, dim=axis)
+                ]  # a view would keep its neighbours alive
+        return after
+
+    def _cut(self, index: int, stream: Tensor, axis: int, cuts: list[tuple[int, int]]) -> Tensor:
+        pieces = [self.replay.step(self.recording(a, b, 1), index, stream.narrow(axis, a, b - a)) for a, b in cuts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
+
+    def values(
+        self, streams: dict[str, Tensor], keys: list[str], block: tuple[slice, slice], objective: LossKind
+    ) -> list[Both]:
+        """The objective summed over a block of predictions for each of some streams that have left the last layer.
+
+        With each sum that of its samples which are of the first half of the round.
+        """
+        first = max(0, min(block[0].stop, -(-len(self.tokens) // 2)) - block[0].start)
+        if objective == "loss":
+            found = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
+        else:
+            dense = log_probabilities(head_logits(self.replay, streams["0" * len(keys[0])], block))
+            found = (head_kl(self.replay, streams[key], dense, block) for key in keys)
+        wide = (values.double() for values in found)
+        return [(float(values.sum()), float(values[:first].sum())) for values in wide]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What one call asks for: its name, how many of the lowest values count (0: all), and the values of what."""
+
+    label: str
+    which: str
+    bounded: int
+    objective: LossKind
+
+
+class LossWalk:
+    """``losses(masks)`` over a fixed set of tokens.
+
+    Args:
+        model: the model.
+        tokens: calibration tokens of all processes.
+        journal: where finished calls and the streams of the current one are kept.
+    """
+
+    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], journal: Journal = NO_JOURNAL):
+        self.model, self.tokens, self.journal = model, tokens, journal
+        self.predictions = total_predictions(tokens)
+
+    def __call__(
+        self,
+        masks: Bool[Tensor, "variant layer"],
+        label: str = "loss of every removal",
+        *,
+        bounded: int = 0,
+        objective: LossKind = "loss",
+    ) -> Float[Tensor, "variant"]:
+        """Summed NLL in nats of each variant; ``masks[variant, layer]`` is true where the layer is removed.
+
+        ``halves`` gives the sums over the first half of the samples beside.
+
+        All leave-one-out variants of N layers cost N(N+1)/2 layer forwards and one reading of the weights.
+
+        Args:
+            bounded: only so many of the lowest values are wanted (True: one): a variant that exceeds them so far is
+                dropped, its value is inf; 0 wants all.
+            objective: ``loss`` is the NLL; ``kl`` the divergence from the dense model's predictions, summed over the
+                same places, for which the dense stream is walked along.
+        """
+        return self.halves(masks, label, bounded=bounded, objective=objective)[0][:, 0]
+
+    def halves(
+        self,
+        masks: Bool[Tensor, "variant layer"],
+        label: str = "loss of every removal",
+        *,
+        bounded: int = 0,
+        objective: LossKind = "loss",
+    ) -> tuple[Float[Tensor, "variant 2"], int]:
+        """The same and, in a second column, the sums over the samples of the first half.
+
+        And how many predictions those hold.
+        """
+        keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
+        which = hashlib.sha256(repr((objective, int(bounded), keys)).encode()).hexdigest()[:16]
+        walk = _Walk(label, which, bounded if distributed.size() == 1 else 0, objective)
+        found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, walk))
+        both = torch.tensor([found[key] for key in keys], dtype=torch.float64)
+        total = both[:, 0]
+        if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
+            raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
+        return both, int(found[COUNTS][1])
+
+    @torch.no_grad()
+    def _walk(self, keys: list[str], walk: _Walk) -> dict[str, list[float]]:
+        replay = replay_of(self.model)
+        order = sorted(set(keys))
+        with fast_products(self.model.module):
+            if replay is None:
+                found = self._variants(order, walk)
+            else:
+                found = self._shared(replay, order, walk)
+        total = distributed.added(torch.tensor([found[key] for key in (*order, COUNTS)], dtype=torch.float64))
+        return dict(zip((*order, COUNTS), total.tolist(), strict=True))  # of all samples, of the first half
+
+    def _variants(self, order: list[str], walk: _Walk) -> dict[str, Both]:
+        """Every variant by whole forwards; for divergences each time beside the dense one."""
+        with self.journal.part(walk.label, len(order), walk.which) as part:
+            state = part.resume()
+            found: dict[str, Both] = {key: tuple(both) for key, both in state.notes.get("found", {}).items()}
+            with meter(walk.label, len(order), len(found)) as done:
+                for key in order[len(found) :]:
+                    removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
+                    mine, first = halved(self.model, distributed.share(self.tokens))
+                    values = [
+                        float(v.double().sum()) for v in _whole(self.model, mine, removed, Meter("", 0), walk.objective)
+                    ]
+                    found[key] = sum(values), sum(values[:first])
+                    part.keep(len(found), {}, {"found": found})
+                    done.add()
+        mine, first = halved(self.model, distributed.share(self.tokens))
+        return found | {COUNTS: (sum(map(total_predictions, mine)), sum(map(total_predictions, mine[:first])))}
+
+    def _shared(self, replay: Replay, order: list[str], walk: _Walk) -> dict[str, Both]:
+        depth, total = len(order[0]), dict.fromkeys(order, (0.0, 0.0))
+        walked = set(order) | ({"0" * depth} if walk.objective == "kl" else set())
+        pieces = rounds(self.model, self.tokens, len(walked) + 2)
+        wanted = [{key[:k] for key in walked} for k in range(depth + 1)]
+        forwards = sum(prefix.endswith("0") for level in wanted for prefix in level)
+        head = max(
+            1,
+            round(
+                self.model.vocabulary * self.model.stack.width * depth / max(1, sum(self.model.record.layer_parameters))
+            ),
+        )
+        with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
+            state = part.resume()
+            total |= {key: tuple(both) for key, both in state.notes.get("total", {}).items()}
+            first, level = divmod(state.step, depth + 1)
+            past = first * (forwards + head * len(order)) + sum(
+                p.endswith("0") for k in range(level) for p in wanted[k + 1]
+            )
+            with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
+                for number in range(first, len(pieces)):
+                    work = _Round(replay, pieces[number].to(self.model.device), self.model.batch_tokens)
+                    streams = {"": work.recording(0, len(work.tokens), 1).entering}
+                    if number == first and level:
+                        streams = {key: tensor.to(self.model.device) for key, tensor in state.tensors.items()}
+                    state.tensors = {}
+                    base = number * (depth + 1)
+                    for k in range(level if number == first else 0, depth):
+                        streams = _layer(work, k, streams, wanted[k + 1])
+                        done.add(
+                            sum(key.endswith("0") for key in streams),
+                            f"layer {k + 1} of {depth}, {len(streams)} variants",
+                        )
+                        part.keep(base + k + 1, streams, {"total": total})
+                    bounded = walk.bounded if number == len(pieces) - 1 else 0
+                    now = replace(walk, bounded=bounded)
+                    with packed_weights(self.model.module.get_output_embeddings(), len(order)):
+                        total = self._heads(work, streams, total, now, lambda new, note: done.add(head * new, note))
+                    part.keep(base + depth + 1, {}, {"total": total})
+        each = self.tokens.shape[1] - 1
+        return total | {COUNTS: (each * sum(map(len, pieces)), each * sum(-(-len(piece) // 2) for piece in pieces))}
+
+    def _heads(
+        self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]
+    ) -> dict[str, Both]:
+        """The totals with this round's values added, the most promising variants first where only the lowest count."""
+        size = (
+            next(iter(streams.values())).element_size() if walk.objective == "loss" else 4
+        )  # log-probabilities are float32
+        blocks = chunks(self.model.vocabulary, work.tokens, size)
+
+        def grown(values: dict[str, Both], block: tuple[slice, slice]) -> dict[str, Both]:
+            keys = list(values)
+            more = work.values(streams, keys, block, walk.objective)
+            return {
+                key: (values[key][0] + whole, values[key][1] + first)
+                for key, (whole, first) in zip(keys, more, strict=True)
+            }
+
+        begun = grown(total, blocks[0])
+        keys = sorted(begun, key=lambda key: begun[key][0]) if walk.bounded else list(begun)
+        step = 1 if walk.objective == "loss" else KL_VARIANTS
+        limit, found = math.inf, {}
+        for place in range(0, len(keys), step):
+            group = {key: begun[key] for key in keys[place : place + step]}
+            for block in blocks[1:]:
+                alive = {key: both for key, both in group.items() if both[0] <= limit}  # exact: values only grow
+                group |= grown(alive, block) if alive else {}
+            found |= {key: both if both[0] <= limit else (math.inf, math.inf) for key, both in group.items()}
+            if 0 < walk.bounded <= len(found):
+                limit = sorted(whole for whole, _ in found.values())[walk.bounded - 1]
+            advance(len(group), f"logits of variant {len(found)} of {len(total)}")
+        return found
+
+
+def _layer(work: _Round, index: int, streams: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Every stream that some variant still needs after this layer, by the removals so far."""
+    after = {prefix + "1": stream for prefix, stream in streams.items() if prefix + "1" in wanted}
+    stepped = [prefix for prefix in streams if prefix + "0" in wanted]
+    ran = work.run(index, [streams[prefix] for prefix in stepped])
+    after |= {prefix + "0": stream for prefix, stream in zip(stepped, ran, strict=True)}
+    return dict(sorted(after.items()))

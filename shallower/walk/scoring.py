@@ -1,0 +1,244 @@
+"""Layer scoring: give criteria the evidence they ask for, as many of them in one walk as look at the same, and read
+their scores.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..errors import UserError
+from ..runtime.progress import track
+from ..storage.journal import NO_JOURNAL, Journal
+from .activations import StreamTap, stream_sums
+from .evidence import LayerPlace, Losses, Weights
+from .gradients import flow_sums, gradient_sums
+from .removals import LossWalk
+from .sums import Halves, Sums
+
+DATA = ("streams", "gradients", "flows", "losses")  # kinds of evidence that need calibration tokens
+PLAIN = ("weights", "gradients", "flows")  # kinds that weights which are packed numbers cannot give
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A criterion with its settings: its functions take the evidence alone, its kind of evidence is settled."""
+
+    criterion: ModuleType
+    settings: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.criterion.__name__.rpartition(".")[2]
+
+    @property
+    def kind(self) -> str:
+        evidence = getattr(self.criterion, "evidence", None)
+        return evidence(self.settings) if evidence else self.criterion.EVIDENCE
+
+    def own(self, function: Callable) -> Callable:
+        return function if self.settings is None else lambda given: function(given, self.settings)
+
+    @property
+    def measure(self) -> Callable:
+        return self.own(self.criterion.measure)
+
+    @property
+    def condense(self) -> Callable:
+        return self.own(self.criterion.condense)
+
+    @property
+    def score(self) -> Callable:
+        return self.own(self.criterion.score)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Scores by layer (the layers that were left out are absent) and, where the criterion has them, of all windows.
+
+    ``halves`` and ``halves_windows`` are the same from either half of the samples; empty where they were not kept
+    apart.
+    """
+
+    scores: dict[int, float]
+    windows: list[list[float]] | None = None
+    halves: list[dict[int, float]] = field(default_factory=list)
+    halves_windows: list[list[list[float]]] = field(default_factory=list)
+
+
+def gather(
+    criteria: Sequence[Asked],
+    model: Model,
+    tokens: Int[Tensor, "sample position"] | None,
+    *,
+    removed: tuple[int, ...] = (),
+    journal: Journal = NO_JOURNAL,
+) -> list[Gathered]:
+    """Scores of the layers that stay by each criterion, from one walk for all that look at the same kind of evidence.
+
+    Raises:
+        UserError: a score is not finite; names the layer.
+    """
+    for one in criteria:
+        if one.kind in PLAIN:
+            model.check_plain(one.name)
+    collect = {
+        "streams": _streams,
+        "gradients": _gradients,
+        "flows": _flows,
+        "losses": _of_losses,
+        "weights": _of_weights,
+        "place": _of_places,
+    }
+    found: dict[int, Gathered] = {}
+    for kind in dict.fromkeys(one.kind for one in criteria):
+        places = [place for place, one in enumerate(criteria) if one.kind == kind]
+        group = [criteria[place] for place in places]
+        found |= zip(places, collect[kind](group, model, tokens, removed, journal), strict=True)
+    for place, one in enumerate(criteria):
+        for index, value in found[place].scores.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the {one.name} score of layer {index} is {value}: are the weights whole, and does the "
+                    "dtype suffice?"
+                )
+    return [found[place] for place in range(len(criteria))]
+
+
+def _scored(one: Asked, totals: dict[int, Halves]) -> Gathered:
+    """Scores from totals by layer."""
+    scores = {index: one.score(totals[index].total) for index in sorted(totals)}
+    parts = min((len(halves.parts) for halves in totals.values()), default=0)
+    halves = [{index: one.score(totals[index].parts[half]) for index in sorted(totals)} for half in range(parts)]
+    return Gathered(scores, halves=halves)
+
+
+def _streams(
+    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    taps = [
+        StreamTap(one.measure, _spans(one, removed), getattr(one.criterion, "POSITIONS", "all") == "last")
+        for one in group
+    ]
+    for one, tap, totals in zip(
+        group, taps, stream_sums(model, tokens, taps, removed=removed, journal=journal), strict=True
+    ):
+        scored = _scored(one, {start: halves for (start, end), halves in totals.items() if end == start + 1})
+        if not tap.spans:
+            yield scored
+            continue
+        layers = len(model.stack)
+        whole = {span: halves.total for span, halves in totals.items()}
+        apart = [{span: halves.parts[half] for span, halves in totals.items()} for half in range(len(scored.halves))]
+        windows = [_windows(part, one.score, layers) for part in (whole, *apart)]
+        yield Gathered(scored.scores, windows[0], scored.halves, windows[1:])
+
+
+def _spans(one: Asked, removed: tuple[int, ...]) -> bool:
+    return getattr(one.criterion, "SPANS", False) and not removed
+
+
+def _windows(totals: dict, score: Callable, layers: int) -> list[list[float]]:
+    return [[score(totals[start, start + size]) for start in range(layers - size + 1)] for size in range(1, layers)]
+
+
+class _Joint:
+    """The measurements of several criteria as one, their names told apart by the criterion's number."""
+
+    def __init__(self, group: Sequence[Asked]):
+        self.group = group
+
+    def measure(self, evidence: Any) -> dict:
+        return {
+            f"{place}/{name}": value
+            for place, one in enumerate(self.group)
+            for name, value in one.measure(evidence).items()
+        }
+
+    def condense(self, sums: Sums) -> dict:
+        parts = [(place, one.condense(self.part(sums, place))) for place, one in enumerate(self.group)]
+        return {f"{place}/{name}": value for place, found in parts for name, value in found.items()}
+
+    @staticmethod
+    def part(sums: Sums, place: int) -> Sums:
+        """What is of one of the criteria."""
+        mark = f"{place}/"
+        return Sums({name.removeprefix(mark): value for name, value in sums.items() if name.startswith(mark)})
+
+    def scored(self, totals: dict[int, Halves]) -> Iterator[Gathered]:
+        for place, one in enumerate(self.group):
+            own = {
+                index: Halves(self.part(halves.total, place), tuple(self.part(half, place) for half in halves.parts))
+                for index, halves in totals.items()
+            }
+            yield _scored(one, own)
+
+
+def _gradients(
+    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    joint = _Joint(group)
+    yield from joint.scored(
+        gradient_sums(model, tokens, joint.measure, joint.condense, removed=removed, journal=journal)
+    )
+
+
+def _flows(
+    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    joint = _Joint(group)
+    yield from joint.scored(flow_sums(model, tokens, joint.measure, removed=removed, journal=journal))
+
+
+def _of_losses(
+    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    walk, stays = LossWalk(model, tokens, journal), _stays(len(model.stack), removed)
+    masks = torch.zeros(len(stays), len(model.stack), dtype=torch.bool)
+    masks[:, list(removed)] = True
+    masks[range(len(stays)), stays] = True
+    both, count = walk.halves(masks)
+    counts = (walk.predictions, count, walk.predictions - count)
+    for one in group:
+        totals = {}
+        for index, (whole, first) in zip(stays, both.tolist(), strict=True):
+            nlls = (whole, first, whole - first)
+            sums = [
+                Sums.of(one.measure(Losses(index, nll, tokens)))
+                for nll, tokens in zip(nlls, counts, strict=True)
+                if tokens
+            ]
+            totals[index] = Halves(sums[0], tuple(sums[1:]) if len(sums) == 3 else ())
+        yield _scored(one, totals)
+
+
+def _of_weights(
+    group: Sequence[Asked], model: Model, tokens: Any, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    joint, stays = _Joint(group), _stays(len(model.stack), removed)
+    totals = {}
+    for index in track(stays, "weights", len(stays)):
+        weights = Weights(
+            index, {name: parameter.detach() for name, parameter in model.layer(index).named_parameters()}
+        )
+        totals[index] = Halves(Sums.of(joint.measure(weights)))
+    yield from joint.scored(totals)
+
+
+def _of_places(
+    group: Sequence[Asked], model: Model, tokens: Any, removed: tuple[int, ...], journal: Journal
+) -> Iterator[Gathered]:
+    joint = _Joint(group)
+    yield from joint.scored(
+        {index: Halves(Sums.of(joint.measure(LayerPlace(index)))) for index in _stays(model.record.layers, removed)}
+    )
+
+
+def _stays(layers: int, removed: tuple[int, ...]) -> list[int]:
+    return [index for index in range(layers) if index not in removed]
