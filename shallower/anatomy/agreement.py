@@ -165,8 +165,9 @@ def _check_missing(source: str, model: nn.Module, names: Names, state: dict[str,
 
 
 def _check_tied(source: str, model: nn.Module, names: Names, tensors: dict[str, TensorEntry]) -> None:
-    """Weights that the config ties, and that the files hold twice with different values: readers disagree about which
-    count.
+    """Weights that the config ties, and that the files hold twice with different values.
+
+    Readers disagree about which count.
     """
     disk = {memory: name for name, memory in names.memory.items()}
     pairs: dict[str, str] = {}

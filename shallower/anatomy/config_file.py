@@ -107,8 +107,9 @@ class Edited:
                 part[name] = copy.deepcopy(value)
 
     def _cut_unknown(self, content: dict[str, Any]) -> None:
-        """Fields that this transformers does not know, but others do: the depth by another name, and lists of its
-        length.
+        """Fields that this transformers does not know, but others do.
+
+        The depth by another name, and lists of its length.
         """
         part, wanted = content, self.wanted
         for name in self.section:

@@ -1,5 +1,6 @@
-"""Trained weights by their names on disk: what a training changed put into the source's files, everything else as
-it was.
+"""Trained weights by their names on disk.
+
+What a training changed put into the source's files, everything else as it was.
 """
 
 from collections.abc import Callable, Iterator

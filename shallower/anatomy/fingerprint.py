@@ -1,5 +1,6 @@
-"""Layer fingerprint, what a layer is built like: module classes, plain attributes, parameter and buffer shapes, small
-buffer values.
+"""Layer fingerprint, what a layer is built like.
+
+Module classes, plain attributes, parameter and buffer shapes, small buffer values.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
-"""CPU kernels of the same precision, but faster: oneDNN for fp32 linear layers, at about twice the speed of the
-default; bf16 and
-fp16 through it where the CPU has no products of theirs; weights that are multiplied often kept in its own order."""
+"""CPU kernels of the same precision, but faster.
+
+OneDNN for fp32 linear layers, at about twice the speed of the default; bf16 and fp16 through it where the CPU has no
+products of theirs; weights that are multiplied often kept in its own order.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -67,8 +69,9 @@ def emulated(dtype: torch.dtype) -> bool:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """No TF32 on a GPU while inside: fp32 products in fp32 and sums of bf16 products in fp32, whatever the process had
-    set.
+    """No TF32 on a GPU while inside.
+
+    Fp32 products in fp32 and sums of bf16 products in fp32, whatever the process had set.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if not torch.cuda.is_available():

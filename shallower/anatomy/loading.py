@@ -92,8 +92,9 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides what is loaded: the config, every byte of every weight file, and code that comes
-        with the model.
+        """Hash of all that decides what is loaded.
+
+        The config, every byte of every weight file, and code that comes with the model.
         """
         digest = hashlib.sha256()
         if self.origin:
@@ -246,8 +247,9 @@ def check_whole(who: str, info: dict) -> None:
 
 
 def aligned(model: nn.Module) -> nn.Module:
-    """Move memory-mapped CPU weights to aligned memory: misaligned ones make other kernels run, with other
-    last bits.
+    """Move memory-mapped CPU weights to aligned memory.
+
+    Misaligned ones make other kernels run, with other last bits.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:

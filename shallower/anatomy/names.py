@@ -106,8 +106,9 @@ def _by_owner(owners: dict[str, int]) -> dict[str, TensorName]:
 
 
 def _by_size(tensors: dict[str, int], layers: int) -> dict[str, TensorName]:
-    """Where transformers' rules say nothing: the stack is the prefix with the numbers 0 … layers-1 that holds most
-    bytes.
+    """Where transformers' rules say nothing.
+
+    The stack is the prefix with the numbers 0 … layers-1 that holds most bytes.
     """
     numbers, sizes = defaultdict(set), defaultdict(int)
     for name, size in tensors.items():

@@ -303,8 +303,9 @@ def read_tensor(entry: TensorEntry, *, uncached: bool = False, pinned: bool = Fa
 
 
 def trim() -> None:
-    """Give freed memory back to the system: the C library keeps blocks below 32 MiB, which are whole layers of many
-    models.
+    """Give freed memory back to the system.
+
+    The C library keeps blocks below 32 MiB, which are whole layers of many models.
     """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,5 +1,6 @@
-"""Patch of weights, the changes that repair a pruned model: kept as small edits, applied virtually or to what is
-written.
+"""Patch of weights, the changes that repair a pruned model.
+
+Kept as small edits, applied virtually or to what is written.
 """
 
 import hashlib

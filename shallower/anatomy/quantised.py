@@ -116,8 +116,9 @@ def stack_names(model: nn.Module, stack_name: str, places: dict[str, TensorName]
 
 
 def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
-    """A quantisation config for the kept layers: entries that name modules of removed layers go, the others get the
-    new numbers.
+    """A quantisation config for the kept layers.
+
+    Entries that name modules of removed layers go, the others get the new numbers.
     """
     new = {old: number for number, old in enumerate(kept)}
     if isinstance(value, dict):
@@ -133,8 +134,9 @@ def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
 
 
 def _entry(entry: str, names: StackNames, new: dict[int, int]) -> list[str]:
-    """What stands for an entry in the pruned model's config: itself, itself with other numbers, several names, or
-    nothing.
+    """What stands for an entry in the pruned model's config.
+
+    Itself, itself with other numbers, several names, or nothing.
     """
     if not re.search(r"\d", entry) or entry.isdigit():
         return [entry]  # what names no layer means the same as before

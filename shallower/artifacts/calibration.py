@@ -15,8 +15,9 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """Which tokens were used; ``hash`` covers every token id and the shape, ``sources`` says how many samples each
-    text gave.
+    """Which tokens were used.
+
+    ``hash`` covers every token id and the shape, ``sources`` says how many samples each text gave.
     """
 
     source: str

@@ -1,5 +1,6 @@
-"""The command line: results go to stdout, progress and errors to stderr, a user's mistake exits with 2. Imports
-nothing heavy.
+"""The command line.
+
+Results go to stdout, progress and errors to stderr, a user's mistake exits with 2. Imports nothing heavy.
 """
 
 import importlib

@@ -63,8 +63,9 @@ def score(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Score every layer; the lowest is removed first. Several criteria are scored in one pass and shown
-    side by side.
+    """Score every layer.
+
+    The lowest is removed first. Several criteria are scored in one pass and shown side by side.
     """
     names = criteria_named(scoring.criterion)
     own = settings_by_criterion(key_values(settings), names)

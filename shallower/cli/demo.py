@@ -80,8 +80,9 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
 
 
 def from_a_demo(out: Path) -> bool:
-    """Whether a folder holds what a demo has made, whole or not, and nothing else: its scores, which come first, or
-    their journal.
+    """Whether a folder holds what a demo has made, whole or not, and nothing else.
+
+    Its scores, which come first, or their journal.
     """
     names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
     begun = kind_of(out / "scores.json") == "scores" or ".scores.json.journal" in names

@@ -192,8 +192,9 @@ def demo(
     ] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what an earlier demo wrote in --out")] = False,
 ) -> None:
-    """The main job on a real model: SmolLM2-135M-Instruct, 6 of 30 layers removed, the rest repaired
-    without training.
+    """The main job on a real model.
+
+    SmolLM2-135M-Instruct, 6 of 30 layers removed, the rest repaired without training.
     """
     with running():
         importlib.import_module("shallower.cli.demo").run_demo(out, overwrite=overwrite)

@@ -48,8 +48,9 @@ LOUD: ContextVar[tuple[bool, bool]] = ContextVar("loud", default=(False, False))
 
 
 class Ended(Exception):
-    """Carries what typer would turn into a bare exit status: an interruption, or a reader of the output
-    that has gone.
+    """Carries what typer would turn into a bare exit status.
+
+    An interruption, or a reader of the output that has gone.
     """
 
 
@@ -209,8 +210,9 @@ def _read_as(field: dataclasses.Field) -> type:
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Where a command computes: with the other processes that a launcher started, progress shown, libraries kept
-    quiet.
+    """Where a command computes.
+
+    With the other processes that a launcher started, progress shown, libraries kept quiet.
     """
     package = __package__.rpartition(".")[0]
     names = ("runtime.distributed", "runtime.progress", "anatomy.loading")

@@ -50,8 +50,9 @@ class Documents:
 
 
 class Rows(NamedTuple):
-    """Training sequences at hand: tokens, the place of each within its document, and whether it bears a loss (is to be
-    predicted).
+    """Training sequences at hand.
+
+    Tokens, the place of each within its document, and whether it bears a loss (is to be predicted).
     """
 
     tokens: Int[Tensor, "sequence place"]
@@ -243,8 +244,9 @@ def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarr
 def _examples(
     found: Documents, order: list[int], length: int, apart: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
-    """Rows of whole examples; positions below zero mark padding. And how many examples had no answer within the
-    cut-off.
+    """Rows of whole examples.
+
+    Positions below zero mark padding. And how many examples had no answer within the cut-off.
     """
     limit = min(CUT_OFF, length)
     fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]

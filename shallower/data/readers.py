@@ -1,5 +1,6 @@
-"""Readers of .txt, .jsonl and .parquet files and of data sets of the Hub: rows with where they stand, checked one by
-one.
+"""Readers of .txt, .jsonl and .parquet files and of data sets of the Hub.
+
+Rows with where they stand, checked one by one.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
-"""Calibration tokens: texts of several kinds, mixed evenly, or a token file -> a batch of samples, hashed, with a
-record of it.
+"""Calibration tokens.
+
+Texts of several kinds, mixed evenly, or a token file -> a batch of samples, hashed, with a record of it.
 """
 
 import hashlib

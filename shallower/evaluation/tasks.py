@@ -210,8 +210,9 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
 
 
 def _prefix(tokenizer: Any) -> int | None:
-    """What stands in front of an answer without a question, where the tokenizer has neither BOS nor EOS: a
-    line break.
+    """What stands in front of an answer without a question, where the tokenizer has neither BOS nor EOS.
+
+    A line break.
     """
     if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
         return None
@@ -224,8 +225,9 @@ def _digest(requests: list) -> str:
 
 
 def batch_sizes(lengths: list[int], most: int) -> list[int]:
-    """For every request, longest first, the number of requests in its batch: padded, at most ``most`` tokens, at least
-    one.
+    """For every request, longest first, the number of requests in its batch.
+
+    Padded, at most ``most`` tokens, at least one.
     """
     found: list[int] = []
     while len(found) < len(lengths):

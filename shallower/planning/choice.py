@@ -1,5 +1,6 @@
-"""Choice of layers: running a selection until the amount is met, be it a number, a size or a quality, and within its
-time.
+"""Choice of layers.
+
+Running a selection until the amount is met, be it a number, a size or a quality, and within its time.
 """
 
 import time
@@ -122,16 +123,19 @@ def problem_of(
 
 
 def meet(
-    method: Method, amount: Amount, problem: Problem, evidence: ChoiceEvidence, record: ModelRecord
+    method: Method, amount: Amount, make: Callable[[], Problem], evidence: ChoiceEvidence, record: ModelRecord
 ) -> tuple[Choice, str]:
     """The choice that meets the amount, and what a target of memory, speed or quality rests on.
 
+    Args:
+        make: the problem, whose time budget begins then.
     Raises:
         UserError: it cannot be met.
     """
     if amount.max_ppl_increase is not None:
-        return _within(method, amount.max_ppl_increase, problem, evidence, record)
+        return _within(method, amount.max_ppl_increase, make, evidence, record)
     amount, assumed = settled_amount(amount, record, evidence.dtype)
+    problem = make()
     size = check_amount(amount, record, problem.allowed)
     while True:
         choice = method.select(problem, size)
@@ -146,21 +150,24 @@ def meet(
             )
 
 
-def choices(method: Method, problem: Problem, sizes: Sequence[int]) -> Iterator[Choice]:
-    """A choice per size; one run does for all where a smaller removal is the beginning of a larger one."""
+def choices(method: Method, make: Callable[[], Problem], sizes: Sequence[int]) -> Iterator[Choice]:
+    """A choice per size, each within the time budget.
+
+    One run does for all where a smaller removal is the beginning of a larger one.
+    """
     if not getattr(method.selection, "NESTED", False):
-        yield from (method.select(problem, size) for size in sizes)
+        yield from (method.select(make(), size) for size in sizes)
         return
-    whole = method.select(problem, max(sizes))
+    whole = method.select(make(), max(sizes))
     yield from (replace(whole, order=whole.order[:size], trace=whole.trace[:size]) for size in sizes)
 
 
 def _within(
-    method: Method, most: float, problem: Problem, evidence: ChoiceEvidence, record: ModelRecord
+    method: Method, most: float, make: Callable[[], Problem], evidence: ChoiceEvidence, record: ModelRecord
 ) -> tuple[Choice, str]:
     """The choice before the first with which the perplexity of some text grows by more than a share."""
     best, grown, said = None, 0.0, ""
-    for choice in choices(method, problem, range(1, min(len(problem.allowed), record.layers - 1) + 1)):
+    for choice in choices(method, make, range(1, min(len(make().allowed), record.layers - 1) + 1)):
         share, size = evidence.growth(choice), len(choice.order)
         if share > most:
             said = f"; without {size} it would by {share:+.1%}"

@@ -50,8 +50,9 @@ def palette_css() -> str:
 
 
 def is_figure(path: Path) -> bool:
-    """Whether a file is a drawing of ours: an SVG with our colours, or a PNG that says so or lies beside
-    such an SVG.
+    """Whether a file is a drawing of ours.
+
+    An SVG with our colours, or a PNG that says so or lies beside such an SVG.
     """
     if path.is_symlink() or not path.is_file() or path.suffix not in (".svg", ".png"):
         return False

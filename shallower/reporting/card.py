@@ -43,8 +43,9 @@ class Base:
 
     @staticmethod
     def of(folder: Path, hub_id: str | None = None) -> "Base":
-        """Read the base's card in a folder: the one kept aside where there is one, else its README.md if we did not
-        write it.
+        """Read the base's card in a folder.
+
+        The one kept aside where there is one, else its README.md if we did not write it.
         """
         for name in (BASE_CARD, CARD):
             path = folder / name

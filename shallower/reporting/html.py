@@ -46,8 +46,9 @@ def write_report(folder: Path, out: Path) -> Path:
 
 
 def check_report(out: Path, figures: Path) -> None:
-    """Raise a UserError unless a report may be written there: nothing is there yet, or an earlier report and its
-    figures.
+    """Raise a UserError unless a report may be written there.
+
+    Nothing is there yet, or an earlier report and its figures.
     """
     if out.suffix != ".html":
         raise UserError(f"--out {out}: give the name of an .html file")

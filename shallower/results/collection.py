@@ -112,8 +112,9 @@ class Collection:
         return made + [self._removal(item.path, item.record) for item in open_plans]
 
     def removal_of(self, model: ModelRecord) -> Removal | None:
-        """The pruning that a model came from: by its fingerprint, else (it was trained further) by the folder and its
-        layers.
+        """The pruning that a model came from.
+
+        By its fingerprint, else (it was trained further) by the folder and its layers.
         """
         written = [removal for removal in self.removals if removal.pruned]
         exact = (removal for removal in written if removal.pruned.fingerprint == model.fingerprint)

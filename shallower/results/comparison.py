@@ -1,5 +1,6 @@
-"""Comparison of models: which of their figures may be held against each other, by how much they differ, and
-how surely.
+"""Comparison of models.
+
+Which of their figures may be held against each other, by how much they differ, and how surely.
 """
 
 import math

@@ -1,5 +1,6 @@
-"""Healing and repair figures, read from the artifact: losses, perplexities, the gap to the dense model that
-was closed.
+"""Healing and repair figures, read from the artifact.
+
+Losses, perplexities, the gap to the dense model that was closed.
 """
 
 import math
@@ -33,8 +34,9 @@ def perplexities(found: Healing, control: bool = False) -> dict[str, list[tuple[
 
 
 def gaps(found: Healing) -> dict[str, tuple[float, float]]:
-    """Text -> how much of the gap in log-perplexity to the dense model is closed: to it as it was, and to it
-    trained the same.
+    """Text -> how much of the gap in log-perplexity to the dense model is closed.
+
+    To it as it was, and to it trained the same.
     """
     closed, control = {}, perplexities(found, control=True)
     for name, values in perplexities(found).items():

@@ -97,8 +97,9 @@ class Summary:
 
     @cached_property
     def main(self) -> Removal | None:
-        """The pruning that the headline speaks of: where several removed the same layers, the one with the lowest
-        perplexity.
+        """The pruning that the headline speaks of.
+
+        Where several removed the same layers, the one with the lowest perplexity.
         """
         return min(self.dossier.removals, key=self._order, default=None)
 

@@ -1,5 +1,6 @@
-"""Distributed processes, started by torchrun or srun: each takes a part of the samples, and sums are added over
-all of them.
+"""Distributed processes, started by torchrun or srun.
+
+Each takes a part of the samples, and sums are added over all of them.
 """
 
 import os

@@ -62,8 +62,9 @@ def in_use() -> int:
 
 
 def total_memory(device: str = "cpu") -> int:
-    """Bytes that a process may have in all: of the GPU, or the machine's within the limit of the process's control
-    group.
+    """Bytes that a process may have in all.
+
+    Of the GPU, or the machine's within the limit of the process's control group.
     """
     if device.startswith("cuda"):
         return _torch().cuda.get_device_properties(device).total_memory

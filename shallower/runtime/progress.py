@@ -54,8 +54,9 @@ def say(message: str) -> None:
 
 @dataclass
 class _Clock:
-    """Of one command: when it began, how far it is (0 to 1), and how much of that took no time because it had been
-    done before.
+    """Of one command.
+
+    When it began, how far it is (0 to 1), and how much of that took no time because it had been done before.
     """
 
     started: float = field(default_factory=lambda: time.monotonic())

@@ -1,5 +1,6 @@
-"""Settings fields: a dataclass field with the help that the command line shows, and plain keywords made into
-settings.
+"""Settings fields.
+
+A dataclass field with the help that the command line shows, and plain keywords made into settings.
 """
 
 import dataclasses

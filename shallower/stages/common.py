@@ -1,5 +1,6 @@
-"""Opening models and saving results: what a Python caller may give, checking that artifacts fit a model, and saving
-results.
+"""Opening models and saving results.
+
+What a Python caller may give, checking that artifacts fit a model, and saving results.
 """
 
 from pathlib import Path

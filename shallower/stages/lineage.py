@@ -23,8 +23,9 @@ from ..training.schedule import Recipe
 
 
 def remember_model(model: Model) -> None:
-    """Keep where a model lies, by its fingerprint: what is published with a pruned model names no folder of this
-    machine.
+    """Keep where a model lies, by its fingerprint.
+
+    What is published with a pruned model names no folder of this machine.
     """
     source = model.checkpoint.source
     place = source if model.checkpoint.hub_id else str(Path(source).expanduser().absolute())
@@ -37,8 +38,9 @@ def _kept(fingerprint: str) -> Path:
 
 
 def _places(record: ModelRecord, pruned: Path) -> list[str]:
-    """Where the model of a record may lie: where it lay when it was pruned here, as the record says, beside the pruned
-    one.
+    """Where the model of a record may lie.
+
+    Where it lay when it was pruned here, as the record says, beside the pruned one.
     """
     near = []
     with suppress(OSError, UserError, AttributeError):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,14 +146,14 @@ def _plans(
 ) -> Iterator[Plan]:
     """One plan for an amount, or one per size."""
     needs = method.selection.NEEDS
-    problem = problem_of(
-        method, evidence.record, evidence, protected, iterative=choosing.iterative, budget=choosing.budget
+    make = partial(
+        problem_of, method, evidence.record, evidence, protected, iterative=choosing.iterative, budget=choosing.budget
     )
     scores, started = evidence.scores if needs == "scores" else None, time.monotonic()
     if isinstance(wanted, Amount):
-        found = iter([meet(method, wanted, problem, evidence, evidence.record)])
+        found = iter([meet(method, wanted, make, evidence, evidence.record)])
     else:
-        found = ((choice, "") for choice in choices(method, problem, wanted))
+        found = ((choice, "") for choice in choices(method, make, wanted))
     for choice, assumed in found:
         yield replace(
             plan_of(
@@ -163,14 +164,14 @@ def _plans(
                 trace=list(choice.trace),
             ),
             criterion=scores.criterion if scores else None,
-            scores=problem.scores,
+            scores=scores.scores if scores else None,
             settings=(scores.settings if scores else {}) | (vars(method.settings) if method.settings else {}),
             keep_first=protected[0],
             keep_last=protected[1],
             iterative=choosing.iterative,
             budget=choosing.budget,
             assumed=assumed,
-            agreement=agreement(method.selection, problem, choice, scores)
+            agreement=agreement(method.selection, make(), choice, scores)
             if scores and not choosing.iterative
             else None,
             seconds=time.monotonic() - started + (scores.seconds if scores else 0.0),

@@ -44,8 +44,9 @@ class LongArray:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: its type, its shape (the fastest axis first, as the file has it), and its bytes from start
-    to end.
+    """Where a tensor lies.
+
+    Its type, its shape (the fastest axis first, as the file has it), and its bytes from start to end.
     """
 
     name: str

@@ -23,8 +23,9 @@ MAX_HEADER = 100 << 20  # the limit of the safetensors format
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: a file, its dtype name in safetensors' spelling, its shape and its bytes from start to
-    end.
+    """Where one tensor lies.
+
+    A file, its dtype name in safetensors' spelling, its shape and its bytes from start to end.
     """
 
     file: Path

@@ -213,8 +213,9 @@ class Journal:
 
 
 class JournalPart:
-    """A stretch of steps whose state is kept now and then: entered with ``with``, ``resume`` first, ``keep`` after
-    each step.
+    """A stretch of steps whose state is kept now and then.
+
+    Entered with ``with``, ``resume`` first, ``keep`` after each step.
     """
 
     def __init__(self, journal: Journal, label: str, total: int, which: str, lasting: bool):

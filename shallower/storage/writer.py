@@ -23,8 +23,9 @@ MARK_BYTES = 4 << 30  # written between two marks of how far a file has come; ea
 
 @dataclass(frozen=True)
 class Cut:
-    """The parts of a tensor that stay: along ``axis`` lie ``of`` equal parts, and those in ``kept`` (ascending) are
-    copied.
+    """The parts of a tensor that stay.
+
+    Along ``axis`` lie ``of`` equal parts, and those in ``kept`` (ascending) are copied.
     """
 
     axis: int
@@ -152,8 +153,9 @@ def write_shards(
 
 
 class _File:
-    """One file being written; what it has so far is brought to the disk beside the copying, and hashed beside the
-    reading.
+    """One file being written.
+
+    What it has so far is brought to the disk beside the copying, and hashed beside the reading.
     """
 
     def __init__(

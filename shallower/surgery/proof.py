@@ -1,5 +1,6 @@
-"""Proof of a written checkpoint: reloaded from disk, it is the virtually pruned model, with the dense one
-as control.
+"""Proof of a written checkpoint.
+
+Reloaded from disk, it is the virtually pruned model, with the dense one as control.
 """
 
 import contextlib
@@ -200,8 +201,9 @@ class _Forced(LogitsProcessor):
 
 @contextlib.contextmanager
 def _neutral(model: nn.Module) -> Iterator[None]:
-    """Generation without the model's own defaults: end tokens, stop strings, sampling, several sequences, penalties,
-    kinds of cache.
+    """Generation without the model's own defaults.
+
+    End tokens, stop strings, sampling, several sequences, penalties, kinds of cache.
     """
     before = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()

@@ -1,5 +1,6 @@
-"""Trained checkpoint: plain files, reloaded and compared with what was trained, with what is known of it beside
-them.
+"""Trained checkpoint.
+
+Plain files, reloaded and compared with what was trained, with what is known of it beside them.
 """
 
 import json
@@ -109,8 +110,9 @@ def _proven(
     result: Healing,
     measure: Callable[[nn.Module], dict[str, Any]],
 ) -> Healing:
-    """The result with what the written files are and give: their distance from what was trained, and their
-    perplexities.
+    """The result with what the written files are and give.
+
+    Their distance from what was trained, and their perplexities.
     """
     for name, make in meant.items():
         if not _same(make(), read_tensor(written.tensors[name])):

@@ -1,5 +1,6 @@
-"""Distillation loss of a student that learns from the dense model it came from: logits, hidden states, attention
-outputs, embeddings.
+"""Distillation loss of a student that learns from the dense model it came from.
+
+Logits, hidden states, attention outputs, embeddings.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,8 +42,9 @@ class Teaching:
 
 @dataclass(frozen=True)
 class OutputTap:
-    """The same place in both models: which term it belongs to, the two modules, and what of their outputs
-    is compared.
+    """The same place in both models.
+
+    Which term it belongs to, the two modules, and what of their outputs is compared.
     """
 
     term: str

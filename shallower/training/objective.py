@@ -185,8 +185,9 @@ class Objective(nn.Module):
         positions: Int[Tensor, "row place"] | None,
         bearing: Bool[Tensor, "row place"],
     ) -> Head | Float[Tensor, "kept vocabulary"]:
-        """What predicts the tokens that bear a loss: hidden states with the head, or whole logits where there is no
-        plain head.
+        """What predicts the tokens that bear a loss.
+
+        Hidden states with the head, or whole logits where there is no plain head.
         """
         given = {"input_ids": tokens, "use_cache": False} | ({} if positions is None else {"position_ids": positions})
         mask = bearing[:, 1:]
@@ -200,8 +201,9 @@ class Objective(nn.Module):
 
 
 def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
-    """About what one sequence of so many tokens leaves for the way back, told from two short ones: activations grow
-    with the tokens.
+    """About what one sequence of so many tokens leaves for the way back, told from two short ones.
+
+    Activations grow with the tokens.
     """
     found = [_left(objective, tokens, bf16=bf16) for tokens in SHORT]
     each = (found[1] - found[0]) / (SHORT[1] - SHORT[0])

@@ -1,5 +1,6 @@
-"""Training setup: what a training is of, its micro-batch by memory, its run, its announcement and its measured
-perplexities.
+"""Training setup.
+
+What a training is of, its micro-batch by memory, its run, its announcement and its measured perplexities.
 """
 
 from collections.abc import Callable

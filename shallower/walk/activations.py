@@ -1,5 +1,6 @@
-"""Residual-stream activations: layer by layer for all samples, or, where that is not faithful, during whole
-forwards.
+"""Residual-stream activations.
+
+Layer by layer for all samples, or, where that is not faithful, during whole forwards.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,6 @@
-"""Gradients of weights, one layer at a time: a walk back through the stack that re-runs each layer
-with grad.
+"""Gradients of weights, one layer at a time.
+
+A walk back through the stack that re-runs each layer with grad.
 """
 
 from collections.abc import Callable, Iterator
@@ -244,8 +245,9 @@ class _Totals:
 
     @torch.no_grad()
     def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], batch: int, *, last: bool) -> None:
-        """Measure each parameter; its gradient is freed as soon as it has been looked at. All processes do this in
-        step.
+        """Measure each parameter.
+
+        Its gradient is freed as soon as it has been looked at. All processes do this in step.
         """
         for name, weight in layer.named_parameters():
             gradient = gradients.pop(name)

@@ -124,8 +124,9 @@ def _logits(model: Model, tokens: Tensor, removed: frozenset[int] = frozenset())
 
 @dataclass
 class _Round:
-    """Samples that are walked together: their tokens, the arguments of the layers, and one stream for each prefix of
-    removals.
+    """Samples that are walked together.
+
+    Their tokens, the arguments of the layers, and one stream for each prefix of removals.
     """
 
     replay: Replay

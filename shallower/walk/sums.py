@@ -17,8 +17,9 @@ LARGE_SUM = 1 << 16  # elements; larger totals stay where they are in float32, s
 
 
 def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Σ f(x) over all elements in float64, a block at a time: a matrix of a large layer has no room for a double of
-    itself.
+    """Σ f(x) over all elements in float64, a block at a time.
+
+    A matrix of a large layer has no room for a double of itself.
     """
     total = torch.zeros((), dtype=torch.float64, device=value.device)
     for block in value.flatten().split(by_device(SUM_BLOCK, value.device.type)):
