@@ -202,6 +202,8 @@ def _along(axes: Axes, corners: Sequence[tuple[int | float, int | float]]) -> li
 
 def _covered(box: Bbox, others: Sequence[Bbox]) -> float:
     """The area that a box shares with others, in pixels."""
+    if not others:
+        return 0.0
     x0, y0, x1, y1 = np.array([other.extents for other in others]).T
     widths, heights = np.minimum(x1, box.x1) - np.maximum(x0, box.x0), np.minimum(y1, box.y1) - np.maximum(y0, box.y0)
     return float((widths.clip(0) * heights.clip(0)).sum())

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from literal import TOKENS, literal_kl, walk_of
 
 from shallower import Amount, Calibration, SelectionOptions, UserError, methods, plan
 from shallower.methods.selection import beam, evolution, greedy
-from shallower.planning.choice import Stopwatch, searches
-from shallower.planning.problem import Problem
+from shallower.planning.choice import Method, Stopwatch, choices, searches
+from shallower.planning.problem import Choice, Problem
 from shallower.runtime.progress import shown
 from shallower.settings.quantities import seconds_of
 
@@ -181,6 +182,13 @@ def test_the_stopwatch_goes_by_the_pace_of_the_last_call(monkeypatch) -> None:
     now[0] += 12.5
     assert not watch.affords(0)
     assert free.affords(10**9)
+
+
+def test_every_size_of_a_sweep_has_the_whole_time() -> None:
+    begun = []
+    method = Method(SimpleNamespace(NEEDS="losses", select=lambda problem: Choice((0,) * problem.amount)), None)
+    found = choices(method, lambda: begun.append(1) or Problem(4, 0, (0, 1, 2, 3)), (1, 2, 3))
+    assert [len(choice.order) for choice in found] == [1, 2, 3] and len(begun) == 3
 
 
 @pytest.mark.parametrize(

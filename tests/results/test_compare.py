@@ -561,6 +561,13 @@ def test_labels_do_not_cover_each_other(six) -> None:
             assert not any(one.overlaps(other) for other in panel[:place])
 
 
+def test_one_model_that_is_best_at_everything_is_drawn() -> None:
+    """The front is a point then, and so few segments give no interval: there are no lines for labels to stay off."""
+    dense = evaluation(model(), perplexity={"prose": text([3.0] * 3)})
+    small = evaluation(model("small", 6), perplexity={"prose": text([2.0] * 3)})
+    assert [len(boxes) for boxes in pareto.label_boxes(table(dense, small))] == [2]
+
+
 def test_many_models_get_numbers_and_a_key() -> None:
     rows = [(f"{place} $x$ with a name that is long", 30 - place) for place in range(12)]
     found = comparison.compare_entries(
