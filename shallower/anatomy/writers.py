@@ -98,7 +98,11 @@ def _called(call: _Call) -> list[str]:
         for name, child in (
             (name, child) for name, child in call.layer.named_children() if any(True for _ in child.parameters())
         ):
-            see = lambda _, __, output, name=name: log.append(name) if call.part(output) is not None else None  # noqa: E731
+
+            def see(_, __, output, name=name):
+                if call.part(output) is not None:
+                    log.append(name)
+
             hooks.callback(child.register_forward_hook(see).remove)
         call.run()
     return [name for name in log if log.count(name) == 1]

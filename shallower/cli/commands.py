@@ -115,7 +115,9 @@ def plan(
             if from_scores
             else {"criterion": criterion, "settings": mine, "calibration": calibration, "compute": compute}
         )
-        result = api.plan(source, amount=amount, choosing=_with(choosing, its), texts=eval_text or (), out=out, **how)
+        result = api.plan(
+            source, amount=amount, choosing=with_settings(choosing, its), texts=eval_text or (), out=out, **how
+        )
         finish(result, json, "plan", out)
 
 
@@ -177,7 +179,9 @@ def prune(
                 chosen = api.drop(opened, dropped)
             elif amount is not None:
                 scored = {"criterion": criterion, "settings": mine, "calibration": calibration}
-                chosen = api.plan(opened, amount=amount, choosing=_with(choosing, its), texts=eval_text or (), **scored)
+                chosen = api.plan(
+                    opened, amount=amount, choosing=with_settings(choosing, its), texts=eval_text or (), **scored
+                )
             result = api.prune(opened, chosen, out=out, compensating=how, writing=writing)
         finish(result, json, "pruned", out)
 
@@ -263,5 +267,5 @@ def _needs_increase(amount: Amount, eval_text: list[str] | None) -> None:
         raise UserError("--eval-text is what --max-ppl-increase is measured on; give that, or leave it out")
 
 
-def _with(choosing: SelectionOptions, settings: dict[str, str]) -> SelectionOptions:
+def with_settings(choosing: SelectionOptions, settings: dict[str, str]) -> SelectionOptions:
     return replace(choosing, settings=settings)

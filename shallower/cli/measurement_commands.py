@@ -19,7 +19,7 @@ from ..settings.speed import Grid
 from ..stages.selection_options import Scoring, SelectionOptions
 from ..storage.ownership import artifact_place
 from ..storage.paths import kind_of, place
-from .commands import EvalText, _with
+from .commands import EvalText, with_settings
 from .method_settings import one_criterion, split_settings
 from .options import As, GivenOptions, Json, ModelArgument, Out, Settings, command, finish, key_values, running
 
@@ -95,7 +95,12 @@ def sweep(
     check_readable((*calibration.texts, *listed_paths(eval_text)))
     artifact_place(out, "sweep", [*calibration.files, *(eval_text or ())])
     with running():
-        how = {"criterion": criterion, "settings": mine, "choosing": _with(choosing, its), "calibration": calibration}
+        how = {
+            "criterion": criterion,
+            "settings": mine,
+            "choosing": with_settings(choosing, its),
+            "calibration": calibration,
+        }
         result = api.sweep(
             model, sizes=remove, texts=eval_text or (), protocol=protocol, compute=compute, out=out, **how
         )

@@ -14,7 +14,7 @@ from ..results.comparison_text import LEGEND, cells, remarks
 from ..results.healing import gap_closed, losses, perplexities
 from ..runtime.format import layers, millions
 from .grid import grid, plain_console
-from .tables import _saved
+from .tables import saved_note
 
 BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
@@ -35,7 +35,7 @@ def sweep_table(found: Sweep, out: Path | None = None) -> None:
         heading=Path(found.model.source).name,
         spare=("parameters",),
     )
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def healing_table(found: Healing, out: Path | None = None) -> None:
@@ -82,7 +82,7 @@ def evaluation_table(found: Evaluation, out: Path | None = None) -> None:
             rows.append([name, item["metric"], f"{item['value']:.4f}", error, str(item["count"])])
         rows.append(["mean", "", f"{mean_of(found.tasks):.4f}", "", ""])
         grid(console, ("task", "metric", "value", "±", "items"), rows, heading=heading, spare=("items", "metric"))
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def comparison_table(found: Comparison, out: Path | None = None) -> None:
@@ -102,7 +102,7 @@ def comparison_table(found: Comparison, out: Path | None = None) -> None:
     console.print(LEGEND, soft_wrap=True)
     for note in remarks(found):
         console.print("-", note, soft_wrap=True)
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[Text]]) -> Table:
@@ -155,7 +155,7 @@ def speed_table(found: Speed, out: Path | None = None) -> None:
         )
         console.print(busy, soft_wrap=True)
     console.print(f"{found.seconds:.0f} s", soft_wrap=True)
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def _speed_names(found: Speed) -> dict[str, str]:

@@ -42,7 +42,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="also show what libraries log, and where an error was raised")
 ]
-DECIDED = {"inspection", "scores", "several_scores", "plan", "pruned"}  # their tables are in ``tables``
 COMMON = {"quiet": Quiet, "verbose": Verbose}
 LOUD: ContextVar[tuple[bool, bool]] = ContextVar("loud", default=(False, False))  # quiet, verbose
 
@@ -242,8 +241,8 @@ def finish(result: Any, json: bool, table: str, out: Path | None) -> None:
             texts[0] if not isinstance(result, list) else "[\n" + ",\n".join(text.rstrip() for text in texts) + "\n]\n"
         )
     else:
-        module = "tables" if table in DECIDED else "measurement_tables"
-        getattr(importlib.import_module(f"{__package__}.{module}"), f"{table}_table")(result, out)
+        modules = (importlib.import_module(f"{__package__}.{name}") for name in ("tables", "measurement_tables"))
+        next(filter(None, (getattr(module, f"{table}_table", None) for module in modules)))(result, out)
 
 
 def key_values(settings: list[str] | None) -> dict[str, str]:

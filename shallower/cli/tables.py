@@ -50,7 +50,7 @@ def inspection_table(found: Inspection, out: Path | None = None) -> None:
     grid(console, columns, rows, spare=("share each", "bytes each"))
     for refusal in found.refusals.values():
         console.print("-", refusal, soft_wrap=True)
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def _equal_layers(found: Inspection) -> list[list[int]]:
@@ -103,7 +103,7 @@ def scores_table(found: Scores, out: Path | None = None) -> None:
         f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}{used}",
         soft_wrap=True,
     )
-    _saved(console, out)
+    saved_note(console, out)
     if out is not None:
         console.print(
             f"next: shallower plan {shlex.quote(str(out))} --remove {_some(found)} --out plan.json", soft_wrap=True
@@ -135,7 +135,7 @@ def several_scores_table(found: Sequence[Scores], out: Path | None = None) -> No
         )
     if len({one.model.fingerprint for one in found}) > 1:
         console.print("note: these are scores of different models", soft_wrap=True)
-    _saved(console, out)
+    saved_note(console, out)
 
 
 def _names_of(found: Sequence[Scores]) -> list[str]:
@@ -185,7 +185,7 @@ def _shaky(agreed: int, size: int) -> str:
 def plan_table(found: Plan, out: Path | None = None) -> None:
     console = plain_console()
     _removal(console, found)
-    _saved(console, out)
+    saved_note(console, out)
     if out is not None:
         source = shlex.quote(found.model.source)
         console.print(f"next: shallower prune {source} --plan {shlex.quote(str(out))} --out pruned", soft_wrap=True)
@@ -277,6 +277,6 @@ def _held_out(console: Console, told: dict[str, Any]) -> None:
     grid(console, columns, rows, spare=("dense perplexity",))
 
 
-def _saved(console: Console, out: Path | None) -> None:
+def saved_note(console: Console, out: Path | None) -> None:
     if out is not None:
         console.print(f"written to {out}", soft_wrap=True)

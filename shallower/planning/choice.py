@@ -27,12 +27,7 @@ class Stopwatch:
     """
 
     def __init__(self, budget: float | None):
-        self.budget, self.pace = budget, 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Count from now on."""
-        self.started = time.monotonic()
+        self.budget, self.started, self.pace = budget, time.monotonic(), 0.0
 
     def timed(self, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same losses; the seconds that each variant of the last call took are noted."""
@@ -104,10 +99,10 @@ def problem_of(
     Args:
         protected: how many layers at each end never go.
     """
-    needs, watch = method.selection.NEEDS, Stopwatch(budget)
+    needs = method.selection.NEEDS
     scores = evidence.scores if needs == "scores" else None
     losses = evidence.losses if needs == "losses" else None
-    watch.begin()
+    watch = Stopwatch(budget)
     return Problem(
         layers=record.layers,
         amount=0,

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..anatomy.loading import hub_of
 from ..artifacts import Evaluation, Pruned
 from ..errors import UserError
 from ..results.healing import perplexity_times
@@ -308,9 +309,9 @@ def _fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def write_card(folder: Path, pruned: Pruned, name: str, *, source: Path, hub_id: str | None = None) -> None:
+def write_card(folder: Path, pruned: Pruned, name: str, *, source: Path) -> None:
     """Put the card into a model that is being written, and the base's own card, if it has one, beside it."""
-    base = Base.of(source, hub_id)
+    base = Base.of(source, hub_of(pruned.plan.model.source))
     for path in (source / BASE_CARD, source / CARD):  # the first, where the base was written by us too
         if path.is_file() and stays_within(path, source) and MARK not in path.read_text("utf-8", "replace"):
             shutil.copyfile(path, folder / BASE_CARD)

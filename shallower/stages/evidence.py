@@ -24,7 +24,7 @@ from .selection_options import CRITERION
 
 @dataclass
 class Evidence:
-    """What a choice rests on (``planning.choice.Evidence``): of a model, or only of scores that were given.
+    """What a choice rests on (``planning.choice.ChoiceEvidence``): of a model, or only of scores that were given.
 
     Attributes:
         model: None where only scores were given.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import methods
-from ..anatomy.loading import hub_of, parse_dtype
+from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model, checked_device
 from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
-from ..artifacts import Healing, Pruned
+from ..artifacts import Healing
 from ..data.packing import Documents, packed_sequences, read_documents, streamed
 from ..data.readers import check_readable
 from ..data.streams import Stream
@@ -279,7 +279,7 @@ class HealingJob:
                 out=request.out,
                 finish=partial(self.way.finish, self.prepared),
                 measure=measure,
-                card=partial(_card, model, request.out),
+                card=partial(write_card, name=request.out.resolve().name, source=model.checkpoint.folder),
                 picture=_picture,
                 state=self.outcome.state,
                 overwrite=request.overwrite,
@@ -287,12 +287,6 @@ class HealingJob:
             )
             record = write_healed(model, record, written)
         return distributed.gathered(record)[0]
-
-
-def _card(model: Model, out: Path, folder: Path, pruned: Pruned) -> None:
-    write_card(
-        folder, pruned, out.resolve().name, source=model.checkpoint.folder, hub_id=hub_of(pruned.plan.model.source)
-    )
 
 
 def _picture(result: Healing) -> bytes:

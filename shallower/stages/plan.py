@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import methods
-from ..artifacts import Plan, Scores
+from ..artifacts import ModelRecord, Plan, Scores
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..planning.amount import check_amount, protection, settled_amount
@@ -107,8 +107,8 @@ def _check_silent(scores: Scores, criterion: str | None, calibration: Any, compu
 
 def chosen(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Plan:
     """The plan that meets the amount."""
-    method, protected = selection_method(choosing, evidence), _protected(choosing, evidence)
-    record = evidence.record
+    method, record = selection_method(choosing, evidence), evidence.record
+    protected = _protected(method, choosing, record)
     if amount.max_ppl_increase is None:  # refused before anything is scored
         check_amount(
             settled_amount(amount, record, evidence.dtype)[0], record, range(protected[0], record.layers - protected[1])
@@ -118,7 +118,8 @@ def chosen(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Pl
 
 def nested_plans(evidence: Evidence, choosing: SelectionOptions, sizes: Sequence[int]) -> Iterator[Plan]:
     """A plan per size, the model scored once."""
-    method, protected = selection_method(choosing, evidence), _protected(choosing, evidence)
+    method = selection_method(choosing, evidence)
+    protected = _protected(method, choosing, evidence.record)
     for size in (min(sizes), max(sizes)):
         check_amount(Amount(remove=size), evidence.record, range(protected[0], evidence.record.layers - protected[1]))
     return _plans(evidence, choosing, method, protected, sizes)
@@ -132,9 +133,8 @@ def selection_method(choosing: SelectionOptions, evidence: Evidence) -> Method:
     )
 
 
-def _protected(choosing: SelectionOptions, evidence: Evidence) -> tuple[int, int]:
-    selection = methods.find("selection", choosing.selection)
-    return protection(evidence.record.layers, selection, choosing.keep_first, choosing.keep_last)
+def _protected(method: Method, choosing: SelectionOptions, record: ModelRecord) -> tuple[int, int]:
+    return protection(record.layers, method.selection, choosing.keep_first, choosing.keep_last)
 
 
 def _plans(

@@ -67,11 +67,7 @@ def prune(
     check_same_model(plan.model, model.record, "the plan")
     plan = replace(plan, model=model.record)  # as it lies here now
     stored = parse_dtype(writing.save_dtype)
-    beside = Beside(
-        card=partial(
-            write_card, name=out.resolve().name, source=model.checkpoint.folder, hub_id=model.checkpoint.hub_id
-        )
-    )
+    beside = Beside(card=partial(write_card, name=out.resolve().name, source=model.checkpoint.folder))
     costs = {
         "repair": REPAIR if compensating is not None else 0,
         "write": WRITE,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .paths import _start, files_below, kind_of, listed, parse_json, place
+from .paths import files_below, kind_of, listed, parse_json, place
 
 OUTPUT_MARKS = {
     "shallower.json": "pruned",
@@ -22,9 +22,12 @@ OUTPUT_MARKS = {
 BASE_CARD = "README.base.md"  # the card that the dense model came with
 CARD, CARD_MARK = "README.md", "<!-- made by shallower from shallower.json -->"
 OURS = re.compile(  # what version 0.1 wrote into folders in which it did not list its files
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json|README(\.base)?\.md"
-    r"|tokenizer[\w.]*|(special_tokens_map|added_tokens)\.json|(vocab|merges)\.\w+|chat_template\.\w+|(LICENSE|NOTICE)[\w.]*"
-    r"|(comparison|compensation|healing|shallower)\.(json|md|png)|pareto\.(png|svg)|metrics\.jsonl|adapter/[^/]+|training/[^/]+"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|(generation_)?config\.json|README(\.base)?\.md"
+    r"|tokenizer[\w.]*|(special_tokens_map|added_tokens)\.json|(vocab|merges)\.\w+"
+    r"|chat_template\.\w+|(LICENSE|NOTICE)[\w.]*"
+    r"|(comparison|compensation|healing|shallower)\.(json|md|png)|pareto\.(png|svg)"
+    r"|metrics\.jsonl|adapter/[^/]+|training/[^/]+"
 )
 
 
@@ -166,3 +169,9 @@ def _check_parents(target: Path) -> None:
             f"cannot write {str(target)[:200]}: {' '.join(str(error).split())[:80]}; give another place"
         ) from error
     raise UserError(f"cannot write {target}: {above} is not a folder that can be written; give another place")
+
+
+def _start(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(1 << 20).decode("utf-8", "replace")
+    return ""

@@ -1,6 +1,5 @@
 """Paths: as they were given, the kind of a file, JSON read with one-line errors, the folder of caches."""
 
-import contextlib
 import json
 import os
 import re
@@ -83,9 +82,3 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     """The first of some names, and how many there are beyond."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _start(path: Path) -> str:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(1 << 20).decode("utf-8", "replace")
-    return ""

@@ -9,11 +9,11 @@ import shutil
 
 import numpy as np
 import pytest
+from commands import status
 from matplotlib.image import imread
 
 from shallower import UserError, artifacts, compare
 from shallower.artifacts import Evaluation, ModelRecord, Plan, Pruned, Speed, save
-from shallower.cli import main
 from shallower.reporting import pareto
 from shallower.reporting.comparison_table import markdown
 from shallower.results import bootstrap, comparison
@@ -591,14 +591,6 @@ def test_without_quality_there_is_no_picture(run, tmp_path) -> None:
 
 
 # -- the command line
-
-
-def status(*arguments) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        return end.code or 0
-    return 0
 
 
 def test_json_and_the_table(six, capsys, tmp_path) -> None:
