@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby
@@ -44,6 +44,7 @@ from shallower import (
     score,
 )
 from shallower.anatomy.model import Model
+from shallower.artifacts import Removal
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import perplexity, segments_of_tokens
@@ -235,10 +236,10 @@ def counted() -> Iterator[Counter]:
     """Layer forwards of the losses of removals inside: their distinct beginnings that end in a layer that runs."""
     found, whole = Counter(), LossWalk.halves
 
-    def call(walk: LossWalk, masks: torch.Tensor, *given, **options):
-        keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
+    def call(walk: LossWalk, removals: Sequence[Removal], *given, **options):
+        keys = ["".join(removal.states(walk.model.record.layers)) for removal in removals]
         found["forwards"] += len({key[:k] for key in keys for k in range(1, len(key) + 1) if key[k - 1] == "0"})
-        return whole(walk, masks, *given, **options)
+        return whole(walk, removals, *given, **options)
 
     with patch.object(LossWalk, "halves", call):
         yield found
@@ -364,15 +365,20 @@ class CalibrationBench:
         And on the samples that it held out itself.
         """
         model, (tokens, _) = self.model(name), self.drawn(name, kind, size)
-        gone = self.pieces[self.chosen(name)]["plans"]["window block_influence"]["removed"]
+        gone = Removal.of_layers(self.pieces[self.chosen(name)]["plans"]["window block_influence"]["removed"])
         with shown():
             patch, report = repaired(model, gone, RepairOptions("sequential", {}, tokens))
             with model.patched(patch):
                 told = {
-                    text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removed=gone)["nll"]
+                    text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removal=gone)["nll"]
                     for text in KINDS
                 }
-        about = {"removed": gone, "nll": told, "held_out": report.loss, "fitted_tokens": report.fitted_tokens}
+        about = {
+            "removed": list(gone.layers),
+            "nll": told,
+            "held_out": report.loss,
+            "fitted_tokens": report.fitted_tokens,
+        }
         return {f"repair {name} {kind} {size}": about | {"seconds": round(report.seconds, 3)}}
 
     def evaluated(self, name: str, text: str) -> torch.Tensor:
@@ -488,8 +494,9 @@ class CalibrationBench:
     def evaluate(self, name: str, text: str, keys: dict[str, Removed]) -> dict[str, dict]:
         """Perplexity without each set of layers, all walked together."""
         model, tokens = self.model(name), self.evaluated(name, text)
+        removals = [*map(Removal.of_layers, keys.values())]
         with shown():
-            found = removals_perplexity(model, {text: segments_of_tokens(tokens)}, list(keys.values()), "perplexity")
+            found = removals_perplexity(model, {text: segments_of_tokens(tokens)}, removals, "perplexity")
         kept = ("value", "nll", "tokens", "hash")
         return {key: {field: row[text][field] for field in kept} for key, row in zip(keys, found, strict=True)}
 

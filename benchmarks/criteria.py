@@ -20,7 +20,6 @@ from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from harness.machine import machine
 from harness.store import CALIBRATION, DATA, FP32, ROOT, TEXTS, begun, removal, save
 
@@ -36,6 +35,7 @@ from shallower import (
     plan,
     score,
 )
+from shallower.artifacts import Removal
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import evaluation_segments
@@ -132,11 +132,8 @@ class Bench:
     def evaluate(self, name: str, removals: list[tuple[int, ...]]) -> list[dict]:
         """Perplexity without each set of layers, walked together: sets that are equal so far share one stream."""
         walk = LossWalk(self.model, self.texts[name].tokens)
-        masks = torch.zeros(len(removals), self.model.record.layers, dtype=torch.bool)
-        for mask, removed in zip(masks, removals, strict=True):
-            mask[list(removed)] = True
         with shown():
-            means = (walk(masks, name) / walk.predictions).tolist()
+            means = (walk([*map(Removal.of_layers, removals)], name) / walk.predictions).tolist()
         return [{"value": math.exp(mean_nll), "nll": mean_nll, "tokens": walk.predictions} for mean_nll in means]
 
     def score(self, criterion: str) -> dict:

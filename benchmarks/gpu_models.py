@@ -38,6 +38,7 @@ from shallower import (
 )
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
+from shallower.artifacts import Removal
 from shallower.stages.prune import repaired as fitted_repair
 from shallower.storage.journal import journaled
 
@@ -238,7 +239,9 @@ def repaired(model: Model, removed: Iterable[int], method: str, tokens: Path, be
         beside: keep a journal beside this output, as ``prune`` does: changes of weights then lie on the disk.
     """
     with journaled(beside):
-        report = fitted_repair(model, tuple(removed), RepairOptions(method, {}, Calibration(tokens=str(tokens))))[1]
+        report = fitted_repair(
+            model, Removal.of_layers(removed), RepairOptions(method, {}, Calibration(tokens=str(tokens)))
+        )[1]
     found = {name: getattr(report, name) for name in ("loss", "seconds", "fitted_tokens", "held_out_tokens")}
     return found | {"peak_bytes": report.peak_memory_bytes, "changed": len(report.changed)}
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -41,6 +41,7 @@ from shallower import (
     plan,
     score,
 )
+from shallower.artifacts import NOTHING, Removal
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples, token_hash
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
@@ -155,10 +156,10 @@ def counted() -> Iterator[Counter]:
     """Layer forwards of the losses of removals inside."""
     found, whole = Counter(), LossWalk.__call__
 
-    def call(walk: LossWalk, masks: torch.Tensor, *args, **options) -> torch.Tensor:
-        keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
-        found["forwards"] += forwards(keys + ["0" * masks.shape[1]] * (options.get("objective") == "kl"))
-        return whole(walk, masks, *args, **options)
+    def call(walk: LossWalk, removals: Sequence[Removal], *args, **options) -> torch.Tensor:
+        walked = [*removals, NOTHING] if options.get("objective") == "kl" else removals
+        found["forwards"] += forwards(["".join(one.states(walk.model.record.layers)) for one in walked])
+        return whole(walk, removals, *args, **options)
 
     with patch.object(LossWalk, "__call__", call):
         yield found
@@ -381,13 +382,14 @@ class Quality(Bench):
         how = RepairOptions(name, calibration=Calibration(tokens=f"{self.folder.name}/fitting.npy"))
         try:
             with shown(), clocked() as parts:
-                changes, report = repaired(self.model, removed, how)
+                changes, report = repaired(self.model, Removal.of_layers(removed), how)
         except (UserError, torch.linalg.LinAlgError) as error:
             return made | {"refused": " ".join(str(error).split())}
         began = time.monotonic()
         with self.model.patched(changes), shown():
             values = {
-                text: perplexity(self.model, self.texts[text], removed=removed, label=text)["value"] for text in texts
+                text: perplexity(self.model, self.texts[text], removal=Removal.of_layers(removed), label=text)["value"]
+                for text in texts
             }
         made |= {"perplexity": values, "evaluation_seconds": time.monotonic() - began, "changed": len(report.changed)}
         kept = ("seconds", "peak_memory_bytes", "loss", "fitted_tokens", "held_out_tokens", "settings")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .bypass import replaced_forwards
+from .forwards import replaced_forwards
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW = 1 << 15  # multiplications below this are not worth the longer way there

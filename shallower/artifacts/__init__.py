@@ -10,11 +10,13 @@ from .io import RECORDS, Record, dumps, load, model_of, published, read, save, s
 from .model import ModelRecord
 from .plan import Plan
 from .pruned import Pruned
+from .removal import NOTHING, Removal, Unit
 from .scores import Scores
 from .speed import Speed
 from .sweep import Sweep
 
 __all__ = [
+    "NOTHING",
     "RECORDS",
     "CalibrationRecord",
     "Comparison",
@@ -26,10 +28,12 @@ __all__ = [
     "Plan",
     "Pruned",
     "Record",
+    "Removal",
     "Scores",
     "SourceRecord",
     "Speed",
     "Sweep",
+    "Unit",
     "dumps",
     "load",
     "model_of",

@@ -8,6 +8,7 @@ from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
+from .removal import Removal
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Plan:
     provenance: Provenance = field(default_factory=Provenance.now)
     kind: str = "plan"
     schema: int = 1
+
+    @property
+    def removal(self) -> Removal:
+        """What goes."""
+        return Removal.of_layers(self.removed)
 
     @property
     def share(self) -> float:

@@ -1,17 +1,16 @@
 """Broken layers, where a model that yields NaN breaks: the first layer whose output is not finite."""
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
+from ..anatomy.units import without
+from ..artifacts.removal import NOTHING, Removal
 
 
 @torch.no_grad()
-def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removed: Iterable[int] = ()) -> str:
+def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal = NOTHING) -> str:
     """One clause that names the first layer whose output holds NaN or infinity, and what to try."""
     found: list[int] = []
 
@@ -25,7 +24,7 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removed: 
 
     handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(model.stack.layers)]
     try:
-        with bypass(model.stack, removed):
+        with without(model.stack, removal):
             model.module(tokens.to(model.device), use_cache=False)
     finally:
         for handle in handles:

@@ -7,7 +7,6 @@ token. With ``stride`` below ``length`` the segments overlap and only tokens not
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..anatomy.model import Model
+from ..artifacts.removal import NOTHING, Removal
 from ..data.readers import read_text, shipped_text
 from ..data.tokens import bos_rule, check_vocabulary, encode, read_tokens, token_hash
 from ..errors import UserError
@@ -128,24 +128,23 @@ def perplexity(
     model: Model,
     segments: Segments,
     *,
-    removed: Iterable[int] = (),
+    removal: Removal = NOTHING,
     label: str = "perplexity",
     journal: Journal = NO_JOURNAL,
 ) -> dict[str, Any]:
     """exp of the mean NLL of the counted predictions, with the protocol beside it.
 
     Args:
-        removed: layers to leave out virtually.
+        removal: what to leave out virtually.
         journal: keeps how far it has come.
     Raises:
         UserError: the model yields NaN or infinite losses.
     """
-    removed = tuple(removed)
-    nll = all_nll(model, segments.tokens, removed, label, journal).double()
+    nll = all_nll(model, segments.tokens, removal, label, journal).double()
     sums = (nll * segments.counted).sum(1)
     if not math.isfinite(float(sums.sum())):
         row = segments.tokens[(~nll.isfinite()).any(1)][:1]
-        raise UserError(f"the model yields NaN or infinite losses on this text: {first_broken(model, row, removed)}")
+        raise UserError(f"the model yields NaN or infinite losses on this text: {first_broken(model, row, removal)}")
     parts = [[round(float(total), 6), int(number)] for total, number in zip(sums, segments.counted.sum(1), strict=True)]
     return figures_of(segments, float(sums.sum())) | {"parts": parts}
 

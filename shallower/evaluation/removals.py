@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ..anatomy.model import Model
+from ..artifacts.removal import Removal
 from ..errors import UserError
 from ..walk.removals import LossWalk
 from ..walk.run import journal_of
@@ -13,23 +12,20 @@ from .perplexity import Segments, figures_of
 
 
 def removals_perplexity(
-    model: Model, named: dict[str, Segments], removals: Sequence[Sequence[int]], label: str
+    model: Model, named: dict[str, Segments], removals: Sequence[Removal], label: str
 ) -> list[dict[str, dict[str, Any]]]:
-    """For every set of removed layers: text -> value, nll, bits_per_byte, tokens, segments and the protocol.
+    """For every removal: text -> value, nll, bits_per_byte, tokens, segments and the protocol.
 
     Raises:
         UserError: segments that overlap, or a model that yields NaN.
     """
     rows: list[dict[str, dict[str, Any]]] = [{} for _ in removals]
-    masks = torch.zeros(len(removals), model.record.layers, dtype=torch.bool)
-    for mask, removed in zip(masks, removals, strict=True):
-        mask[list(removed)] = True
     for name, segments in named.items():
         if not segments.counted.all():
             raise UserError("--stride has no meaning here: many removals are measured on segments that do not overlap")
         walk = LossWalk(model, segments.tokens, journal_of(model, None, text=segments.description["hash"]))
         with model.check_length(segments.tokens.shape[1]):
-            totals = walk(masks, f"{label}, {name}")
+            totals = walk(removals, f"{label}, {name}")
         for row, total in zip(rows, totals.tolist(), strict=True):
             row[name] = figures_of(segments, total)
     return rows

@@ -14,7 +14,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from tqdm.std import tqdm
 
-from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
+from ..anatomy.units import without
+from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
 from ..errors import UserError
 from ..runtime.progress import meter, say
@@ -54,26 +55,26 @@ def zero_shot(
     model: Model,
     tasks: Tasks,
     *,
-    removed: Iterable[int] = (),
+    removal: Removal = NOTHING,
     journal: Callable[..., Journal] = lambda requests: NO_JOURNAL,
 ) -> dict[str, dict[str, Any]]:
     """Task -> value, stderr, metric, count, version, items (the metric of each) and all of lm-eval's metrics.
 
     Args:
-        removed: layers to leave out virtually.
+        removal: what to leave out virtually.
         journal: makes what keeps the answers to requests, a fiftieth of them at a time, given their hash as
             ``requests``.
     Raises:
         UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
     """
-    harness, removed = _harness(), tuple(removed)
+    harness = _harness()
     with _quiet(harness.evaluator):
         manager = _manager()
         _check_names(tasks.every(), manager.all_tasks)
-        with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, bypass(model.stack, removed):
+        with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, without(model.stack, removal):
             ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
             found = harness.simple_evaluate(
-                _wrapped(model, removed, journal), tasks=ready, limit=tasks.limit, task_manager=manager
+                _wrapped(model, removal, journal), tasks=ready, limit=tasks.limit, task_manager=manager
             )
     return {name: _result(name, found) for name in found["samples"]}
 
@@ -154,7 +155,7 @@ def _local(name: str, base: Path, data: Path, place: Path) -> dict[str, Any]:
     }
 
 
-def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Journal]) -> Any:
+def _wrapped(model: Model, removal: Removal, journal: Callable[..., Journal]) -> Any:
     """The open model as lm-eval's own model class, batched by length within a number of tokens."""
     from lm_eval.models.huggingface import HFLM
 
@@ -194,7 +195,7 @@ def _wrapped(model: Model, removed: tuple[int, ...], journal: Callable[..., Jour
                 if not math.isfinite(value):
                     tokens = torch.tensor([(context + answer)[-self.max_length :]])
                     raise UserError(
-                        f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removed)}"
+                        f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removal)}"
                     )
             return [(float(value), bool(likeliest)) for value, likeliest in found]
 

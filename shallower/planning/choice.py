@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..artifacts import ModelRecord, Scores
+from ..artifacts import ModelRecord, Removal, Scores
 from ..errors import UserError
 from ..runtime import distributed
 from ..settings.amount import Amount
@@ -32,10 +32,10 @@ class Stopwatch:
     def timed(self, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same losses; the seconds that each variant of the last call took are noted."""
 
-        def call(masks: Tensor, label: str, **options) -> Tensor:
+        def call(removals: Sequence[Removal], label: str, **options) -> Tensor:
             started = time.monotonic()
-            found = losses(masks, label, **options)
-            self.pace = (time.monotonic() - started) / len(masks)
+            found = losses(removals, label, **options)
+            self.pace = (time.monotonic() - started) / len(removals)
             return found
 
         return call
@@ -60,7 +60,7 @@ class ChoiceEvidence(Protocol):
     @property
     def losses(self) -> Callable[..., Tensor] | None: ...
     @property
-    def rescore(self) -> Callable[[tuple[int, ...]], dict[int, float]] | None: ...
+    def rescore(self) -> Callable[[Removal], dict[int, float]] | None: ...
     @property
     def measured(self) -> str: ...
     def growth(self, choice: Choice) -> float: ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
+from ..artifacts.removal import Removal
 from ..storage.journal import NO_JOURNAL, JournalPart
 from .paired import PairedWalk
 from .state import RepairState
@@ -21,35 +22,34 @@ class Case:
 
     Attributes:
         model: the dense model.
-        removed: the layers that go.
+        removal: what goes.
         tokens: calibration tokens to fit on.
         held_out: calibration tokens that nothing is fitted on, to decide by.
         loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
         before: that loss without changes.
         settings: the method's own.
-        findings: what the method has found so far; all that it needs of earlier layers must be there, for it may be
-            begun anew at any layer, by another process.
-        part: of a journal, which keeps them.
+        state: what has been found so far; only ``walk`` and ``tail`` look at it.
+        part: of a journal, which keeps it.
     """
 
     model: Model
-    removed: tuple[int, ...]
+    removal: Removal
     tokens: Int[Tensor, "sample position"]
     held_out: Int[Tensor, "held_out position"]
     loss: Callable[[Patch], float]
     before: float
     settings: Any = None
-    findings: RepairState = field(default_factory=RepairState)
+    state: RepairState = field(default_factory=RepairState)
     part: JournalPart = field(default_factory=lambda: NO_JOURNAL.part("", 0))
 
     def walk(self, **options: Any) -> PairedWalk:
-        """The fitting tokens through both models, from where the findings end."""
-        return PairedWalk(self.model, self.tokens, self.removed, findings=self.findings, part=self.part, **options)
+        """The fitting tokens through both models, from where they were when a process was killed."""
+        return PairedWalk(self.model, self.tokens, self.removal, state=self.state, part=self.part, **options)
 
     def tail(self) -> SuffixLoss:
-        """The held-out tokens in front of where the findings end, in the model changed so far."""
-        tail = SuffixLoss(self.model, self.held_out, self.removed)
-        tail.pass_on(self.findings.step - 1, self.findings.patch)
+        """The held-out tokens in front of where the walk begins, in the model changed so far."""
+        tail = SuffixLoss(self.model, self.held_out, self.removal)
+        tail.pass_on(self.state.step - 1, self.state.patch)
         return tail
 
 
@@ -62,17 +62,17 @@ class Fitted:
 
 
 def best_of(
-    case: Case, before: tuple[Patch, float], candidates: Iterable[tuple[Any, Patch]]
+    case: Case, before: tuple[Patch, float | None], candidates: Iterable[tuple[Any, Patch]]
 ) -> tuple[Patch, float, Any, list[dict]]:
     """The candidate with the lowest held-out loss on top of ``before``, or ``before`` itself.
 
     Args:
-        before: changes taken so far, and their loss.
+        before: changes taken so far, and their loss; None for that of the model without changes.
         candidates: (label, further changes).
     Returns:
         The changes, their loss, the chosen label or None, and every candidate's loss.
     """
-    patch, best = before
+    patch, best = before[0], case.before if before[1] is None else before[1]
     chosen, tried = None, []
     for label, further in candidates:
         loss = case.loss(before[0] | further)

@@ -1,7 +1,10 @@
 """Compensation fit: a proposal is taken only if the loss on held-out tokens falls."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from types import ModuleType
 from typing import Any
@@ -10,10 +13,11 @@ from torch import Tensor, nn
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
-from ..artifacts import Compensation
+from ..artifacts import NOTHING, Compensation, Removal
 from ..errors import UserError
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
+from ..storage.journal import Journal, JournalPart
 from ..walk.removals import all_nll
 from ..walk.run import dtype_name, journal_of, samples_of, timed
 from .case import Case, Fitted
@@ -26,9 +30,9 @@ FITTING = 2.5  # layers run for every layer, and the sums and solutions
 
 
 def compensated(
-    model: Model, removed: Sequence[int], method: ModuleType, settings: Any, calibration: Calibration
+    model: Model, removal: Removal, method: ModuleType, settings: Any, calibration: Calibration
 ) -> tuple[Patch, Compensation]:
-    """Find the changes of weights that repair the model without these layers.
+    """Find the changes of weights that repair the model after a removal.
 
     None where the held-out loss does not fall.
 
@@ -40,86 +44,116 @@ def compensated(
     """
     name = method.__name__.rpartition(".")[2]
     samples = samples_of(model, calibration)
-    tokens, record = samples.tokens, samples.record
     width = _widest(model) if getattr(method, "FITS", "stream") == "inputs" else model.outline.width
-    fitted, held_out = _split(tokens, width)
-    own = samples.by_source(range(len(fitted), len(tokens)))
-    removed = tuple(sorted(removed))
-
-    def losses(patch: Patch, gone: tuple[int, ...] = removed) -> list[float]:
-        """Mean NLL of every held-out sample."""
-        with model.patched(patch):
-            found = all_nll(model, held_out, gone, "held-out loss").double().mean(dim=1)
-        return found.nan_to_num(math.inf, math.inf, math.inf).tolist()
-
-    def loss(patch: Patch) -> float:
-        return fmean(losses(patch))
-
-    def drifts(patch: Patch) -> list[dict[str, Any]]:
-        return [vars(one) for one in drift(model, held_out, removed, patch)]
-
-    layers = model.record.layers
-    journal = journal_of(model, record, compensation=name, settings=vars(settings) if settings else {}, removed=removed)
+    fitted, held_out = _split(samples.tokens, width)
+    own, layers = vars(settings) if settings else {}, model.record.layers
+    journal = journal_of(model, samples.record, compensation=name, settings=own, removed=removal.layers)
     with (
         timed(model) as peak,
-        model.check_length(tokens.shape[1]),
+        model.check_length(fitted.shape[1]),
         journal.part("compensation", layers + 1, lasting=True) as part,
-        parts(_costs(layers, len(removed), fitted.numel(), held_out.numel())) as stretch,
+        parts(_costs(layers, len(removal), fitted.numel(), held_out.numel())) as stretch,
     ):
-        findings = RepairState.of(part.resume(), part)
-        findings.tensors = {name: tensor.to(model.device) for name, tensor in findings.tensors.items()}
-        with stretch("loss before"):
-            plain = journal.memo("before", lambda: losses({}))
-            before = fmean(plain)
-
-        def asked(patch: Patch) -> float:
-            """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question
-            is its name.
-            """
-            findings.notes["asked"] = number = findings.notes.get("asked", 0) + 1
-            with stretch(f"candidate {min(number, TRIES)}"):
-                return journal.memo(f"loss {number}", lambda: loss(patch))
-
-        if findings.step <= layers:
-            with stretch("fitting"):
-                found = method.fit(Case(model, removed, fitted, held_out, asked, before, settings, findings, part))
-            findings = RepairState(found.patch, {"fitted": found.notes}, files=findings.files)
-            findings.keep(part, layers + 1, {}, now=True)
-        found = Fitted(findings.patch, findings.notes["fitted"])
-        with stretch("loss after"):
-            repaired = journal.memo("after", lambda: losses(found.patch)) if found.patch else plain
-        after = fmean(repaired)
-        patch = found.patch if after < before else {}
-        if not patch:
-            say(f"{name} does not lower the held-out loss ({before:.4f} nats): nothing is changed")
-        with stretch("drift"):
-            old = journal.memo("drift before", lambda: drifts({}))
-            new = journal.memo("drift after", lambda: drifts(patch)) if patch else old
-        with stretch("dense"):
-            dense = journal.memo("dense", lambda: losses({}, ()))
-    three = {"dense": dense, "before": plain, "after": repaired if patch else plain}
+        fit = _Fit(model, removal, fitted, held_out, journal, part, stretch)
+        found = fit.found(method, settings)
+        patch, losses, drifts = fit.decided(name, found)
+    by_source = samples.by_source(range(len(fitted), len(samples.tokens)))
     report = Compensation(
         method=name,
-        settings=vars(settings) if settings else {},
+        settings=own,
         model=model.record,
-        removed=list(removed),
-        calibration=record,
+        removed=list(removal.layers),
+        calibration=samples.record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={state: fmean(values) for state, values in three.items()},
+        loss={state: fmean(values) for state, values in losses.items()},
         changed=sorted(patch),
-        layers=[{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)],
+        layers=drifts,
         notes=found.notes,
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
         by_source={
-            name: {state: fmean([values[place] for place in places]) for state, values in three.items()}
-            for name, places in own.items()
+            name: {state: fmean([values[place] for place in places]) for state, values in losses.items()}
+            for name, places in by_source.items()
         },
         fitted_width=width,
     )
     return patch, report
+
+
+@dataclass
+class _Fit:
+    """A repair on its way: what it is fitted on, what it is decided by, and the journal that keeps each step.
+
+    Attributes:
+        part: of the journal, for what the method finds.
+        stretch: the parts of its progress, by their names in ``_costs``.
+    """
+
+    model: Model
+    removal: Removal
+    fitted: Tensor
+    held_out: Tensor
+    journal: Journal
+    part: JournalPart
+    stretch: Callable[[str], AbstractContextManager]
+
+    def losses(self, patch: Patch, removal: Removal | None = None) -> list[float]:
+        """Mean NLL of every held-out sample."""
+        removal = self.removal if removal is None else removal
+        with self.model.patched(patch):
+            nll = all_nll(self.model, self.held_out, removal, "held-out loss").double().mean(dim=1)
+        return nll.nan_to_num(math.inf, math.inf, math.inf).tolist()
+
+    @cached_property
+    def plain(self) -> list[float]:
+        """The losses without changes."""
+        return self.journal.memo("before", lambda: self.losses({}))
+
+    def found(self, method: ModuleType, settings: Any) -> Fitted:
+        """What the method proposes; a killed run goes on where it was."""
+        layers, part = self.model.record.layers, self.part
+        state = RepairState.of(part.resume(), part)
+        state.tensors = {name: tensor.to(self.model.device) for name, tensor in state.tensors.items()}
+        with self.stretch("loss before"):
+            before = fmean(self.plain)
+
+        def asked(patch: Patch) -> float:
+            """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question
+            is its name.
+            """
+            state.asked = number = state.asked + 1
+            with self.stretch(f"candidate {min(number, TRIES)}"):
+                return self.journal.memo(f"loss {number}", lambda: fmean(self.losses(patch)))
+
+        if state.step <= layers:
+            how = {"settings": settings, "state": state, "part": part}
+            case = Case(self.model, self.removal, self.fitted, self.held_out, asked, before, **how)
+            with self.stretch("fitting"):
+                fitted = method.fit(case)
+            state = RepairState(fitted.patch, told=fitted.notes, files=state.files)
+            state.keep(part, layers + 1, {}, now=True)
+        return Fitted(state.patch, state.told)
+
+    def decided(self, name: str, found: Fitted) -> tuple[Patch, dict[str, list[float]], list[dict[str, Any]]]:
+        """The proposal, or nothing where it does not help; the losses of all three models, and the drift by layer."""
+        with self.stretch("loss after"):
+            after = self.journal.memo("after", lambda: self.losses(found.patch)) if found.patch else self.plain
+        helps = fmean(after) < fmean(self.plain)
+        patch = found.patch if helps else {}
+        if not patch:
+            say(f"{name} does not lower the held-out loss ({fmean(self.plain):.4f} nats): nothing is changed")
+        with self.stretch("drift"):
+            old = self.journal.memo("drift before", lambda: self._drifts({}))
+            new = self.journal.memo("drift after", lambda: self._drifts(patch)) if patch else old
+        with self.stretch("dense"):
+            dense = self.journal.memo("dense", lambda: self.losses({}, NOTHING))
+        drifts = [{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)]
+        return patch, {"dense": dense, "before": self.plain, "after": after if patch else self.plain}, drifts
+
+    def _drifts(self, patch: Patch) -> list[dict[str, Any]]:
+        return [vars(one) for one in drift(self.model, self.held_out, self.removal, patch)]
 
 
 def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, int | float]:

@@ -5,6 +5,7 @@ on the way.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,7 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
 from ..anatomy.writers import Writer, find_writers
+from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, JournalPart
@@ -33,7 +35,7 @@ class PairedBatch:
         after: the pruned stream that leaves the layer.
         same: the dense stream that leaves it.
         wanted: the dense stream that enters the next retained layer; ``same`` where no removed layer follows.
-        output: what the looked-at writer adds to the pruned stream; None where none is looked at.
+        output: what the writer that is looked at adds to the pruned stream; None where none is looked at.
         features: what enters that writer, where it is one plain product; else None.
         reached: the pruned stream behind that writer; ``after`` for the layer's last one.
         target: the dense stream that should be there; ``wanted`` for the layer's last one.
@@ -49,15 +51,18 @@ class PairedBatch:
 
 
 class PairedWalk:
-    """Iterating yields a ``Stop`` at every retained layer, in order; one reading of the weights.
+    """Iterating yields a ``LayerStep`` at every retained layer, in order; one reading of the weights.
+
+    What is taken and noted at a layer is kept with the streams: a walk that was killed begins behind the last layer
+    that was kept, with the notes and changes of all layers before it.
 
     Args:
         model: the dense model.
         tokens: all tokens; the streams of both models stay in memory together.
-        removed: the layers that the pruned model lacks.
+        removal: what the pruned model lacks.
         middles: keep, per layer, the dense stream between its writers.
-        findings: what whoever iterates has found; it tells where to begin.
-        part: of a journal, which keeps them.
+        state: what has been found so far; it tells where to begin.
+        part: of a journal, which keeps it.
     Raises:
         UserError: the model cannot be walked layer by layer.
     """
@@ -66,14 +71,14 @@ class PairedWalk:
         self,
         model: Model,
         tokens: Int[Tensor, "sample position"],
-        removed: tuple[int, ...],
+        removal: Removal,
         *,
         middles: bool = False,
-        findings: RepairState | None = None,
+        state: RepairState | None = None,
         part: JournalPart | None = None,
     ):
-        self.model, self.removed, self.middles = model, frozenset(removed), middles
-        self.findings, self.part = findings or RepairState(), part or NO_JOURNAL.part("", 0)
+        self.model, self.removal, self.middles = model, removal, middles
+        self.state, self.part = state or RepairState(), part or NO_JOURNAL.part("", 0)
         replay = replay_of(model)
         if replay is None:
             raise UserError(
@@ -84,36 +89,50 @@ class PairedWalk:
         self.recordings = [replay.record(batch) for batch in batches(model, tokens)]
         self.probe = replay.record(tokens[: REPAIR_PROBE[0], : REPAIR_PROBE[1]].to(model.device))
         entering = {f"dense/{i}": recording.entering for i, recording in enumerate(self.recordings)}
-        streams = {name: stream.to(model.device) for name, stream in self.findings.streams.items()} or entering
-        self.findings.streams = {}
+        streams = {name: stream.to(model.device) for name, stream in self.state.streams.items()} or entering
+        self.state.streams = {}
         self.dense = [streams[f"dense/{i}"] for i in range(len(entering))]
         self.pruned = [streams.get(f"pruned/{i}", stream) for i, stream in enumerate(self.dense)]
         self.known: dict[int, tuple[Writer, ...]] = {}
 
     def __iter__(self) -> Iterator["LayerStep"]:
-        layers, index = len(self.model.stack), self.findings.step
+        layers, index = len(self.model.stack), self.state.step
         with (
             torch.no_grad(),
             fast_products(self.model.module),
             meter("both models side by side", layers, index) as done,
         ):
-            while index < layers and index in self.removed:  # removed ones in front of all retained ones
+            while index < layers and self.removal.gone(index):  # removed ones in front of all retained ones
                 self._dense(index)
                 index, _ = index + 1, done.add()
             while index < layers:
-                following = next((i for i in range(index + 1, layers) if i not in self.removed), layers)
+                following = next((i for i in range(index + 1, layers) if not self.removal.gone(i)), layers)
                 entering = self.dense
                 middles = self._dense(index, middles=self.middles)
                 same = self.dense
                 for beyond in range(index + 1, following):
                     self._dense(beyond)
-                stop = LayerStep(self, index, following - index - 1, entering, same, middles)
-                yield stop
-                self.pruned = stop.leaving()
-                self.findings.spill(self.part, index, stop.patch)
+                step = LayerStep(self, index, following - index - 1, entering, same, middles)
+                yield step
+                self.pruned = step.leaving()
+                self.state.spill(self.part, index, step.patch)
                 done.add(following - index, f"layer {following} of {layers}")
                 index = following
-                self.findings.keep(self.part, index, self._streams())
+                self.state.keep(self.part, index, self._streams())
+
+    @property
+    def patch(self) -> Patch:
+        """All changes that have been taken."""
+        return self.state.patch
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What has been noted, of layer after layer."""
+        return self.state.notes
+
+    def sums(self, note: dict[str, Any], name: str) -> Tensor:
+        """A tensor that was noted with it."""
+        return self.state.tensors[f"{note['layer']}/{name}"]
 
     def _streams(self) -> dict[str, Tensor]:
         found = {f"dense/{i}": stream for i, stream in enumerate(self.dense)}
@@ -196,7 +215,7 @@ class LayerStep:
     def writers(self) -> tuple[Writer, ...]:
         return self.walk.writers(self.index)
 
-    def looks(self, *writers: Writer) -> Iterator[PairedBatch]:
+    def batches(self, *writers: Writer) -> Iterator[PairedBatch]:
         """The batches as they pass the layer with the changes taken so far.
 
         Args:
@@ -227,10 +246,26 @@ class LayerStep:
     def _rows(self, stream: Tensor) -> Tensor:
         return self.walk.model.stack.tokens_first(stream).flatten(0, 1)
 
-    def take(self, patch: Patch) -> None:
-        """Change the layer: what follows sees the stream that the changed layer makes."""
+    def take(self, patch: Patch, loss: float | None = None) -> None:
+        """Change the layer: what follows sees the stream that the changed layer makes.
+
+        Args:
+            loss: of the pruned model with this change, on held-out tokens, where it is known.
+        """
         self.patch = self.patch | patch
         self.after = None
+        self.walk.state.patch |= patch
+        self.walk.state.loss = self.walk.state.loss if loss is None else loss
+
+    def note(self, sums: dict[str, Tensor] | None = None, **facts: Any) -> None:
+        """Keep what is to be known of the layer behind the walk.
+
+        Args:
+            sums: tensors that go with it, by name.
+            facts: what JSON can hold.
+        """
+        self.walk.notes.append({"layer": self.index} | facts)
+        self.walk.state.tensors |= {f"{self.index}/{name}": tensor for name, tensor in (sums or {}).items()}
 
     def name(self, parameter: str) -> str:
         """A parameter's full name in the model."""
@@ -277,7 +312,7 @@ class LayerStep:
         if not self.touched:
             return self.same
         if self.after is None:
-            for _ in self.looks():
+            for _ in self.batches():
                 pass
         return self.after
 
@@ -332,15 +367,15 @@ class Drift:
     error: float
 
 
-def drift(model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], patch: Patch) -> list[Drift]:
+def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[Drift]:
     """The drift behind every retained layer of the pruned model with these changes."""
-    found, walk = [], PairedWalk(model, tokens, removed)
-    for stop in walk:
-        stop.take(part_of_layer(model, patch, stop.index))
+    found, walk = [], PairedWalk(model, tokens, removal)
+    for step in walk:
+        step.take(part_of_layer(model, patch, step.index))
         sums = DriftSums()
-        for look in stop.looks():
-            sums.add(look)
-        found.append(sums.of(stop.index))
+        for batch in step.batches():
+            sums.add(batch)
+        found.append(sums.of(step.index))
     return found
 
 
@@ -357,8 +392,8 @@ class DriftSums:
         self.pruned: Tensor | float = 0.0
         self.same: Tensor | float = 0.0
 
-    def add(self, look: PairedBatch) -> None:
-        pruned, same = look.after.double(), look.same.double()
+    def add(self, batch: PairedBatch) -> None:
+        pruned, same = batch.after.double(), batch.same.double()
         self.count += len(pruned)
         self.pruned, self.same = self.pruned + pruned.sum(0), self.same + same.sum(0)
         self.distance += float((pruned - same).square().sum())

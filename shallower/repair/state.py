@@ -21,20 +21,26 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 @dataclass
 class RepairState:
-    """What has been found on the way; kept together with the streams, so that a killed walk goes on.
+    """What a paired walk has found on the way; kept together with the streams, so that a killed walk goes on.
 
     Attributes:
         patch: changes so far.
-        notes: what else is needed of the layers that have been passed, as JSON holds it.
-        tensors: the same for tensors.
+        notes: of layers that have been passed, what is to be known of them, as JSON holds it; ``layer`` says of which.
+        tensors: sums of such layers, ``LAYER/NAME``.
+        loss: mean NLL of the pruned model with the changes on held-out tokens, where it has been asked for.
+        asked: how many losses have been asked for.
+        told: what the method tells at its end; None before.
         step: the layer at which the walk begins.
         streams: of both models in front of it.
         files: name of a changed weight -> the file of the journal that holds its change.
     """
 
     patch: Patch = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    loss: float | None = None
+    asked: int = 0
+    told: dict[str, Any] | None = None
     step: int = 0
     streams: dict[str, Tensor] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -59,7 +65,8 @@ class RepairState:
         patch = {
             name: Edit(kind, groups["patch"][name], axis, strength) for name, (kind, axis, strength) in about.items()
         }
-        return cls(patch, state.notes["own"], groups["own"], state.step, groups["stream"], files)
+        own = {"tensors": groups["own"], "streams": groups["stream"], "step": state.step}
+        return cls(patch, files=files, **own, **state.notes["own"])
 
     def keep(self, part: JournalPart, step: int, streams: dict[str, Tensor], *, now: bool = False) -> None:
         """Give it to the journal, if it is time to."""
@@ -68,7 +75,16 @@ class RepairState:
         tensors |= {f"own/{name}": tensor for name, tensor in self.tensors.items()}
         tensors |= {f"stream/{name}": tensor for name, tensor in streams.items()}
         patch = {name: [edit.kind, edit.axis, edit.strength] for name, edit in self.patch.items()}
-        part.keep(step, tensors, {"own": self.notes, "patch": patch, "files": files}, now=now)
+        own = {name: getattr(self, name) for name in ("notes", "loss", "asked", "told")}
+        part.keep(step, tensors, {"own": own, "patch": patch, "files": files}, now=now)
+
+    def keep_largest(self, key: str, count: int) -> None:
+        """Forget all but so many of the notes that hold a number, those with the largest; the earlier of equal ones."""
+        order = sorted((note for note in self.notes if key in note), key=lambda note: (-note[key], note["layer"]))
+        for note in order[count:]:
+            self.notes.remove(note)
+            for name in [name for name in self.tensors if name.startswith(f"{note['layer']}/")]:
+                del self.tensors[name]
 
     def spill(self, part: JournalPart, index: int, patch: Patch) -> None:
         """Hold the changes of a layer on the disk rather than in memory, if they are large and there is a journal.

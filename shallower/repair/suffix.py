@@ -9,8 +9,10 @@ from torch import Tensor
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch, patched
+from ..artifacts.removal import Removal
 from ..walk.batching import batches, chunks, total_predictions
-from ..walk.removals import head_nll, replay_of
+from ..walk.logits import head_nll
+from ..walk.removals import replay_of
 from .paired import part_of_layer
 
 
@@ -22,12 +24,12 @@ class SuffixLoss:
     Args:
         model: the dense model, one that can be walked layer by layer.
         tokens: the tokens whose loss is asked for.
-        removed: the layers that the pruned model lacks.
+        removal: what the pruned model lacks.
     """
 
-    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...]):
+    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], removal: Removal):
         self.model, self.replay = model, replay_of(model)
-        self.retained = [index for index in range(len(model.stack)) if index not in removed]
+        self.retained = removal.stays(len(model.stack))
         self.batches, self.predictions = batches(model, tokens), total_predictions(tokens)
         self.recordings = [self.replay.record(batch) for batch in self.batches]
         self.streams = [recording.entering for recording in self.recordings]

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Evaluation
+from ..artifacts import Evaluation, Removal
 from ..data.readers import check_readable
 from ..evaluation.perplexity import evaluation_segments, perplexity
 from ..evaluation.tasks import check_tasks, zero_shot
@@ -47,7 +47,7 @@ def evaluate(
     tasks = tasks if tasks is None or isinstance(tasks, Tasks) else Tasks(tasks)
     protocol = Protocol(name=protocol) if isinstance(protocol, str) else protocol
     protocol, compute = taken(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
-    removed = sorted(set(numbers_of(removed, "removed"))) if removed or removed == 0 else []
+    removal = Removal.of_layers(numbers_of(removed, "removed") if removed or removed == 0 else ())
     out = artifact_place(out, "evaluation", [*listed_paths(texts), tokens])
     check_readable(listed_paths(texts))
     if tasks is not None:
@@ -56,18 +56,18 @@ def evaluate(
     named = evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
     found, solved = {}, {}
     with journaled(out), timed(model) as peak:
-        journal = partial(journal_of, model, None, removed=removed)
+        journal = partial(journal_of, model, None, removed=removal.layers)
         for name, segments in named.items():
             keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
             with model.check_length(segments.tokens.shape[1]):
-                found[name] = perplexity(model, segments, removed=removed, **keeping)
+                found[name] = perplexity(model, segments, removal=removal, **keeping)
         if tasks:
-            solved = zero_shot(model, tasks, removed=removed, journal=journal)
+            solved = zero_shot(model, tasks, removal=removal, journal=journal)
     result = Evaluation(
         model=model.record,
         perplexity=found,
         tasks=solved,
-        removed=removed,
+        removed=list(removal.layers),
         protocol=protocol.name if found else "",
         seconds=peak.seconds,
         dtype=dtype_name(model),

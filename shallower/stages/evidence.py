@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..artifacts import CalibrationRecord, ModelRecord, Scores
+from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Removal, Scores
 from ..evaluation.perplexity import Segments, evaluation_segments
 from ..evaluation.removals import removals_perplexity
 from ..planning.problem import Choice
 from ..settings.calibration import Calibration, Paths
 from ..settings.evaluation import Protocol
-from ..walk.removals import LossKind, LossWalk
+from ..walk.removals import LossWalk
 from ..walk.run import dtype_name, journal_of, load_weights, samples_of
 from .score import rescorer, score
 from .selection_options import CRITERION
@@ -64,20 +64,20 @@ class Evidence:
 
     @cached_property
     def losses(self) -> Callable[..., Tensor]:
-        """masks (variant, layer) -> mean of the objective over all predicted tokens."""
+        """Removals -> mean of the objective over all predicted tokens, one each."""
         tokens = self.samples.tokens
         load_weights(self.model)
         walk = LossWalk(self.model, tokens, journal_of(self.model, self.samples.record, losses=True))
 
-        def losses(masks: Tensor, label: str, *, bounded: int = 0, objective: LossKind = "loss") -> Tensor:
+        def losses(removals: Sequence[Removal], label: str, **how: Any) -> Tensor:
             with self.model.check_length(tokens.shape[1]):
-                return walk(masks, label, bounded=bounded, objective=objective) / walk.predictions
+                return walk(removals, label, **how) / walk.predictions
 
         return losses
 
     @cached_property
-    def rescore(self) -> Callable[[tuple[int, ...]], dict[int, float]]:
-        """Removed layers -> scores of those that stay."""
+    def rescore(self) -> Callable[[Removal], dict[int, float]]:
+        """Removal -> scores of the layers that stay."""
         return rescorer(self.model, self.criterion, self.settings, self.calibration)
 
     def used(self, needs: str) -> CalibrationRecord | None:
@@ -89,13 +89,13 @@ class Evidence:
         """The texts that perplexity is measured on."""
         return evaluation_segments(self.model, self.texts, None, self.protocol or Protocol())
 
-    def perplexities(self, removals: Sequence[Sequence[int]], label: str) -> list[dict[str, dict[str, Any]]]:
-        """Text -> figures, for every set of removed layers."""
+    def perplexities(self, removals: Sequence[Removal], label: str) -> list[dict[str, dict[str, Any]]]:
+        """Text -> figures, for every removal."""
         return removals_perplexity(self.model, self.segments, removals, label)
 
     @cached_property
     def _dense(self) -> dict[str, dict[str, Any]]:
-        return self.perplexities([()], "dense")[0]
+        return self.perplexities([NOTHING], "dense")[0]
 
     @property
     def measured(self) -> str:
@@ -104,6 +104,6 @@ class Evidence:
 
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
-        before, removed = self._dense, sorted(choice.order)
-        after = self.perplexities([removed], f"without {len(removed)}")[0]
+        before, removal = self._dense, choice.removal
+        after = self.perplexities([removal], f"without {len(removal)}")[0]
         return max(after[name]["value"] / before[name]["value"] - 1 for name in before)

@@ -3,7 +3,6 @@
 Repaired without training where that is asked.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
-from ..artifacts import Compensation, Plan, Pruned, dumps, load, published
+from ..artifacts import Compensation, Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
 from ..repair.fit import brief, compensated
 from ..reporting.card import write_card
@@ -79,7 +78,7 @@ def prune(
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
             with part("repair"):
-                patch, report = repaired(model, plan.removed, compensating)
+                patch, report = repaired(model, plan.removal, compensating)
             files = {
                 "compensation.json": dumps(published(report)).encode(),
                 "compensation.png": drift_figure(report).png(),
@@ -92,13 +91,13 @@ def prune(
     return pruned
 
 
-def repaired(model: Model, removed: Sequence[int], how: RepairOptions) -> tuple[Patch, Compensation]:
-    """Changes of weights that repair the model without these layers, and the record of how they were found.
+def repaired(model: Model, removal: Removal, how: RepairOptions) -> tuple[Patch, Compensation]:
+    """Changes of weights that repair the model after a removal, and the record of how they were found.
 
     See ``compensated``.
     """
     method = methods.find("compensation", how.method)
-    return compensated(model, removed, method, methods.configure(method, how.settings), how.calibration)
+    return compensated(model, removal, method, methods.configure(method, how.settings), how.calibration)
 
 
 def compensate(

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import methods
 from ..anatomy.model import Model
-from ..artifacts import Scores, load
+from ..artifacts import Removal, Scores, load
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..settings.calibration import Calibration, calibration_of
@@ -108,17 +108,17 @@ def _numbers(found: Gathered) -> dict[str, Any]:
 
 
 def rescorer(model: Model, criterion: str, settings: Any, calibration: Calibration):
-    """removed layers -> scores of those that stay, for iterative schedules."""
+    """Removal -> scores of the layers that stay, for iterative schedules."""
     asked = Asked(methods.find("criteria", criterion), configured(criterion, settings, calibration))
     samples = samples_of(model, calibration) if asked.kind in DATA else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
 
-    def rescore(removed: tuple[int, ...]) -> dict[int, float]:
+    def rescore(removal: Removal) -> dict[int, float]:
         own = vars(asked.settings) if asked.settings else {}
-        journal = journal_of(model, record, criterion=criterion, settings=own, removed=removed)
+        journal = journal_of(model, record, criterion=criterion, settings=own, removed=removal.layers)
 
         def gathered() -> dict[str, float]:
-            (found,) = gather([asked], model, tokens, removed=removed, journal=journal)
+            (found,) = gather([asked], model, tokens, removal=removal, journal=journal)
             return {str(index): value for index, value in found.scores.items()}
 
         return {int(index): value for index, value in journal.memo("scores", gathered).items()}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Sweep
+from ..artifacts import NOTHING, Sweep
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -57,12 +57,12 @@ def sweep(
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))
-        removals = [(), *(plan.removed for plan in plans)]
+        removals = [NOTHING, *(plan.removal for plan in plans)]
         found = evidence.perplexities(removals, "sweep")
     last, before = plans[-1], model.record.parameters
     rows = [
-        {"removed": len(removed), "layers": list(removed), "parameters": parameters, "perplexity": perplexities}
-        for removed, parameters, perplexities in zip(
+        {"removed": len(removal), "layers": list(removal.layers), "parameters": parameters, "perplexity": perplexities}
+        for removal, parameters, perplexities in zip(
             removals, [before, *(plan.params_after for plan in plans)], found, strict=True
         )
     ]

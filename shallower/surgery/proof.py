@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..anatomy.bypass import bypass
 from ..anatomy.fingerprint import shared_tensors
 from ..anatomy.kernels import exact_products
 from ..anatomy.loading import Checkpoint, check_whole, one_line, quiet
@@ -20,7 +20,8 @@ from ..anatomy.model import RESIDENT_SHARE, Model
 from ..anatomy.patch import Patch, patched
 from ..anatomy.sources import open_checkpoint
 from ..anatomy.stack import check_causal, dry_tokens, sound_tokens
-from ..artifacts import Plan
+from ..anatomy.units import without
+from ..artifacts import Plan, Removal
 from ..errors import Refusal, UserError
 from ..runtime.memory import total_memory
 
@@ -65,52 +66,75 @@ def verify(
     layered = model.layered or _too_wide(model)
     probe = PROBE_LAYERED if layered else PROOF_PROBE
     opened = partial(_opened, device=model.device, layered=layered)
-    dense, dense_info = opened(model.checkpoint, save_dtype)
-    check_whole(model.checkpoint.source, dense_info)
-    if not layered:  # else seen when it was opened
+    intended = _intended(model, plan.removal, patch or {}, partial(opened, model.checkpoint), save_dtype, probe)
+    written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
+    pruned, info = opened(written, save_dtype)
+    check_whole("the written model", info)
+    try:
+        got = _logits(pruned, intended.tokens)
+    except Exception as error:  # constants by layer that no config field holds
+        raise UserError(
+            f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
+        ) from error
+    _check_unexpected(info, sources, intended.unexpected)
+    difference = _check_logits(intended.logits, got, intended.dtype)
+    cached, _ = _cached(pruned, partial(opened, written), intended.tokens, "the written model", info)
+    within = f"within {LOGITS_TOLERANCE[intended.dtype]:g} of the largest logit"
+    return {
+        "logits": "bit for bit" if difference == 0 else within,
+        "logits_difference": difference,
+        "cached_difference": cached,
+        "cached_difference_unpruned": intended.control,
+        "cached_tolerance": PACKED_TOLERANCE if max(cached, intended.control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
+        "missing_keys": 0,
+        "unexpected_keys": len(info["unexpected_keys"]),
+        "dtype": str(intended.dtype).removeprefix("torch."),
+        "tokens": list(probe),
+        "layered": layered,
+        "changed_weights": len(patch or {}),
+    }
+
+
+class _Intended(NamedTuple):
+    """What the written model has to be: logits of the virtual removal, and what the dense model does as control."""
+
+    tokens: Tensor
+    logits: Tensor
+    dtype: torch.dtype
+    control: float  # how far its cached decoding is from uncached
+    unexpected: set[str]  # weights that it ignores
+
+
+def _intended(
+    model: Model,
+    removal: Removal,
+    patch: Patch,
+    opened: Callable[..., tuple[nn.Module, dict]],
+    save_dtype: torch.dtype | None,
+    probe: tuple[int, int],
+) -> _Intended:
+    """Open the dense model, remove virtually, and close it again."""
+    dense, info = opened(save_dtype)
+    check_whole(model.checkpoint.source, info)
+    if "close" not in info:  # a layered one is seen when it is opened
         check_causal(dense)
     stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
     tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
     try:
-        with patched(dense, patch or {}), bypass(stack, plan.removed):
-            wanted = _logits(dense, tokens)
-        if not torch.isfinite(wanted).all():
+        with patched(dense, patch), without(stack, removal):
+            logits = _logits(dense, tokens)
+        if not torch.isfinite(logits).all():
             raise UserError(
                 "the virtually pruned model yields NaN or infinite logits; another removal or dtype may help"
             )
     except (
         RuntimeError
-    ) as error:  # shapes that no longer fit; what is missing altogether is refused by the bypass itself
+    ) as error:  # shapes that no longer fit; what is missing altogether is refused by the removal itself
         reason = f"other layers need what they make ({one_line(error)})"
-        raise Refusal(f"the model does not run without layers {plan.removed}: {reason}") from error
+        raise Refusal(f"the model does not run without layers {removal}: {reason}") from error
     del stack
-    control, dense_info = _cached(dense, partial(opened, model.checkpoint), tokens, "the dense model", dense_info)
-    del dense
-    written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
-    pruned, info = opened(written, save_dtype)
-    check_whole("the written model", info)
-    try:
-        got = _logits(pruned, tokens)
-    except Exception as error:  # constants by layer that no config field holds
-        raise UserError(
-            f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
-        ) from error
-    _check_unexpected(info, sources, dense_info)
-    difference = _check_logits(wanted, got, dtype)
-    cached, _ = _cached(pruned, partial(opened, written), tokens, "the written model", info)
-    return {
-        "logits": "bit for bit" if difference == 0 else f"within {LOGITS_TOLERANCE[dtype]:g} of the largest logit",
-        "logits_difference": difference,
-        "cached_difference": cached,
-        "cached_difference_unpruned": control,
-        "cached_tolerance": PACKED_TOLERANCE if max(cached, control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
-        "missing_keys": 0,
-        "unexpected_keys": len(info["unexpected_keys"]),
-        "dtype": str(dtype).removeprefix("torch."),
-        "tokens": list(probe),
-        "layered": layered,
-        "changed_weights": len(patch or {}),
-    }
+    control, info = _cached(dense, opened, tokens, "the dense model", info)
+    return _Intended(tokens, logits, dtype, control, set(info["unexpected_keys"]))
 
 
 def _too_wide(model: Model) -> bool:
@@ -168,9 +192,9 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens, use_cache=False).logits
 
 
-def _check_unexpected(info: dict, sources: dict[str, str], control: dict) -> None:
+def _check_unexpected(info: dict, sources: dict[str, str], control: set[str]) -> None:
     """Raise if the written model has weights without a place, but for those that the dense model ignores too."""
-    new = {sources.get(key, key) for key in info["unexpected_keys"]} - set(control["unexpected_keys"])
+    new = {sources.get(key, key) for key in info["unexpected_keys"]} - control
     if new:
         raise UserError(f"the written model has weights that its config does not know ({min(new)}): nothing was kept")
 

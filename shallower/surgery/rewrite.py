@@ -68,7 +68,7 @@ def checked_removal(
     if changed:
         why = "what is stored cannot be refitted: repair the unquantised model, and quantise the result"
         refuse(checkpoint.source, checkpoint.quantised, why)
-    solved = model.solver.solve(tuple(plan.removed))
+    solved = model.solver.solve(plan.removal.layers)
     renaming = rename(
         checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept)
     )

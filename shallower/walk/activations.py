@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..anatomy.bypass import bypass
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
+from ..anatomy.units import without
+from ..artifacts.removal import NOTHING, Removal
 from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.progress import meter
@@ -106,7 +107,7 @@ def stream_sums(
     tokens: Int[Tensor, "sample position"],
     taps: Sequence[StreamTap],
     *,
-    removed: tuple[int, ...] = (),
+    removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> list[dict[Span, Halves]]:
     """Add up measurements of the stream before and after every layer that stays, or every span of layers.
@@ -114,17 +115,17 @@ def stream_sums(
     All in one walk.
 
     Args:
-        removed: layers to leave out; no spans are measured then.
+        removal: layers to leave out; no spans are measured then.
     """
     replay = replay_of(model)
     every = any(tap.spans and not tap.last for tap in taps)
-    stays = [index for index in range(len(model.stack)) if index not in removed]
+    stays = removal.stays(len(model.stack))
     pieces = rounds(model, tokens, len(model.stack) + 2 if every else 2) if replay else [distributed.share(tokens)]
     seeing = _Taps(model, taps)
     with journal.part("layers", len(pieces) * len(stays)) as part, fast_products(model.module):
         if replay is None:
             parts, seeing.first = halved(model, pieces[0])
-            _whole(seeing, parts, removed)
+            _whole(seeing, parts, removal)
         else:
             _layer_by_layer(seeing, replay, pieces, stays, part)
     return [tap.found() for tap in taps]
@@ -178,11 +179,11 @@ def _restore(taps: _Taps, state: State) -> None:
             totals["/".join(places[4:])] = tensor if tensor.numel() <= LARGE_SUM else tensor.to(taps.model.device)
 
 
-def _whole(taps: _Taps, parts: list[Tensor], removed: tuple[int, ...]) -> None:
+def _whole(taps: _Taps, parts: list[Tensor], removal: Removal) -> None:
     """The same totals from the model's own forwards."""
     with meter("samples", len(parts)) as done:
         for number, batch in enumerate(parts):
-            with bypass(taps.model.stack, removed), _tapped(taps, number, removed):
+            with without(taps.model.stack, removal), _tapped(taps, number, removal):
                 _body(taps.model)(input_ids=batch, use_cache=False)
             done.add()
 
@@ -198,7 +199,7 @@ def _body(model: Model):
 
 
 @contextmanager
-def _tapped(taps: _Taps, batch: int, removed: tuple[int, ...]) -> Iterator[None]:
+def _tapped(taps: _Taps, batch: int, removal: Removal) -> Iterator[None]:
     stack = taps.model.stack
 
     def hook(index: int) -> Callable:
@@ -210,7 +211,7 @@ def _tapped(taps: _Taps, batch: int, removed: tuple[int, ...]) -> Iterator[None]
     handles = [
         layer.register_forward_hook(hook(i), with_kwargs=True)
         for i, layer in enumerate(stack.layers)
-        if i not in removed
+        if not removal.gone(i)
     ]
     try:
         yield

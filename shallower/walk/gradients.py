@@ -11,9 +11,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..anatomy.bypass import bypass
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
+from ..anatomy.units import without
+from ..artifacts.removal import NOTHING, Removal
 from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.memory import total_memory
@@ -39,7 +40,7 @@ def gradient_sums(
     measure: Callable[[Gradients], dict],
     condense: Condense,
     *,
-    removed: tuple[int, ...] = (),
+    removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> dict[int, Halves]:
     """Layer -> totals: every parameter measured batch by batch, its sum condensed to numbers, these added over the
@@ -52,7 +53,7 @@ def gradient_sums(
     """
     replay = replay_of(model)
     if replay is None:
-        return _whole_gradients(model, tokens, (measure, condense), removed)
+        return _whole_gradients(model, tokens, (measure, condense), removal)
 
     parts, first = _parts(model, tokens, weights=True)
 
@@ -68,7 +69,7 @@ def gradient_sums(
         return totals.numbers
 
     return {
-        index: _halves(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()
+        index: _halves(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removal, journal).items()
     }
 
 
@@ -77,7 +78,7 @@ def flow_sums(
     tokens: Int[Tensor, "sample position"],
     measure: Callable[[Flows], dict],
     *,
-    removed: tuple[int, ...] = (),
+    removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> dict[int, Halves]:
     """Layer -> totals of a measurement of the stream around it and the loss's gradient there.
@@ -86,7 +87,7 @@ def flow_sums(
     """
     replay, stack = replay_of(model), model.stack
     if replay is None:
-        return _whole_flows(model, tokens, measure, removed)
+        return _whole_flows(model, tokens, measure, removal)
     parts, first = _parts(model, tokens)
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
@@ -102,7 +103,7 @@ def flow_sums(
         return [half.added() for half in totals if half]
 
     return {
-        index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removed, journal).items()
+        index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removal, journal).items()
     }
 
 
@@ -111,13 +112,13 @@ def _reverse(
     tokens: Int[Tensor, "sample position"],
     parts: list[Tensor],
     visit: Visit,
-    removed: tuple[int, ...],
+    removal: Removal,
     journal: Journal,
 ) -> dict[int, list[Sums]]:
     """Up through the layers that stay, then back from the loss to the first, visiting each."""
     replay = replay_of(model)
     scale = 1 / total_predictions(tokens)
-    stays = [index for index in range(len(model.stack)) if index not in removed]
+    stays = removal.stays(len(model.stack))
     with journal.part("gradients", len(stays)) as part, fast_products(model.module):
         state = part.resume()
         found = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
@@ -296,17 +297,17 @@ def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
 
 
 def _whole_gradients(
-    model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removed: tuple[int, ...]
+    model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removal: Removal
 ) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch."""
     _check_whole(model)
     (parts, first), scale = _parts(model, tokens, weights=True), 1 / total_predictions(tokens)
-    layers = {i: layer for i, layer in enumerate(model.stack.layers) if i not in removed}
+    layers = {i: model.stack.layers[i] for i in removal.stays(len(model.stack))}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
     totals = {index: _Totals(index, *method, first) for index in layers}
     with meter("gradients", len(parts)) as done:
         for number, batch in enumerate(parts):
-            with bypass(model.stack, removed), trainable(every), torch.enable_grad():
+            with without(model.stack, removal), trainable(every), torch.enable_grad():
                 loss = _whole_loss(model, batch, scale)
                 found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
@@ -317,12 +318,12 @@ def _whole_gradients(
 
 
 def _whole_flows(
-    model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removed: tuple[int, ...]
+    model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removal: Removal
 ) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
     _check_whole(model)
     stack, (parts, first), scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
-    stays = [index for index in range(len(stack)) if index not in removed]
+    stays = removal.stays(len(stack))
     totals = {index: [Sums(), Sums()] for index in stays}
     streams: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -339,7 +340,7 @@ def _whole_flows(
     try:
         with meter("gradients", len(parts)) as done:
             for number, batch in enumerate(parts):
-                with bypass(stack, removed), trainable(embedding.parameters()), torch.enable_grad():
+                with without(stack, removal), trainable(embedding.parameters()), torch.enable_grad():
                     loss = _whole_loss(model, batch, scale)
                     found = torch.autograd.grad(loss, [streams[index][1] for index in stays])
                 for index, gradient in zip(stays, found, strict=True):

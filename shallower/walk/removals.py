@@ -1,21 +1,22 @@
-"""Removal losses, ``losses(masks)``: the loss of many removals in one walk.
+"""Removal losses, ``losses(removals)``: the loss of many removals in one walk.
 
 Two removals that are equal so far share one stream.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..anatomy.bypass import bypass
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
+from ..anatomy.units import without
+from ..artifacts.removal import GONE, NOTHING, WHOLE, Removal
 from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.progress import Meter, meter, say
@@ -27,7 +28,8 @@ from .replay import Recording, Replay
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
 BATCHES_TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
 LossKind = Literal["loss", "kl"]
-COUNTS = ""  # the name under which totals hold how many predictions they are of
+Key = tuple[str, ...]  # the states of the layers of a variant, or of the first of them
+COUNTS: Key = ("",)  # the name under which totals hold how many predictions they are of
 Both = tuple[float, float]  # a sum over all samples, and over those of the first half
 
 
@@ -49,17 +51,16 @@ def replay_of(model: Model) -> Replay | None:
 def all_nll(
     model: Model,
     tokens: Int[Tensor, "sample position"],
-    removed: Iterable[int] = (),
+    removal: Removal = NOTHING,
     label: str = "loss",
     journal: Journal = NO_JOURNAL,
 ) -> Float[Tensor, "sample predicted"]:
-    """NLL in nats of every predicted token, float32 on the CPU, for the model without the removed layers.
+    """NLL in nats of every predicted token, float32 on the CPU, for the model without some units.
 
     Args:
         journal: keeps what has been found, after as many samples as are walked at once.
     """
-    replay, removed = replay_of(model), frozenset(removed)
-    stays = [index for index in range(len(model.stack)) if index not in removed]
+    replay, stays = replay_of(model), removal.stays(len(model.stack))
     pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
     if not model.layered:  # there a further round costs nothing, and what has been found is kept in between
         pieces = [part[at : at + BATCHES_TOGETHER] for part in pieces for at in range(0, len(part), BATCHES_TOGETHER)]
@@ -72,7 +73,7 @@ def all_nll(
         with meter(label, sum(map(len, pieces)) * each, len(past) * each) as done:
             for step, piece in enumerate(pieces[state.step :], state.step + 1):
                 walked = (
-                    _whole(model, piece, removed, done)
+                    _whole(model, piece, removal, done)
                     if replay is None
                     else _walked(model, replay, piece, stays, done)
                 )
@@ -104,12 +105,12 @@ def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], 
 
 
 def _whole(
-    model: Model, part: list[Tensor], removed: frozenset[int], done: Meter, objective: LossKind = "loss"
+    model: Model, part: list[Tensor], removal: Removal, done: Meter, objective: LossKind = "loss"
 ) -> Iterator[Tensor]:
     def values(piece: Tensor) -> Tensor:
         if objective == "loss":
-            return token_nll(_logits(model, piece, removed), piece[:, 1:])
-        return token_kl(log_probabilities(_logits(model, piece)), _logits(model, piece, removed))
+            return token_nll(_logits(model, piece, removal), piece[:, 1:])
+        return token_kl(log_probabilities(_logits(model, piece)), _logits(model, piece, removal))
 
     for batch in part:
         rows = max(1, chunks(model.vocabulary, batch)[0][0].stop)
@@ -117,8 +118,8 @@ def _whole(
         done.add()
 
 
-def _logits(model: Model, tokens: Tensor, removed: frozenset[int] = frozenset()) -> Tensor:
-    with bypass(model.stack, removed):
+def _logits(model: Model, tokens: Tensor, removal: Removal = NOTHING) -> Tensor:
+    with without(model.stack, removal):
         return model.module(input_ids=tokens, use_cache=False).logits[:, :-1]
 
 
@@ -167,7 +168,7 @@ class _Round:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
     def values(
-        self, streams: dict[str, Tensor], keys: list[str], block: tuple[slice, slice], objective: LossKind
+        self, streams: dict[Key, Tensor], keys: list[Key], block: tuple[slice, slice], objective: LossKind
     ) -> list[Both]:
         """The objective summed over a block of predictions for each of some streams that have left the last layer.
 
@@ -177,7 +178,7 @@ class _Round:
         if objective == "loss":
             found = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
         else:
-            dense = log_probabilities(head_logits(self.replay, streams["0" * len(keys[0])], block))
+            dense = log_probabilities(head_logits(self.replay, streams[(WHOLE,) * len(keys[0])], block))
             found = (head_kl(self.replay, streams[key], dense, block) for key in keys)
         wide = (values.double() for values in found)
         return [(float(values.sum()), float(values[:first].sum())) for values in wide]
@@ -194,7 +195,7 @@ class _Walk:
 
 
 class LossWalk:
-    """``losses(masks)`` over a fixed set of tokens.
+    """``losses(removals)`` over a fixed set of tokens.
 
     Args:
         model: the model.
@@ -208,13 +209,13 @@ class LossWalk:
 
     def __call__(
         self,
-        masks: Bool[Tensor, "variant layer"],
+        removals: Sequence[Removal],
         label: str = "loss of every removal",
         *,
         bounded: int = 0,
         objective: LossKind = "loss",
     ) -> Float[Tensor, "variant"]:
-        """Summed NLL in nats of each variant; ``masks[variant, layer]`` is true where the layer is removed.
+        """Summed NLL in nats of each variant, the model without the units of one removal.
 
         ``halves`` gives the sums over the first half of the samples beside.
 
@@ -226,11 +227,11 @@ class LossWalk:
             objective: ``loss`` is the NLL; ``kl`` the divergence from the dense model's predictions, summed over the
                 same places, for which the dense stream is walked along.
         """
-        return self.halves(masks, label, bounded=bounded, objective=objective)[0][:, 0]
+        return self.halves(removals, label, bounded=bounded, objective=objective)[0][:, 0]
 
     def halves(
         self,
-        masks: Bool[Tensor, "variant layer"],
+        removals: Sequence[Removal],
         label: str = "loss of every removal",
         *,
         bounded: int = 0,
@@ -240,52 +241,53 @@ class LossWalk:
 
         And how many predictions those hold.
         """
-        keys = ["".join("01"[bit] for bit in mask) for mask in masks.int().tolist()]
-        which = hashlib.sha256(repr((objective, int(bounded), keys)).encode()).hexdigest()[:16]
+        keys = [removal.states(self.model.record.layers) for removal in removals]
+        which = hashlib.sha256(repr((objective, int(bounded), [*map(_text, keys)])).encode()).hexdigest()[:16]
         walk = _Walk(label, which, bounded if distributed.size() == 1 else 0, objective)
-        found = self.journal.memo(f"losses {which}", lambda: self._walk(keys, walk))
-        both = torch.tensor([found[key] for key in keys], dtype=torch.float64)
+        variants = dict(zip(keys, removals, strict=True))
+        found = self.journal.memo(f"losses {which}", lambda: self._walk(variants, walk))
+        both = torch.tensor([found[_text(key)] for key in keys], dtype=torch.float64)
         total = both[:, 0]
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
-        return both, int(found[COUNTS][1])
+        return both, int(found[_text(COUNTS)][1])
 
     @torch.no_grad()
-    def _walk(self, keys: list[str], walk: _Walk) -> dict[str, list[float]]:
+    def _walk(self, variants: dict[Key, Removal], walk: _Walk) -> dict[str, list[float]]:
         replay = replay_of(self.model)
-        order = sorted(set(keys))
+        order = sorted(variants)
         with fast_products(self.model.module):
             if replay is None:
-                found = self._variants(order, walk)
+                found = self._variants({key: variants[key] for key in order}, walk)
             else:
                 found = self._shared(replay, order, walk)
         total = distributed.added(torch.tensor([found[key] for key in (*order, COUNTS)], dtype=torch.float64))
-        return dict(zip((*order, COUNTS), total.tolist(), strict=True))  # of all samples, of the first half
+        return dict(zip(map(_text, (*order, COUNTS)), total.tolist(), strict=True))  # of all samples, of the first half
 
-    def _variants(self, order: list[str], walk: _Walk) -> dict[str, Both]:
+    def _variants(self, variants: dict[Key, Removal], walk: _Walk) -> dict[Key, Both]:
         """Every variant by whole forwards; for divergences each time beside the dense one."""
-        with self.journal.part(walk.label, len(order), walk.which) as part:
+        with self.journal.part(walk.label, len(variants), walk.which) as part:
             state = part.resume()
-            found: dict[str, Both] = {key: tuple(both) for key, both in state.notes.get("found", {}).items()}
-            with meter(walk.label, len(order), len(found)) as done:
-                for key in order[len(found) :]:
-                    removed = frozenset(i for i, bit in enumerate(key) if bit == "1")
+            found: dict[Key, Both] = _read(state.notes.get("found", {}))
+            with meter(walk.label, len(variants), len(found)) as done:
+                for key, removal in [*variants.items()][len(found) :]:
                     mine, first = halved(self.model, distributed.share(self.tokens))
                     values = [
-                        float(v.double().sum()) for v in _whole(self.model, mine, removed, Meter("", 0), walk.objective)
+                        float(v.double().sum()) for v in _whole(self.model, mine, removal, Meter("", 0), walk.objective)
                     ]
                     found[key] = sum(values), sum(values[:first])
-                    part.keep(len(found), {}, {"found": found})
+                    part.keep(len(found), {}, {"found": _written(found)})
                     done.add()
         mine, first = halved(self.model, distributed.share(self.tokens))
         return found | {COUNTS: (sum(map(total_predictions, mine)), sum(map(total_predictions, mine[:first])))}
 
-    def _shared(self, replay: Replay, order: list[str], walk: _Walk) -> dict[str, Both]:
+    def _shared(self, replay: Replay, order: list[Key], walk: _Walk) -> dict[Key, Both]:
         depth, total = len(order[0]), dict.fromkeys(order, (0.0, 0.0))
-        walked = set(order) | ({"0" * depth} if walk.objective == "kl" else set())
+        walked = set(order) | ({(WHOLE,) * depth} if walk.objective == "kl" else set())
         pieces = rounds(self.model, self.tokens, len(walked) + 2)
         wanted = [{key[:k] for key in walked} for k in range(depth + 1)]
-        forwards = sum(prefix.endswith("0") for level in wanted for prefix in level)
+        runs = [sum(key[-1] != GONE for key in level) for level in wanted[1:]]  # of each layer
+        forwards = sum(runs)
         head = max(
             1,
             round(
@@ -294,44 +296,39 @@ class LossWalk:
         )
         with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
             state = part.resume()
-            total |= {key: tuple(both) for key, both in state.notes.get("total", {}).items()}
+            total |= _read(state.notes.get("total", {}))
             first, level = divmod(state.step, depth + 1)
-            past = first * (forwards + head * len(order)) + sum(
-                p.endswith("0") for k in range(level) for p in wanted[k + 1]
-            )
+            past = first * (forwards + head * len(order)) + sum(runs[:level])
             with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
                 for number in range(first, len(pieces)):
                     work = _Round(replay, pieces[number].to(self.model.device), self.model.batch_tokens)
-                    streams = {"": work.recording(0, len(work.tokens), 1).entering}
+                    streams = {(): work.recording(0, len(work.tokens), 1).entering}
                     if number == first and level:
-                        streams = {key: tensor.to(self.model.device) for key, tensor in state.tensors.items()}
+                        streams = {_key(text): tensor.to(self.model.device) for text, tensor in state.tensors.items()}
                     state.tensors = {}
                     base = number * (depth + 1)
                     for k in range(level if number == first else 0, depth):
                         streams = _layer(work, k, streams, wanted[k + 1])
-                        done.add(
-                            sum(key.endswith("0") for key in streams),
-                            f"layer {k + 1} of {depth}, {len(streams)} variants",
-                        )
-                        part.keep(base + k + 1, streams, {"total": total})
+                        done.add(runs[k], f"layer {k + 1} of {depth}, {len(streams)} variants")
+                        part.keep(base + k + 1, _written(streams), {"total": _written(total)})
                     bounded = walk.bounded if number == len(pieces) - 1 else 0
                     now = replace(walk, bounded=bounded)
                     with packed_weights(self.model.module.get_output_embeddings(), len(order)):
                         total = self._heads(work, streams, total, now, lambda new, note: done.add(head * new, note))
-                    part.keep(base + depth + 1, {}, {"total": total})
+                    part.keep(base + depth + 1, {}, {"total": _written(total)})
         each = self.tokens.shape[1] - 1
         return total | {COUNTS: (each * sum(map(len, pieces)), each * sum(-(-len(piece) // 2) for piece in pieces))}
 
     def _heads(
         self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]
-    ) -> dict[str, Both]:
+    ) -> dict[Key, Both]:
         """The totals with this round's values added, the most promising variants first where only the lowest count."""
         size = (
             next(iter(streams.values())).element_size() if walk.objective == "loss" else 4
         )  # log-probabilities are float32
         blocks = chunks(self.model.vocabulary, work.tokens, size)
 
-        def grown(values: dict[str, Both], block: tuple[slice, slice]) -> dict[str, Both]:
+        def grown(values: dict[Key, Both], block: tuple[slice, slice]) -> dict[Key, Both]:
             keys = list(values)
             more = work.values(streams, keys, block, walk.objective)
             return {
@@ -355,10 +352,27 @@ class LossWalk:
         return found
 
 
-def _layer(work: _Round, index: int, streams: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Every stream that some variant still needs after this layer, by the removals so far."""
-    after = {prefix + "1": stream for prefix, stream in streams.items() if prefix + "1" in wanted}
-    stepped = [prefix for prefix in streams if prefix + "0" in wanted]
-    ran = work.run(index, [streams[prefix] for prefix in stepped])
-    after |= {prefix + "0": stream for prefix, stream in zip(stepped, ran, strict=True)}
+def _layer(work: _Round, index: int, streams: dict[Key, Tensor], wanted: set[Key]) -> dict[Key, Tensor]:
+    """Every stream that some variant still needs after this layer, by the states of the layers so far."""
+    after = {(*key, GONE): stream for key, stream in streams.items() if (*key, GONE) in wanted}
+    stepped = [key for key in streams if (*key, WHOLE) in wanted]
+    ran = work.run(index, [streams[key] for key in stepped])
+    after |= {(*key, WHOLE): stream for key, stream in zip(stepped, ran, strict=True)}
     return dict(sorted(after.items()))
+
+
+def _text(key: Key) -> str:
+    """A key as the journal holds it."""
+    return ".".join(key)
+
+
+def _key(text: str) -> Key:
+    return tuple(text.split("."))
+
+
+def _written(values: dict[Key, Any]) -> dict[str, Any]:
+    return {_text(key): value for key, value in values.items()}
+
+
+def _read(values: dict[str, Any]) -> dict[Key, Both]:
+    return {_key(text): tuple(both) for text, both in values.items()}

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..anatomy.bypass import bypass, replaced_forwards
+from ..anatomy.forwards import replaced_forwards
 from ..anatomy.stack import Stack, dry_tokens, sound_tokens
+from ..anatomy.units import without
+from ..artifacts.removal import NOTHING, Removal
 from ..errors import Refusal
 
 # Of the largest logit. A wrong walk is off by about 1; fewer rows may run another kernel, which rounds otherwise.
@@ -99,13 +101,12 @@ class Replay:
             return self.module(input_ids=tokens, use_cache=False).logits
 
     @torch.no_grad()
-    def forward(self, tokens: Int[Tensor, "batch position"], removed: frozenset[int] = frozenset()) -> Tensor:
-        """The stream after the last layer, walked by hand without the removed layers."""
+    def forward(self, tokens: Int[Tensor, "batch position"], removal: Removal = NOTHING) -> Tensor:
+        """The stream after the last layer, walked by hand without some units."""
         recording = self.record(tokens)
         stream = recording.entering
-        for index in range(len(self.stack)):
-            if index not in removed:
-                stream = self.step(recording, index, stream)
+        for index in removal.stays(len(self.stack)):
+            stream = self.step(recording, index, stream)
         return stream
 
     @torch.no_grad()
@@ -119,8 +120,9 @@ class Replay:
         if sum(map(len, owned)) > len(set().union(*owned)):
             return False  # a weight that serves several layers has its gradient from all of them
         tokens = sound_tokens(self.module, dry_tokens(self.module.get_input_embeddings().weight.shape[0]))
+        some = Removal.of_layers((0, len(self.stack) // 2))
         try:
-            return all(self._agrees(tokens, removed) for removed in (frozenset(), frozenset({0, len(self.stack) // 2})))
+            return all(self._agrees(tokens, removal) for removal in (NOTHING, some))
         except (
             Refusal,
             RuntimeError,
@@ -132,10 +134,10 @@ class Replay:
         ):  # or that removal is illegal
             return False
 
-    def _agrees(self, tokens: Tensor, removed: frozenset[int]) -> bool:
-        with bypass(self.stack, removed):
+    def _agrees(self, tokens: Tensor, removal: Removal) -> bool:
+        with without(self.stack, removal):
             plain = self.module(input_ids=tokens, use_cache=False).logits.float()
-        stream = self.forward(tokens, removed)
+        stream = self.forward(tokens, removal)
         half = tokens.shape[1] // 2
         parts = [
             stream.narrow(self.stack.position_axis, start, size)

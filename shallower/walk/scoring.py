@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
+from ..artifacts.removal import NOTHING, Removal, Unit
 from ..errors import UserError
 from ..runtime.progress import track
 from ..storage.journal import NO_JOURNAL, Journal
@@ -77,7 +77,7 @@ def gather(
     model: Model,
     tokens: Int[Tensor, "sample position"] | None,
     *,
-    removed: tuple[int, ...] = (),
+    removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> list[Gathered]:
     """Scores of the layers that stay by each criterion, from one walk for all that look at the same kind of evidence.
@@ -100,7 +100,7 @@ def gather(
     for kind in dict.fromkeys(one.kind for one in criteria):
         places = [place for place, one in enumerate(criteria) if one.kind == kind]
         group = [criteria[place] for place in places]
-        found |= zip(places, collect[kind](group, model, tokens, removed, journal), strict=True)
+        found |= zip(places, collect[kind](group, model, tokens, removal, journal), strict=True)
     for place, one in enumerate(criteria):
         for index, value in found[place].scores.items():
             if not math.isfinite(value):
@@ -120,14 +120,14 @@ def _scored(one: Asked, totals: dict[int, Halves]) -> Gathered:
 
 
 def _streams(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     taps = [
-        StreamTap(one.measure, _spans(one, removed), getattr(one.criterion, "POSITIONS", "all") == "last")
+        StreamTap(one.measure, _spans(one, removal), getattr(one.criterion, "POSITIONS", "all") == "last")
         for one in group
     ]
     for one, tap, totals in zip(
-        group, taps, stream_sums(model, tokens, taps, removed=removed, journal=journal), strict=True
+        group, taps, stream_sums(model, tokens, taps, removal=removal, journal=journal), strict=True
     ):
         scored = _scored(one, {start: halves for (start, end), halves in totals.items() if end == start + 1})
         if not tap.spans:
@@ -140,8 +140,8 @@ def _streams(
         yield Gathered(scored.scores, windows[0], scored.halves, windows[1:])
 
 
-def _spans(one: Asked, removed: tuple[int, ...]) -> bool:
-    return getattr(one.criterion, "SPANS", False) and not removed
+def _spans(one: Asked, removal: Removal) -> bool:
+    return getattr(one.criterion, "SPANS", False) and not removal
 
 
 def _windows(totals: dict, score: Callable, layers: int) -> list[list[float]]:
@@ -181,29 +181,26 @@ class _Joint:
 
 
 def _gradients(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
     yield from joint.scored(
-        gradient_sums(model, tokens, joint.measure, joint.condense, removed=removed, journal=journal)
+        gradient_sums(model, tokens, joint.measure, joint.condense, removal=removal, journal=journal)
     )
 
 
 def _flows(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scored(flow_sums(model, tokens, joint.measure, removed=removed, journal=journal))
+    yield from joint.scored(flow_sums(model, tokens, joint.measure, removal=removal, journal=journal))
 
 
 def _of_losses(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
-    walk, stays = LossWalk(model, tokens, journal), _stays(len(model.stack), removed)
-    masks = torch.zeros(len(stays), len(model.stack), dtype=torch.bool)
-    masks[:, list(removed)] = True
-    masks[range(len(stays)), stays] = True
-    both, count = walk.halves(masks)
+    walk, stays = LossWalk(model, tokens, journal), removal.stays(len(model.stack))
+    both, count = walk.halves([removal.plus(Unit(index)) for index in stays])
     counts = (walk.predictions, count, walk.predictions - count)
     for one in group:
         totals = {}
@@ -219,9 +216,9 @@ def _of_losses(
 
 
 def _of_weights(
-    group: Sequence[Asked], model: Model, tokens: Any, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
-    joint, stays = _Joint(group), _stays(len(model.stack), removed)
+    joint, stays = _Joint(group), removal.stays(len(model.stack))
     totals = {}
     for index in track(stays, "weights", len(stays)):
         weights = Weights(
@@ -232,13 +229,9 @@ def _of_weights(
 
 
 def _of_places(
-    group: Sequence[Asked], model: Model, tokens: Any, removed: tuple[int, ...], journal: Journal
+    group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
     yield from joint.scored(
-        {index: Halves(Sums.of(joint.measure(LayerPlace(index)))) for index in _stays(model.record.layers, removed)}
+        {index: Halves(Sums.of(joint.measure(LayerPlace(index)))) for index in removal.stays(model.record.layers)}
     )
-
-
-def _stays(layers: int, removed: tuple[int, ...]) -> list[int]:
-    return [index for index in range(layers) if index not in removed]

@@ -15,6 +15,7 @@ from literal import blocks, plain, without
 
 from shallower import Calibration, UserError, drop, methods, prune, score
 from shallower.anatomy.model import Model
+from shallower.artifacts import Removal
 from shallower.walk import batching, removals
 from shallower.walk import gradients as walked_gradients
 from shallower.walk.replay import Replay
@@ -163,7 +164,9 @@ def opened(folder) -> Model:
 
 def found(criterion: str, model: Model, removed: tuple[int, ...] = (), **settings: str):
     method = methods.find("criteria", criterion)
-    return gather([Asked(method, methods.configure(method, settings))], model, TOKENS, removed=removed)[0]
+    return gather(
+        [Asked(method, methods.configure(method, settings))], model, TOKENS, removal=Removal.of_layers(removed)
+    )[0]
 
 
 def values(criterion: str, model: Model) -> list[float]:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills import keep_every_step, killed_after
@@ -40,8 +39,8 @@ class Table:
         drawn = random.Random(f"{self.seed} {objective} {sorted(removed)}").random()
         return self.known.get(frozenset(removed), drawn)
 
-    def __call__(self, masks, label: str, *, bounded: int = 0, objective: str = "loss"):
-        sets = [frozenset(mask.nonzero().flatten().tolist()) for mask in masks]
+    def __call__(self, removals, label: str, *, bounded: int = 0, objective: str = "loss"):
+        sets = [frozenset(removal.layers) for removal in removals]
         self.asked += [(label.split()[0].strip(","), removed) for removed in sets]
         values = [self.value(removed, objective) for removed in sets]
         limit = sorted(values)[min(bounded, len(values)) - 1] if bounded else math.inf
@@ -172,9 +171,9 @@ def test_the_stopwatch_goes_by_the_pace_of_the_last_call(monkeypatch) -> None:
     now = [100.0]
     monkeypatch.setattr("shallower.planning.choice.time.monotonic", lambda: now[0])
 
-    def slow(masks, label, **options):
-        now[0] += 2.0 * len(masks)
-        return torch.zeros(len(masks))
+    def slow(removals, label, **options):
+        now[0] += 2.0 * len(removals)
+        return torch.zeros(len(removals))
 
     watch, free = Stopwatch(20.0), Stopwatch(None)
     watch.timed(slow)(torch.zeros(4, 8), "x", bounded=1)  # 8 s, 2 s each
@@ -243,8 +242,8 @@ def planned(folder, calibration, name: str, own: dict | None = None, **more):
 def test_a_plan_is_never_worse_than_greedys(name, objective, saved, calibration) -> None:
     found = planned(saved("llama"), calibration, name, {"objective": objective})
     start = planned(saved("llama"), calibration, "greedy")
-    masks = torch.tensor([[index in item.removed for index in range(zoo.LAYERS)] for item in (found, start)])
-    mine, its = (walk_of(saved("llama"))(masks, objective=objective) / TOKENS[:, 1:].numel()).tolist()
+    removals = [item.removal for item in (found, start)]
+    mine, its = (walk_of(saved("llama"))(removals, objective=objective) / TOKENS[:, 1:].numel()).tolist()
     assert mine <= its
     assert found.trace[-1] == pytest.approx(mine, rel=1e-5)
     assert (found.selection, found.settings["objective"], found.criterion, found.budget) == (

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from shallower import Calibration, Compute, Refusal, RepairOptions, UserError, cli, compensate, drop, methods, prune
 from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Edit, patched
+from shallower.artifacts import Removal
 from shallower.errors import DiskError
 from shallower.repair.case import Case, Fitted, half_strength
 from shallower.repair.paired import PairedWalk, drift
@@ -32,6 +33,7 @@ from shallower.walk.removals import all_nll
 
 TOKENS = zoo.tokens(batch=9, length=24)
 REMOVED = (2, 5)
+REMOVAL = Removal.of_layers(REMOVED)
 MAPS = [name for name in methods.names("compensation") if name not in ("magnitude", "mean_shift")]
 
 each_map = pytest.mark.parametrize("method", MAPS)
@@ -48,10 +50,10 @@ def case(model: Model, method: str = "sequential", **settings: str) -> Case:
 
     def loss(patch) -> float:
         with model.patched(patch):
-            return float(all_nll(model, held_out, REMOVED).double().mean())
+            return float(all_nll(model, held_out, REMOVAL).double().mean())
 
     found = methods.find("compensation", method)
-    return Case(model, REMOVED, TOKENS[:-2], held_out, loss, loss({}), methods.configure(found, settings))
+    return Case(model, REMOVAL, TOKENS[:-2], held_out, loss, loss({}), methods.configure(found, settings))
 
 
 def fitted(folder, method: str, *, layered: bool = False, **settings: str) -> Fitted:
@@ -61,7 +63,7 @@ def fitted(folder, method: str, *, layered: bool = False, **settings: str) -> Fi
 
 
 def writers(folder, index: int = 3):
-    return PairedWalk(Model(folder, device="cpu"), TOKENS[:2], (1,)).writers(index)
+    return PairedWalk(Model(folder, device="cpu"), TOKENS[:2], Removal.of_layers([1])).writers(index)
 
 
 # ---------------------------------------------------------------- writers
@@ -118,7 +120,7 @@ FOLDED_FAST = {*((name, False) for name in FOLDED), ("llama", True), ("mixtral",
 @pytest.mark.parametrize(("name", "layered"), rest_slow(itertools.product(FOLDED, (False, True)), FOLDED_FAST))
 def test_folded_into_files_it_is_the_virtual_model(name, layered, saved, tmp_path) -> None:
     model = Model(saved(name), device="cpu", layered=layered)
-    walk = PairedWalk(model, TOKENS[:2], REMOVED)
+    walk = PairedWalk(model, TOKENS[:2], REMOVAL)
     patch = {}
     for stop in walk:
         width = model.stack.width
@@ -130,13 +132,13 @@ def test_folded_into_files_it_is_the_virtual_model(name, layered, saved, tmp_pat
     assert pruned.verified["changed_weights"] == len(patch)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad(), model.patched(patch):
-        wanted = all_nll(model, TOKENS, REMOVED)
+        wanted = all_nll(model, TOKENS, REMOVAL)
         logits = reloaded(input_ids=TOKENS, use_cache=False).logits[:, :-1]
     got = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="none").view(
         wanted.shape
     )
     assert torch.allclose(got, wanted, atol=1e-4)
-    assert (got - all_nll(model, TOKENS, REMOVED)).abs().max() > 1e-2  # the change mattered, and is undone again
+    assert (got - all_nll(model, TOKENS, REMOVAL)).abs().max() > 1e-2  # the change mattered, and is undone again
 
 
 def test_what_is_loaded_stays_as_it_was(saved) -> None:
@@ -187,7 +189,7 @@ def plain_streams(folder, tokens, removed=()):
 
 def test_drift_is_its_formula(saved) -> None:
     dense, pruned = plain_streams(saved("llama"), TOKENS), plain_streams(saved("llama"), TOKENS, REMOVED)
-    found = drift(Model(saved("llama"), device="cpu"), TOKENS, REMOVED, {})
+    found = drift(Model(saved("llama"), device="cpu"), TOKENS, REMOVAL, {})
     assert [one.layer for one in found] == [0, 1, 3, 4, 6, 7]
     for one in found:
         same, other = dense[one.layer], pruned[one.layer]
@@ -207,7 +209,7 @@ def test_projection_takes_the_layer_that_moved_most(shift, saved) -> None:
 
 
 def _drift(folder):
-    return drift(Model(folder, device="cpu"), TOKENS[:-2], REMOVED, {})
+    return drift(Model(folder, device="cpu"), TOKENS[:-2], REMOVAL, {})
 
 
 def test_magnitude_is_the_published_form(saved) -> None:
@@ -221,9 +223,9 @@ def test_magnitude_is_the_published_form(saved) -> None:
         published |= {f"model.layers.{index}.{name}.weight": alpha for name in ("self_attn.o_proj", "mlp.down_proj")}
     model = Model(saved("llama"), device="cpu")
     with model.patched({name: Edit("scale", torch.tensor(alpha)) for name, alpha in published.items()}):
-        wanted = all_nll(model, TOKENS, REMOVED)
+        wanted = all_nll(model, TOKENS, REMOVAL)
     with model.patched(found.patch):
-        assert torch.allclose(all_nll(model, TOKENS, REMOVED), wanted, atol=1e-3)
+        assert torch.allclose(all_nll(model, TOKENS, REMOVAL), wanted, atol=1e-3)
 
 
 def test_mean_shift_moves_the_mean_back(saved) -> None:
@@ -231,19 +233,19 @@ def test_mean_shift_moves_the_mean_back(saved) -> None:
     found = methods.find("compensation", "mean_shift").fit(case(model, "mean_shift"))
     layer = found.notes["layer"]
     if found.patch:
-        after = {one.layer: one for one in drift(model, TOKENS[:-2], REMOVED, found.patch)}[layer]
+        after = {one.layer: one for one in drift(model, TOKENS[:-2], REMOVAL, found.patch)}[layer]
         assert after.shift < 1e-4 * found.notes["shift"]
 
 
 def test_the_tail_is_the_whole_model(saved) -> None:
     model = Model(saved("llama"), device="cpu")
     tail, patch = (
-        SuffixLoss(model, TOKENS, REMOVED),
+        SuffixLoss(model, TOKENS, REMOVAL),
         {"model.layers.4.mlp.down_proj.weight": Edit("scale", torch.tensor(0.5))},
     )
     tail.pass_on(3, {})
     with model.patched(patch):
-        wanted = float(all_nll(model, TOKENS, REMOVED).double().mean())
+        wanted = float(all_nll(model, TOKENS, REMOVAL).double().mean())
     assert tail.loss(4, patch) == pytest.approx(wanted, rel=1e-6)
     tail.pass_on(4, patch)
     assert tail.loss(6, {}) == pytest.approx(wanted, rel=1e-6)
@@ -309,7 +311,7 @@ def test_few_tokens_are_said_and_give_no_nan(method, saved, tmp_path, capsys) ->
     np.save(tmp_path / "few.npy", TOKENS[:2, :4].numpy())
     how = RepairOptions(method, {}, Calibration(tokens=str(tmp_path / "few.npy")))
     with shown():
-        patch, report = repaired(Model(saved("llama"), device="cpu"), list(REMOVED), how)
+        patch, report = repaired(Model(saved("llama"), device="cpu"), REMOVAL, how)
     assert re.search(r"4 tokens to fit (64|96) inputs on.* at least \d\d samples of 4 tokens", capsys.readouterr().err)
     assert all(torch.isfinite(edit.value).all() for edit in patch.values())
     assert all(map(math.isfinite, report.loss.values()))

@@ -7,7 +7,8 @@ import torch
 import zoo
 from transformers import AutoModelForCausalLM
 
-from shallower.anatomy.bypass import bypass
+from shallower.anatomy.units import without
+from shallower.artifacts import Removal
 
 LOGITS_TOLERANCE = 1e-5  # of the largest logit
 EFFECT = 1e-2  # a removal that changes less shows nothing
@@ -35,7 +36,7 @@ def compare(model, removed: tuple[int, ...], out: Path) -> Compared:
     """The written checkpoint beside the dense model with the same layers bypassed."""
     tokens = zoo.tokens(seed=7)
     loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, dtype="auto")
-    with bypass(model.stack, removed):
+    with without(model.stack, Removal.of_layers(removed)):
         wanted = model.module(input_ids=tokens, use_cache=False).logits
     dense = model.module(input_ids=tokens, use_cache=False).logits
     got = loaded.eval()(input_ids=tokens, use_cache=False).logits

@@ -31,6 +31,7 @@ from shallower import (
     score,
 )
 from shallower.anatomy.kernels import AVAILABLE, fast_linear, fast_products, packed_weights
+from shallower.artifacts import Removal
 from shallower.runtime.memory import total_memory
 from shallower.runtime.progress import shown
 from shallower.storage.journal import Journal, journaled
@@ -173,8 +174,8 @@ def test_dropped_variants_change_no_choice(saved) -> None:
     """The lowest loss is exact, what is dropped was truly worse."""
     model = opened(saved("llama"))
     tokens = zoo.tokens(8, 40)
-    masks = torch.eye(zoo.LAYERS, dtype=torch.bool)
-    exact, bounded = LossWalk(model, tokens)(masks), LossWalk(model, tokens)(masks, bounded=True)
+    removals = [Removal.of_layers([index]) for index in range(zoo.LAYERS)]
+    exact, bounded = LossWalk(model, tokens)(removals), LossWalk(model, tokens)(removals, bounded=True)
     assert bounded.argmin() == exact.argmin()
     assert float(bounded.min()) == float(exact.min())
     assert all(

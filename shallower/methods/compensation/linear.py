@@ -22,18 +22,16 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    found = case.findings
-    steps = found.notes.setdefault("steps", [])
-    found.notes.setdefault("loss", case.before)
-    for stop in case.walk():
-        if not stop.gap:
+    walk = case.walk()
+    for step in walk:
+        if not step.gap:
             continue
-        writer, normal = stop.writers()[-1], Normal()
-        for look in stop.looks(writer):
-            normal.add(look.output, look.wanted - look.after)
+        writer, normal = step.writers()[-1], Normal()
+        for batch in step.batches(writer):
+            normal.add(batch.output, batch.wanted - batch.after)
         grid = [case.settings.strength] if case.settings.strength else GRID
-        candidates = [(strength, edits("map", map_of(normal, strength), stop.weights(writer))) for strength in grid]
-        found.patch, found.notes["loss"], chosen, tried = best_of(case, (found.patch, found.notes["loss"]), candidates)
-        stop.take(dict(candidates)[chosen] if chosen is not None else {})
-        steps.append({"layer": stop.index, "strength": chosen, "tried": tried})
-    return Fitted(found.patch, {"steps": steps})
+        candidates = {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
+        _, loss, chosen, tried = best_of(case, (walk.patch, walk.state.loss), candidates.items())
+        step.take(candidates.get(chosen, {}), loss)
+        step.note(strength=chosen, tried=tried)
+    return Fitted(walk.patch, {"steps": walk.notes})

@@ -18,22 +18,18 @@ from ...repair.case import Case, Fitted, edits
 
 
 def fit(case: Case) -> Fitted:
-    found = case.findings
-    steps = found.notes.setdefault("steps", [])
-    scale = steps[-1]["scale_behind"] if steps else 1.0
-    for stop in case.walk():
+    walk = case.walk()
+    for step in walk:
+        scale = walk.notes[-1]["scale_behind"] if walk.notes else 1.0
         if scale != 1.0:
-            every = [weight for writer in stop.whole_writers() for weight in stop.weights(writer)]
-            changes = edits("scale", torch.tensor(scale, dtype=torch.float64), every)
-            stop.take(changes)
-            found.patch |= changes
-        if stop.gap:
+            every = [weight for writer in step.whole_writers() for weight in step.weights(writer)]
+            step.take(edits("scale", torch.tensor(scale, dtype=torch.float64), every))
+        if step.gap:
             wanted = pruned = 0.0
-            for look in stop.looks():
-                wanted += float(look.wanted.double().norm(dim=-1).sum())
-                pruned += float(look.after.double().norm(dim=-1).sum())
+            for batch in step.batches():
+                wanted += float(batch.wanted.double().norm(dim=-1).sum())
+                pruned += float(batch.after.double().norm(dim=-1).sum())
             if not wanted > 0:
-                raise Refusal(f"layer {stop.index}: the stream behind the removed run is zero")
-            scale = pruned / wanted  # in the units of the scaled layers, so it is the product over all gaps so far
-            steps.append({"layer": stop.index, "scale_behind": scale})
-    return Fitted(found.patch, {"steps": steps})
+                raise Refusal(f"layer {step.index}: the stream behind the removed run is zero")
+            step.note(scale_behind=pruned / wanted)  # of scaled layers, so it is the product over all gaps so far
+    return Fitted(walk.patch, {"steps": walk.notes})

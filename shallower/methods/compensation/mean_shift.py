@@ -15,29 +15,28 @@ from ...repair.paired import DriftSums
 
 
 def fit(case: Case) -> Fitted:
-    found = case.findings
-    for stop in case.walk():
-        if not stop.touched:
+    walk = case.walk()
+    for step in walk:
+        if not step.touched:
             continue
-        writer = stop.writers()[-1]
-        bias = stop.bias(writer)
+        writer = step.writers()[-1]
+        bias = step.bias(writer)
         if bias is None:
             raise Refusal(
-                f"layer {stop.index}: {writer.module} has no bias, and a checkpoint of this architecture has "
+                f"layer {step.index}: {writer.module} has no bias, and a checkpoint of this architecture has "
                 "no place for one: "
                 "use projection, linear or sequential"
             )
         drift = DriftSums()
-        for look in stop.looks():
-            drift.add(look)
-        moved = drift.of(stop.index)
-        if moved.shift > found.notes.get("shift", -1.0):
-            found.notes |= {"layer": moved.layer, "shift": moved.shift, "bias": bias}
-            found.tensors["difference"] = (drift.same - drift.pruned) / drift.count / writer.scale
-    if "bias" not in found.notes:
+        for batch in step.batches():
+            drift.add(batch)
+        difference = (drift.same - drift.pruned) / drift.count / writer.scale
+        step.note({"difference": difference}, shift=drift.of(step.index).shift, bias=bias)
+        walk.state.keep_largest("shift", 1)
+    if not walk.notes:
         raise Refusal("no retained layer follows a removed one, so nothing has moved")
-    layer, shift, bias = (found.notes[name] for name in ("layer", "shift", "bias"))
-    patch, _, chosen, tried = best_of(
-        case, ({}, case.before), [(layer, edits("add", found.tensors["difference"], [(bias, 0)]))]
-    )
-    return Fitted(patch, {"layer": layer, "shift": shift, "taken": chosen is not None, "tried": tried})
+    moved = walk.notes[0]
+    change = edits("add", walk.sums(moved, "difference"), [(moved["bias"], 0)])
+    patch, _, chosen, tried = best_of(case, ({}, None), [(moved["layer"], change)])
+    told = {"layer": moved["layer"], "shift": moved["shift"], "taken": chosen is not None, "tried": tried}
+    return Fitted(patch, told)

@@ -29,35 +29,33 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    found = case.findings
-    best, refused = found.notes.setdefault("best", []), found.notes.setdefault("refused", {})
-    for stop in case.walk():
-        if not stop.touched:
+    walk = case.walk()
+    for step in walk:
+        if not step.touched:
             continue
         try:
-            writer = stop.writers()[-1]
+            writer = step.writers()[-1]
         except Refusal as refusal:
-            refused[str(stop.index)] = str(refusal)
+            step.note(refused=str(refusal))
             continue
         normal, drift = Normal(), DriftSums()
-        for look in stop.looks(writer):
-            normal.add(look.output, look.same - look.after)
-            drift.add(look)
-        moved = drift.of(stop.index)
+        for batch in step.batches(writer):
+            normal.add(batch.output, batch.same - batch.after)
+            drift.add(batch)
+        moved = drift.of(step.index)
         size = moved.shift if case.settings.shift == "absolute" else moved.relative_shift
-        best.append([size, stop.index, stop.weights(writer)])
-        best.sort(key=lambda item: (-item[0], item[1]))
-        found.tensors |= {f"left/{stop.index}": normal.left, f"right/{stop.index}": normal.right}
-        for _, layer, _ in best[max(1, case.settings.top_k) :]:  # no more sums than needed
-            del found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"]
-        del best[max(1, case.settings.top_k) :]
+        sums = {"left": normal.left, "right": normal.right}
+        step.note(sums, shift=size, weights=[list(weight) for weight in step.weights(writer)])
+        walk.state.keep_largest("shift", max(1, case.settings.top_k))  # no more sums than needed
+    refused = {str(note["layer"]): note["refused"] for note in walk.notes if "refused" in note}
+    best = sorted((note for note in walk.notes if "shift" in note), key=lambda note: (-note["shift"], note["layer"]))
     if not best:
         raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
-    patch, loss, steps = {}, case.before, []
-    for size, layer, weights in best:
-        normal = Normal(found.tensors[f"left/{layer}"], found.tensors[f"right/{layer}"])
+    patch, loss, steps = {}, None, []
+    for note in best:
+        normal, weights = Normal(walk.sums(note, "left"), walk.sums(note, "right")), note["weights"]
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)
         patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)
-        steps.append({"layer": layer, "shift": size, "strength": chosen, "tried": tried})
+        steps.append({"layer": note["layer"], "shift": note["shift"], "strength": chosen, "tried": tried})
     return Fitted(patch, {"steps": steps, "refused": refused})

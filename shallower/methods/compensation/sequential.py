@@ -43,45 +43,44 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    own, found, steps = case.settings, case.findings, case.findings.notes.setdefault("steps", [])
-    tail = case.tail() if own.accept == "layer" else None
-    for stop in case.walk(middles=own.attention):
-        if stop.touched:
-            writers = stop.writers()
+    own, tail = case.settings, case.tail() if case.settings.accept == "layer" else None
+    walk = case.walk(middles=own.attention)
+    for step in walk:
+        if step.touched:
+            writers = step.writers()
             for place in range(0 if own.attention else len(writers) - 1, len(writers)):
                 grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
-                fits = _fits(stop, writers[: place + 1], grid)
-                steps.append({"layer": stop.index, "writer": writers[place].module} | _taken(stop, fits, tail))
-        found.patch |= stop.patch
+                fits = _fits(step, writers[: place + 1], grid)
+                step.note(writer=writers[place].module, **_taken(step, fits, tail))
         if tail is not None:
-            tail.pass_on(stop.index, found.patch)
+            tail.pass_on(step.index, walk.patch)
     if tail is not None:
-        return Fitted(found.patch, {"steps": steps})
-    counts = sorted({max(1, round(len(found.patch) * share)) for share in SHARES})
-    firsts = ((f"first {count}", dict([*found.patch.items()][:count])) for count in counts)
-    patch, _, chosen, tried = best_of(case, ({}, case.before), [("half strength", half_strength(found.patch)), *firsts])
-    return Fitted(patch, {"steps": [*steps, {"taken": chosen, "tried": tried}]})
+        return Fitted(walk.patch, {"steps": walk.notes})
+    counts = sorted({max(1, round(len(walk.patch) * share)) for share in SHARES})
+    firsts = ((f"first {count}", dict([*walk.patch.items()][:count])) for count in counts)
+    patch, _, chosen, tried = best_of(case, ({}, None), [("half strength", half_strength(walk.patch)), *firsts])
+    return Fitted(patch, {"steps": [*walk.notes, {"taken": chosen, "tried": tried}]})
 
 
-def _fits(stop: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
+def _fits(step: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
     """λ -> the change of the last of these writers that it gives."""
     normal, writer = Normal(), writers[-1]
-    for look in stop.looks(*writers):
-        given = look.features if writer.features else look.output / writer.scale
-        weight = look.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
-        normal.add(given * weight, (look.target - look.reached) * weight / writer.scale)
+    for batch in step.batches(*writers):
+        given = batch.features if writer.features else batch.output / writer.scale
+        weight = batch.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
+        normal.add(given * weight, (batch.target - batch.reached) * weight / writer.scale)
     if not writer.features:
-        return {strength: edits("map", map_of(normal, strength), stop.weights(writer)) for strength in grid}
-    return {strength: stop.added(writer, normal.solve(strength).T.float()) for strength in grid}
+        return {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
+    return {strength: step.added(writer, normal.solve(strength).T.float()) for strength in grid}
 
 
-def _taken(stop: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:
+def _taken(step: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:
     """Change the layer as the held-out loss says, or, where it is asked at the end only, by the one fit there is."""
     if tail is None:
-        stop.take(next(iter(fits.values())))
+        step.take(next(iter(fits.values())))
         return {"strength": next(iter(fits))}
-    losses = {strength: tail.loss(stop.index, stop.patch | patch) for strength, patch in fits.items()}
-    before, best = tail.loss(stop.index, stop.patch), min(losses, key=losses.get)
+    losses = {strength: tail.loss(step.index, step.patch | patch) for strength, patch in fits.items()}
+    before, best = tail.loss(step.index, step.patch), min(losses, key=losses.get)
     best = best if losses[best] < before else None
-    stop.take(fits.get(best, {}))
+    step.take(fits.get(best, {}))
     return {"strength": best, "loss_before": before, "losses": losses}

@@ -7,8 +7,6 @@ All candidates of a step are walked together and share what they have in common.
 Source: SLEB (arXiv 2402.09025).
 """
 
-import torch
-
 from ...planning.problem import Choice, Problem
 
 NEEDS = "losses"
@@ -20,11 +18,9 @@ def select(problem: Problem) -> Choice:
     trace: list[float] = []
     for step in range(problem.amount):
         candidates = [index for index in problem.allowed if index not in order]
-        masks = torch.zeros(len(candidates), problem.layers, dtype=torch.bool)
-        masks[:, order] = True
-        masks[range(len(candidates)), candidates] = True
-        losses = problem.losses(masks, f"greedy {step + 1}/{problem.amount}", bounded=True)
-        best = int(losses.argmin())
+        sets = [frozenset((*order, index)) for index in candidates]
+        losses = [*problem.values(sets, f"greedy {step + 1}/{problem.amount}", bounded=1).values()]
+        best = losses.index(min(losses))
         order.append(candidates[best])
-        trace.append(float(losses[best]))
+        trace.append(losses[best])
     return Choice(tuple(order), tuple(trace))
