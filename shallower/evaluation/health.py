@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..anatomy.bypass import bypass
 from ..anatomy.model import Model
+from ..errors import argument
 
 
 @torch.no_grad()
@@ -35,4 +36,4 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removed: 
         if found
         else "every layer's output is finite, so it is the head"
     )
-    return f"{where}; are its weights whole, and does the dtype suffice (try --dtype fp32)?"
+    return f"{where}; are its weights whole, and does the dtype suffice (try {argument('dtype', 'fp32')})?"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..storage.paths import parse_json
 
 Check = Callable[[dict[str, Any]], bool]
@@ -56,7 +56,7 @@ def check_items(folder: Path, task: str) -> Path:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))[:12]) if folder.is_dir() else ""
         raise UserError(
-            f"--task-data {folder}: no {task}.jsonl there; "
+            f"{argument('data', folder)}: no {task}.jsonl there; "
             f"{f'it has {there}' if there else 'give a folder of .jsonl files'}"
         )
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..anatomy.model import Model
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..walk.removals import LossWalk
 from ..walk.run import journal_of
 from .perplexity import Segments, figures_of
@@ -26,7 +26,9 @@ def removals_perplexity(
         mask[list(removed)] = True
     for name, segments in named.items():
         if not segments.counted.all():
-            raise UserError("--stride has no meaning here: many removals are measured on segments that do not overlap")
+            raise UserError(
+                f"{argument('stride')} has no meaning here: many removals are measured on segments that do not overlap"
+            )
         walk = LossWalk(model, segments.tokens, journal_of(model, None, text=segments.description["hash"]))
         with model.check_length(segments.tokens.shape[1]):
             totals = walk(masks, f"{label}, {name}")
