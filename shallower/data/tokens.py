@@ -17,7 +17,7 @@ from ..artifacts import CalibrationRecord
 from ..errors import UserError, argument
 from ..settings.calibration import Calibration, shares
 from ..storage.paths import place
-from .readers import CALIBRATION_KINDS, dataset_text, read_text, shipped_text
+from .readers import CALIBRATION_KINDS, read_text, shipped_text
 
 SHIPPED = "shipped prose"
 
@@ -51,7 +51,7 @@ def sources_of(wanted: Calibration) -> list[TextSource]:
     if not wanted.sources:
         return [TextSource(f"shipped {kind}", lambda kind=kind: shipped_text(kind)) for kind in CALIBRATION_KINDS]
     files = [TextSource(Path(path).name, lambda path=path: read_text(path)) for path in wanted.texts]
-    return files + [TextSource(name, lambda name=name: dataset_text(name)) for name in wanted.datasets]
+    return files + [TextSource(name, lambda name=name: read_text(name, "dataset")) for name in wanted.datasets]
 
 
 def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vocabulary: int) -> CalibrationSamples:

@@ -17,8 +17,8 @@ from ..anatomy.model import Model, checked_device
 from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
 from ..artifacts import Healing
-from ..data.packing import Documents, packed_sequences, read_documents, streamed
-from ..data.readers import check_readable
+from ..data.packing import Documents, packed_sequences, read_documents
+from ..data.readers import check_readable, streamed
 from ..data.streams import Stream
 from ..errors import UserError, argument
 from ..evaluation.perplexity import evaluation_segments
