@@ -142,6 +142,25 @@ def test_no_family_is_named() -> None:
                 assert not families.search(node.value), f"{path.name}:{node.lineno}: {node.value!r}"
 
 
+def test_only_the_command_line_writes_options() -> None:
+    """Elsewhere messages name arguments (``errors.argument``); docstrings and help may speak of them."""
+    own = {"errors", "methods.__init__"}  # errors makes their names; methods describes itself for --help NAME
+    for path in FILES:
+        if folder(module_name(path)) != "cli" and module_name(path) not in own:
+            tree = ast.parse(path.read_text())
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            exempt = [node for node in calls if getattr(node.func, "id", "") == "option"]
+            exempt += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and is_text(node.value)]
+            allowed = {id(inner) for node in exempt for inner in ast.walk(node)}
+            for node in ast.walk(tree):
+                if is_text(node) and id(node) not in allowed:
+                    assert not re.search(r"--[a-z]", node.value), f"{path.name}:{node.lineno}: {node.value!r}"
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def test_sizes_are_a_guide(capsys) -> None:
     """Prints what is larger than the guide; fails only where it is far beyond."""
     functions = []

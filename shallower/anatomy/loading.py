@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry
 from .agreement import bounded
@@ -181,7 +181,7 @@ class Checkpoint:
         except Exception as error:  # transformers raises many kinds for an absent or broken tokenizer
             raise UserError(
                 f"{self.source} has no tokenizer that loads ({one_line(error)}): add its files, or pass "
-                "--tokens FILE.npy"
+                f"{argument('tokens', 'FILE.npy')}"
             ) from error
 
     def build(self, config: PreTrainedConfig | None = None) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import ModelRecord
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
 from ..storage.paths import parse_json
@@ -71,7 +71,7 @@ class Model:
     def layered(self) -> bool:
         """Whether one layer at a time is read from disk: as asked, else where the weights would not fit."""
         if self._layered is not None:
-            why = "only plain weights are read layer by layer: run without --layered"
+            why = f"only plain weights are read layer by layer: run without {argument('layered', True)}"
             refuse(self.checkpoint.source, self.checkpoint.quantised if self._layered else None, why)
             return self._layered
         if self.checkpoint.quantised is not None:
@@ -82,7 +82,7 @@ class Model:
         if needed > RESIDENT_SHARE * total:
             say(
                 f"{needed / 1e9:.1f} GB of weights do not fit {total / 1e9:.1f} GB of memory: one layer at a "
-                "time (--layered)"
+                f"time ({argument('layered', True)})"
             )
         return needed > RESIDENT_SHARE * total
 
@@ -208,9 +208,7 @@ class Model:
         except IndexError as error:
             known = getattr(self.checkpoint.config.get_text_config(), "max_position_embeddings", None)
             limit = f"its config says at most {known}" if known else "its position table is smaller"
-            raise UserError(
-                f"--length {length}: the model cannot embed so many positions ({limit}); lower it"
-            ) from error
+            raise UserError(f"the model cannot embed so many positions ({limit}); lower it", length=length) from error
 
     @cached_property
     def solver(self) -> ConfigSolver:
@@ -326,6 +324,6 @@ def checked_device(name: str | None) -> str:
     able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not able.get(device.type, False):
         raise UserError(
-            f"--device {name}: not available here; use {' or '.join(kind for kind, there in able.items() if there)}"
+            f"not available here; use {' or '.join(kind for kind, there in able.items() if there)}", device=name
         )
     return name

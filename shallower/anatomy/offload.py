@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime.memory import total_memory
 from ..storage.index import TensorEntry
 from .fingerprint import shared_tensors
@@ -188,12 +188,13 @@ class Onloader:
         if getattr(self.checkpoint.config, "quantization_config", None) is not None:
             raise UserError(
                 f"{self.checkpoint.source} is quantised, and only plain weights are read layer by layer: run "
-                "without --layered"
+                f"without {argument('layered', True)}"
             )
         for places in shared_tensors(self.skeleton, self.prefix[:-1]):
             listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
             raise UserError(
-                f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run without --layered"
+                f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run "
+                f"without {argument('layered', True)}"
             )
         self.mapping = get_model_conversion_mapping(self.skeleton)
         units: dict[int, list[str]] = {index: [] for index in (OUTSIDE_UNIT, *range(len(self.layers)))}
@@ -297,7 +298,8 @@ def read_tensor(entry: TensorEntry, *, uncached: bool = False, pinned: bool = Fa
         os.close(handle)
     if entry.dtype not in TENSOR_DTYPES:
         raise UserError(
-            f"{entry.file} holds a tensor of type {entry.dtype}, which --layered does not read: run without it"
+            f"{entry.file} holds a tensor of type {entry.dtype}, which {argument('layered', True)} does not read: run "
+            "without it"
         )
     return raw.view(TENSOR_DTYPES[entry.dtype]).view(entry.shape)
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from .names import NUMBER, TensorName
 
 PREFIX = re.compile(r"(re:|[+-]:)?(.*)", re.S)  # compressed-tensors and GPTQModel mark their patterns
@@ -43,7 +43,8 @@ def check_loadable(source: str, quantised: dict[str, Any] | None) -> None:
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source} is quantised ({quantisation_method(quantised)}) and cannot be loaded here ({said}): install "
-            "what it needs, or give the unquantised model; prune --drop … --no-verify works on the files alone"
+            "what it needs, or give the unquantised model; removing layers by number with "
+            f"{argument('verify', False)} works on the files alone"
         ) from error
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..storage.gguf import GgufHeader, read_gguf
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry, read_index
@@ -112,7 +112,8 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> tuple[di
         raise UserError(f"{path}: auto_map is a {type(mapped).__name__}; fields that name classes are needed")
     if mapped and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
         raise UserError(
-            f"{source} ({model_type}) needs code that comes with the model; read it, then pass --trust-remote-code"
+            f"{source} ({model_type}) needs code that comes with the model; read it, then pass "
+            f"{argument('trust_remote_code', True)}"
         )
     try:
         with quiet():

@@ -11,7 +11,7 @@ from signal import SIGTERM
 import typer
 
 from .. import methods
-from ..errors import UserError
+from ..errors import UserError, arguments_as_options
 from ..runtime.signals import terminable
 from . import commands, measurement_commands
 from .options import Command, Ended, UsageError
@@ -82,6 +82,17 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a formula must not fail on a terminal that knows only ASCII
+    with arguments_as_options(_options(arguments)):
+        _guarded(arguments)
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    """The options of the command that is asked for, by the arguments that they stand for."""
+    return next((verb.options for verb in VERBS if arguments and verb.__name__ == arguments[0]), {})
+
+
+def _guarded(arguments: list[str]) -> None:
+    """Run one command; an error of the user's and an interruption end the process with one line."""
     try:
         _run(arguments or ["--help"])
         sys.stdout.flush()

@@ -92,7 +92,7 @@ def plan(
     calibration: Calibration,
     compute: Compute,
     given: GivenOptions,
-    eval_text: EvalText = None,
+    texts: EvalText = None,
     settings: Settings = None,
     out: Out = None,
     json: Json = False,
@@ -104,11 +104,12 @@ def plan(
         given.refuse(SCORED, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
         if not place(source).is_file():
             raise UserError(f"no scores file at {source}: give the file that score wrote, or a model")
-    _needs_increase(amount, eval_text)
+    _needs_increase(amount, texts)
     choosing = choosing if from_scores else choosing.for_criterion(criterion)  # scores know by which criterion they are
     mine, its, _ = split_settings(key_values(settings), criterion, choosing.selection)
-    artifact_place(out, "plan", [*calibration.files, *(eval_text or ()), source])
-    check_readable((*calibration.texts, *listed_paths(eval_text)))
+    artifact_place(out, "plan", [*calibration.files, *(texts or ()), source])
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
     with running():
         how = (
             {}
@@ -116,7 +117,7 @@ def plan(
             else {"criterion": criterion, "settings": mine, "calibration": calibration, "compute": compute}
         )
         result = api.plan(
-            source, amount=amount, choosing=with_settings(choosing, its), texts=eval_text or (), out=out, **how
+            source, amount=amount, choosing=with_settings(choosing, its), texts=texts or (), out=out, **how
         )
         finish(result, json, "plan", out)
 
@@ -134,10 +135,10 @@ def prune(
     writing: Writing,
     given: GivenOptions,
     plan: PlanFile = None,
-    drop: Annotated[
+    layers: Annotated[
         str | None, typer.Option("--drop", metavar="LAYERS", help="exactly these layers, such as 3,8-10; no protection")
     ] = None,
-    eval_text: EvalText = None,
+    texts: EvalText = None,
     compensate_samples: Annotated[
         int | None,
         typer.Option("--compensate-samples", metavar="N", help=f"samples to fit --compensate on, at most [{FITTED}]"),
@@ -146,7 +147,7 @@ def prune(
     json: Json = False,
 ) -> None:
     """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
-    ways = [name for name, value in (("--plan", plan), ("--drop", drop), ("an amount", amount)) if value is not None]
+    ways = [name for name, value in (("--plan", plan), ("--drop", layers), ("an amount", amount)) if value is not None]
     if len(ways) != 1:
         what = f"{' and '.join(ways)} were given" if ways else "say what to remove"
         raise UserError(f"{what}: give one of --plan, --drop, --remove, --ratio and the targets (see --help)")
@@ -158,7 +159,7 @@ def prune(
         )
     if repair is None and compensate_samples is not None:
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
-    dropped = _dropped(drop)
+    dropped = _dropped(layers)
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
     mine, its, theirs = split_settings(
@@ -166,8 +167,9 @@ def prune(
     )
     fitting = replace(calibration, samples=compensate_samples or FITTED, at_most=True)
     how = RepairOptions(repair.method, theirs, fitting) if repair is not None else None
-    check_readable((*calibration.texts, *listed_paths(eval_text)))
-    check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, *listed_paths(eval_text), model])
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
+    check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, *listed_paths(texts), model])
     if plan is not None and not place(plan).is_file():
         raise UserError(f"no plan file at {plan}: give the file that plan wrote")
     with running():
@@ -175,12 +177,12 @@ def prune(
         with journaled(out):
             opened = api.open_model(model, compute)
             chosen: Any = plan
-            if drop is not None:
+            if layers is not None:
                 chosen = api.drop(opened, dropped)
             elif amount is not None:
                 scored = {"criterion": criterion, "settings": mine, "calibration": calibration}
                 chosen = api.plan(
-                    opened, amount=amount, choosing=with_settings(choosing, its), texts=eval_text or (), **scored
+                    opened, amount=amount, choosing=with_settings(choosing, its), texts=texts or (), **scored
                 )
             result = api.prune(opened, chosen, out=out, compensating=how, writing=writing)
         finish(result, json, "pruned", out)
@@ -237,8 +239,8 @@ def heal(
 ) -> None:
     """Train what is left, on text or instructions, and write it as a plain checkpoint."""
     methods.check_name("healing", method)
-    check_readable(listed_paths(data), "--data")
-    check_readable(training.eval_texts, "--eval-text")
+    check_readable(listed_paths(data), "data")
+    check_readable(training.eval_texts, "eval_texts")
     check_free(out, overwrite=overwrite, inputs=[*(data or ()), *training.eval_texts, training.optimizer_from, model])
     with running():
         how = {
@@ -255,15 +257,15 @@ def heal(
 
 def _dropped(text: str | None) -> tuple[int, ...]:
     """Layers named by --drop, each once."""
-    found = numbers_of(text, "--drop") if text is not None else ()
+    found = numbers_of(text, "layers") if text is not None else ()
     twice = next((index for index in found if found.count(index) > 1), None)
     if twice is not None:
         raise UserError(f"--drop names layer {twice} twice; name each layer once")
     return found
 
 
-def _needs_increase(amount: Amount, eval_text: list[str] | None) -> None:
-    if eval_text and amount.max_ppl_increase is None:
+def _needs_increase(amount: Amount, texts: list[str] | None) -> None:
+    if texts and amount.max_ppl_increase is None:
         raise UserError("--eval-text is what --max-ppl-increase is measured on; give that, or leave it out")
 
 

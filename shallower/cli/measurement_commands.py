@@ -31,7 +31,7 @@ def evaluate(
     tasks: Tasks | None,
     compute: Compute,
     given: GivenOptions,
-    text: Annotated[
+    texts: Annotated[
         list[str] | None,
         typer.Option(
             "--text", metavar="FILE", help="text to evaluate on; may be repeated; by default the shipped prose"
@@ -43,29 +43,29 @@ def evaluate(
             "--tokens", metavar="FILE", help="a .npy file of integers, (sample, position), used exactly as it is"
         ),
     ] = None,
-    without: Annotated[
+    removed: Annotated[
         str | None, typer.Option("--without", metavar="LAYERS", help="leave these layers out virtually, such as 3,8-10")
     ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Perplexity, with its protocol, and zero-shot tasks."""
-    if tasks is not None and text is None and tokens is None:
+    if tasks is not None and texts is None and tokens is None:
         cut = {flag_of(field) for field in options_of(Protocol).values()}
         given.refuse(
             cut, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
         )
-    removed = numbers_of(without, "--without") if without is not None else ()
-    check_readable(listed_paths(text))
-    artifact_place(out, "evaluation", [*(text or ()), tokens])
+    layers = numbers_of(removed, "removed") if removed is not None else ()
+    check_readable(listed_paths(texts), "texts")
+    artifact_place(out, "evaluation", [*(texts or ()), tokens])
     with running():
         result = api.evaluate(
             model,
-            texts=text or (),
+            texts=texts or (),
             tokens=tokens,
             protocol=protocol,
             tasks=tasks,
-            removed=removed,
+            removed=layers,
             compute=compute,
             out=out,
         )
@@ -75,7 +75,7 @@ def evaluate(
 @command
 def sweep(
     model: ModelArgument,
-    remove: Annotated[
+    sizes: Annotated[
         str, typer.Option("--remove", metavar="NUMBERS", help="numbers of layers to remove, such as 1-12 or 3,6,9")
     ],
     choosing: SelectionOptions,
@@ -83,7 +83,7 @@ def sweep(
     calibration: Calibration,
     protocol: Annotated[Protocol, As(renamed={"length": "--eval-length"}, without=frozenset({"stride", "bos"}))],
     compute: Compute,
-    eval_text: EvalText = None,
+    texts: EvalText = None,
     settings: Settings = None,
     out: Out = None,
     json: Json = False,
@@ -92,8 +92,9 @@ def sweep(
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
     mine, its, _ = split_settings(key_values(settings), criterion, choosing.selection)
-    check_readable((*calibration.texts, *listed_paths(eval_text)))
-    artifact_place(out, "sweep", [*calibration.files, *(eval_text or ())])
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
+    artifact_place(out, "sweep", [*calibration.files, *(texts or ())])
     with running():
         how = {
             "criterion": criterion,
@@ -101,9 +102,7 @@ def sweep(
             "choosing": with_settings(choosing, its),
             "calibration": calibration,
         }
-        result = api.sweep(
-            model, sizes=remove, texts=eval_text or (), protocol=protocol, compute=compute, out=out, **how
-        )
+        result = api.sweep(model, sizes=sizes, texts=texts or (), protocol=protocol, compute=compute, out=out, **how)
         finish(result, json, "sweep", out)
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+from typer.models import ParameterInfo
 
 from ..errors import UserError
 from ..settings.fields import flag_of, options_of
@@ -124,6 +125,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in COMMON.items()
     ]
+    mine = {parameter.name: _own_option(parameter) for parameter in plain if "__" not in parameter.name}
     flags = {
         f"{name}__{field}": _flag(kind, field, how)
         for name, (kind, how) in spread.items()
@@ -135,10 +137,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         given = {key: value for key, value in values.items() if key in flags and value is not None and value != []}
         own = {key: value for key, value in values.items() if key not in flags}
         if told:
-            own[told] = GivenOptions({flags[key]: value for key, value in given.items()} | _own_flags(own))
+            own[told] = GivenOptions({flags[key]: value for key, value in given.items()} | _own_flags(own, mine))
         for name, (kind, how) in spread.items():
-            mine = {key.partition("__")[2]: value for key, value in given.items() if key.partition("__")[0] == name}
-            own[name] = None if how.optional and not mine else kind(**mine)
+            its = {key.partition("__")[2]: value for key, value in given.items() if key.partition("__")[0] == name}
+            own[name] = None if how.optional and not its else kind(**its)
         token = LOUD.set(loud)
         try:
             function(**{key: _expanded(value) for key, value in own.items()})
@@ -147,19 +149,36 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         finally:
             LOUD.reset(token)
 
+    call.options = _by_argument(spread) | mine
     call.__name__, call.__doc__ = function.__name__, function.__doc__
     call.__signature__ = inspect.Signature([*plain, *common])
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *common)}
     return call
 
 
-def _own_flags(values: dict[str, Any]) -> dict[str, Any]:
+def _own_flags(values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
     """The options that a command has by itself, and that were given."""
     return {
-        f"--{name.replace('_', '-')}": value
+        options[name]: value
         for name, value in values.items()
-        if value is not None and value != [] and value is not False
+        if name in options and value is not None and value != [] and value is not False
     }
+
+
+def _own_option(parameter: inspect.Parameter) -> str:
+    """What a parameter of the command itself is called on the command line: its option, or what stands for it."""
+    about = next(one for one in typing.get_args(parameter.annotation) if isinstance(one, ParameterInfo))
+    names = about.default, *(about.param_decls or ())  # typer takes the first name for a default
+    return next((name for name in names if isinstance(name, str) and name.startswith("--")), about.metavar)
+
+
+def _by_argument(spread: dict[str, tuple[type, As]]) -> dict[str, str]:
+    """Field -> option of all settings; where two have a field of one name it is the first's."""
+    found: dict[str, str] = {}
+    for kind, how in spread.values():
+        for name, field in options_of(kind).items():
+            found.setdefault(name, how.renamed.get(name) or flag_of(field))
+    return found
 
 
 def _expanded(value: Any) -> Any:

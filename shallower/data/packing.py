@@ -11,7 +11,7 @@ own, padded behind.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..errors import UserError
-from .readers import open_dataset, read_rows, text_of
+from ..errors import UserError, argument
+from .readers import Row, rows, streamed, text_of
 from .tokens import bos_rule, encode
 
-SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled together
 CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -117,18 +116,18 @@ def read_documents(
             mixed, or a tokenizer that gives ids which the model does not have.
     """
     if bool(paths) == bool(dataset):
-        raise UserError("--data: give .txt, .jsonl or .parquet files to train on, or a --dataset, and not both")
-    source = f"--dataset {dataset}" if dataset else f"--data {', '.join(map(str, paths))}"
-    rows = (
-        streamed(dataset, seed)
-        if dataset
-        else ((where, row) for path in paths for where, row in read_rows(path, "--data"))
-    )
+        other = f"a {argument('dataset')}"
+        raise UserError(
+            f"{argument('data')}: give .txt, .jsonl or .parquet files to train on, or {other}, and not both"
+        )
+    what = "dataset" if dataset else "data"
+    given = dataset or ", ".join(map(str, paths))
+    read = streamed(dataset, seed) if dataset else (row for path in paths for row in rows(path, "data"))
     end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
     front, back = ends_of(tokenizer)
-    for where, row in rows:
+    for where, row in read:
         instructions = "instruction" in row if instructions is None else instructions
-        before, text = _example(where, row) if instructions else ("", text_of(where, row, "text", "--data"))
+        before, text = _example(where, row) if instructions else ("", text_of(where, row))
         prompt = front + (encode(tokenizer, before) if before else [])
         if text.strip():
             ids.append(np.array(prompt + encode(tokenizer, text) + back, dtype=np.int32))
@@ -138,31 +137,10 @@ def read_documents(
             break
     if not ids:
         raise UserError(
-            f"{source}: {'nothing in it' if instructions is None else 'only empty texts'}; give text to train on"
+            f"{'nothing in it' if instructions is None else 'only empty texts'}; give text to train on", **{what: given}
         )
-    check_known(max(int(one.max()) for one in ids), vocabulary, source.split()[0])
+    check_known(max(int(one.max()) for one in ids), vocabulary, argument(what))
     return Documents(ids, prompts, bool(instructions), dataset or ", ".join(Path(path).name for path in paths), end)
-
-
-def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, dict]]:
-    """(where it stands, fields) of the rows of a data set, read as they are needed.
-
-    In an order that the seed decides, None: its own.
-
-    Raises:
-        UserError: it cannot be opened, or breaks off.
-    """
-    rows = open_dataset(name, streaming=True)
-    if seed is not None:
-        rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    number = skipped
-    try:
-        for number, row in enumerate(rows.skip(skipped) if skipped else rows, skipped + 1):
-            yield f"{name}: row {number}", row
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--dataset {name} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again"
-        ) from error
 
 
 def check_known(largest: int, vocabulary: int, source: str) -> None:
@@ -180,10 +158,10 @@ def ends_of(tokenizer) -> tuple[list[int], list[int]]:
     return front, [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else encode(tokenizer, "\n\n")
 
 
-def _example(where: str, row: dict) -> tuple[str, str]:
+def _example(where: str, row: Row) -> tuple[str, str]:
     """(prompt, answer) of an Alpaca-format row."""
-    fields = {name: text_of(where, row, name, "--data") for name in ("instruction", "output")}
-    extra = text_of(where, row, "input", "--data") if row.get("input") is not None else ""
+    fields = {name: text_of(where, row, name) for name in ("instruction", "output")}
+    extra = text_of(where, row, "input") if row.get("input") is not None else ""
     prompt = WITH_INPUT.format(instruction=fields["instruction"], input=extra) if extra.strip() else None
     return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
 
@@ -222,8 +200,8 @@ def _whole(found: Documents, order: list[int], length: int) -> tuple[np.ndarray,
     count = len(ids) // length
     if not count:
         raise UserError(
-            f"--data {found.source} has {len(ids)} tokens, less than one sequence of {length}: give more text "
-            "or lower --length"
+            f"{argument('data', found.source)} has {len(ids)} tokens, less than one sequence of {length}: give more "
+            f"text or lower {argument('length')}"
         )
     return cut_rows(ids[: count * length], places[: count * length], length)
 
@@ -252,8 +230,8 @@ def _examples(
     fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]
     if not fits:
         raise UserError(
-            f"--data {found.source}: no example has its answer within {limit} tokens; raise --length or "
-            "shorten the prompts"
+            f"no example has its answer within {limit} tokens; raise {argument('length')} or shorten the prompts",
+            data=found.source,
         )
     width = length if apart else limit
     rows: list[list[int]] = []

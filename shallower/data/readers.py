@@ -1,129 +1,192 @@
 """Readers of .txt, .jsonl and .parquet files and of data sets of the Hub.
 
-Rows with where they stand, checked one by one.
+Rows with where they stand, checked one by one. Limits, encodings, broken lines and wrong types are met here alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..storage.paths import parse_json, place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+COLUMNS = ("text", "instruction", "input", "output")  # what is read of a table
 LARGEST_TEXT = 4 << 30  # bytes of a file that is read into memory, and of a table once it is unpacked
+SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled together
 PROSE = "prose"
 CALIBRATION_KINDS = ("stories", "encyclopaedia", "dialogue", "instructions", "code", "technical")
 Row = dict[str, Any]
 
 
-def read_rows(path: str | Path, what: str = "--text") -> Iterator[tuple[str, Row]]:
-    """(where it stands, fields) of every document in a file; a .txt file is one document with the field ``text``.
+def rows(source: str | Path, what: str = "text") -> Iterator[tuple[str, Row]]:
+    """(where it stands, fields) of every row; a .txt file is one row with the field ``text``.
 
     Args:
-        what: the option that the file was given for, for messages.
+        source: a .txt, .jsonl or .parquet file, or a data set of the Hub as ``NAME[:CONFIG[:SPLIT]]``.
+        what: the argument that it was given by, for messages; ``dataset`` tells a data set from a file.
     Raises:
-        UserError: no such file, another kind, too large, not UTF-8, or a row that is no object (says which).
+        UserError: no such file, another kind, too large, not UTF-8, a row that is no object (says which), or a data
+            set that cannot be loaded.
     """
-    path = place(path)
-    try:
-        there = path.is_file()
-    except OSError as error:
-        raise UserError(f"{what} {str(path)[:200]}: cannot be read ({(error.strerror or 'failed').lower()})") from error
-    if not there:
-        raise UserError(f"{what} {path}: no such file; give {_listed_suffixes()}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{what} {path}: {path.suffix or 'no suffix'} is not read; give {_listed_suffixes()}")
+    if what == "dataset":
+        found = _open_dataset(str(source), streaming=False)
+        columns = _known_columns(found.column_names, argument(what, source))
+        yield from _of_dataset(str(source), found.select_columns(columns))
+        return
+    path, named = _checked(source, what), argument(what, place(source))
     if path.stat().st_size > LARGEST_TEXT:
-        raise UserError(f"{what} {path} is larger than {LARGEST_TEXT >> 30} GiB: cut it, or read it as a --dataset")
-    if path.suffix == ".parquet":
-        yield from _parquet(path, what)
-        return
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path} is not UTF-8 (byte {error.start}); convert it first") from error
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read ({(error.strerror or 'failed').lower()})") from error
-    if path.suffix == ".txt":
-        yield str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{what} {path}: line {number}"
-            row = parse_json(line, where)
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is a {type(row).__name__}; each line needs an object with a text")
-            yield f"{path}: line {number}", row
+        raise UserError(f"{named} is larger than {LARGEST_TEXT >> 30} GiB: {_instead()}")
+    read = {".txt": _of_text, ".jsonl": _of_lines, ".parquet": _of_table}[path.suffix]
+    yield from read(path, named)
 
 
-def read_text(path: str | Path, what: str = "--text") -> str:
-    """A .txt file as it is; of .jsonl and .parquet the field ``text``, documents joined by an empty line.
+def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, Row]]:
+    """The rows of a data set as ``rows`` gives them, read as they are needed.
+
+    Args:
+        seed: shuffled within a buffer; None: in their own order.
+        skipped: so many at the start are left out.
+    Raises:
+        UserError: it cannot be opened, or breaks off.
+    """
+    found = _open_dataset(name, streaming=True)
+    if seed is not None:
+        found = found.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    yield from _of_dataset(name, found.skip(skipped) if skipped else found, skipped)
+
+
+def read_text(source: str | Path, what: str = "text") -> str:
+    """A .txt file as it is; of others the field ``text``, documents joined by an empty line.
+
+    Rows of a data set without text are left out.
 
     Raises:
-        UserError: as for ``read_rows``, or a row without the field.
+        UserError: as for ``rows``, or a row without the field.
     """
-    return "\n\n".join(text_of(where, row, "text", what) for where, row in read_rows(path, what))
+    found = rows(source, what)
+    return "\n\n".join(text_of(where, row) for where, row in found if what != "dataset" or row.get("text", True))
 
 
-def text_of(where: str, row: Row, name: str, what: str = "--text") -> str:
+def text_of(where: str, row: Row, name: str = "text") -> str:
     """A field of a row that must be a text."""
     if not isinstance(row.get(name), str):
         kind = f"a field {name!r} that is a {type(row[name]).__name__}" if name in row else f"no field {name!r}"
-        raise UserError(
-            f"{what} {where} has {kind} (it has {', '.join(map(str, list(row)[:8]))}); each needs a text there"
-        )
+        raise UserError(f"{where} has {kind} (it has {', '.join(map(str, list(row)[:8]))}); each needs a text there")
     with suppress(UnicodeEncodeError):
         row[name].encode()
         return row[name]
-    raise UserError(f"{what} {where} has half a character in the field {name!r}: mend it")
+    raise UserError(f"{where} has half a character in the field {name!r}: mend it")
 
 
-def check_readable(paths: tuple[str, ...], what: str = "--text") -> None:
+def check_readable(paths: Iterable[str | Path], what: str = "text") -> None:
     """Raise a UserError where a file is not there or of a kind that is not read, before anything long begins."""
-    for given in paths:
-        path = place(given)
-        if not path.is_file():
-            raise UserError(f"{what} {path}: no such file; give {_listed_suffixes()}")
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{what} {path}: {path.suffix or 'no suffix'} is not read; give {_listed_suffixes()}")
+    for path in paths:
+        _checked(path, what)
 
 
-def _listed_suffixes() -> str:
-    return f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+def _checked(given: str | Path, what: str) -> Path:
+    """The place of a file that is there and of a kind that is read."""
+    path, suffixes = place(given), f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UserError(_unread(error), **{what: str(path)[:200]}) from error
+    if not there:
+        raise UserError(f"no such file; give {suffixes}", **{what: path})
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path.suffix or 'no suffix'} is not read; give {suffixes}", **{what: path})
+    return path
 
 
-def _parquet(path: Path, what: str) -> Iterator[tuple[str, Row]]:
+def _of_text(path: Path, named: str) -> Iterator[tuple[str, Row]]:
+    yield named, {"text": _decoded(path, named).replace("\r\n", "\n").replace("\r", "\n")}
+
+
+def _of_lines(path: Path, named: str) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(_decoded(path, named).split("\n"), 1):
+        if line.strip():
+            where = f"{named}: line {number}"
+            row = parse_json(line, where)
+            if not isinstance(row, dict):
+                raise UserError(f"{where} is a {type(row).__name__}; each line needs an object with a text")
+            yield where, row
+
+
+def _of_table(path: Path, named: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UserError(f"{what} {path}: reading .parquet needs pyarrow; pip install 'shallower[data]'") from error
+        raise UserError(f"{named}: reading .parquet needs pyarrow; pip install 'shallower[data]'") from error
     try:
         about = parquet.read_metadata(path)
         size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-        columns = [
-            name for name in about.schema.to_arrow_schema().names if name in ("text", "instruction", "input", "output")
-        ]
-        if not columns:
-            raise UserError(
-                f"{what} {path} has no column 'text' (it has {', '.join(about.schema.to_arrow_schema().names[:8])})"
-            )
+        columns = _known_columns(about.schema.to_arrow_schema().names, named)
         if size > LARGEST_TEXT:
-            raise UserError(
-                f"{what} {path} unpacks to more than {LARGEST_TEXT >> 30} GiB: cut it, or read it as a --dataset"
-            )
-        rows = parquet.read_table(path, columns=columns).to_pylist()
+            raise UserError(f"{named} unpacks to more than {LARGEST_TEXT >> 30} GiB: {_instead()}")
+        found = parquet.read_table(path, columns=columns).to_pylist()
     except UserError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a broken file
-        raise UserError(f"{what} {path} is not a readable .parquet file") from error
-    yield from (
-        (f"{path}: row {number}", row)
-        for number, row in enumerate(rows, 1)
-        if any(value is not None for value in row.values())
-    )
+        raise UserError(f"{named} is not a readable .parquet file") from error
+    for number, row in enumerate(found, 1):
+        if any(value is not None for value in row.values()):
+            yield f"{named}: row {number}", row
+
+
+def _of_dataset(name: str, found: Iterable[Row], skipped: int = 0) -> Iterator[tuple[str, Row]]:
+    named, number = argument("dataset", name), skipped
+    try:
+        for number, row in enumerate(found, skipped + 1):
+            yield f"{named}: row {number}", row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{named} broke off behind row {number} ({' '.join(str(error).split())[:160]}): start again"
+        ) from error
+
+
+def _open_dataset(name: str, *, streaming: bool) -> Any:
+    """A data set of the Hub, or a folder that ``datasets`` reads; streaming reads only what is taken."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(f"{argument('dataset')} needs the package datasets; pip install 'shallower[data]'") from error
+    parts = name.split(":")
+    config, split = (parts[1] or None if len(parts) > 1 else None), (parts[2] if len(parts) > 2 else "train")
+    try:
+        return load_dataset(str(place(parts[0])), config, split=split, streaming=streaming)
+    except Exception as error:  # the library raises many kinds: offline, unknown, gated, script
+        said = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{argument('dataset', name)} cannot be loaded ({said}): check the name and the network"
+        ) from error
+
+
+def _known_columns(there: list[str], named: str) -> list[str]:
+    """The columns of a table that are read."""
+    columns = [name for name in there if name in COLUMNS]
+    if not columns:
+        raise UserError(f"{named} has no column 'text' (it has {', '.join(there[:8])})")
+    return columns
+
+
+def _decoded(path: Path, named: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named} is not UTF-8 (byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise UserError(f"{named}: {_unread(error)}") from error
+
+
+def _unread(error: OSError) -> str:
+    return f"cannot be read ({(error.strerror or 'failed').lower()})"
+
+
+def _instead() -> str:
+    return f"cut it, or read it as a {argument('dataset')}"
 
 
 def shipped_text(part: str) -> str:
@@ -133,34 +196,3 @@ def shipped_text(part: str) -> str:
         folder.joinpath("calibration", f"{part}.txt") if part in CALIBRATION_KINDS else folder.joinpath(f"{part}.txt")
     )
     return file.read_text(encoding="utf-8")
-
-
-def dataset_text(name: str) -> str:
-    """The field ``text`` of all rows of a data set, joined by an empty line."""
-    rows = open_dataset(name)
-    if "text" not in rows.column_names:
-        raise UserError(f"--dataset {name} has no column 'text' (it has {', '.join(rows.column_names)})")
-    return "\n\n".join(str(value) for value in rows["text"] if value)
-
-
-def open_dataset(name: str, *, streaming: bool = False):
-    """A data set of the Hub, or a folder that ``datasets`` reads, as ``NAME[:CONFIG[:SPLIT]]``.
-
-    Streaming reads only what is taken.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError("--dataset needs the package datasets; pip install 'shallower[data]'") from error
-    parts = name.split(":")
-    config, split = (parts[1] or None if len(parts) > 1 else None), (parts[2] if len(parts) > 2 else "train")
-    source = str(place(parts[0]))
-    try:
-        return load_dataset(source, config, split=split, streaming=streaming)
-    except Exception as error:  # the library raises many kinds: offline, unknown, gated, script
-        raise UserError(
-            f"--dataset {name} cannot be loaded ({' '.join(str(error).split())[:160]}): check the name and the network"
-        ) from error

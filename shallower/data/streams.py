@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
-from .packing import SHUFFLE_BUFFER, Rows, check_known, cut_rows, ends_of, streamed
-from .readers import text_of
+from ..errors import UserError, argument
+from .packing import Rows, check_known, cut_rows, ends_of
+from .readers import SHUFFLE_BUFFER, streamed, text_of
 from .tokens import encode
 
 START = {"turn": 0, "document": 0, "token": 0}
@@ -31,10 +31,10 @@ class Stream:
         self._at, self._ready = START, None
         self._worker = ThreadPoolExecutor(1, "stream")
         self._made: Iterator | None = None
-        texts = (text_of(where, row, "text", "--dataset") for where, row in streamed(name))
+        texts = (text_of(where, row) for where, row in streamed(name))
         first = next((text for text in texts if text.strip()), None)
         if first is None:
-            raise UserError(f"--dataset {name}: only empty texts; give text to train on")
+            raise UserError("only empty texts; give text to train on", dataset=name)
         self.about: dict[str, Any] = {
             "source": name,
             "kind": "text",
@@ -106,15 +106,15 @@ class Stream:
                     )
             if not some and not document and not token:
                 raise UserError(
-                    f"--dataset {self.name} has less than one sequence of {self.length} tokens: give more text "
-                    "or lower --length"
+                    f"{argument('dataset', self.name)} has less than one sequence of {self.length} tokens: give more "
+                    f"text or lower {argument('length')}"
                 )
             turn, document, token = turn + 1, 0, 0
 
     def _documents(self, turn: int, document: int) -> Iterator[tuple[int, np.ndarray]]:
         for number, (where, row) in enumerate(streamed(self.name, self.seed + turn, document), document):
-            text = text_of(where, row, "text", "--dataset")
+            text = text_of(where, row)
             if text.strip():
                 ids = np.array(self._front + encode(self.tokenizer, text) + self._back, dtype=np.int32)
-                check_known(int(ids.max()), self.vocabulary, "--dataset")
+                check_known(int(ids.max()), self.vocabulary, argument("dataset"))
                 yield number, ids

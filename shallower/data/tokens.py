@@ -14,10 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..artifacts import CalibrationRecord
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..settings.calibration import Calibration, shares
 from ..storage.paths import place
-from .readers import CALIBRATION_KINDS, dataset_text, read_text, shipped_text
+from .readers import CALIBRATION_KINDS, read_text, shipped_text
 
 SHIPPED = "shipped prose"
 
@@ -51,7 +51,7 @@ def sources_of(wanted: Calibration) -> list[TextSource]:
     if not wanted.sources:
         return [TextSource(f"shipped {kind}", lambda kind=kind: shipped_text(kind)) for kind in CALIBRATION_KINDS]
     files = [TextSource(Path(path).name, lambda path=path: read_text(path)) for path in wanted.texts]
-    return files + [TextSource(name, lambda name=name: dataset_text(name)) for name in wanted.datasets]
+    return files + [TextSource(name, lambda name=name: read_text(name, "dataset")) for name in wanted.datasets]
 
 
 def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vocabulary: int) -> CalibrationSamples:
@@ -82,7 +82,7 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
             *((source, count) for source, count in zip(sources, counts, strict=True) if count), strict=True
         )
     elif wanted.samples < len(sources):
-        raise UserError(f"--samples {wanted.samples}: at least one for each of the {len(sources)} sources is needed")
+        raise UserError(f"at least one for each of the {len(sources)} sources is needed", samples=wanted.samples)
     drawn = [_drawn(source, count, body, coder, wanted) for source, count in zip(sources, counts, strict=True)]
     order = _alternating([len(part) for part in drawn])
     tokens = torch.stack([drawn[source][at] for source, at in order])
@@ -102,7 +102,8 @@ def _drawn(source: TextSource, count: int, body: int, tokenizer, wanted: Calibra
     if segments < count:
         raise UserError(
             f"{source.name} has {len(ids)} tokens, enough for {segments} samples of {wanted.length}; "
-            f"{count} were asked for: give a longer text or lower --samples or --length"
+            f"{count} were asked for: give a longer text or lower {argument('samples')} or "
+            f"{argument('length')}"
         )
     chosen = np.random.default_rng(wanted.seed).permutation(segments)[:count]
     return torch.tensor(ids[: segments * body]).view(segments, body)[torch.from_numpy(chosen)]
@@ -135,7 +136,7 @@ def bos_rule(rule: str, tokenizer, *, every: bool) -> str:
         adds = bos is not None and tokenizer("a").input_ids[:1] == [bos]
         return ("every" if every else "first") if adds else "none"
     if rule != "none" and bos is None:
-        raise UserError(f"--bos {rule}: the tokenizer has no BOS token; use --bos none")
+        raise UserError(f"the tokenizer has no BOS token; use {argument('bos', 'none')}", bos=rule)
     return rule
 
 
@@ -167,24 +168,28 @@ def read_tokens(path: str | Path, vocabulary: int) -> Int[Tensor, "sample positi
     """
     path = place(path)
     if not path.is_file():
-        raise UserError(f"--tokens {path}: no such file; give a .npy file of integers, (sample, position)")
+        raise UserError("no such file; give a .npy file of integers, (sample, position)", tokens=path)
     shape, dtype = _npy_header(path)
     if not np.issubdtype(dtype, np.integer):
-        raise UserError(f"--tokens {path} holds {dtype}; integers are needed")
+        raise UserError(f"{argument('tokens', path)} holds {dtype}; integers are needed")
     if len(shape) != 2:
         raise UserError(
-            f"--tokens {path} has {len(shape)} dimension{'s' * (len(shape) != 1)}; 2 are needed, (sample, position)"
+            f"{argument('tokens', path)} has {len(shape)} dimension{'s' * (len(shape) != 1)}; 2 are needed, "
+            "(sample, position)"
         )
     if shape[0] < 1 or shape[1] < 2:
-        raise UserError(f"--tokens {path} has the shape {shape}; at least 1 sample of 2 positions is needed")
+        what = f"{argument('tokens', path)} has the shape {shape}"
+        raise UserError(f"{what}; at least 1 sample of 2 positions is needed")
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"--tokens {path} is not a .npy file of numbers; write it with numpy.save") from error
+        what = f"{argument('tokens', path)} is not a .npy file of numbers"
+        raise UserError(f"{what}; write it with numpy.save") from error
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"--tokens {path} has the token {array.max()}; the model knows 0 to {vocabulary - 1}")
+        what = f"{argument('tokens', path)} has the token {array.max()}"
+        raise UserError(f"{what}; the model knows 0 to {vocabulary - 1}")
     tokens = torch.from_numpy(array.astype(np.int64))
-    check_vocabulary(tokens, vocabulary, f"--tokens {path}")
+    check_vocabulary(tokens, vocabulary, argument("tokens", path))
     return tokens
 
 
@@ -205,7 +210,8 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
             raise ValueError(f"{path.stat().st_size} bytes where {needed} are described")
     except Exception as error:  # the header is Python's own syntax, and fails in as many ways
         said = " ".join(str(error).split())[:80]
-        raise UserError(f"--tokens {path} is not a .npy file of numbers ({said}); write it with numpy.save") from error
+        what = f"{argument('tokens', path)} is not a .npy file of numbers ({said})"
+        raise UserError(f"{what}; write it with numpy.save") from error
     return shape, dtype
 
 

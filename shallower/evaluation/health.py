@@ -7,6 +7,7 @@ from torch import Tensor
 from ..anatomy.model import Model
 from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
+from ..errors import argument
 
 
 @torch.no_grad()
@@ -34,4 +35,4 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: 
         if found
         else "every layer's output is finite, so it is the head"
     )
-    return f"{where}; are its weights whole, and does the dtype suffice (try --dtype fp32)?"
+    return f"{where}; are its weights whole, and does the dtype suffice (try {argument('dtype', 'fp32')})?"

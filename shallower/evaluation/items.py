@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..storage.paths import parse_json
+from ..data.readers import Row, rows
+from ..errors import UserError, argument
 
 Check = Callable[[dict[str, Any]], bool]
 CHOICES = {"choices": dict, "answerKey": str}
@@ -56,25 +56,15 @@ def check_items(folder: Path, task: str) -> Path:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))[:12]) if folder.is_dir() else ""
         raise UserError(
-            f"--task-data {folder}: no {task}.jsonl there; "
+            f"{argument('data', folder)}: no {task}.jsonl there; "
             f"{f'it has {there}' if there else 'give a folder of .jsonl files'}"
         )
-    try:
-        with path.open(encoding="utf-8") as lines:
-            count = sum(
-                _checked(line, f"{path}: line {number}", task) for number, line in enumerate(lines, 1) if line.strip()
-            )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from error
-    if not count:
+    if not sum(_checked(row, where, task) for where, row in rows(path, "data")):
         raise UserError(f"{path} holds no items; write one JSON object a line")
     return path
 
 
-def _checked(line: str, where: str, task: str) -> bool:
-    row = parse_json(line, where)
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is a {type(row).__name__}; each line needs a JSON object")
+def _checked(row: Row, where: str, task: str) -> bool:
     fields, check, rule = FIELDS.get(task, ({}, lambda row: True, ""))
     for field, kind in fields.items():
         if field not in row:

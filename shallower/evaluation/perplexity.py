@@ -20,7 +20,7 @@ from ..anatomy.model import Model
 from ..artifacts.removal import NOTHING, Removal
 from ..data.readers import read_text, shipped_text
 from ..data.tokens import bos_rule, check_vocabulary, encode, read_tokens, token_hash
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..settings.calibration import Paths, listed_paths
 from ..settings.evaluation import PROTOCOLS, Protocol
 from ..storage.journal import NO_JOURNAL, Journal
@@ -66,7 +66,7 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     if not starts or body < 1:
         raise UserError(
             f"{name} has {len(ids)} tokens, less than one segment of {protocol.length}: give a longer text or "
-            "lower --length"
+            f"lower {argument('length')}"
         )
     tokens = torch.tensor([ids[start : start + body] for start in starts])
     if bos == "every":
@@ -102,19 +102,26 @@ def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
 
 
 def evaluation_segments(
-    model: Model, texts: Paths, tokens: str | Path | None, protocol: Protocol
+    model: Model, texts: Paths, tokens: str | Path | None, protocol: Protocol, what: str = "texts"
 ) -> dict[str, Segments]:
-    """Name -> segments of every source; the shipped evaluation text where none is given."""
+    """Name -> segments of every source; the shipped evaluation text where none is given.
+
+    Args:
+        what: the argument that the texts were given by, for messages.
+    """
     protocol = settled_protocol(protocol, model)
     named: dict[str, Segments] = {}
     for path in listed_paths(texts):
         if Path(path).stem in named:
-            raise UserError(f"--text: two files are named {Path(path).stem}; their figures would share a name")
-        named[Path(path).stem] = segments_of_text(read_text(path), model.tokenizer, protocol, str(path))
+            raise UserError(
+                f"{argument(what)}: two files are named {Path(path).stem}; their figures would share a name"
+            )
+        named[Path(path).stem] = segments_of_text(read_text(path, what), model.tokenizer, protocol, str(path))
     if tokens is not None:
         if Path(tokens).stem in named:
             raise UserError(
-                f"--text and --tokens: both are named {Path(tokens).stem}; their figures would share a name"
+                f"{argument(what)} and {argument('tokens')}: both are named {Path(tokens).stem}; their figures would "
+                "share a name"
             )
         named[Path(tokens).stem] = segments_of_tokens(read_tokens(tokens, model.vocabulary))
     if not named:

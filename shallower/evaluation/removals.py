@@ -5,7 +5,7 @@ from typing import Any
 
 from ..anatomy.model import Model
 from ..artifacts.removal import Removal
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..walk.removals import LossWalk
 from ..walk.run import journal_of
 from .perplexity import Segments, figures_of
@@ -22,7 +22,9 @@ def removals_perplexity(
     rows: list[dict[str, dict[str, Any]]] = [{} for _ in removals]
     for name, segments in named.items():
         if not segments.counted.all():
-            raise UserError("--stride has no meaning here: many removals are measured on segments that do not overlap")
+            raise UserError(
+                f"{argument('stride')} has no meaning here: many removals are measured on segments that do not overlap"
+            )
         walk = LossWalk(model, segments.tokens, journal_of(model, None, text=segments.description["hash"]))
         with model.check_length(segments.tokens.shape[1]):
             totals = walk(removals, f"{label}, {name}")

@@ -20,7 +20,7 @@ from ..anatomy.decoding import Decoder
 from ..anatomy.loading import one_line
 from ..anatomy.model import RESIDENT_SHARE, Model
 from ..anatomy.stack import dry_tokens
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime.memory import Peak, total_memory
 from ..runtime.progress import Meter, meter, say
 from ..settings.speed import Grid
@@ -46,7 +46,8 @@ def check_resident(models: dict[str, Model]) -> None:
     for model in models.values():
         if model.layered:
             raise UserError(
-                f"{model.checkpoint.source} has one layer in memory: its speed would be the disk's; try --dtype bf16"
+                f"{model.checkpoint.source} has one layer in memory: its speed would be the disk's; try "
+                f"{argument('dtype', 'bf16')}"
             )
     sizes = {}
     for model in models.values():
@@ -55,7 +56,7 @@ def check_resident(models: dict[str, Model]) -> None:
     for device, size in sizes.items():
         if size > RESIDENT_SHARE * total_memory(device):
             what = f"{size / 1e9:.1f} GB of weights do not fit {total_memory(device) / 1e9:.1f} GB of memory together"
-            raise UserError(f"{what}: measure the models one by one, without --against")
+            raise UserError(f"{what}: measure the models one by one, without {argument('against')}")
 
 
 def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
@@ -197,9 +198,9 @@ class Lane:
             f"{self.grid.cache} cache"
         )
         lower = (
-            "lower --prompt or --new"
+            f"lower {argument('prompts')} or {argument('new')}"
             if isinstance(error, IndexError)
-            else "try --batch 1, or --cache dynamic without --compile"
+            else f"try {argument('batches', 1)}, or {argument('cache', 'dynamic')} without {argument('compiled', True)}"
         )
         return f"{what} ({type(error).__name__}: {one_line(error)}); {lower}"
 

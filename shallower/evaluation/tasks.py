@@ -27,7 +27,7 @@ from ..anatomy.model import Model
 from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime.progress import meter, say
 from ..settings.evaluation import SETS, Tasks
 from ..storage.journal import NO_JOURNAL, Journal
@@ -90,7 +90,7 @@ def _harness() -> ModuleType:
         import lm_eval.evaluator
         import lm_eval.tasks
     except ImportError as error:
-        raise UserError("--tasks needs the package lm-eval; pip install 'shallower[eval]'") from error
+        raise UserError(f"{argument('tasks')} needs the package lm-eval; pip install 'shallower[eval]'") from error
     return lm_eval
 
 
@@ -121,7 +121,7 @@ def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any
         entry = manager.task_index[name]
         if entry.yaml_path is None:
             raise UserError(
-                f"--task-data: {name} is a group, or no task with a config of its own; name its tasks one by one"
+                f"{argument('data')}: {name} is a group, or no task with a config of its own; name its tasks one by one"
             )
         spec = str(place / f"{name}.yaml")
         Path(spec).write_text(
@@ -134,7 +134,7 @@ def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any
         hint = (
             "check the file against the Hub's data set"
             if data is not None
-            else "check the network, or give --task-data DIR"
+            else f"check the network, or give {argument('data', 'DIR')}"
         )
         said = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"task {name}: its data from {source} cannot be read ({said}): {hint}") from error

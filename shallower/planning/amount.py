@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from ..artifacts import ModelRecord
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..settings.amount import Amount
 
 
@@ -15,7 +15,7 @@ def settled_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amo
     """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
     if amount.target_memory is not None:
         each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-        said = f"--target-memory {amount.target_memory / 1e9:g}GB"
+        said = argument("target_memory", f"{amount.target_memory / 1e9:g}GB")
         assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
         return Amount(target_params=amount.target_memory / each, said=said), assumed
     if amount.target_speedup is not None:
@@ -27,7 +27,7 @@ def settled_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amo
             f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it "
             "with shallower bench"
         )
-        return Amount(target_params=wanted, said=f"--target-speedup {amount.target_speedup:g}"), assumed
+        return Amount(target_params=wanted, said=argument("target_speedup", f"{amount.target_speedup:g}")), assumed
     return amount, ""
 
 
@@ -45,9 +45,10 @@ def protection(
     auto = own or (max(1, round(4 * scale)), max(1, round(2 * scale)))
     first, last = (value if value is not None else usual for value, usual in zip((first, last), auto, strict=True))
     if first < 0 or last < 0:
-        raise UserError("--keep-first and --keep-last are numbers of layers, 0 or more")
+        raise UserError(f"{argument('keep_first')} and {argument('keep_last')} are numbers of layers, 0 or more")
     if first + last >= layers:
-        raise UserError(f"--keep-first {first} and --keep-last {last} protect all {layers} layers; lower them")
+        both = f"{argument('keep_first', first)} and {argument('keep_last', last)}"
+        raise UserError(f"{both} protect all {layers} layers; lower them")
     return first, last
 
 
@@ -62,7 +63,8 @@ def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) ->
     if size > most:
         raise UserError(
             f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(allowed)} are protected, "
-            f"leave at most {most}; lower the amount, --keep-first or --keep-last"
+            f"leave at most {most}; lower the amount, {argument('keep_first')} or "
+            f"{argument('keep_last')}"
         )
     return size
 
@@ -76,7 +78,7 @@ def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
         if size == 0:
             share = mean / record.parameters
             raise UserError(
-                f"--ratio {amount.ratio:g} is less than half a layer (one layer is {share:.1%} of the "
+                f"{argument('ratio', f'{amount.ratio:g}')} is less than half a layer (one layer is {share:.1%} of the "
                 "parameters); raise it"
             )
         return size

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..artifacts import ModelRecord, Removal, Scores
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.amount import Amount
 from .amount import check_amount, settled_amount
@@ -141,7 +141,8 @@ def meet(
         if size > min(len(problem.allowed), record.layers - 1):
             raise UserError(
                 f"{amount.name} cannot be met: without {size - 1} layers "
-                f"{left} parameters are left, and no more may go; raise it, or lower --keep-first or --keep-last"
+                f"{left} parameters are left, and no more may go; raise it, or lower {argument('keep_first')} or "
+                f"{argument('keep_last')}"
             )
 
 
@@ -170,7 +171,7 @@ def _within(
         best, grown = choice, share
     if best is None:
         raise UserError(
-            f"--max-ppl-increase {most:.1%}: one layer less raises the perplexity by {share:.1%} already; allow more"
+            f"one layer less raises the perplexity by {share:.1%} already; allow more", max_ppl_increase=f"{most:.1%}"
         )
     return best, f"perplexity changes by {grown:+.1%} at most ({evidence.measured}){said}"
 

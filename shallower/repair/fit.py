@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import NOTHING, Compensation, Removal
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
 from ..storage.journal import Journal, JournalPart
@@ -182,7 +182,8 @@ def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(what is fitted on, what is decided by): every eighth sample is held out."""
     if len(tokens) < 2:
         raise UserError(
-            "a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise --samples"
+            "a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise "
+            f"{argument('samples')}"
         )
     last = len(tokens) - max(1, len(tokens) // HELD_OUT)
     fitted = tokens[:last]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..results.collection import collect
 from ..storage.files import replace_files, write_atomic
 from ..storage.ownership import check_replaceable
@@ -51,9 +51,11 @@ def check_report(out: Path, figures: Path) -> None:
     Nothing is there yet, or an earlier report and its figures.
     """
     if out.suffix != ".html":
-        raise UserError(f"--out {out}: give the name of an .html file")
+        raise UserError("give the name of an .html file", out=out)
     if out.is_symlink() or (out.exists() and not (out.is_file() and REPORT_MARK.encode() in out.read_bytes()[:4096])):
-        raise UserError(f"--out {out} is no report of shallower; only older reports are replaced: give another name")
+        raise UserError(
+            f"{argument('out', out)} is no report of shallower; only older reports are replaced: give another name"
+        )
     check_replaceable(figures, (), is_figure)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..results.comparison_text import cells, remarks
 from ..runtime.progress import say
 from ..storage.paths import parse_json
@@ -148,8 +148,8 @@ def collect(folder: str | Path) -> Collection:
     if not found:
         kinds = ", ".join(RECORDS)
         raise UserError(
-            f"{folder} holds no artifacts of shallower, looked for JSON files of the kinds {kinds}: give --out "
-            "to a stage first"
+            f"{folder} holds no artifacts of shallower, looked for JSON files of the kinds {kinds}: give "
+            f"{argument('out')} to a stage first"
         )
     _check_one_model(found)
     return Collection(folder.resolve().name, found)

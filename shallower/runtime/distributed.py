@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, argument
 
 HOURS = 2  # one process may compute or read that long while the others wait
 
@@ -61,7 +61,8 @@ def share(samples: Tensor) -> Tensor:
     """
     if len(samples) < size():
         raise UserError(
-            f"{len(samples)} samples cannot be split among {size()} processes: raise --samples or start fewer"
+            f"{len(samples)} samples cannot be split among {size()} processes: raise {argument('samples')} "
+            "or start fewer"
         )
     return samples.tensor_split(size())[rank()]
 

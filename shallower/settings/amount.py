@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import UserError
-from .fields import flag_of, option, set_field
+from ..errors import UserError, argument
+from .fields import option, set_field
 from .quantities import bytes_of, count_of, factor_of, share_of
 
 GROUP = "How much goes"
@@ -51,9 +51,9 @@ class Amount:
     def __post_init__(self) -> None:
         given = [field for field in fields(self) if "help" in field.metadata and getattr(self, field.name) is not None]
         if len(given) != 1:
-            every = ", ".join(flag_of(field) for field in fields(self) if "help" in field.metadata)
+            every = ", ".join(argument(field.name) for field in fields(self) if "help" in field.metadata)
             what = (
-                f"{' and '.join(flag_of(field) for field in given)} were given; one says how much goes"
+                f"{' and '.join(argument(field.name) for field in given)} were given; one says how much goes"
                 if given
                 else "say how much to remove"
             )
@@ -73,22 +73,22 @@ class Amount:
         for name, read in readers.items():
             value = getattr(self, name)
             if value is not None:
-                set_field(self, name, read(value, f"--{name.replace('_', '-')}"))
+                set_field(self, name, read(value, name))
 
     def _check(self) -> None:
         if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
             raise UserError(
-                f"--target-speedup {self.target_speedup:g}: how many times faster, more than 1 (1.25 is a "
-                "quarter faster)"
+                "how many times faster, more than 1 (1.25 is a quarter faster)",
+                target_speedup=f"{self.target_speedup:g}",
             )
         if self.max_ppl_increase is not None and not 0 < self.max_ppl_increase < math.inf:
-            raise UserError(f"--max-ppl-increase {self.max_ppl_increase:g}: a share above 0, such as 0.2 or 20%")
+            raise UserError("a share above 0, such as 0.2 or 20%", max_ppl_increase=f"{self.max_ppl_increase:g}")
         if self.remove is not None and self.remove < 1:
-            raise UserError(f"--remove {self.remove}: at least 1 layer")
+            raise UserError("at least 1 layer", remove=self.remove)
         if self.ratio is not None and not 0 < self.ratio < 1:
             hint = f"; {self.ratio:g} % is {self.ratio:g}%" if 1 <= self.ratio < 100 else ""
             raise UserError(
-                f"--ratio {self.ratio:g}: a share of the parameters between 0 and 1 (20 % is 0.2 or 20%){hint}"
+                f"a share of the parameters between 0 and 1 (20 % is 0.2 or 20%){hint}", ratio=f"{self.ratio:g}"
             )
         if self.target_params is not None and not self.target_params > 0:
             raise UserError(f"{self.name}: a number of parameters such as 5.5B")
@@ -96,14 +96,14 @@ class Amount:
     @property
     def name(self) -> str:
         """How a target was given."""
-        return self.said or f"--target-params {self.target_params:g}"
+        return self.said or argument("target_params", f"{self.target_params:g}")
 
 
 def _layers(given: Any, name: str) -> int:
     number = count_of(given, name, "6")
     if number != int(number):
-        hint = f"; a share is --ratio {given}" if 0 < number < 1 else ""
-        raise UserError(f"{name} {given}: a whole number of layers{hint}")
+        hint = f"; a share is {argument('ratio', given)}" if 0 < number < 1 else ""
+        raise UserError(f"a whole number of layers{hint}", **{name: given})
     return int(number)
 
 
@@ -118,7 +118,7 @@ def amount_of(given: Any) -> "Amount":
     if isinstance(given, dict):
         return Amount(**given)
     if isinstance(given, bool) or not isinstance(given, (int, float, str)):
-        raise UserError(f"amount={given!r}: give Amount(...), a number of layers, or a share such as 0.2 or '20%'")
+        raise UserError("give Amount(...), a number of layers, or a share such as 0.2 or '20%'", amount=repr(given))
     if isinstance(given, str) and "%" in given:
         return Amount(ratio=given)
     number = count_of(given, "amount", "6, 0.2 or 20%")

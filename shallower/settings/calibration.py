@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from .fields import option, set_field
 from .quantities import count_of
 
@@ -69,18 +69,20 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.setting not in NAMED:
-            raise UserError(f"--calibration {self.setting}: allowed are {', '.join(NAMED)}")
+            raise UserError(f"allowed are {', '.join(NAMED)}", setting=self.setting)
         for name, value in zip(("samples", "length"), NAMED[self.setting], strict=True):
             if getattr(self, name) is None:
                 set_field(self, name, value)
         if isinstance(self.mix, str):
             parts = [part for part in self.mix.replace(":", ",").split(",") if part.strip()]
-            set_field(self, "mix", tuple(float(count_of(part, "--mix", "2,1,1")) for part in parts))
+            set_field(self, "mix", tuple(float(count_of(part, "mix", "2,1,1")) for part in parts))
         if self.tokens is not None and (self.text is not None or self.dataset is not None):
-            raise UserError("give --tokens alone, or texts and data sets: tokens are used exactly as they are")
+            raise UserError(
+                f"give {argument('tokens')} alone, or texts and data sets: tokens are used exactly as they are"
+            )
         check_numbers(samples=self.samples, length=self.length, bos=self.bos)
         if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: 0 or more")
+            raise UserError("0 or more", seed=self.seed)
         if self.mix is not None:
             self._check_mix()
 
@@ -89,7 +91,7 @@ class Calibration:
         if len(self.mix) != count or not all(math.isfinite(share) and share > 0 for share in self.mix):
             given = ",".join(f"{share:g}" for share in self.mix)
             raise UserError(
-                f"--mix {given}: one share above 0 for each of the {count} sources, in their order, such as 2,1,1"
+                f"one share above 0 for each of the {count} sources, in their order, such as 2,1,1", mix=given
             )
 
     @property
@@ -114,11 +116,11 @@ class Calibration:
 def check_numbers(*, samples: int, length: int, bos: str) -> None:
     """Raise a UserError unless samples, length and the BOS rule make sense."""
     if samples < 1:
-        raise UserError(f"--samples {samples}: at least 1 is needed")
+        raise UserError("at least 1 is needed", samples=samples)
     if length < 2:
-        raise UserError(f"--length {length}: at least 2 tokens are needed, one to see and one to predict")
+        raise UserError("at least 2 tokens are needed, one to see and one to predict", length=length)
     if bos not in BOS_RULES:
-        raise UserError(f"--bos {bos}: allowed are {', '.join(BOS_RULES)}")
+        raise UserError(f"allowed are {', '.join(BOS_RULES)}", bos=bos)
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:

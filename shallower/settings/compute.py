@@ -35,7 +35,7 @@ class Compute:
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
-            raise UserError(f"--max-batch-tokens {self.max_batch_tokens}: a number of tokens, 1 or more")
+            raise UserError("a number of tokens, 1 or more", max_batch_tokens=self.max_batch_tokens)
 
 
 def check_dtype(name: object) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..storage.paths import place
 from .calibration import BOS_RULES, check_numbers
 from .fields import option, set_field
@@ -36,15 +36,15 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
-            raise UserError(f"--protocol {self.name}: allowed are {', '.join(PROTOCOLS)}")
+            raise UserError(f"allowed are {', '.join(PROTOCOLS)}", name=self.name)
         if self.length is None:
             check_numbers(samples=1, length=2, bos=self.bos)
             return  # the rest is checked once the model has said how long it may be
         check_numbers(samples=1, length=self.length, bos=self.bos)
         if self.stride is not None and not 1 <= self.stride <= self.length:
-            raise UserError(f"--stride {self.stride}: between 1 and --length ({self.length})")
+            raise UserError(f"between 1 and {argument('length')} ({self.length})", stride=self.stride)
         if self.max_tokens is not None and self.max_tokens < self.length:
-            raise UserError(f"--max-tokens {self.max_tokens}: at least --length ({self.length}) is needed")
+            raise UserError(f"at least {argument('length')} ({self.length}) is needed", max_tokens=self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,15 @@ class Tasks:
         if self.data is not None:
             set_field(self, "data", place(self.data))
         if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: a number of items, 1 or more")
+            raise UserError("a number of items, 1 or more", limit=self.limit)
         if not given and (self.data is not None or self.limit is not None):
             raise UserError(
-                f"--task-data and --limit speak of --tasks: name some such as {SETS['commonsense7'][0]}, or "
-                "leave them out"
+                f"{argument('data')} and {argument('limit')} speak of {argument('tasks')}: name some such as "
+                f"{SETS['commonsense7'][0]}, or leave them out"
             )
         if not self.names:
-            raise UserError(f"--tasks names no task; give some such as {SETS['commonsense7'][0]}, or commonsense7")
+            some = f"{SETS['commonsense7'][0]}, or commonsense7"
+            raise UserError(f"{argument('tasks')} names no task; give some such as {some}")
 
     def every(self) -> list[str]:
         """The names with sets written out, each once."""

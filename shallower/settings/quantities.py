@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, argument
 
 THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "B": 1}
@@ -35,10 +35,10 @@ def numbers_of(given: Any, name: str, what: str = "layer numbers") -> tuple[int,
             not dash or (high.isascii() and high.isdigit() and len(high) <= LONGEST and int(high) >= int(low))
         )
         if not sound:
-            raise UserError(f"{name} {str(given)!r}: give {what} such as 3,4,5 or 8-10")
+            raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(given))})
         found += range(int(low), int(high) + 1) if dash else [int(low)]
     if not found:
-        raise UserError(f"{name} {str(given)!r}: give {what} such as 3,4,5 or 8-10")
+        raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(given))})
     return tuple(found)
 
 
@@ -50,7 +50,7 @@ def sizes_of(given: Any, name: str) -> tuple[int, ...]:
     """
     found = sorted(set(numbers_of(given, name, "numbers of layers")))
     if found[0] < 1:
-        raise UserError(f"{name} {str(given)!r}: every size is a number of layers, 1 or more")
+        raise UserError("every size is a number of layers, 1 or more", **{name: repr(str(given))})
     return tuple(found)
 
 
@@ -60,7 +60,7 @@ def count_of(given: Any, name: str, example: str = "5.5B or 110M") -> int | floa
     Raises:
         UserError: not a number.
     """
-    return _number(given, THOUSANDS, f"{name} {str(given)!r}: give a number such as {example}")
+    return _number(given, THOUSANDS, f"{_said(name, given)}: give a number such as {example}")
 
 
 def tokens_of(given: Any, name: str) -> int:
@@ -69,16 +69,16 @@ def tokens_of(given: Any, name: str) -> int:
     Raises:
         UserError: not a positive number.
     """
-    return _whole(given, THOUSANDS, f"{name} {str(given)!r}: give a number of tokens such as 500K or 20M")
+    return _whole(given, THOUSANDS, f"{_said(name, given)}: give a number of tokens such as 500K or 20M")
 
 
-def bytes_of(given: Any, name: str = "") -> int:
+def bytes_of(given: Any, name: str) -> int:
     """Bytes of a size such as ``5GB``, ``500 MB`` (decimal) or ``8GiB``, or of a plain number.
 
     Raises:
         UserError: not a positive size.
     """
-    return _whole(given, BYTES, f"{name} {str(given)!r} is not a size; write for example 5GB or 500MB".strip())
+    return _whole(given, BYTES, f"{_said(name, given)} is not a size; write for example 5GB or 500MB")
 
 
 def share_of(given: Any, name: str) -> int | float:
@@ -87,7 +87,7 @@ def share_of(given: Any, name: str) -> int | float:
     Raises:
         UserError: not a number.
     """
-    number = _number(given, {"%": 1.0}, f"{name} {str(given)!r}: give a share such as 0.2 or 20%")
+    number = _number(given, {"%": 1.0}, f"{_said(name, given)}: give a share such as 0.2 or 20%")
     return number / 100 if isinstance(given, str) and "%" in given else number
 
 
@@ -97,7 +97,7 @@ def factor_of(given: Any, name: str) -> int | float:
     Raises:
         UserError: not a number.
     """
-    return _number(given, {"X": 1.0, "×": 1.0}, f"{name} {str(given)!r}: give a factor such as 1.25 or 1.25x")
+    return _number(given, {"X": 1.0, "×": 1.0}, f"{_said(name, given)}: give a factor such as 1.25 or 1.25x")
 
 
 def seconds_of(given: Any, name: str) -> int | float:
@@ -106,11 +106,15 @@ def seconds_of(given: Any, name: str) -> int | float:
     Raises:
         UserError: not a time.
     """
-    wrong = f"{name} {str(given)!r}: give a time such as 120s, 10m or 2h"
+    wrong = f"{_said(name, given)}: give a time such as 120s, 10m or 2h"
     parts = re.findall(r"[\d.]+\s*[a-z]+", given.lower()) if isinstance(given, str) else []
     if len(parts) > 1 and "".join(parts).replace(" ", "") == given.lower().replace(" ", ""):
         return sum(_number(part, TIME_UNITS, wrong) for part in parts)
     return _number(given, TIME_UNITS, wrong)
+
+
+def _said(name: str, given: Any) -> str:
+    return argument(name, repr(str(given)))
 
 
 def _number(given: Any, units: dict[str, float], wrong: str) -> int | float:

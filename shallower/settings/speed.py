@@ -10,7 +10,7 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from .fields import option, set_field
 from .quantities import numbers_of
 
@@ -75,31 +75,28 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.protocol not in SPEED_PROTOCOLS:
-            raise UserError(f"--protocol {self.protocol}: give {' or '.join(SPEED_PROTOCOLS)}")
+            raise UserError(f"give {' or '.join(SPEED_PROTOCOLS)}", protocol=self.protocol)
         named = SPEED_PROTOCOLS[self.protocol]
         limited = self.seconds is None and self.repeats is None
         for name, value in named.items():
             settled = name in ("repeated", "typical") or getattr(self, name) is None
             if settled and (name != "seconds" or limited):
                 set_field(self, name, value)
-        for name, flag in (("batches", "--batch"), ("prompts", "--prompt"), ("new", "--new")):
-            set_field(self, name, numbers_of(getattr(self, name), flag, "numbers"))
-        for flag, values, least in (
-            ("--batch", self.batches, 1),
-            ("--prompt", self.prompts, 1),
-            ("--new", self.new, 2),
-        ):
+        for name, least in (("batches", 1), ("prompts", 1), ("new", 2)):
+            values = numbers_of(getattr(self, name), name, "numbers")
+            set_field(self, name, values)
             if not values or min(values) < least:
                 why = " (the prefill makes the first; decoding needs one more)" if least == 2 else ""
-                raise UserError(f"{flag} {','.join(map(str, values))}: numbers of {least} or more are needed{why}")
+                raise UserError(f"numbers of {least} or more are needed{why}", **{name: ",".join(map(str, values))})
         if self.repeats < 1 or self.warmup < 0:
             raise UserError(
-                f"--repeats {self.repeats} --warmup {self.warmup}: at least 1 run is kept, and 0 or more are dropped"
+                "at least 1 run is kept, and 0 or more are dropped", repeats=self.repeats, warmup=self.warmup
             )
         if self.cache not in CACHES:
-            raise UserError(f"--cache {self.cache}: give {' or '.join(CACHES)}")
+            raise UserError(f"give {' or '.join(CACHES)}", cache=self.cache)
         if self.compiled and self.cache != "static":
-            raise UserError("--compile goes with --cache static: a growing cache changes its shape with every token")
+            goes = f"{argument('compiled', True)} goes with {argument('cache', 'static')}"
+            raise UserError(f"{goes}: a growing cache changes its shape with every token")
 
     @staticmethod
     def of(protocol: str = "default", **changes: Any) -> "Grid":

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from os import PathLike
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from .calibration import Paths, listed_paths
 from .fields import option, set_field
 from .quantities import tokens_of
@@ -76,19 +76,19 @@ class Training:
     def __post_init__(self) -> None:
         set_field(self, "eval_texts", listed_paths(self.eval_texts))
         if isinstance(self.batch_tokens, str):
-            set_field(self, "batch_tokens", tokens_of(self.batch_tokens, "--batch-tokens"))
+            set_field(self, "batch_tokens", tokens_of(self.batch_tokens, "batch_tokens"))
         if isinstance(self.eval_tokens, str):
-            set_field(self, "eval_tokens", tokens_of(self.eval_tokens, "--max-tokens"))
+            set_field(self, "eval_tokens", tokens_of(self.eval_tokens, "eval_tokens"))
         for name in ("batch_tokens", "micro_batch", "checkpoint_steps", "eval_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: 1 or more")
+                raise UserError("1 or more", **{name: getattr(self, name)})
         if self.length < 8:
-            raise UserError(f"--length {self.length}: at least 8 tokens are needed")
+            raise UserError("at least 8 tokens are needed", length=self.length)
         if self.batch_tokens is not None and self.batch_tokens < self.length:
             raise UserError(
-                f"--batch-tokens {self.batch_tokens}: at least one sequence of --length {self.length} is needed"
+                f"at least one sequence of {argument('length', self.length)} is needed", batch_tokens=self.batch_tokens
             )
         if self.lr is not None and not 0 < self.lr < math.inf:
-            raise UserError(f"--lr {self.lr}: a number above 0, such as 1e-4")
+            raise UserError("a number above 0, such as 1e-4", lr=self.lr)
         if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: 0 or more")
+            raise UserError("0 or more", seed=self.seed)

@@ -29,4 +29,4 @@ class Writing:
 
     def __post_init__(self) -> None:
         check_dtype(self.save_dtype)
-        bytes_of(self.max_shard_size, "--max-shard-size")
+        bytes_of(self.max_shard_size, "max_shard_size")

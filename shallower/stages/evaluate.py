@@ -49,7 +49,7 @@ def evaluate(
     protocol, compute = taken(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
     removal = Removal.of_layers(numbers_of(removed, "removed") if removed or removed == 0 else ())
     out = artifact_place(out, "evaluation", [*listed_paths(texts), tokens])
-    check_readable(listed_paths(texts))
+    check_readable(listed_paths(texts), "texts")
     if tasks is not None:
         check_tasks(tasks)
     model = open_model(model, compute)

@@ -17,10 +17,10 @@ from ..anatomy.model import Model, checked_device
 from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
 from ..artifacts import Healing
-from ..data.packing import Documents, packed_sequences, read_documents, streamed
-from ..data.readers import check_readable
+from ..data.packing import Documents, packed_sequences, read_documents
+from ..data.readers import check_readable, streamed
 from ..data.streams import Stream
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..evaluation.perplexity import evaluation_segments
 from ..reporting.card import write_card
 from ..reporting.figures import learning_figure
@@ -123,10 +123,10 @@ class HealingJob:
         request = self.request
         self.inputs = request.inputs(self.training)
         check_free(request.out, overwrite=request.overwrite, inputs=self.inputs)
-        check_readable(request.data, "--data")
-        check_readable(self.training.eval_texts, "--eval-text")
+        check_readable(request.data, "data")
+        check_readable(self.training.eval_texts, "eval_texts")
         self.way = methods.find("healing", request.method)
-        self.budget = tokens_of(request.train_tokens, "--train-tokens")
+        self.budget = tokens_of(request.train_tokens, "train_tokens")
         self.own = methods.configure(self.way, request.settings)
         self._settle_compute()
         self.model = _opened(request.model, self.compute, request.out)
@@ -142,7 +142,8 @@ class HealingJob:
         if self.training.shard:
             if distributed.size() < 2:
                 raise UserError(
-                    "--shard splits the model among processes; there is one process: start several by torchrun"
+                    f"{argument('shard', True)} splits the model among processes; there is one process: start "
+                    "several by torchrun"
                 )
             self.compute = replace(self.compute, device="cpu")  # from there each process takes its part
 
@@ -159,11 +160,14 @@ class HealingJob:
         training, model = self.training, self.model
         documents = _documents(model, self.request, self.budget, training.seed)
         self.texts = (
-            evaluation_segments(model, training.eval_texts, None, _protocol(training)) if training.eval_texts else {}
+            evaluation_segments(model, training.eval_texts, None, _protocol(training), "eval_texts")
+            if training.eval_texts
+            else {}
         )
         if self.dense and not self.texts:
             raise UserError(
-                "--control: the dense model is held against the healed one on --eval-text; give at least one file"
+                f"the dense model is held against the healed one on {argument('eval_texts')}; give at least one file",
+                control=True,
             )
         load_weights(model)
         how = {"length": training.length, "seed": training.seed, "apart": isolates(model.module)}
@@ -364,7 +368,7 @@ def _bf16(compute: Compute, device: str) -> bool:
     """Whether products are to be in bf16."""
     wanted = parse_dtype(compute.dtype) or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if wanted == torch.float16:
-        raise UserError("--dtype fp16: its gradients vanish without scaling; train in bf16 or fp32")
+        raise UserError("its gradients vanish without scaling; train in bf16 or fp32", dtype="fp16")
     return wanted == torch.bfloat16
 
 

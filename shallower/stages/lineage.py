@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anatomy.loading import hub_of
 from ..anatomy.model import SIDE_FILE, Model
 from ..artifacts import ModelRecord, load
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..settings.compute import Compute
 from ..storage.files import write_atomic
 from ..storage.paths import cache_folder, parse_json, place
@@ -63,8 +63,8 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
     if not given:
         if not side.is_file():
             raise UserError(
-                f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; --set "
-                "teacher=MODEL says so"
+                f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; "
+                f"{argument('settings', {'teacher': 'MODEL'})} says so"
             )
         record = load(side, "pruned").plan.model
         places, wanted = _places(record, side.parent), record.fingerprint
@@ -78,15 +78,16 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
                 break
         except UserError as error:
             failed = failed or UserError(
-                f"the dense model {one} cannot be opened ({error}); --set teacher=MODEL names it"
+                f"the dense model {one} cannot be opened ({error}); "
+                f"{argument('settings', {'teacher': 'MODEL'})} names it"
             )
     if found is None:
         raise failed
     source = found.checkpoint.source
     if wanted and found.record.fingerprint != wanted:
         raise UserError(
-            f"{source} is no longer the model that {model.checkpoint.source} was pruned from; --set "
-            "teacher=MODEL names it"
+            f"{source} is no longer the model that {model.checkpoint.source} was pruned from; "
+            f"{argument('settings', {'teacher': 'MODEL'})} names it"
         )
     if found.vocabulary != model.vocabulary:
         raise UserError(
@@ -109,14 +110,15 @@ def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple
     folder = place(folder)
     path = folder / STATE_FILE
     if not path.is_file():
-        raise UserError(f"--optimizer-from {folder}: no {STATE_FILE} in it; heal with --keep-optimizer leaves one")
+        leaves = f"heal with {argument('keep_optimizer', True)} leaves one"
+        raise UserError(f"no {STATE_FILE} in it; {leaves}", optimizer_from=folder)
     try:
         tensors, header = read_tensors(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"--optimizer-from {folder}: {STATE_FILE} is not readable") from error
+        raise UserError(f"{STATE_FILE} is not readable", optimizer_from=folder) from error
     if header.get("optimizer") != recipe.optimizer:
         raise UserError(
-            f"--optimizer-from {folder}: it is that of {header.get('optimizer')}, this training uses {recipe.optimizer}"
+            f"it is that of {header.get('optimizer')}, this training uses {recipe.optimizer}", optimizer_from=folder
         )
     other = Model(folder, device="cpu")
     names = {

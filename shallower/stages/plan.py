@@ -11,7 +11,7 @@ from typing import Any
 from .. import methods
 from ..artifacts import ModelRecord, Plan, Scores
 from ..data.readers import check_readable
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..planning.amount import check_amount, protection, settled_amount
 from ..planning.choice import Method, agreement, choices, meet, problem_of, searches
 from ..planning.plans import plan_of
@@ -69,13 +69,14 @@ def plan(
     amount, choosing, calibration, compute = taken(plain, "plan", amount=(Amount, amount), **kinds)
     inputs = [*calibration.files, *listed_paths(texts), source if isinstance(source, (str, Path)) else None]
     out = artifact_place(out, "plan", inputs)
-    check_readable((*calibration.texts, *listed_paths(texts)))
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
     methods.check_name("criteria", criterion or CRITERION)
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion)
     selection = methods.find("selection", choosing.selection)
     _check_schedule(selection, choosing, scores)
     if amount.max_ppl_increase is not None and scores is not None:
-        raise UserError("--max-ppl-increase runs the model: give MODEL instead of scores")
+        raise UserError(f"{argument('max_ppl_increase')} runs the model: give MODEL instead of scores")
     model = None if scores else open_model(source, compute)
     evidence = Evidence(model, scores, criterion or CRITERION, settings, calibration, texts, protocol)
     if amount.max_ppl_increase is not None:
@@ -95,13 +96,12 @@ def _check_silent(scores: Scores, criterion: str | None, calibration: Any, compu
     given = next((name for name, value in settles.items() if value is not None), None)
     if criterion is not None and criterion != scores.criterion:
         raise UserError(
-            f"--criterion {criterion}: these scores are by {scores.criterion}; give MODEL, or score it by "
-            f"{criterion} first"
+            f"these scores are by {scores.criterion}; give MODEL, or score it by {criterion} first",
+            criterion=criterion,
         )
     if given is not None:
         raise UserError(
-            f"--{given.replace('_', '-')} says how a model is scored, and scores were given: give MODEL, or "
-            "leave it out"
+            f"{argument(given)} says how a model is scored, and scores were given: give MODEL, or leave it out"
         )
 
 
@@ -184,22 +184,26 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions, scores: S
             name for name in methods.names("selection") if getattr(methods.find("selection", name), "ITERATIVE", False)
         ]
         raise UserError(
-            f"--iterative has no meaning for --selection {choosing.selection}; it goes with {', '.join(able)}"
+            f"{argument('iterative', True)} has no meaning for {argument('selection', choosing.selection)}; it goes "
+            f"with {', '.join(able)}"
         )
     if choosing.budget is not None and not searches(selection):
         able = [name for name in methods.names("selection") if searches(methods.find("selection", name))]
-        raise UserError(f"--budget has no meaning for --selection {choosing.selection}; it goes with {', '.join(able)}")
+        raise UserError(
+            f"{argument('budget')} has no meaning for {argument('selection', choosing.selection)}; it goes with "
+            f"{', '.join(able)}"
+        )
     if scores is not None and (selection.NEEDS == "losses" or choosing.iterative):
-        given = "--iterative" if choosing.iterative else f"--selection {choosing.selection}"
+        given = argument("iterative", True) if choosing.iterative else argument("selection", choosing.selection)
         raise UserError(f"{given} runs the model: give MODEL instead of scores")
 
 
 def check_drop(layers: Any) -> tuple[int, ...]:
     """Layers to drop from what was given, each named once; the model need not be open for that."""
-    found = numbers_of(layers, "--drop")
+    found = numbers_of(layers, "layers")
     twice = next((index for index in found if found.count(index) > 1), None)
     if twice is not None:
-        raise UserError(f"--drop names layer {twice} twice; name each layer once")
+        raise UserError(f"{argument('layers')} names layer {twice} twice; name each layer once")
     return found
 
 
@@ -216,7 +220,10 @@ def drop(
     record = open_model(model, compute).record
     outside = [index for index in layers if not 0 <= index < record.layers]
     if outside:
-        raise UserError(f"--drop {outside[0]}: the model has the layers 0 to {record.layers - 1}")
+        raise UserError(f"the model has the layers 0 to {record.layers - 1}", layers=outside[0])
     if not 0 < len(layers) < record.layers:
-        raise UserError(f"--drop names {len(layers)} of {record.layers} layers; at least one must go and one must stay")
+        raise UserError(
+            f"{argument('layers')} names {len(layers)} of {record.layers} layers; at least one must go and one "
+            "must stay"
+        )
     return kept(plan_of(record, tuple(layers), "drop"), out)

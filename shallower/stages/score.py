@@ -67,7 +67,7 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
     folder = place(out)
     if folder.suffix == ".json":
         raise UserError(
-            f"--out {folder}: {len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}"
+            f"{len(names)} criteria give a file each; give a folder, such as {folder.with_suffix('')}", out=folder
         )
     if folder.exists() and not folder.is_dir():
         check_free(folder)

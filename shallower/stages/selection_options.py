@@ -65,11 +65,11 @@ class SelectionOptions:
 
     def __post_init__(self) -> None:
         for name in ("keep_first", "keep_last"):
-            set_field(self, name, _kept(f"--{name.replace('_', '-')}", getattr(self, name)))
+            set_field(self, name, _kept(name, getattr(self, name)))
         if self.budget is not None:
-            set_field(self, "budget", float(seconds_of(self.budget, "--budget")))
+            set_field(self, "budget", float(seconds_of(self.budget, "budget")))
             if not 0 <= self.budget < math.inf:
-                raise UserError(f"--budget {self.budget:g}: a number of seconds, 0 or more")
+                raise UserError("a number of seconds, 0 or more", budget=f"{self.budget:g}")
 
     def for_criterion(self, criterion: str | None) -> "SelectionOptions":
         """The same with its selection settled: as given, else what suits the criterion and the schedule."""
@@ -84,5 +84,5 @@ def _kept(name: str, given: int | str | None) -> int | None:
     if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
         return given
     if not (isinstance(given, str) and given.isascii() and given.isdigit()):
-        raise UserError(f"{name} {given}: give a number of layers, or auto")
+        raise UserError("give a number of layers, or auto", **{name: given})
     return int(given)

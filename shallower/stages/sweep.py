@@ -49,9 +49,10 @@ def sweep(
     }
     choosing, calibration, compute = taken(plain, "sweep", **kinds)
     choosing = choosing.for_criterion(criterion)
-    sizes, texts = sizes_of(sizes, "--remove"), listed_paths(texts)
+    sizes, texts = sizes_of(sizes, "sizes"), listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
-    check_readable((*texts, *calibration.texts))
+    check_readable(texts, "texts")
+    check_readable(calibration.texts)
     model = open_model(model, compute)
     evidence = Evidence(model, None, criterion, settings, calibration, texts, protocol)
     _ = evidence.segments  # wrong ones are refused before anything is scored

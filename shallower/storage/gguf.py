@@ -205,7 +205,7 @@ def _header(reader: _Reader) -> GgufHeader:
     if isinstance(parts, int) and parts > 1:
         number = metadata.get("split.no", 0)
         which = number + 1 if isinstance(number, int) else "one"
-        raise UserError(f"{file} is part {which} of {parts}: merge them first (llama-gguf-split --merge)")
+        raise UserError(f"{file} is part {which} of {parts}: merge them first (llama-gguf-split does)")
     announced = [reader.tensor() for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or isinstance(alignment, bool) or not 0 < alignment <= 1 << 20:

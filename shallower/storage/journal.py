@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DiskError
+from ..errors import DiskError, argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from .files import disk_errors, made_parents, remove_own, write_atomic
@@ -57,7 +57,7 @@ class _Beside:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
                 try:
-                    busy = f"another process is writing {self.out}: wait for it or give another --out"
+                    busy = f"another process is writing {self.out}: wait for it or give another {argument('out')}"
                     self.lock = locked(self.folder, busy)
                 except OSError:
                     with suppress(OSError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, argument
 from .paths import files_below, kind_of, listed, parse_json, place
 
 OUTPUT_MARKS = {
@@ -65,27 +65,29 @@ def check_free(target: str | Path, *, overwrite: bool = False, inputs: Iterable[
     target = Path(target)
     _check_parents(target)
     if target.exists() and not target.is_dir():
-        raise UserError(f"--out {target} is a file; give a folder")
+        raise UserError(f"{argument('out', target)} is a file; give a folder")
     if target.is_symlink():
         raise UserError(
-            f"--out {target} is a link to {target.resolve()}, which is not followed: give that folder itself"
+            f"{argument('out', target)} is a link to {target.resolve()}, which is not followed: give that folder itself"
         )
     if not target.is_dir() or not any(target.iterdir()):
         return
     check_apart(target, inputs)
     if not overwrite:
-        raise UserError(f"--out {target} exists and is not empty; give another folder or pass --overwrite")
+        raise UserError(
+            f"{argument('out', target)} exists and is not empty; give another folder or pass "
+            f"{argument('overwrite', True)}"
+        )
     precious = [folder for folder in (Path.home(), Path.cwd()) if folder.resolve().is_relative_to(target.resolve())]
     if precious or (target / ".git").exists():
         raise UserError(
-            f"--out {target} holds {precious[0] if precious else 'a repository'}; it is not replaced: give "
+            f"{argument('out', target)} holds {precious[0] if precious else 'a repository'}; it is not replaced: give "
             "another folder"
         )
     if own_files(target) is None:
         raise UserError(
-            f"--out {target} holds nothing that shallower wrote ({', '.join(OUTPUT_MARKS)} would tell), so it is not "
-            "replaced: "
-            "give another folder, or empty this one"
+            f"{argument('out', target)} holds nothing that shallower wrote ({', '.join(OUTPUT_MARKS)} would tell), so "
+            "it is not replaced: give another folder, or empty this one"
         )
 
 
@@ -97,7 +99,8 @@ def check_apart(target: str | Path, inputs: Iterable[Any]) -> None:
     for one in inputs:
         if one is not None and home.exists() and place(one).resolve().is_relative_to(home):
             raise UserError(
-                f"--out {target} is or holds {one}, which is read here, so it is not replaced: give another folder"
+                f"{argument('out', target)} is or holds {one}, which is read here, so it is not replaced: give another "
+                "folder"
             )
 
 
@@ -109,20 +112,21 @@ def check_replaceable(folder: Path, names: Iterable[str], ours: Callable[[Path],
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(
-            f"{folder} is a {'link' if folder.is_symlink() else 'file'}, where a folder would go: give --out "
-            "another name"
+            f"{folder} is a {'link' if folder.is_symlink() else 'file'}, where a folder would go: give "
+            f"{argument('out')} another name"
         )
     there = list(folder.iterdir()) if folder.is_dir() else []
     if there and not any(ours(path) for path in there):
         raise UserError(
             f"{folder} exists and holds other things ({listed(sorted(path.name for path in there))}): give "
-            "--out another name"
+            f"{argument('out')} another name"
         )
     for name in names:
         path = folder / name
         if (path.exists() or path.is_symlink()) and not ours(path):
             raise UserError(
-                f"{path} was written by something else, so it is not replaced: move it away, or give --out another name"
+                f"{path} was written by something else, so it is not replaced: move it away, or give {argument('out')} "
+                "another name"
             )
 
 
@@ -148,12 +152,12 @@ def check_file(target: Path, kind: str) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_file():
-        raise UserError(f"--out {target} is not a plain file; give the name of a .json file")
+        raise UserError(f"{argument('out', target)} is not a plain file; give the name of a .json file")
     found = kind_of(target)
     if target.stat().st_size and found != kind:
         raise UserError(
-            f"--out {target} holds something else ({found or 'no artifact'}); only older {kind} are replaced: "
-            "give another name"
+            f"{argument('out', target)} holds something else ({found or 'no artifact'}); only older {kind} are "
+            "replaced: give another name"
         )
 
 

@@ -22,7 +22,7 @@ from ..anatomy.sources import open_checkpoint
 from ..anatomy.stack import check_causal, dry_tokens, sound_tokens
 from ..anatomy.units import without
 from ..artifacts import Plan, Removal
-from ..errors import Refusal, UserError
+from ..errors import Refusal, UserError, argument
 from ..runtime.memory import total_memory
 
 LOGITS_TOLERANCE = {
@@ -259,11 +259,11 @@ def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Ten
             )
     except Exception as error:  # caches fail in many ways
         reason = f"{who} cannot generate with{'' if cached else 'out'} its cache ({one_line(error)})"
-        raise UserError(f"{reason}: nothing was kept; --no-verify writes it all the same") from error
+        raise UserError(f"{reason}: nothing was kept; {argument('verify', False)} writes it all the same") from error
     if len(result.logits) != steps:
         raise UserError(
             f"{who} stops generating after {len(result.logits)} of {steps} tokens: nothing was kept; "
-            "--no-verify writes it"
+            f"{argument('verify', False)} writes it"
         )
     return torch.stack(result.logits, dim=1).float()
 
@@ -292,6 +292,6 @@ def cached_difference(model: nn.Module, tokens: Tensor, who: str, tolerance: flo
     if not difference <= tolerance:
         raise UserError(
             f"{who} decodes differently with its cache than without (by {difference:.2g} of the largest logit): "
-            "nothing was kept; --no-verify writes it all the same"
+            f"nothing was kept; {argument('verify', False)} writes it all the same"
         )
     return difference

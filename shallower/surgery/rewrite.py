@@ -20,7 +20,7 @@ from ..anatomy.patch import Edit, Patch
 from ..anatomy.quantised import StackNames, refuse, renumbered, stack_names
 from ..anatomy.sources import open_checkpoint
 from ..artifacts import Plan, Pruned, dumps, published
-from ..errors import Refusal
+from ..errors import Refusal, argument
 from ..runtime.progress import say
 from ..runtime.provenance import versions
 from ..settings.quantities import bytes_of
@@ -61,8 +61,8 @@ def checked_removal(
     check_apart(out, [checkpoint.folder, *(path for path in checkpoint.folder.iterdir() if path.is_file())])
     if save_dtype is not None:
         why = (
-            "its packed weights and their scales belong together, so --save-dtype cannot store them otherwise: "
-            "prune without it"
+            f"its packed weights and their scales belong together, so {argument('save_dtype')} cannot store them "
+            "otherwise: prune without it"
         )
         refuse(checkpoint.source, checkpoint.quantised, why)
     if changed:
@@ -108,7 +108,7 @@ def prune_files(
         UserError: the disk, or the proof failed; nothing is left at ``out``.
     """
     writing, beside = writing or Writing(), beside or Beside()
-    save_dtype, shard = parse_dtype(writing.save_dtype), bytes_of(writing.max_shard_size, "--max-shard-size")
+    save_dtype, shard = parse_dtype(writing.save_dtype), bytes_of(writing.max_shard_size, "max_shard_size")
     checkpoint, patch = model.checkpoint, beside.patch
     out = Path(out)
     if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
@@ -146,7 +146,7 @@ def prune_files(
                 proof = (
                     verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
                     if writing.verify
-                    else {"skipped": "--no-verify was given"}
+                    else {"skipped": f"{argument('verify', False)} was given"}
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: found for name, found in hashes.items()})

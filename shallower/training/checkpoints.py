@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import Stopped, UserError
+from ..errors import Stopped, UserError, argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from ..storage.files import disk_errors, made_parents, remove_own, write_atomic
@@ -62,7 +62,8 @@ class Checkpointer:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
                 lock = locked(
-                    self.folder, f"another process trains in {self.folder}: wait for it or give another --out"
+                    self.folder,
+                    f"another process trains in {self.folder}: wait for it or give another {argument('out')}",
                 )
         try:
             if first:
@@ -76,7 +77,8 @@ class Checkpointer:
         except KeyboardInterrupt as stop:
             kept = getattr(stop, "kept", "") or NOTHING
             if steps := list(self.steps()):
-                kept = f"step {steps[-1]} is kept in {self.folder}: the same command with --resume goes on from there"
+                again = f"the same command with {argument('resume', True)} goes on from there"
+                kept = f"step {steps[-1]} is kept in {self.folder}: {again}"
             raise Stopped(getattr(stop, "signal", signal.SIGINT), kept) from stop
         finally:
             if lock is not None:
@@ -91,8 +93,8 @@ class Checkpointer:
             return
         if not resume:
             raise UserError(
-                f"checkpoints of an interrupted run lie in {self.folder}: pass --resume to go on, or remove "
-                "them to start anew"
+                f"checkpoints of an interrupted run lie in {self.folder}: pass {argument('resume', True)} to go on, or "
+                "remove them to start anew"
             )
         try:
             before = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
@@ -105,7 +107,8 @@ class Checkpointer:
             name = min(differing)
             raise UserError(
                 f"the checkpoint in {self.folder} is of another run ({name}: {_short(before.get(name))} there, "
-                f"{_short(self.key.get(name))} here): give the options of that run, another --out, or remove it"
+                f"{_short(self.key.get(name))} here): give the options of that run, "
+                f"another {argument('out')}, or remove it"
             )
 
     def steps(self) -> dict[int, Path]:
@@ -134,7 +137,8 @@ class Checkpointer:
             beside = self.folder / f".{target.name}"
             header = {"step": str(step), "seconds": repr(seconds), "place": json.dumps(place)}
             try:
-                with disk_errors(target, f"; the checkpoints in {self.folder} stay, and --resume goes on from there"):
+                stay = f"; the checkpoints in {self.folder} stay, and {argument('resume', True)} goes on from there"
+                with disk_errors(target, stay):
                     write_tensors(tensors, beside, header)
                     os.replace(beside, target)
             finally:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
-from ..errors import UserError
+from ..errors import UserError, argument
 from .objective import Objective, Soft, loss_of
 
 
@@ -197,7 +197,8 @@ def attention_names(model: Model) -> list[str]:
         )
         if found is None:
             raise UserError(
-                f"distill: nothing in layer {place} is seen to let tokens meet; --set attention=0 goes without"
+                f"distill: nothing in layer {place} is seen to let tokens meet; "
+                f"{argument('settings', {'attention': 0})} goes without"
             )
         names.append(found)
     return names

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from ..anatomy.kernels import fast_products
 from ..data.packing import Packed, Rows
 from ..data.streams import Stream
-from ..errors import Stopped, UserError
+from ..errors import Stopped, UserError, argument
 from ..runtime import distributed
 from ..runtime.progress import Meter, meter, say
 from ..runtime.signals import patient, stop_asked
@@ -189,9 +189,9 @@ def tracker_of(name: str | None, out: Path) -> tuple[str, Path] | None:
     if name is None:
         return None
     if name not in LOGGER_TYPE_TO_CLASS:
-        raise UserError(f"--track {name}: known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        raise UserError(f"known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}", track=name)
     if name not in [str(one) for one in get_available_trackers()]:
-        raise UserError(f"--track {name} needs its package; pip install {name}")
+        raise UserError(f"{argument('track', name)} needs its package; pip install {name}")
     return name, out.with_name(f"{out.name}-logs")
 
 
@@ -235,9 +235,9 @@ def _step(
                 run.micro == 1 or distributed.size() > 1
             ):  # processes would have to halve together, in the middle of a step
                 raise UserError(
-                    f"out of memory in step {step + 1} with --micro-batch {run.micro}: a smaller one or "
-                    "--gradient-checkpointing may fit;"
-                    " with --resume it goes on from the last checkpoint, if there is one"
+                    f"out of memory in step {step + 1} with {argument('micro_batch', run.micro)}: a smaller one or "
+                    f"{argument('gradient_checkpointing', True)} may fit;"
+                    f" with {argument('resume', True)} it goes on from the last checkpoint, if there is one"
                 ) from error
             run.micro //= 2
             say(f"out of memory: from now on {run.micro} sequences at once")
@@ -305,7 +305,8 @@ def _accelerator(run: TrainingRun) -> Accelerator:
     if accelerator.distributed_type.name not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         kind = accelerator.distributed_type.name
         raise UserError(
-            f"{kind} as set up by accelerate is not used here: start it by torchrun, with --shard to split the model"
+            f"{kind} as set up by accelerate is not used here: start it by torchrun, with {argument('shard', True)} to "
+            "split the model"
         )
     return accelerator
 
@@ -345,7 +346,8 @@ class _Watch:
     def check(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = "loss" if not math.isfinite(loss) else "gradient"
-            raise UserError(f"the {what} at step {step} is not finite: lower --lr or compute in fp32{self._kept()}")
+            advice = f"lower {argument('lr')} or compute in fp32"
+            raise UserError(f"the {what} at step {step} is not finite: {advice}{self._kept()}")
         self.recent.append(loss)
         if len(self.recent) == WATCHED:
             mean = sum(self.recent) / WATCHED
@@ -354,7 +356,7 @@ class _Watch:
                 raise UserError(
                     f"the loss diverges: {mean:.2f} nats over the last {WATCHED} steps up to {step}, "
                     f"{self.best:.2f} before: "
-                    f"lower --lr{self._kept()}"
+                    f"lower {argument('lr')}{self._kept()}"
                 )
 
     def _kept(self) -> str:

@@ -14,7 +14,7 @@ from ..anatomy.model import Model
 from ..anatomy.stack import parameter_count
 from ..data.packing import Packed
 from ..data.streams import Stream
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..evaluation.perplexity import Segments, perplexity_of
 from ..runtime import distributed
 from ..runtime.format import byte_count, millions
@@ -55,12 +55,14 @@ def check_batch(schedule: Schedule, *, shard: bool) -> None:
     many = distributed.size()
     if schedule.batch < many:
         raise UserError(
-            f"a batch of {schedule.batch} sequences cannot be split among {many} processes: raise --batch-tokens"
+            f"a batch of {schedule.batch} sequences cannot be split among {many} processes: raise "
+            f"{argument('batch_tokens')}"
         )
     if shard and schedule.batch % many:
         fitting = schedule.batch // many * many * schedule.length
         raise UserError(
-            f"--shard: a batch of {schedule.batch} sequences does not split evenly: --batch-tokens {fitting} does"
+            f"a batch of {schedule.batch} sequences does not split evenly: {argument('batch_tokens', fitting)} does",
+            shard=True,
         )
 
 

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..errors import argument
 from ..runtime import distributed
 from ..runtime.progress import say
 
@@ -51,7 +52,7 @@ def split_by_launcher() -> bool:
     """
     if what := _asked.get():
         done = (
-            "the model is split by FSDP2, as by --shard"
+            f"the model is split by FSDP2, as by {argument('shard', True)}"
             if distributed.size() > 1
             else "one process cannot split the model"
         )

@@ -15,7 +15,7 @@ from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import Meter, meter
@@ -287,7 +287,7 @@ def _check_whole(model: Model) -> None:
         raise UserError(
             f"{model.checkpoint.source}: its layers hand more than the stream to each other, so gradients need "
             "the whole model "
-            "in memory: run without --layered, or choose a criterion without gradients"
+            f"in memory: run without {argument('layered', True)}, or choose a criterion without gradients"
         )
 
 

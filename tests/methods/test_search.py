@@ -194,22 +194,22 @@ def test_every_size_of_a_sweep_has_the_whole_time() -> None:
     ("text", "seconds"), [("120s", 120), ("10m", 600), ("2h", 7200), ("90", 90), (" 1.5H", 5400), ("0", 0)]
 )
 def test_times(text, seconds) -> None:
-    assert seconds_of(text, "--budget") == seconds
+    assert seconds_of(text, "budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "", "s", "10d", "1:30"])
 def test_what_is_no_time(text) -> None:
     with pytest.raises(UserError, match="give a time such as 120s"):
-        seconds_of(text, "--budget")
+        seconds_of(text, "budget")
 
 
 def test_budgets_that_mean_nothing(saved) -> None:
     for seconds in (-1.0, math.inf, math.nan):
-        with pytest.raises(UserError, match=r"--budget .*: a number of seconds, 0 or more"):
+        with pytest.raises(UserError, match=r"budget=.*: a number of seconds, 0 or more"):
             SelectionOptions("beam", budget=seconds)
     for name in methods.names("selection"):
         if not searches(methods.find("selection", name)):
-            with pytest.raises(UserError, match=f"--selection {name}; it goes with beam, evolution"):
+            with pytest.raises(UserError, match=f"selection={name}; it goes with beam, evolution"):
                 plan(saved("llama"), amount=Amount(remove=1), choosing=SelectionOptions(name, budget=10.0))
 
 

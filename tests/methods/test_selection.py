@@ -216,7 +216,7 @@ def test_automatic_protection(layers, auto) -> None:
 
 
 def test_too_much_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"leave at most 24.*--keep-first"):
+    with pytest.raises(UserError, match=r"leave at most 24.*keep_first"):
         chosen(scores_of([0] * 30), keep=(None, None), remove=25)
     assert len(chosen(scores_of([0] * 30), keep=(None, None), remove=24).removed) == 24
     for keep, match in (((5, 3), "protect all 8"), ((-1, 0), "a number of layers")):

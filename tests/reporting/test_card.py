@@ -68,7 +68,7 @@ def test_nothing_is_made_up(saved, tmp_path) -> None:
     prune(saved("llama"), drop(saved("llama"), (1,)), out=tmp_path / "out", verify=False)
     text = (tmp_path / "out" / CARD).read_text()
     assert set(front(text)) == {"library_name", "pipeline_tag", "tags"}
-    assert "not verified (--no-verify was given)" in text and not (tmp_path / "out" / BASE_CARD).exists()
+    assert "not verified (verify=False was given)" in text and not (tmp_path / "out" / BASE_CARD).exists()
 
 
 def test_pruned_twice_keeps_the_card_of_the_first(source, tmp_path) -> None:

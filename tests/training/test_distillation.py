@@ -278,7 +278,7 @@ def test_a_control_that_was_finished_is_not_trained_again(pruned, text, tmp_path
 
 
 def test_a_control_needs_a_text(pruned, text, tmp_path) -> None:
-    with pytest.raises(UserError, match="--eval-text; give at least one file"):
+    with pytest.raises(UserError, match="eval_texts; give at least one file"):
         healed(pruned("llama"), text, tmp_path / "out", method="continued", control=True)
 
 
@@ -308,7 +308,7 @@ def test_the_state_of_the_same_model_is_found_whole(saved, text, tmp_path) -> No
 
 
 def test_a_state_that_does_not_fit(saved, text, tmp_path) -> None:
-    with pytest.raises(UserError, match="heal with --keep-optimizer leaves one"):
+    with pytest.raises(UserError, match="heal with keep_optimizer=True leaves one"):
         healed(saved("llama"), text, tmp_path / "out", optimizer_from=saved("llama"))
     healed(saved("llama"), text, tmp_path / "warm", keep_optimizer=True, settings={"optimizer": "lion"})
     with pytest.raises(UserError, match="it is that of lion, this training uses adamw"):
@@ -319,5 +319,5 @@ def test_figures_go_to_a_tracker(saved, text, tmp_path) -> None:
     pytest.importorskip("tensorboard")
     healed(saved("llama"), text, tmp_path / "out", track="tensorboard")
     assert list((tmp_path / "out-logs").rglob("events.out.tfevents.*"))
-    with pytest.raises(UserError, match=r"--track paper: known are .*tensorboard"):
+    with pytest.raises(UserError, match=r"track=paper: known are .*tensorboard"):
         healed(saved("llama"), text, tmp_path / "other", track="paper")

@@ -313,9 +313,9 @@ def test_bad_data_is_one_line(name, content, match, saved, tmp_path, capsys) -> 
         ({"settings": {"optimizer": "sgd"}}, "allowed are adamw, lion"),
         ({"settings": {"last_layers": "9"}}, "last_layers=9: give 1 to 8"),
         ({"method": "lorra"}, "unknown healing 'lorra': did you mean lora"),
-        ({"tokens": "many"}, "--train-tokens 'many'"),
-        ({"lr": 0.0}, "--lr 0.0: a number above 0"),
-        ({"batch_tokens": 16}, "--batch-tokens 16: at least one sequence"),
+        ({"tokens": "many"}, "train_tokens='many'"),
+        ({"lr": 0.0}, "lr=0.0: a number above 0"),
+        ({"batch_tokens": 16}, "batch_tokens=16: at least one sequence"),
     ],
 )
 def test_wrong_options_are_refused(options, match, saved, text, tmp_path) -> None:
@@ -334,7 +334,7 @@ def test_a_small_budget_shrinks_batch_and_warm_up() -> None:
     assert (small.batch, small.steps, small.recipe.warmup) == (20, 2000, 2000)
     tiny, said = fitted(PAPER, 20_000, 128)
     assert (tiny.batch, tiny.steps, tiny.recipe.warmup) == (16, 10, 1) and len(said) == 2
-    assert [tokens_of(text, "--train-tokens") for text in ("20M", "500k", "768", 768)] == [
+    assert [tokens_of(text, "train_tokens") for text in ("20M", "500k", "768", 768)] == [
         20_000_000,
         500_000,
         768,
@@ -375,7 +375,7 @@ def test_killed_and_resumed_is_undisturbed(method: str, saved, text, tmp_path) -
     kept = checkpoint_folder(tmp_path / "out")
     assert [path.name for path in sorted(kept.glob("step-*"))][-1] == "step-3.safetensors"
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="pass --resume to go on"):
+    with pytest.raises(UserError, match="pass resume=True to go on"):
         healed(saved("gpt2"), text, tmp_path / "out", method=method, settings=settings)
     with pytest.raises(UserError, match=r"is of another run \(recipe: "):
         healed(saved("gpt2"), text, tmp_path / "out", method=method, settings=settings, lr=1e-3, resume=True)
@@ -430,7 +430,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(saved, text, tmp_path, monke
         write(tensors, path, header)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(DiskError, match=r"no space left on the disk .*--resume goes on from there"):
+    with pytest.raises(DiskError, match=r"no space left on the disk .*resume=True goes on from there"):
         healed(saved("llama"), text, tmp_path / "out", checkpoint_steps=1)
     assert sorted(path.name for path in checkpoint_folder(tmp_path / "out").glob("*step*")) == [
         "step-1.safetensors",
@@ -468,7 +468,7 @@ def test_out_of_memory_halves_the_micro_batch(saved, text, tmp_path, monkeypatch
     )
     assert curve(spared) == pytest.approx(curve(plain), rel=1e-5)
     room[0] = 0
-    with pytest.raises(UserError, match=r"^out of memory in step 1 with --micro-batch 1: .*--gradient-checkpointing"):
+    with pytest.raises(UserError, match=r"^out of memory in step 1 with micro_batch=1: .*gradient_checkpointing=True"):
         healed(saved("llama"), text, tmp_path / "none", method="continued", micro_batch=2)
 
 
@@ -482,7 +482,7 @@ def test_other_optimizers(optimizer: str, saved, text, tmp_path) -> None:
 
 
 def test_divergence_keeps_the_last_good_checkpoint(saved, text, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"lower --lr.*the weights of step .* are kept in"):
+    with pytest.raises(UserError, match=r"lower lr.*the weights of step .* are kept in"):
         healed(saved("llama"), text, tmp_path / "out", lr=1e4, tokens=12800, checkpoint_steps=1)
     assert list(checkpoint_folder(tmp_path / "out").glob("step-*.safetensors"))
     assert not (tmp_path / "out").exists()

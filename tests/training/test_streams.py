@@ -148,5 +148,5 @@ def test_files_or_a_data_set(saved, rows, tmp_path) -> None:
         heal(saved("llama"), data=[rows / "train.jsonl"], out=tmp_path / "x", **options(rows))
     with pytest.raises(UserError, match="cannot be loaded"):
         heal(saved("llama"), out=tmp_path / "x", **options(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="--data: give"):
+    with pytest.raises(UserError, match="data: give"):
         heal(saved("llama"), out=tmp_path / "x", **(options(rows) | {"dataset": None}))

@@ -62,7 +62,7 @@ def test_layered_equals_resident(name: str, saved) -> None:
         try:
             got = score(layered, criterion=criterion, calibration=SHORT)
         except UserError as refusal:
-            assert "without --layered" in str(refusal), refusal
+            assert "without layered=True" in str(refusal), refusal
             continue
         assert got.scores == wanted.scores, criterion
         assert got.windows == wanted.windows
@@ -100,7 +100,7 @@ def test_one_layer_is_in_memory_at_a_time(saved) -> None:
 
 
 def test_what_cannot_be_layered_says_so(saved) -> None:
-    with pytest.raises(UserError, match="run without --layered"):
+    with pytest.raises(UserError, match="run without layered=True"):
         score(opened(saved("zamba2"), layered=True), criterion="block_influence", calibration=SHORT)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, argument
 
 
 def targets(module: nn.Module, layers: str, given: str) -> list[str]:
@@ -62,7 +62,8 @@ def adapted(
         except ValueError as error:  # some modules of some models cannot take adapters
             reason = str(error).partition(". ")[0]
             raise UserError(
-                f"lora: targets={names}: {reason}; name others, such as --set targets=q_proj+v_proj"
+                f"lora: targets={names}: {reason}; name others, such as "
+                f"{argument('settings', {'targets': 'q_proj+v_proj'})}"
             ) from error
 
 

@@ -6,7 +6,7 @@ Source: The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887)
 other criteria is ours.
 """
 
-from ...errors import UserError
+from ...errors import UserError, argument
 from ...planning.problem import Choice, Problem
 
 NEEDS = "scores"
@@ -17,8 +17,8 @@ def select(problem: Problem) -> Choice:
     starts = [s for s in range(problem.layers - size + 1) if allowed.issuperset(range(s, s + size))]
     if not starts:
         raise UserError(
-            f"no run of {size} neighbouring layers is free of protected ones; lower --remove, --keep-first or "
-            "--keep-last"
+            f"no run of {size} neighbouring layers is free of protected ones; lower {argument('remove')}, "
+            f"{argument('keep_first')} or {argument('keep_last')}"
         )
     costs = {start: _cost(problem, start, size) for start in starts}
     best = min(costs, key=lambda start: (costs[start], start))
