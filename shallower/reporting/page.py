@@ -1,0 +1,99 @@
+"""Page of the report as data: sections and their parts; the templates say how each kind looks."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from markupsafe import Markup
+
+from .canvas import Drawing
+
+
+class Text(NamedTuple):
+    """Plain text: a ``paragraph``, a ``heading``, a ``note`` in small letters or ``commands`` as in a terminal."""
+
+    text: str
+    kind: str = "paragraph"
+
+
+class Facts(NamedTuple):
+    """Terms with what they are; those without content are left out."""
+
+    terms: Mapping[str, object]
+    kind: str = "facts"
+
+
+class Cell(NamedTuple):
+    """Cell of a table, with a smaller second line; the best of a column is bold."""
+
+    text: object
+    below: object = None
+    best: bool = False
+
+
+class Table(NamedTuple):
+    """Table that scrolls in its own box; ``numbers``: columns set to the right, ``main``: rows that stand out."""
+
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    numbers: Sequence[int]
+    main: Sequence[int]
+    kind: str = "table"
+
+
+class Figure(NamedTuple):
+    """Drawing under its caption."""
+
+    drawing: Drawing
+    caption: str
+    kind: str = "figure"
+
+    @property
+    def svg(self) -> Markup:
+        """The drawing inside the page; all text in it is escaped where it is drawn."""
+        return Markup(self.drawing.svg())
+
+
+class Box(NamedTuple):
+    """Parts one below the other (``box``), side by side (``pair``) or behind a title that opens them (``details``)."""
+
+    parts: Sequence["Part | None"]
+    kind: str = "box"
+    title: str = ""
+
+
+class Section(NamedTuple):
+    """Section under its title; ``style``: a class of its own."""
+
+    title: str
+    parts: Sequence["Part | None"]
+    style: str = ""
+
+
+Part: TypeAlias = Text | Facts | Table | Figure | Box
+
+
+def pair(*parts: Part | None) -> Box:
+    """Parts side by side."""
+    return Box(parts, "pair")
+
+
+def table(
+    head: Iterable[object], rows: Iterable[Iterable[object]], *, numbers: Sequence[int] = (), main: Sequence[int] = ()
+) -> Table:
+    """A table of cells; what is no cell becomes one."""
+    first, *others = ([item if isinstance(item, Cell) else Cell(item) for item in row] for row in (head, *rows))
+    return Table(first, others, numbers, main)
+
+
+def drawings(parts: Iterable[Section | Part | None]) -> Iterator[Drawing]:
+    """All drawings of parts and of what is in them."""
+    for part in parts:
+        if isinstance(part, Figure):
+            yield part.drawing
+        elif isinstance(part, (Section, Box)):
+            yield from drawings(part.parts)
+
+
+def numbered(name: str, number: int) -> str:
+    """A figure's name: the first of its kind has no number."""
+    return name if number == 1 else f"{name}-{number}"
