@@ -10,7 +10,7 @@ from ..results.summary import Summary
 from ..storage.files import replace_files, write_atomic
 from ..storage.ownership import check_replaceable
 from .canvas import is_figure, palette_css
-from .page import Section, drawings
+from .page import Cell, Section, drawings
 from .sections import sections
 
 REPORT_MARK = '<meta name="generator" content="shallower report">'  # stands in the template, too
@@ -23,6 +23,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["cell"] = lambda item: item if isinstance(item, Cell) else Cell(item)
 
 
 def write_report(folder: Path, out: Path) -> Path:

@@ -23,7 +23,7 @@ class Facts(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Cell of a table, with a smaller second line; the best of a column is bold."""
+    """Cell with a smaller second line; the best of a column is bold."""
 
     text: object
     below: object = None
@@ -31,12 +31,12 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Table that scrolls in its own box; ``numbers``: columns set to the right, ``main``: rows that stand out."""
+    """Table of cells or their texts; ``numbers``: columns set to the right, ``main``: rows that stand out."""
 
-    head: Sequence[Cell]
-    rows: Sequence[Sequence[Cell]]
-    numbers: Sequence[int]
-    main: Sequence[int]
+    head: Iterable[object]
+    rows: Iterable[Iterable[object]]
+    numbers: Sequence[int] = ()
+    main: Sequence[int] = ()
     kind: str = "table"
 
 
@@ -70,19 +70,6 @@ class Section(NamedTuple):
 
 
 Part: TypeAlias = Text | Facts | Table | Figure | Box
-
-
-def pair(*parts: Part | None) -> Box:
-    """Parts side by side."""
-    return Box(parts, "pair")
-
-
-def table(
-    head: Iterable[object], rows: Iterable[Iterable[object]], *, numbers: Sequence[int] = (), main: Sequence[int] = ()
-) -> Table:
-    """A table of cells; what is no cell becomes one."""
-    first, *others = ([item if isinstance(item, Cell) else Cell(item) for item in row] for row in (head, *rows))
-    return Table(first, others, numbers, main)
 
 
 def drawings(parts: Iterable[Section | Part | None]) -> Iterator[Drawing]:

@@ -4,7 +4,7 @@ from ...artifacts import Comparison
 from ...results.comparison import title
 from ...results.comparison_text import LEGEND, cells, remarks
 from ...results.summary import Summary
-from ..page import Cell, Part, Section, Text, table
+from ..page import Cell, Part, Section, Table, Text
 
 
 def section(summary: Summary) -> Section | None:
@@ -16,7 +16,7 @@ def section(summary: Summary) -> Section | None:
             [row["name"], *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]
             for row, line in zip(found.rows, cells(found), strict=True)
         ]
-        shown = table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))
-        notes = [Text(line, "note") for line in (f"Base: {found.base}. {LEGEND}", *remarks(found))]
-        parts += [notes[0], shown, *notes[1:]]
+        shown = Table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))
+        parts += [Text(f"Base: {found.base}. {LEGEND}", "note"), shown]
+        parts += [Text(line, "note") for line in remarks(found)]
     return Section("Side by side", parts) if parts else None

@@ -7,7 +7,7 @@ from ...results.healing import gap_closed, gaps, losses, perplexities
 from ...results.summary import Summary, gigabytes, seconds, settings_of
 from ...runtime.format import millions
 from ..figures import learning_figure, progress
-from ..page import Box, Facts, Figure, Part, Section, Text, numbered, pair
+from ..page import Box, Facts, Figure, Part, Section, Text, numbered
 
 CAPTION = "Mean NLL of the next token: on what is trained on, and on texts that are not."
 
@@ -17,7 +17,7 @@ def section(summary: Summary) -> Section | None:
     parts: list[Part] = [*_beside(summary)]
     for number, item in enumerate(summary.dossier.of("healing"), 1):
         figure = Figure(learning_figure(item.record, numbered("healing", number)), CAPTION)
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), pair(figure, _trained(item.record))]
+        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _trained(item.record)], "pair")]
     return Section("Healing by training", parts) if parts else None
 
 
@@ -33,7 +33,7 @@ def _beside(summary: Summary) -> list[Box]:
         if len(both) > 1:
             names = {by: numbered(f"healing-{by}", len(parts) + 1) for by in ("tokens", "seconds")}
             drawn = (progress(both, text, by, name) for by, name in names.items())
-            parts.append(pair(*(Figure(one, f"Perplexity of {text} by what it cost.") for one in drawn)))
+            parts.append(Box([Figure(one, f"Perplexity of {text} by what it cost.") for one in drawn], "pair"))
     return parts
 
 

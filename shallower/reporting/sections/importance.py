@@ -1,19 +1,19 @@
 """Section on the importance of every layer."""
 
 from ...artifacts import Scores
-from ...results.collection import Removal
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import importance_figure
-from ..page import Figure, Section, Text, numbered, pair
+from ..page import Box, Figure, Section, Text, numbered
 
 
 def section(summary: Summary) -> Section | None:
     """Importance per layer, a figure for each set of scores."""
     drawn = [_figure(summary, item.record, number) for number, item in enumerate(summary.dossier.of("scores"), 1)]
-    note = "The lower a layer's score, the less the criterion says it is needed."
-    if summary.main:
-        note += _orange(summary.main)
-    return Section("Importance per layer", [Text(note, "note"), pair(*drawn)]) if drawn else None
+    note, main = "The lower a layer's score, the less the criterion says it is needed.", summary.main
+    if main:  # other criteria would choose other layers
+        went, by = "went" if main.pruned else "would go", main.plan.criterion or main.plan.selection
+        note += f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
+    return Section("Importance per layer", [Text(note, "note"), Box(drawn, "pair")]) if drawn else None
 
 
 def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
@@ -24,10 +24,3 @@ def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
     cost = f"{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}"
     drawing = importance_figure(numbered("importance", number), scores, gone)
     return Figure(drawing, f"{scores.criterion}{settings}: {used}{cost}.")
-
-
-def _orange(main: Removal) -> str:
-    """Whose layers the pictures show in orange; those of other criteria would be others."""
-    by = main.plan.criterion or main.plan.selection
-    went = "went" if main.pruned else "would go"
-    return f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."

@@ -4,7 +4,7 @@ from ...results.collection import CollectedArtifact
 from ...results.summary import EvaluationRow, Summary, TextColumn, perplexity_text
 from ...runtime.format import millions
 from ..figures import bars_figure, curves_figure
-from ..page import Box, Cell, Figure, Section, Text, numbered, pair, table
+from ..page import Box, Cell, Figure, Section, Table, Text, numbered
 
 NOTE = "Below each figure: the ratio to the dense model on the same tokens. Lower is better."
 
@@ -20,7 +20,7 @@ def section(summary: Summary) -> Section | None:
     else:
         drawn = [_bars(summary, column, number) for number, column in enumerate(columns[:4], 1)]
     wide = len(columns) > 2  # then the table gets the whole width
-    return Section("Perplexity", [told, pair(*drawn)] if wide else [pair(told, *drawn)])
+    return Section("Perplexity", [told, Box(drawn, "pair")] if wide else [Box([told, *drawn], "pair")])
 
 
 def _perplexities(summary: Summary) -> Box:
@@ -34,7 +34,7 @@ def _perplexities(summary: Summary) -> Box:
         for row in measured
     ]
     main = [index for index, row in enumerate(measured) if row is summary.main_row]
-    return Box([Text(NOTE, "note"), table(head, rows, numbers=range(1, 2 + len(columns)), main=main)])
+    return Box([Text(NOTE, "note"), Table(head, rows, numbers=range(1, 2 + len(columns)), main=main)])
 
 
 def _parameters(row: EvaluationRow) -> str:

@@ -6,7 +6,7 @@ from ...artifacts import model_of
 from ...results.collection import CollectedArtifact
 from ...results.summary import Summary, seconds, tokens_used
 from ...runtime.provenance import safe_command
-from ..page import Section, Table, Text, table
+from ..page import Section, Table, Text
 
 
 def section(summary: Summary) -> Section:
@@ -39,7 +39,7 @@ def _models(found: list[CollectedArtifact]) -> Table:
             name = item.folder or "this folder"
             written = (name, plan.model.family, len(plan.kept), f"{plan.params_after:,}", own)
             models.setdefault((own, item.path), written)
-    return table(("model", "family", "layers", "parameters", "fingerprint"), models.values(), numbers=(2, 3))
+    return Table(("model", "family", "layers", "parameters", "fingerprint"), models.values(), numbers=(2, 3))
 
 
 def _tokens(found: list[CollectedArtifact]) -> Table | None:
@@ -51,7 +51,7 @@ def _tokens(found: list[CollectedArtifact]) -> Table | None:
             cut = ", ".join(f"{key} {text.get(key)}" for key in ("length", "stride"))
             what = f"{name}: {text.get('tokens')} predicted tokens, {cut}, BOS {text.get('bos')}"
             rows.setdefault(text.get("hash", name), (what, f"evaluation: {item.path}", text.get("hash", "—")))
-    return table(("tokens", "first used by", "hash"), rows.values()) if rows else None
+    return Table(("tokens", "first used by", "hash"), rows.values()) if rows else None
 
 
 def _files(found: list[CollectedArtifact]) -> Table:
@@ -60,7 +60,7 @@ def _files(found: list[CollectedArtifact]) -> Table:
         record, cost = item.record, getattr(item.record, "seconds", None)
         dtype, time = getattr(record, "dtype", "") or "—", seconds(cost) if cost else "—"
         rows.append((item.path, record.kind, record.provenance.created, dtype, time, item.digest[:16]))
-    return table(("file", "kind", "made", "dtype", "time", "SHA-256, first 16"), rows, numbers=(4,))
+    return Table(("file", "kind", "made", "dtype", "time", "SHA-256, first 16"), rows, numbers=(4,))
 
 
 def _versions(found: list[CollectedArtifact]) -> Table | Text:
@@ -70,4 +70,4 @@ def _versions(found: list[CollectedArtifact]) -> Table | Text:
         groups.setdefault(versions, []).append(item.path)
     if len(groups) == 1:
         return Text(*groups)
-    return table(("versions", "files"), ((versions, ", ".join(paths)) for versions, paths in groups.items()))
+    return Table(("versions", "files"), ((versions, ", ".join(paths)) for versions, paths in groups.items()))

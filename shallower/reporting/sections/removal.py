@@ -4,7 +4,7 @@ from ...results.collection import Removal
 from ...results.summary import Summary, percent, seconds, settings_of, tokens_used
 from ...runtime.format import byte_count, layers, millions
 from ..figures import stack_figure
-from ..page import Cell, Facts, Figure, Part, Section, Table, Text, numbered, pair, table
+from ..page import Box, Cell, Facts, Figure, Part, Section, Table, Text, numbered
 
 
 def section(summary: Summary) -> Section | None:
@@ -14,7 +14,7 @@ def section(summary: Summary) -> Section | None:
     for number, removal in enumerate(summary.sets, 1):
         if len(summary.sets) > 1:
             parts.append(Text(f"{len(removal.removed)} of {summary.root.layers}: {removal.name}", "heading"))
-        parts.append(pair(_stack(summary, removal, number), _decision(removal)))
+        parts.append(Box([_stack(summary, removal, number), _decision(removal)], "pair"))
     done = any(removal.pruned for removal in removals)
     return Section("What was removed" if done else "What would be removed", parts) if parts else None
 
@@ -44,7 +44,7 @@ def _removals(summary: Summary) -> Table:
         rows.append((removal.name, which, left, removal.repair or "none", measured, _proof(removal)))
     main = [index for index, removal in enumerate(removals) if removal is summary.main and len(summary.sets) == 1]
     head = ("pruning", "removed", "parameters", "repair", "perplexity", "files")
-    return table(head, rows, numbers=(2, 4), main=main)
+    return Table(head, rows, numbers=(2, 4), main=main)
 
 
 def _proof(removal: Removal) -> str:

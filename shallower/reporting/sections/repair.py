@@ -4,7 +4,7 @@ from ...artifacts import Compensation
 from ...results.healing import perplexity_times
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import drift_figure
-from ..page import Box, Facts, Figure, Part, Section, Text, numbered, pair
+from ..page import Box, Facts, Figure, Part, Section, Text, numbered
 
 CAPTION = (
     "The stream behind each retained layer, on held-out tokens; where it is equal to the dense one nothing is drawn."
@@ -16,7 +16,7 @@ def section(summary: Summary) -> Section | None:
     parts: list[Part] = []
     for number, item in enumerate(summary.dossier.of("compensation"), 1):
         figure = Figure(drift_figure(item.record, numbered("repair", number)), CAPTION)
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), pair(figure, _repaired(item.record))]
+        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _repaired(item.record)], "pair")]
     return Section("Repair without training", parts) if parts else None
 
 

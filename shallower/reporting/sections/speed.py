@@ -7,7 +7,7 @@ from ...results.summary import Summary, gigabytes
 from ...results.timings import middle, setting
 from ...runtime.format import short
 from ..figures import speedups_figure
-from ..page import Box, Cell, Figure, Part, Section, Table, Text, numbered, table
+from ..page import Box, Cell, Figure, Part, Section, Table, Text, numbered
 
 CAPTION = (
     "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: the limit of "
@@ -41,7 +41,7 @@ def _measured(found: Speed) -> Table:
             shown = [short(rate) if rate else "—", gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
             cells = times + shown
         rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), *cells])
-    return table(HEAD, rows, numbers=range(2, 8))
+    return Table(HEAD, rows, numbers=range(2, 8))
 
 
 def _milliseconds(value: Any) -> Cell | str:
@@ -59,5 +59,5 @@ def _analytic(found: Speed) -> Box | None:
     keys = list(dict.fromkeys(key for side in sides for key in found.analytic[side]))
     rows = [[key.replace("_", " "), *(f"{found.analytic[side].get(key, 0):,.0f}" for side in sides)] for key in keys]
     bandwidth = f"; measured memory bandwidth {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
-    inside = table(["", *sides], rows, numbers=range(1, 1 + len(sides)))
+    inside = Table(["", *sides], rows, numbers=range(1, 1 + len(sides)))
     return Box([inside], "details", f"Counted, not measured{bandwidth}") if rows else None

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...results.summary import Summary
 from ..figures import tasks_figure
-from ..page import Box, Cell, Figure, Section, Text, pair, table
+from ..page import Box, Cell, Figure, Section, Table, Text
 
 NOTE = "Higher is better unless the metric says otherwise; ± is the standard error over the items."
 
@@ -28,10 +28,10 @@ def section(summary: Summary) -> Section | None:
         ]
         drawn.append((name, values))
     head = ["task", *(Cell(row.label, row.detail) for row in rows)]
-    told = Box([Text(NOTE, "note"), table(head, lines, numbers=range(1, 1 + len(rows)))])
+    told = Box([Text(NOTE, "note"), Table(head, lines, numbers=range(1, 1 + len(rows)))])
     figure = Figure(tasks_figure("tasks", drawn), "The same with 95 % intervals.")
     wide = len(rows) > 3  # then the table gets the whole width
-    return Section("Tasks", [told, pair(figure)] if wide else [pair(told, figure)])
+    return Section("Tasks", [told, Box([figure], "pair")] if wide else [Box([told, figure], "pair")])
 
 
 def _value(item: dict[str, Any] | None) -> str:
