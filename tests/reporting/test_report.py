@@ -21,6 +21,7 @@ from shallower import UserError, report
 from shallower.artifacts import Comparison, Evaluation, save
 from shallower.reporting.canvas import Drawing, Scale
 from shallower.reporting.html import TEMPLATES
+from shallower.reporting.page import Text
 from shallower.results import collection
 from shallower.results.summary import Summary
 from shallower.runtime.format import short
@@ -168,6 +169,8 @@ def test_every_template_escapes_is_strict_and_is_shipped() -> None:
         assert not re.search(r"\|\s*safe|autoescape", (folder / name).read_text(encoding="utf-8"))
     with pytest.raises(UndefinedError):
         TEMPLATES.get_template("report.html.jinja").render()
+    with pytest.raises(UndefinedError, match="not_shown"):
+        TEMPLATES.get_template("parts.html.jinja").module.show([Text("a", "misspelt")])
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     shipped = project["tool"]["setuptools"]["package-data"]["shallower"]
     assert all(any(fnmatch(f"reporting/templates/{name}", pattern) for pattern in shipped) for name in names)
