@@ -22,6 +22,11 @@ METHOD_FOLDERS = ("criteria", "selection", "compensation", "healing")
 FOLDERS = ["runtime", "storage", "settings", "artifacts", "anatomy", "data", "planning", "walk", "repair", "evaluation"]
 FOLDERS += ["training", "methods", "results", "surgery", "reporting", "stages", "cli"]
 
+SHIPPED = {  # folders without code
+    "data": ("prose/", "The shipped texts: six kinds to calibrate on, another text to evaluate on"),
+    "reporting": ("templates/", "How the report looks: the page, the parts of its sections, its style"),
+}
+
 
 def pages() -> dict[Path, str]:
     """Path -> text of every generated file."""
@@ -185,9 +190,9 @@ def tree() -> str:
         for folder in inside:
             named = ", ".join(item.stem for item in sorted(folder.glob("[a-z]*.py")))
             lines.append("    " + (folder.name + "/").ljust(22) + named)
-        if name == "data":
-            said = "The shipped texts: six kinds to calibrate on, another text to evaluate on"
-            lines.append("    " + "prose/".ljust(22) + said)
+        if name in SHIPPED:
+            folder, said = SHIPPED[name]
+            lines.append("    " + folder.ljust(22) + said)
     return "\n".join(lines) + "\n"
 
 

@@ -244,7 +244,7 @@ class Scale:
 
 
 def frame(drawing: Drawing, x: Scale, y: Scale, *, x_label: str = "", y_label: str = "", whole: bool = True) -> None:
-    """Grid, ticks and labels around a plot; ``whole``: the ticks of x are whole numbers."""
+    """Grid, ticks and labels around a plot, a logarithmic y named so; ``whole``: the ticks of x are whole numbers."""
     for value in y.ticks():
         drawing.line([(x.start, y(value)), (x.end, y(value))], "grid", width=1)
         drawing.text(x.start - 5, y(value) + 4, short(value), colour="soft", anchor="end", size=10.5)
@@ -253,4 +253,4 @@ def frame(drawing: Drawing, x: Scale, y: Scale, *, x_label: str = "", y_label: s
             drawing.text(x(value), y.start + 15, short(value), colour="soft", anchor="middle", size=10.5)
     if x_label:
         drawing.text(x.end, y.start + 30, x_label, colour="soft", anchor="end", size=10.5)
-    drawing.text(0, y.end - 9, y_label, colour="soft")
+    drawing.text(0, y.end - 9, y_label + (", log scale" if y.log else ""), colour="soft")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 from ..artifacts import Compensation, Healing, Scores, Speed
 from ..results.healing import perplexities
@@ -13,6 +14,7 @@ from .canvas import SERIES, WIDTH, Drawing, Scale, frame
 STACK_ROWS = 44  # layers in one column of the stack
 ROW = 14.0
 LEFT, RIGHT = 42.0, WIDTH - 8
+Curve: TypeAlias = tuple[str, list[Number], list[Number]]  # label, x, y
 
 
 def stack_figure(
@@ -40,34 +42,23 @@ def stack_figure(
     for column in range(columns):
         drawing.text(column * width, 12, "layer", colour="soft", size=10.5)
         if scores is not None:
-            drawing.text(
-                column * width + 34 + block,
-                12,
-                "score" + (", log scale" if scale.log else ""),
-                colour="soft",
-                size=10.5,
-            )
+            label = "score" + (", log scale" if scale.log else "")
+            drawing.text(column * width + 34 + block, 12, label, colour="soft", size=10.5)
     for index in range(count):
         left, y = index // rows * width, 22 + index % rows * ROW
         drawing.text(left + 22, y + 10, str(index), colour="gone" if index in gone else "soft", anchor="end", size=10.5)
         colour = "gone" if index in gone else "pale" if index in protected else "kept"
         state = "removed" if index in gone else "protected" if index in protected else "kept"
         value = f", score {short(scores[index])}" if scores is not None else ""
-        drawing.box(
-            left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=f"layer {index}: {state}{value}"
-        )
+        hint = f"layer {index}: {state}{value}"
+        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=hint)
         if gone.get(index) is not None:
-            drawing.text(
-                left + 28 + block / 2, y + 10, ordinal(gone[index] + 1), colour="gone", anchor="middle", size=9.5
-            )
+            middle_x, place = left + 28 + block / 2, ordinal(gone[index] + 1)
+            drawing.text(middle_x, y + 10, place, colour="gone", anchor="middle", size=9.5)
         if scores is not None:
             _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, told=columns == 1)
-    items = [
-        ("kept", "kept", False),
-        *([("protected", "pale", False)] if protected else []),
-        ("removed, in this order", "gone", True),
-    ]
-    drawing.legend(drawing.height - 8, items)
+    items = [("kept", "kept", False), ("protected", "pale", False), ("removed, in this order", "gone", True)]
+    drawing.legend(drawing.height - 8, items if protected else [items[0], items[2]])
     return drawing
 
 
@@ -91,9 +82,7 @@ def importance_figure(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
     gone, values = set(gone), found.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
-    frame(
-        drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first" + (", log scale" if y.log else "")
-    )
+    frame(drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first")
     wide = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
     foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
     for index, value in enumerate(values):
@@ -106,7 +95,7 @@ def importance_figure(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
 def curves_figure(
     name: str,
     title: str,
-    series: list[tuple[str, list[Number], list[Number]]],
+    series: list[Curve],
     *,
     x_label: str,
     y_label: str,
@@ -117,7 +106,7 @@ def curves_figure(
     y = Scale.over([value for _, _, ys in series for value in ys] + [point[2] for point in points], 182, 30)
     every_x = [value for _, xs, _ in series for value in xs] + [point[1] for point in points]
     x = Scale(min(every_x) - 0.5, max(every_x) + 0.5, LEFT, RIGHT)
-    frame(drawing, x, y, x_label=x_label, y_label=y_label + (", log scale" if y.log else ""))
+    frame(drawing, x, y, x_label=x_label, y_label=y_label)
     _lines(drawing, series, x, y)
     for number, (label, one, other) in enumerate(points):
         colour = SERIES[(len(series) + number) % len(SERIES)]
@@ -127,13 +116,7 @@ def curves_figure(
 
 
 def _lines(
-    drawing: Drawing,
-    series: list[tuple[str, list[Number], list[Number]]],
-    x: Scale,
-    y: Scale,
-    *,
-    told: bool = True,
-    gap: Number = math.inf,
+    drawing: Drawing, series: list[Curve], x: Scale, y: Scale, *, told: bool = True, gap: Number = math.inf
 ) -> None:
     """Lines with dots; they are broken where two places are further apart than ``gap``."""
     for number, (label, xs, ys) in enumerate(series):
@@ -142,9 +125,8 @@ def _lines(
         cuts = [0, *(index for index in range(1, len(xs)) if xs[index] - xs[index - 1] > gap), len(xs)]
         for start, end in pairwise(cuts):
             if end - start > 1:
-                drawing.line(
-                    [(x(one), y(other)) for one, other in points[start:end]], colour, dashed=number >= len(SERIES)
-                )
+                path = [(x(one), y(other)) for one, other in points[start:end]]
+                drawing.line(path, colour, dashed=number >= len(SERIES))
         for one, other in points:
             drawing.dot(x(one), y(other), colour, size=2.6, hint=f"{label}, {short(one)}: {short(other)}")
         if told:
@@ -183,13 +165,7 @@ def drift_figure(found: Compensation, name: str = "repair") -> Drawing:
             drawing.box(x(start - 0.5), y.end, x(end + 0.5) - x(start - 0.5), y.start - y.end, "grid")
         label = {"shift": "distance of the mean streams", "error": "relative error of the stream"}[key]
         last = key == "error"
-        frame(
-            drawing,
-            x,
-            y,
-            x_label="layer (shaded: removed)" if last else "",
-            y_label=label + (", log scale" if y.log else ""),
-        )
+        frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label)
         _lines(drawing, series, x, y, told=last, gap=1)
     return drawing
 
@@ -201,19 +177,13 @@ def learning_figure(found: Healing, name: str = "healing") -> Drawing:
     rows = [row for row in found.rows if "loss" in row]
     wide = -(-len(rows) // 150)
     parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
-    series = [
-        (
-            "training",
-            [part[-1]["step"] for part in parts],
-            [sum(row["loss"] for row in part) / len(part) for part in parts],
-        )
-    ]
+    means = [sum(row["loss"] for row in part) / len(part) for part in parts]
+    series = [("training", [part[-1]["step"] for part in parts], means)]
     for note, control in (("", False), (", dense", True)):
         for text, values in perplexities(found, control).items():
             series.append((text + note, [step for step, _ in values], [math.log(value) for _, value in values]))
-    return curves_figure(
-        name, f"Loss while healing by {found.method}", series, x_label="step", y_label="nats per token"
-    )
+    title = f"Loss while healing by {found.method}"
+    return curves_figure(name, title, series, x_label="step", y_label="nats per token")
 
 
 def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) -> Drawing:
@@ -225,7 +195,7 @@ def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) ->
     return curves_figure(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
 
 
-def _positive(found: Compensation, side: str, key: str) -> tuple[str, list[Number], list[Number]]:
+def _positive(found: Compensation, side: str, key: str) -> Curve:
     """The layers where the streams differ, for a scale that has no zero."""
     points = [(float(item["layer"]), float(item[side][key])) for item in found.layers if item[side][key] > 0]
     return side, [place for place, _ in points], [value for _, value in points]
@@ -289,11 +259,8 @@ def speedups_figure(name: str, found: Speed) -> Drawing:
         (setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None])
         for row in found.speedups
     ]
-    drawing = Drawing(
-        name,
-        f"Times as fast as the model that it is held against, on {found.device}",
-        6 + sum(30 + 16 * len(rows) for _, rows in groups),
-    )
+    title = f"Times as fast as the model that it is held against, on {found.device}"
+    drawing = Drawing(name, title, 6 + sum(30 + 16 * len(rows) for _, rows in groups))
     scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
     y = 0.0
     for heading, rows in groups:
@@ -301,9 +268,8 @@ def speedups_figure(name: str, found: Speed) -> Drawing:
         for number, (key, value) in enumerate(rows):
             at, (label, colour) = y + 21 + 16 * number, PHASES[key]
             drawing.text(0, at + 9, label, colour="soft", size=10.5)
-            drawing.box(
-                58, at, max(scale(value) - 58, 1), 10, colour, hint=f"{heading}, {label}: {value:.3f} times as fast"
-            )
+            hint = f"{heading}, {label}: {value:.3f} times as fast"
+            drawing.box(58, at, max(scale(value) - 58, 1), 10, colour, hint=hint)
             drawing.text(scale(value) + 5, at + 9, f"×{value:.2f}", size=10.5)
         drawing.line([(scale(1), y + 19), (scale(1), y + 19 + 16 * len(rows))], "ink", width=1.2, dashed=True)
         y += 30 + 16 * len(rows)

@@ -1,32 +1,29 @@
 """HTML report: one self-contained page, and its figures, made from artifacts alone."""
 
-from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import UserError, argument
 from ..results.collection import collect
+from ..results.summary import Summary
 from ..storage.files import replace_files, write_atomic
 from ..storage.ownership import check_replaceable
-from . import measurements, sections
 from .canvas import is_figure, palette_css
-from .markup import Markup, joined, tag
-from .provenance import provenance_section
-from .sections import Page
+from .page import Cell, Section, drawings
+from .sections import sections
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is fetched, no script runs
-REPORT_MARK = '<meta name="generator" content="shallower report">'
-SECTIONS: tuple[Callable[[Page], Markup | None], ...] = (
-    sections.removed_section,
-    sections.importance_section,
-    measurements.quality_section,
-    measurements.tasks_section,
-    sections.repair_section,
-    sections.healing_section,
-    measurements.speed_section,
-    measurements.comparison_section,
-    provenance_section,
+REPORT_MARK = '<meta name="generator" content="shallower report">'  # stands in the template, too
+TEMPLATES = Environment(
+    loader=PackageLoader(__package__),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=lambda value: "" if value is None else value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
+TEMPLATES.filters["cell"] = lambda item: item if isinstance(item, Cell) else Cell(item)
 
 
 def write_report(folder: Path, out: Path) -> Path:
@@ -37,10 +34,12 @@ def write_report(folder: Path, out: Path) -> Path:
     """
     figures = out.with_suffix("")
     check_report(out, figures)
-    page = Page(collect(folder))
-    text = html(page)
-    contents = {f"{drawing.name}.svg": drawing.file().encode() for drawing in page.drawings}
-    contents |= {f"{drawing.name}.png": drawing.png() for drawing in page.drawings}
+    summary = Summary(collect(folder))
+    parts = sections(summary)
+    text = html(summary, parts)
+    contents = {}
+    for drawing in drawings(parts):
+        contents |= {f"{drawing.name}.svg": drawing.file().encode(), f"{drawing.name}.png": drawing.png()}
     replace_files(figures, contents, is_figure)
     return write_atomic(out, text)
 
@@ -59,40 +58,8 @@ def check_report(out: Path, figures: Path) -> None:
     check_replaceable(figures, (), is_figure)
 
 
-def html(page: Page) -> str:
+def html(summary: Summary, parts: list[Section]) -> str:
     """The whole page."""
-    parts = [made for part in SECTIONS if (made := part(page)) is not None]
-    name = page.findings.name
-    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    head = [
-        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{REPORT_MARK}\n'),
-        tag("title", f"{name}, made shallower"),
-        tag("style", Markup(palette_css() + "\n" + style)),
-    ]
-    main = tag("main", _top(page), joined(parts, "\n"), _foot(page))
-    return f'<!doctype html>\n<html lang="en">\n{tag("head", *head)}\n{tag("body", main)}\n</html>\n'
-
-
-def _top(page: Page) -> Markup:
-    root = page.findings.root
-    kicker = (
-        f"shallower report · {root.family}, {root.layers} layers, fingerprint {root.fingerprint}"
-        if root
-        else "shallower report"
-    )
-    cards = [tag("li", tag("b", figure), tag("span", what)) for figure, what in page.findings.key_figures()]
-    line = tag(
-        "p", page.findings.headline().replace(" %", "\u00a0%"), class_="headline"
-    )  # a sign alone on a line looks lost
-    shown = tag("ul", *cards, class_="cards") if cards else None
-    return tag("header", tag("p", kicker, class_="kicker"), tag("h1", page.findings.name), line, shown)
-
-
-def _foot(page: Page) -> Markup:
-    dates = sorted(item.record.provenance.created[:10] for item in page.dossier.found)
-    span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return tag(
-        "footer",
-        f"Made by shallower from {len(page.dossier.found)} artifacts of {span}; nothing in it was entered by hand.",
-    )
+    days = sorted(item.record.provenance.created[:10] for item in summary.dossier.found)
+    page = TEMPLATES.get_template("report.html.jinja")
+    return page.render(summary=summary, sections=parts, palette=palette_css(), days=days)

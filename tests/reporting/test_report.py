@@ -4,18 +4,24 @@ makes of it.
 
 import json
 import re
+import tomllib
 from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import artifacts_by_hand as hand
 import browser
 import pytest
 from commands import status
+from jinja2 import StrictUndefined, UndefinedError
 
 from shallower import UserError, report
 from shallower.artifacts import Comparison, Evaluation, save
 from shallower.reporting.canvas import Drawing, Scale
+from shallower.reporting.html import TEMPLATES
+from shallower.reporting.page import Text
 from shallower.results import collection
 from shallower.results.summary import Summary
 from shallower.runtime.format import short
@@ -127,7 +133,8 @@ def test_the_same_artifacts_give_the_same_bytes(folder) -> None:
 
 
 def test_what_artifacts_say_is_escaped(tmp_path) -> None:
-    evil = "<script>alert(1)</script>\"'&"
+    """No name is markup, and none is a template."""
+    evil = "<script>alert(1)</script>\"'& {{ 7 * 7 }} {% include 'report.css' %}"
     records = hand.everything()
     model = replace(hand.DENSE, source=f"org/{evil}")
     records["scores.json"] = replace(records["scores.json"], criterion=evil, model=model, settings={evil: evil})
@@ -142,6 +149,31 @@ def test_what_artifacts_say_is_escaped(tmp_path) -> None:
     assert "script" not in page.tags and evil in page.text
     for path in (tmp_path / "run" / "report").glob("*.svg"):
         assert "<script" not in path.read_text()
+
+
+def test_a_model_named_like_a_tag(tmp_path) -> None:
+    records = hand.everything()
+    model = replace(hand.DENSE, source="org/<script>", family="<b>")
+    records |= {"plan.json": hand.plan(model), "model/shallower.json": hand.pruned(hand.plan(model), "small0")}
+    page = report(hand.write(tmp_path / "run", records)).read_text(encoding="utf-8")
+    assert "<h1>&lt;script&gt;</h1>" in page and "&lt;b&gt;, 8 layers" in page and "<script" not in page
+
+
+def test_every_template_escapes_is_strict_and_is_shipped() -> None:
+    """Nothing is let through unescaped in a template, a missing value is an error, and a wheel holds them all."""
+    names = TEMPLATES.list_templates()
+    folder = resources.files("shallower.reporting") / "templates"
+    assert {"report.html.jinja", "parts.html.jinja", "report.css"} <= set(names)
+    assert TEMPLATES.autoescape is True and TEMPLATES.undefined is StrictUndefined
+    for name in names:
+        assert not re.search(r"\|\s*safe|autoescape", (folder / name).read_text(encoding="utf-8"))
+    with pytest.raises(UndefinedError):
+        TEMPLATES.get_template("report.html.jinja").render()
+    with pytest.raises(UndefinedError, match="not_shown"):
+        TEMPLATES.get_template("parts.html.jinja").module.show([Text("a", "misspelt")])
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = project["tool"]["setuptools"]["package-data"]["shallower"]
+    assert all(any(fnmatch(f"reporting/templates/{name}", pattern) for pattern in shipped) for name in names)
 
 
 def test_dense_artifacts_alone_make_a_report(tmp_path) -> None:

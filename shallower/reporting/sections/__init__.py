@@ -1,0 +1,12 @@
+"""Sections of the report, a file each: ``section(summary)``, None where there is nothing to say."""
+
+from ...results.summary import Summary
+from ..page import Section
+from . import comparison, healing, importance, perplexity, provenance, removal, repair, speed, tasks
+
+ORDER = (removal, importance, perplexity, tasks, repair, healing, speed, comparison, provenance)
+
+
+def sections(summary: Summary) -> list[Section]:
+    """The sections that have something to say, as they follow each other."""
+    return [made for module in ORDER if (made := module.section(summary))]

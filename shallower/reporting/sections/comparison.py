@@ -1,0 +1,22 @@
+"""Section on models side by side, with intervals."""
+
+from ...artifacts import Comparison
+from ...results.comparison import title
+from ...results.comparison_text import LEGEND, cells, remarks
+from ...results.summary import Summary
+from ..page import Cell, Part, Section, Table, Text
+
+
+def section(summary: Summary) -> Section | None:
+    """The table of every comparison between its base and its remarks."""
+    parts: list[Part] = []
+    for item in summary.dossier.of("comparison"):
+        found: Comparison = item.record
+        rows = [
+            [row["name"], *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]
+            for row, line in zip(found.rows, cells(found), strict=True)
+        ]
+        shown = Table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))
+        parts += [Text(f"Base: {found.base}. {LEGEND}", "note"), shown]
+        parts += [Text(line, "note") for line in remarks(found)]
+    return Section("Side by side", parts) if parts else None

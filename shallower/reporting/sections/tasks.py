@@ -1,0 +1,42 @@
+"""Section on tasks with their standard errors."""
+
+from typing import Any
+
+from ...results.summary import Summary
+from ..figures import tasks_figure
+from ..page import Box, Cell, Figure, Section, Table, Text
+
+NOTE = "Higher is better unless the metric says otherwise; ± is the standard error over the items."
+
+
+def section(summary: Summary) -> Section | None:
+    """Every task a row, every model a column, and the same as a figure."""
+    rows = [row for row in summary.rows if row.evaluation.tasks]
+    names = list(dict.fromkeys(name for row in rows for name in row.evaluation.tasks))
+    if not names:
+        return None
+    lines, drawn = [], []
+    for name in names:
+        items = [row.evaluation.tasks.get(name) for row in rows]
+        known = next(filter(None, items))
+        what = Cell(name, f"{known.get('metric')}, {known.get('count')} items")
+        lines.append([what, *map(_value, items)])
+        values = [
+            (f"{row.label} ({row.detail})", float(item["value"]), _error(item))
+            for row, item in zip(rows, items, strict=True)
+            if item
+        ]
+        drawn.append((name, values))
+    head = ["task", *(Cell(row.label, row.detail) for row in rows)]
+    told = Box([Text(NOTE, "note"), Table(head, lines, numbers=range(1, 1 + len(rows)))])
+    figure = Figure(tasks_figure("tasks", drawn), "The same with 95 % intervals.")
+    wide = len(rows) > 3  # then the table gets the whole width
+    return Section("Tasks", [told, Box([figure], "pair")] if wide else [Box([told, figure], "pair")])
+
+
+def _value(item: dict[str, Any] | None) -> str:
+    return "—" if item is None else f"{item['value']:.3f} ± {_error(item):.3f}"
+
+
+def _error(item: dict[str, Any]) -> float:
+    return float(item["stderr"] or 0)
