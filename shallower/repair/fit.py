@@ -21,7 +21,7 @@ from ..storage.journal import Journal, JournalPart
 from ..walk.removals import all_nll
 from ..walk.run import dtype_name, journal_of, samples_of, timed
 from .case import Case, Fitted
-from .paired import drift
+from .drift import drift
 from .state import RepairState
 
 HELD_OUT = 8  # one sample in so many is not fitted on

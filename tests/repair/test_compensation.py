@@ -21,7 +21,8 @@ from shallower.anatomy.patch import Edit, patched
 from shallower.artifacts import Removal
 from shallower.errors import DiskError
 from shallower.repair.case import Case, Fitted, half_strength
-from shallower.repair.paired import PairedWalk, drift
+from shallower.repair.drift import drift
+from shallower.repair.paired import PairedWalk
 from shallower.repair.ridge import Normal, map_of
 from shallower.repair.state import RepairState
 from shallower.repair.suffix import SuffixLoss

@@ -11,7 +11,7 @@ Source: ours, the ablation of the projection of GradMAP (arXiv 2602.14649).
 
 from ...errors import Refusal
 from ...repair.case import Case, Fitted, best_of, edits
-from ...repair.paired import DriftSums
+from ...repair.drift import DriftSums
 
 
 def fit(case: Case) -> Fitted:

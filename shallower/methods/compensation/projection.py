@@ -17,7 +17,7 @@ from typing import Literal
 
 from ...errors import Refusal
 from ...repair.case import Case, Fitted, best_of, edits
-from ...repair.paired import DriftSums
+from ...repair.drift import DriftSums
 from ...repair.ridge import GRID, Normal, map_of
 
 

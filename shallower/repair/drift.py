@@ -1,0 +1,62 @@
+"""Drift, the distance of the pruned stream from the dense one behind every retained layer."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..anatomy.patch import Patch
+from ..artifacts.removal import Removal
+from .paired import PairedBatch, PairedWalk, part_of_layer
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the pruned stream is from the dense one behind a retained layer.
+
+    Attributes:
+        layer: the layer.
+        shift: distance of the mean streams.
+        relative_shift: that, as a share of the length of the dense mean.
+        error: root of the mean squared distance, as a share of the root of the mean squared length of the dense
+            stream.
+    """
+
+    layer: int
+    shift: float
+    relative_shift: float
+    error: float
+
+
+def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[Drift]:
+    """The drift behind every retained layer of the pruned model with these changes."""
+    found, walk = [], PairedWalk(model, tokens, removal)
+    for step in walk:
+        step.take(part_of_layer(model, patch, step.index))
+        sums = DriftSums()
+        for batch in step.batches():
+            sums.add(batch)
+        found.append(sums.of(step.index))
+    return found
+
+
+class DriftSums:
+    """Sums of streams in float64, from which the drift behind one layer is read."""
+
+    def __init__(self):
+        self.count, self.distance, self.length = 0, 0.0, 0.0
+        self.pruned: Tensor | float = 0.0
+        self.same: Tensor | float = 0.0
+
+    def add(self, batch: PairedBatch) -> None:
+        pruned, same = batch.after.double(), batch.same.double()
+        self.count += len(pruned)
+        self.pruned, self.same = self.pruned + pruned.sum(0), self.same + same.sum(0)
+        self.distance += float((pruned - same).square().sum())
+        self.length += float(same.square().sum())
+
+    def of(self, layer: int) -> Drift:
+        shift = float((self.pruned - self.same).norm()) / self.count
+        size = float(self.same.norm()) / self.count
+        return Drift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)
