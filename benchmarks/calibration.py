@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from calibration_tables import DATA_FREE, REPAIR, Removed, updated
 from harness.machine import machine, others
-from harness.store import DATA, FP32, ROOT, begun, removal, save
+from harness.pieces import ended, parsed, parser_of
+from harness.store import FP32, ROOT, begun, removal, save
 
 from shallower import (
     Amount,
@@ -558,39 +559,29 @@ def only(names: Iterable[str]) -> str:
 
 def main() -> None:
     """Read the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "calibration", trial="tiny", without=("again", "only"))
     sizes, names = [*map(str, FULL["sizes"])], (*CRITERIA, DATA_FREE, REPAIR)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of texts, also $SHALLOWER_DATA (%(default)s)")
     parser.add_argument("--models", type=Path, nargs="+", help="models to measure (the demo's and a second one)")
     parser.add_argument("--kinds", nargs="+", choices=EVERY_KIND, metavar="KIND", help=only(EVERY_KIND))
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help=only(sizes) + " samples")
     parser.add_argument("--criteria", nargs="+", choices=names, metavar="NAME", help=only(names))
     parser.add_argument("--budget", default="1000h", help="begin no piece after so long, such as 40m")
-    parser.add_argument("--out", type=Path, help="the results, with the page beside them")
-    parser.add_argument("--tiny", action="store_true", help="a smoke test: a random model, made-up words; needs --out")
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--table", action="store_true", help="only remake the page from the results")
-    given = parser.parse_args()
-    if given.tiny and not given.out:
-        parser.error("--tiny needs --out FILE, so that the real results stay as they are")
+    given = parsed(parser, "calibration", trial="tiny")
     settings = TINY if given.tiny else FULL
     unknown = sorted(set(given.sizes or []) - set(settings["sizes"]))
     if unknown:
         parser.error(f"--sizes {unknown[0]}: there are {', '.join(map(str, settings['sizes']))}")
-    out, budget = given.out or RESULTS, seconds_of(given.budget, "--budget")
+    out, budget = given.out, seconds_of(given.budget, "budget")
     if not given.table:
         with tempfile.TemporaryDirectory() as folder:
             texts = Path(folder)
             made_up_texts(texts) if given.tiny else written_texts(given.data, texts)
             models = given.models or ([tiny_model(texts)] if given.tiny else usual_models())
             CalibrationBench(models, texts, out, settings, given).run(budget)
-    page = out.with_suffix(".md") if given.out else PAGE
+    page = PAGE if out == RESULTS else out.with_suffix(".md")
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     print(write_atomic(page, updated(before, json.loads(out.read_text(encoding="utf-8")))))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    ended(main)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 from harness.machine import machine
-from harness.store import CALIBRATION, DATA, FP32, ROOT, TEXTS, begun, removal, save
+from harness.pieces import check_data, ended, parsed, parser_of
+from harness.store import CALIBRATION, FP32, TEXTS, begun, removal, save
 
 from shallower import (
     Amount,
@@ -291,28 +292,15 @@ def short_table(content: dict) -> str:
 
 def main() -> None:
     """Read the arguments; ``--one`` with ``--tokens`` is how the script starts itself for a single criterion."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the results; the tables go beside it (benchmarks/results/criteria.json)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a smoke test: 1 and 2 layers, 1024 tokens; needs --out")
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--again", metavar="PREFIX", help="make the pieces anew whose name begins so, such as score")
-    parser.add_argument("--table", action="store_true", help="only remake the tables from the results")
+    parser = parser_of(__doc__, "criteria", without=("only",))
     parser.add_argument("--one", choices=CRITERIA, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    out = given.out or ROOT / "benchmarks/results/criteria.json"
+    given = parsed(parser, "criteria")
+    out = given.out
     if given.one:
         return score_alone(given.one, given.tokens, out)
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
     if not given.table:
-        if not (given.data / CALIBRATION).is_file():
-            raise UserError(f"no {CALIBRATION} in {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
+        check_data(given.data, CALIBRATION)
         bench = Bench(given.data, out, QUICK if given.quick else FULL, restart=given.restart)
         for key in [key for key in bench.pieces if given.again and key.startswith(given.again)]:
             del bench.pieces[key]
@@ -321,7 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    ended(main)

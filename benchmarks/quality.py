@@ -6,7 +6,6 @@ disk before the next one begins, so a second start goes on where the first one e
 file alone.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 from criteria import CRITERIA, KEPT, TOGETHER, Bench, Spec, specs
 from harness.machine import machine, others
-from harness.store import CALIBRATION, DATA, FP32, ROOT, TEXTS, begun, removal, save
+from harness.pieces import check_data, ended, parsed, parser_of
+from harness.store import CALIBRATION, FP32, TEXTS, begun, removal, save
 from quality_tables import Removed, cells, ratio, sets, tables
 
 from shallower import (
@@ -439,33 +439,14 @@ class Quality(Bench):
 
 def main() -> None:
     """Read the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the results; the tables go beside it (benchmarks/results/quality.json)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: 2 layers, few plans and tokens; needs --out"
-    )
-    parser.add_argument(
-        "--only", metavar="PREFIX", default="", help="only pieces whose name begins so, such as 'repair 6 sequential'"
-    )
+    parser = parser_of(__doc__, "quality")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin no piece after so many; a second start goes on"
     )
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--again", metavar="PREFIX", help="make the pieces anew whose name begins so, such as repair")
-    parser.add_argument("--table", action="store_true", help="only remake the tables from the results")
-    given = parser.parse_args()
-    out = given.out or ROOT / "benchmarks/results/quality.json"
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
+    given = parsed(parser, "quality")
+    out = given.out
     if not given.table:
-        for name in (CALIBRATION, *TEXTS, *BOOKS):
-            if not (given.data / name).is_file():
-                raise UserError(f"no {name} in {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
+        check_data(given.data, CALIBRATION, *TEXTS, *BOOKS)
         bench = Quality(given.data, out, QUICK if given.quick else FULL, restart=given.restart)
         for key in [key for key in bench.pieces if given.again and key.startswith(given.again)]:
             del bench.pieces[key]
@@ -474,7 +455,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    ended(main)

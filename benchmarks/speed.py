@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from harness import big, plain
 from harness.machine import BUSY, machine, others
-from harness.store import CALIBRATION, DATA, begun, save
+from harness.pieces import check_data, ended, parsed, parser_of
+from harness.store import CALIBRATION, begun, save
 
 from shallower import Amount, Calibration, Compute, SelectionOptions, UserError, methods, open_model, plan, score
 from shallower.anatomy.kernels import fast_products
@@ -279,7 +280,7 @@ def run(given: argparse.Namespace, out: Path) -> int:
     pieces, failed = content["pieces"], 0
     for name in [name for name in pieces if given.again and name.startswith(given.again)]:
         del pieces[name]
-    begins = given.again or given.only or ""
+    begins = given.again or given.only
     missing = [name for name in jobs(given) if name not in pieces and name.startswith(begins)]
     if not missing:
         print("nothing is left to measure; --again NAME measures anew", file=sys.stderr)
@@ -290,6 +291,8 @@ def run(given: argparse.Namespace, out: Path) -> int:
         given.data,
         "--work",
         given.work,
+        "--out",
+        out,
         *(["--quick"] if given.quick else []),
     ]
     command += ["--group", given.group] if given.group else []
@@ -545,41 +548,23 @@ def main() -> None:
     """Read the arguments; ``--piece`` is how the script starts itself for one piece, whose result is one
     line of JSON.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder of the texts, also $SHALLOWER_DATA (%(default)s)"
-    )
+    parser = parser_of(__doc__, "speed")
     place = Path(tempfile.gettempdir()) / "shallower-speed"
     parser.add_argument(
         "--work", type=Path, default=place, help="folder for the large model, about 40 GB (%(default)s)"
     )
-    parser.add_argument(
-        "--out", type=Path, help="the results; the table goes beside it (benchmarks/results/speed.json)"
-    )
-    parser.add_argument(
-        "--only", metavar="NAME", help="only pieces whose name begins so, such as small or 'big writing'"
-    )
-    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so, and no others")
-    parser.add_argument(
-        "--quick", action="store_true", help="a trial with few tokens and a smaller large model; needs --out"
-    )
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--table", action="store_true", help="only remake the table from the results")
     parser.add_argument("--group", type=Path, help="control group in which the limited one is made (the process's own)")
     parser.add_argument("--piece", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parsed(parser, "speed")
     given.work = given.work.resolve()
     if given.piece:
         with others() as shared:
             found = jobs(given)[given.piece]()
         print(json.dumps(found | shared))
         return
-    out, failed = given.out or big.ROOT / "benchmarks/results/speed.json", 0
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
+    out, failed = given.out, 0
     if not given.table:
-        if not (given.data / CALIBRATION).is_file():
-            raise UserError(f"no {CALIBRATION} in {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
+        check_data(given.data, CALIBRATION)
         failed = run(given, out)
     if out.is_file():
         print(write_atomic(out.with_suffix(".md"), table(json.loads(out.read_text()))))
@@ -592,7 +577,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    ended(main)

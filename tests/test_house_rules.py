@@ -157,6 +157,15 @@ def test_only_the_command_line_writes_options() -> None:
                     assert not re.search(r"--[a-z]", node.value), f"{path.name}:{node.lineno}: {node.value!r}"
 
 
+def test_commands_have_at_most_twelve_parameters() -> None:
+    """What belongs together is one dataclass of options (``cli.options.command``)."""
+    nodes = [node for path in sorted((PACKAGE / "cli").glob("*.py")) for node in ast.parse(path.read_text()).body]
+    commands = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    commands = [node for node in commands if any(getattr(one, "id", "") == "command" for one in node.decorator_list)]
+    counts = {node.name: len(node.args.args) + len(node.args.kwonlyargs) for node in commands}
+    assert len(counts) == 13 and max(counts.values()) <= 12, counts
+
+
 def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.machine import others
 from harness.store import DATA, ROOT, begun, save
-from shallower import UserError
+from shallower.errors import UserError, arguments_as_options
 from shallower.runtime.progress import shown
 from shallower.storage.files import write_atomic
 
@@ -39,30 +39,56 @@ def run(
         table: the content of the file in Markdown.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        _run(_arguments(doc, name), beside, settings, about, jobs, table)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    ended(lambda: _run(parsed(parser_of(doc, name), name), beside, settings, about, jobs, table))
 
 
-def _arguments(doc: str, name: str) -> argparse.Namespace:
+def ended(main: Callable[[], None]) -> None:
+    """Run a benchmark; what a user can mend ends the process with a line that names options."""
+    with arguments_as_options({}):
+        try:
+            main()
+        except (UserError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+
+def parser_of(doc: str, name: str, *, trial: str = "quick", without: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """A parser with the options that benchmarks in pieces share.
+
+    Args:
+        name: of the file of results.
+        trial: the option of a quick trial.
+        without: options that this one does not take.
+    """
+    shared = {
+        "data": {"type": Path, "default": DATA, "help": "folder of the texts, also $SHALLOWER_DATA (%(default)s)"},
+        "out": {"type": Path, "help": f"the results; the table goes beside it (benchmarks/results/{name}.json)"},
+        trial: {"action": "store_true", "help": "a trial with little of everything; needs --out"},
+        "again": {"metavar": "NAME", "help": "measure the pieces anew whose name begins so"},
+        "only": {"metavar": "NAME", "default": "", "help": "only pieces whose name begins so"},
+        "restart": {"action": "store_true", "help": "begin anew"},
+        "table": {"action": "store_true", "help": "only remake the table from the results"},
+    }
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=DATA, help="folder of the texts, the other data beside it (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help=f"the results; the table goes beside it (benchmarks/results/{name}.json)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a trial with little of everything; needs --out")
-    parser.add_argument("--again", metavar="NAME", help="measure the pieces anew whose name begins so")
-    parser.add_argument("--only", metavar="NAME", default="", help="only pieces whose name begins so")
-    parser.add_argument("--restart", action="store_true", help="begin anew")
-    parser.add_argument("--table", action="store_true", help="only remake the table from the results")
+    for option, how in shared.items():
+        if option not in without:
+            parser.add_argument(f"--{option}", **how)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, name: str, *, trial: str = "quick") -> argparse.Namespace:
+    """The arguments, with the place of the results settled; a trial must not replace the real ones."""
     given = parser.parse_args()
-    if given.quick and not given.out:
-        parser.error("--quick needs --out FILE, so that the real results stay as they are")
+    if getattr(given, trial) and not given.out:
+        parser.error(f"--{trial} needs --out FILE, so that the real results stay as they are")
     given.out = given.out or ROOT / f"benchmarks/results/{name}.json"
     return given
+
+
+def check_data(data: Path, *names: str) -> None:
+    """Raise a UserError unless these texts are in the folder of the texts."""
+    for name in names:
+        if not (data / name).is_file():
+            raise UserError(f"no {name} in {data}: say with --data or $SHALLOWER_DATA where the texts are")
 
 
 def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], about, jobs, table) -> None:

@@ -15,7 +15,6 @@ from ..settings.amount import Amount
 from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
 from ..settings.fields import flag_of, options_of
-from ..settings.quantities import numbers_of
 from ..settings.training import Training
 from ..settings.writing import Writing
 from ..stages.repair_options import FITTED, RepairOptions
@@ -23,7 +22,21 @@ from ..stages.selection_options import Scoring, SelectionOptions
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import place
 from .method_settings import criteria_named, one_criterion, settings_by_criterion, split_settings
-from .options import As, Folder, GivenOptions, Json, ModelArgument, Out, Settings, command, finish, key_values, running
+from .options import (
+    As,
+    EvalText,
+    Folder,
+    GivenOptions,
+    Json,
+    ModelArgument,
+    Out,
+    Settings,
+    command,
+    finish,
+    key_values,
+    running,
+)
+from .prune_options import PruneOptions
 
 SCORED = {
     flag_of(field).partition("/")[0] for kind in (Scoring, Calibration, Compute) for field in options_of(kind).values()
@@ -32,15 +45,6 @@ CHOSEN = {
     flag_of(field).partition("/")[0] for kind in (Amount, SelectionOptions) for field in options_of(kind).values()
 }
 COMPUTED = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
-EvalText = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--eval-text",
-        metavar="FILE",
-        help="text to measure perplexity on; may be repeated; by default the shipped prose",
-    ),
-]
-PlanFile = Annotated[str | None, typer.Option("--plan", metavar="FILE", help="a plan.json made for this model")]
 OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method"}))
 RemoteCode = As(only=frozenset({"trust_remote_code"}))
 
@@ -134,56 +138,41 @@ def prune(
     repair: Annotated[RepairOptions | None, OnlyRepair],
     writing: Writing,
     given: GivenOptions,
-    plan: PlanFile = None,
-    layers: Annotated[
-        str | None, typer.Option("--drop", metavar="LAYERS", help="exactly these layers, such as 3,8-10; no protection")
-    ] = None,
-    texts: EvalText = None,
-    compensate_samples: Annotated[
-        int | None,
-        typer.Option("--compensate-samples", metavar="N", help=f"samples to fit --compensate on, at most [{FITTED}]"),
-    ] = None,
-    settings: Settings = None,
+    own: PruneOptions,
     json: Json = False,
 ) -> None:
     """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
-    ways = [name for name, value in (("--plan", plan), ("--drop", layers), ("an amount", amount)) if value is not None]
-    if len(ways) != 1:
-        what = f"{' and '.join(ways)} were given" if ways else "say what to remove"
-        raise UserError(f"{what}: give one of --plan, --drop, --remove, --ratio and the targets (see --help)")
+    way = own.way(amount)
     if amount is None:
-        own = (SCORED | CHOSEN) - COMPUTED - ({"--set"} if repair else set())
+        silent = (SCORED | CHOSEN) - COMPUTED - ({"--set"} if repair else set())
         keep = {flag_of(field) for field in options_of(Calibration).values()} if repair else set()
         given.refuse(
-            own - keep | ({"--samples"} if repair else set()) | {"--eval-text"}, f"{ways[0]} says which layers go"
+            silent - keep | ({"--samples"} if repair else set()) | {"--eval-text"}, f"{way} says which layers go"
         )
-    if repair is None and compensate_samples is not None:
+    if repair is None and own.compensate_samples is not None:
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
-    dropped = _dropped(layers)
+    dropped, texts = own.dropped(), listed_paths(own.texts)
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
     mine, its, theirs = split_settings(
-        key_values(settings), criterion if amount else None, choosing.selection if amount else None, repair
+        key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair
     )
-    fitting = replace(calibration, samples=compensate_samples or FITTED, at_most=True)
+    fitting = replace(calibration, samples=own.compensate_samples or FITTED, at_most=True)
     how = RepairOptions(repair.method, theirs, fitting) if repair is not None else None
     check_readable(calibration.texts)
-    check_readable(listed_paths(texts), "texts")
-    check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, *listed_paths(texts), model])
-    if plan is not None and not place(plan).is_file():
-        raise UserError(f"no plan file at {plan}: give the file that plan wrote")
+    check_readable(texts, "texts")
+    check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
+    own.check_plan()
     with running():
         journaled = importlib.import_module("shallower.storage.journal").journaled
         with journaled(out):
             opened = api.open_model(model, compute)
-            chosen: Any = plan
-            if layers is not None:
+            chosen: Any = own.plan
+            if dropped:
                 chosen = api.drop(opened, dropped)
             elif amount is not None:
                 scored = {"criterion": criterion, "settings": mine, "calibration": calibration}
-                chosen = api.plan(
-                    opened, amount=amount, choosing=with_settings(choosing, its), texts=texts or (), **scored
-                )
+                chosen = api.plan(opened, amount=amount, choosing=with_settings(choosing, its), texts=texts, **scored)
             result = api.prune(opened, chosen, out=out, compensating=how, writing=writing)
         finish(result, json, "pruned", out)
 
@@ -253,15 +242,6 @@ def heal(
             model, data=data or (), dataset=dataset, train_tokens=train_tokens, out=out, overwrite=overwrite, **how
         )
         finish(result, json, "healing", out)
-
-
-def _dropped(text: str | None) -> tuple[int, ...]:
-    """Layers named by --drop, each once."""
-    found = numbers_of(text, "layers") if text is not None else ()
-    twice = next((index for index in found if found.count(index) > 1), None)
-    if twice is not None:
-        raise UserError(f"--drop names layer {twice} twice; name each layer once")
-    return found
 
 
 def _needs_increase(amount: Amount, texts: list[str] | None) -> None:

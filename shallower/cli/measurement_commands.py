@@ -19,9 +19,21 @@ from ..settings.speed import Grid
 from ..stages.selection_options import Scoring, SelectionOptions
 from ..storage.ownership import artifact_place
 from ..storage.paths import kind_of, place
-from .commands import EvalText, with_settings
+from .commands import with_settings
 from .method_settings import one_criterion, split_settings
-from .options import As, GivenOptions, Json, ModelArgument, Out, Settings, command, finish, key_values, running
+from .options import (
+    As,
+    EvalText,
+    GivenOptions,
+    Json,
+    ModelArgument,
+    Out,
+    Settings,
+    command,
+    finish,
+    key_values,
+    running,
+)
 
 
 @command

@@ -36,9 +36,10 @@ Folder = Annotated[
     Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model; it appears only when complete")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the artifact on stdout and nothing else")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a method's own setting; may be repeated")
-]
+SETTING_HELP = "a method's own setting; may be repeated"
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SETTING_HELP)]
+EVAL_TEXT_HELP = "text to measure perplexity on; may be repeated; by default the shipped prose"
+EvalText = Annotated[list[str] | None, typer.Option("--eval-text", metavar="FILE", help=EVAL_TEXT_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="also show what libraries log, and where an error was raised")
