@@ -1,11 +1,11 @@
 """Perplexity of many virtual removals of one model: all are walked together and share what they have in common."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ..anatomy.model import Model
+from ..artifacts import Perplexity
 from ..errors import UserError
 from ..walk.removals import LossWalk
 from ..walk.run import journal_of
@@ -14,13 +14,13 @@ from .perplexity import Segments, figures_of
 
 def removals_perplexity(
     model: Model, named: dict[str, Segments], removals: Sequence[Sequence[int]], label: str
-) -> list[dict[str, dict[str, Any]]]:
-    """For every set of removed layers: text -> value, nll, bits_per_byte, tokens, segments and the protocol.
+) -> list[dict[str, Perplexity]]:
+    """Perplexity by text, for every set of removed layers.
 
     Raises:
         UserError: segments that overlap, or a model that yields NaN.
     """
-    rows: list[dict[str, dict[str, Any]]] = [{} for _ in removals]
+    rows: list[dict[str, Perplexity]] = [{} for _ in removals]
     masks = torch.zeros(len(removals), model.record.layers, dtype=torch.bool)
     for mask, removed in zip(masks, removals, strict=True):
         mask[list(removed)] = True

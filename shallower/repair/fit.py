@@ -1,5 +1,6 @@
 """Compensation fit: a proposal is taken only if the loss on held-out tokens falls."""
 
+import json
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
-from ..artifacts import Compensation
+from ..artifacts import Compensation, HeldOutLoss, LayerDrift
 from ..errors import UserError
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
@@ -106,15 +107,15 @@ def compensated(
         calibration=record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={state: fmean(values) for state, values in three.items()},
+        loss=HeldOutLoss(**{state: fmean(values) for state, values in three.items()}),
         changed=sorted(patch),
-        layers=[{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)],
-        notes=found.notes,
+        layers=[LayerDrift(one["layer"], one, other) for one, other in zip(old, new, strict=True)],
+        notes=json.loads(json.dumps(found.notes)),  # strengths are keys, which JSON has as text
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
         by_source={
-            name: {state: fmean([values[place] for place in places]) for state, values in three.items()}
+            name: HeldOutLoss(**{state: fmean([values[place] for place in places]) for state, values in three.items()})
             for name, places in own.items()
         },
         fitted_width=width,
@@ -135,13 +136,6 @@ def _widest(model: Model) -> int:
     stack = model.checkpoint.shapes.get_submodule(model.outline.name)
     sizes = [module.in_features for layer in stack for module in layer.modules() if isinstance(module, nn.Linear)]
     return max(sizes, default=model.outline.width)
-
-
-def brief(report: Compensation) -> dict[str, Any]:
-    """What ``shallower.json`` tells of a compensation; the rest is in the file beside it."""
-    return {
-        name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "by_source", "changed")
-    }
 
 
 def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
 from ..anatomy.writers import Writer, find_writers
+from ..artifacts import StreamDrift
 from ..errors import Refusal, UserError
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, JournalPart
@@ -314,25 +315,9 @@ def captured(layer: nn.Module, writers: tuple[Writer, ...]) -> Iterator[list[tup
         yield seen
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far the pruned stream is from the dense one behind a retained layer.
-
-    Attributes:
-        layer: the layer.
-        shift: distance of the mean streams.
-        relative_shift: that, as a share of the length of the dense mean.
-        error: root of the mean squared distance, as a share of the root of the mean squared length of the dense
-            stream.
-    """
-
-    layer: int
-    shift: float
-    relative_shift: float
-    error: float
-
-
-def drift(model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], patch: Patch) -> list[Drift]:
+def drift(
+    model: Model, tokens: Int[Tensor, "sample position"], removed: tuple[int, ...], patch: Patch
+) -> list[StreamDrift]:
     """The drift behind every retained layer of the pruned model with these changes."""
     found, walk = [], PairedWalk(model, tokens, removed)
     for stop in walk:
@@ -364,7 +349,7 @@ class DriftSums:
         self.distance += float((pruned - same).square().sum())
         self.length += float(same.square().sum())
 
-    def of(self, layer: int) -> Drift:
+    def of(self, layer: int) -> StreamDrift:
         shift = float((self.pruned - self.same).norm()) / self.count
         size = float(self.same.norm()) / self.count
-        return Drift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)
+        return StreamDrift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)

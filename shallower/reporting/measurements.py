@@ -1,13 +1,12 @@
 """Report sections on what was measured: perplexity, tasks, speed and memory, models side by side."""
 
-from typing import Any
 
-from ..artifacts import Comparison, Speed
+from ..artifacts import Comparison, FailedRow, Speed, Spread, TaskResult, plain
 from ..results.collection import CollectedArtifact
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
 from ..results.summary import EvaluationRow, Summary, gigabytes, perplexity_text
-from ..results.timings import middle, setting
+from ..results.timings import setting
 from ..runtime.format import millions, short
 from . import figures
 from .canvas import Drawing
@@ -35,7 +34,7 @@ def _perplexities(page: Page) -> Markup:
     head: list[object] = ["model", "parameters"]
     for column in found.columns:
         item = next(item for row in measured if (item := row.at(column)))
-        head.append(two_lines(column[0], f"length {item.get('length')}, BOS {item.get('bos')}"))
+        head.append(two_lines(column[0], f"length {item.length}, BOS {item.bos}"))
     rows = [
         [two_lines(row.label, row.detail), _parameters(row), *(_value(found, row, at) for at in found.columns)]
         for row in measured
@@ -56,7 +55,7 @@ def _value(found: Summary, row: EvaluationRow, column: tuple[str, str]) -> Marku
     item, ratio = row.at(column), found.ratio(row, column)
     if item is None:
         return "—"
-    return two_lines(perplexity_text(item["value"]), f"×{ratio:.2f}" if ratio and not row.dense else None)
+    return two_lines(perplexity_text(item.value), f"×{ratio:.2f}" if ratio and not row.dense else None)
 
 
 def _bars(page: Page, column: tuple[str, str], number: int) -> tuple[Drawing, str]:
@@ -64,7 +63,7 @@ def _bars(page: Page, column: tuple[str, str], number: int) -> tuple[Drawing, st
     rows = [row for row in found.rows if row.at(column)]
     colours = ["soft" if row.dense else "kept" if row is found.main_row else "gone" for row in rows]
     shown = [
-        (f"{row.label} ({row.detail})", row.at(column)["value"], colour)
+        (f"{row.label} ({row.detail})", row.at(column).value, colour)
         for row, colour in zip(rows, colours, strict=True)
     ]
     caption = f"Perplexity on {column[0]}; dashed: the dense model."
@@ -79,21 +78,21 @@ def _bars(page: Page, column: tuple[str, str], number: int) -> tuple[Drawing, st
 
 def _sweep(page: Page, item: CollectedArtifact, number: int) -> tuple[Drawing, str]:
     sweep, found = item.record, page.findings
-    texts = list(dict.fromkeys(name for row in sweep.rows for name in row["perplexity"]))
+    texts = list(dict.fromkeys(name for row in sweep.rows for name in row.perplexity))
     series, points = [], []
     for name in texts:
-        rows = [row for row in sweep.rows if name in row["perplexity"]]
+        rows = [row for row in sweep.rows if name in row.perplexity]
         series.append(
-            (name, [float(row["removed"]) for row in rows], [row["perplexity"][name]["value"] for row in rows])
+            (name, [float(row.removed) for row in rows], [row.perplexity[name].value for row in rows])
         )
         points += [
             (
                 f"{row.label}, {row.detail}" + (f", {name}" if len(texts) > 1 else ""),
                 float(len(row.removal.removed)),
-                same["value"],
+                same.value,
             )
             for row in found.rows
-            if row.removal and (same := row.at((name, rows[0]["perplexity"][name].get("hash", ""))))
+            if row.removal and (same := row.at((name, rows[0].perplexity[name].hash)))
         ]
     how = sweep.selection + (f", {sweep.criterion}" if sweep.criterion else "")
     caption = f"Perplexity against layers removed ({how})" + ("; circles: written models." if points else ".")
@@ -111,14 +110,14 @@ def tasks_section(page: Page) -> Markup | None:
     known = {name: next(row.evaluation.tasks[name] for row in rows if name in row.evaluation.tasks) for name in names}
     cells = []
     for name, item in known.items():
-        what = two_lines(name, f"{item.get('metric')}, {item.get('count')} items")
+        what = two_lines(name, f"{item.metric}, {item.count} items")
         cells.append([what, *(_task(row.evaluation.tasks.get(name)) for row in rows)])
     head = ["task", *(two_lines(row.label, row.detail) for row in rows)]
     drawn = [
         (
             name,
             [
-                (_of(row), float(item["value"]), float(item["stderr"] or 0))
+                (_of(row), item.value, item.stderr or 0.0)
                 for row in rows
                 if (item := row.evaluation.tasks.get(name))
             ],
@@ -134,8 +133,8 @@ def tasks_section(page: Page) -> Markup | None:
     return section("Tasks", above, tag("div", beside, figure, class_="pair"))
 
 
-def _task(item: dict[str, Any] | None) -> str:
-    return "—" if item is None else f"{item['value']:.3f} ± {float(item['stderr'] or 0):.3f}"
+def _task(item: TaskResult | None) -> str:
+    return "—" if item is None else f"{item.value:.3f} ± {item.stderr or 0:.3f}"
 
 
 def _of(row: EvaluationRow) -> str:
@@ -167,32 +166,24 @@ def _speed_table(found: Speed) -> Markup:
     head = ("model", "setting", "prefill, ms", "decoding, ms/step", "whole, ms", "tokens/s", "peak memory", "bandwidth")
     rows = []
     for row in found.rows:
-        if row.get("error"):
-            rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), row["error"], *["—"] * 5])
+        if isinstance(row, FailedRow):
+            rows.append([names[row.of], setting(row), row.error, *["—"] * 5])
             continue
-        times = [_milliseconds(row.get(phase)) for phase in ("prefill", "decode", "latency")]
-        rate, peak, bound = (middle(row.get(key)) for key in ("tokens_per_second", "peak_memory_bytes", "bound"))
-        shown = [short(rate) if rate else "—", gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
-        rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), *times, *shown])
+        times = [_milliseconds(spread) for spread in (row.prefill, row.decode, row.latency)]
+        peak, bound = row.peak_memory_bytes, row.bound
+        shown = [short(row.tokens_per_second), gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
+        rows.append([names[row.of], setting(row), *times, *shown])
     return table(head, rows, numbers=range(2, 8))
 
 
-def _milliseconds(value: Any) -> Markup | str:
-    found = middle(value)
-    if found is None:
-        return "—"
-    spread = (
-        f"{1e3 * value['p10']:.4g} to {1e3 * value['p90']:.4g}"
-        if isinstance(value, dict) and {"p10", "p90"} <= set(value)
-        else None
-    )
-    return two_lines(f"{1e3 * found:.4g}", spread)
+def _milliseconds(spread: Spread) -> Markup:
+    return two_lines(f"{1e3 * spread.median:.4g}", f"{1e3 * spread.p10:.4g} to {1e3 * spread.p90:.4g}")
 
 
 def _analytic(found: Speed) -> Markup | None:
-    sides = [side for side in ("model", "against") if found.analytic.get(side)]
-    keys = list(dict.fromkeys(key for side in sides for key in found.analytic[side]))
-    rows = [[key.replace("_", " "), *(f"{found.analytic[side].get(key, 0):,.0f}" for side in sides)] for key in keys]
+    sides = {side: plain(found.analytic[side]) for side in ("model", "against") if side in found.analytic}
+    keys = list(next(iter(sides.values()), ()))
+    rows = [[key.replace("_", " "), *(f"{one[key]:,.0f}" for one in sides.values())] for key in keys]
     if not rows:
         return None
     bandwidth = f"; measured memory bandwidth {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
@@ -206,7 +197,7 @@ def comparison_section(page: Page) -> Markup | None:
     for item in page.dossier.of("comparison"):
         found: Comparison = item.record
         rows = [
-            [row["name"], *(_compared(*cell) for cell in line)]
+            [row.name, *(_compared(*cell) for cell in line)]
             for row, line in zip(found.rows, cells(found), strict=True)
         ]
         parts += [tag("p", f"Base: {found.base}. {LEGEND}", class_="note")]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Compensation, Healing, Scores
+from ..artifacts import Compensation, Healing, HeldOutLoss, Scores, Unverified
 from ..results.collection import Collection, Removal
 from ..results.healing import gap_closed, gaps, losses, perplexities, perplexity_times
 from ..results.summary import Summary, gigabytes, percent, seconds, settings_of, tokens_used
@@ -88,17 +88,17 @@ def _proof(removal: Removal) -> str:
     if removal.pruned is None:
         return "a plan; nothing written"
     proof = removal.pruned.verified
-    if "skipped" in proof:
-        return f"written, not verified: {proof['skipped']}"
-    return f"written; reloaded from disk, logits equal {proof.get('logits')}"
+    if isinstance(proof, Unverified):
+        return f"written, not verified: {proof.skipped}"
+    return f"written; reloaded from disk, logits equal {proof.logits}"
 
 
 def _decision(removal: Removal) -> Markup:
     plan = removal.plan
     chosen = plan.selection + (", anew after every removal" if plan.iterative else "")
     ends = "none" if not plan.keep_first + plan.keep_last else f"first {plan.keep_first} and last {plan.keep_last}"
-    proof = removal.pruned.verified if removal.pruned else {}
-    cached = proof.get("cached_difference")
+    proof = removal.pruned.proof if removal.pruned else None
+    cached = proof.cached_difference if proof else None
     return facts(
         [
             ("removed" if removal.pruned else "would be removed", layers(removal.removed)),
@@ -118,7 +118,7 @@ def _decision(removal: Removal) -> Markup:
             ("files", _proof(removal)),
             (
                 "cache",
-                f"decoding with it differs by {cached:.1e} of the largest logit" if isinstance(cached, float) else None,
+                f"decoding with it differs by {cached:.1e} of the largest logit" if cached is not None else None,
             ),
             ("repair", removal.repair),
         ]
@@ -231,11 +231,11 @@ def _trained(found: Healing) -> Markup:
         [
             ("taught by", found.teacher),
             ("trained", f"{millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters"),
-            ("on", f"{millions(found.train_tokens)} tokens of {found.data.get('source')}, {found.steps} steps"),
+            ("on", f"{millions(found.train_tokens)} tokens of {found.data.source}, {found.steps} steps"),
             ("training loss", f"{first:.4f} → {last:.4f} nats, first and last tenth of the steps"),
             *measured,
             ("settings", settings_of(found.settings)),
-            ("files", f"reloaded from disk, logits equal {found.reloaded.get('logits')} to the trained model's"),
+            ("files", f"reloaded from disk, logits equal {found.reloaded.logits} to the trained model's"),
             ("cost", f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}"),
         ]
     )
@@ -244,7 +244,7 @@ def _trained(found: Healing) -> Markup:
 def _repaired(found: Compensation) -> Markup:
     loss = found.loss
     gap = (
-        (loss["before"] - loss["after"]) / (loss["before"] - loss["dense"]) if loss["before"] > loss["dense"] else None
+        (loss.before - loss.after) / (loss.before - loss.dense) if loss.before > loss.dense else None
     )
     names = (
         tag("details", tag("summary", "the changed weights"), tag("p", ", ".join(found.changed)))
@@ -253,7 +253,7 @@ def _repaired(found: Compensation) -> Markup:
     )
     told = facts(
         [
-            ("held-out loss", f"{loss['before']:.4f} → {loss['after']:.4f} nats, dense {loss['dense']:.4f}"),
+            ("held-out loss", f"{loss.before:.4f} → {loss.after:.4f} nats, dense {loss.dense:.4f}"),
             ("against the dense", f"{_times(loss)} in perplexity, on held-out text"),
             *((f"on {name}", _times(one)) for name, one in found.by_source.items() if len(found.by_source) > 1),
             ("of the gap", f"{gap:.0%} closed" if gap is not None else None),
@@ -272,7 +272,7 @@ def _repaired(found: Compensation) -> Markup:
     return tag("div", told, names)
 
 
-def _times(loss: dict[str, float]) -> str:
+def _times(loss: HeldOutLoss) -> str:
     """Perplexity before and after the repair as multiples of the dense model's."""
     before, after = perplexity_times(loss)
     return f"× {before:.3f} → × {after:.3f}"

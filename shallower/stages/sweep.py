@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Sweep
+from ..artifacts import Sweep, SweepRow
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -61,7 +61,7 @@ def sweep(
         found = evidence.perplexities(removals, "sweep")
     last, before = plans[-1], model.record.parameters
     rows = [
-        {"removed": len(removed), "layers": list(removed), "parameters": parameters, "perplexity": perplexities}
+        SweepRow(len(removed), list(removed), parameters, perplexities)
         for removed, parameters, perplexities in zip(
             removals, [before, *(plan.params_after for plan in plans)], found, strict=True
         )

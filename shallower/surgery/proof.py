@@ -20,7 +20,7 @@ from ..anatomy.model import RESIDENT_SHARE, Model
 from ..anatomy.patch import Patch, patched
 from ..anatomy.sources import open_checkpoint
 from ..anatomy.stack import check_causal, dry_tokens, sound_tokens
-from ..artifacts import Plan
+from ..artifacts import Plan, Proof
 from ..errors import Refusal, UserError
 from ..runtime.memory import total_memory
 
@@ -45,7 +45,7 @@ def verify(
     *,
     save_dtype: torch.dtype | None = None,
     patch: Patch | None = None,
-) -> dict:
+) -> Proof:
     """Reload the written files with plain transformers and prove them equal to the virtual removal.
 
     Checked, with the dense model as control: no missing, mismatched or new unexpected keys; logits equal to those of
@@ -98,19 +98,19 @@ def verify(
     _check_unexpected(info, sources, dense_info)
     difference = _check_logits(wanted, got, dtype)
     cached, _ = _cached(pruned, partial(opened, written), tokens, "the written model", info)
-    return {
-        "logits": "bit for bit" if difference == 0 else f"within {LOGITS_TOLERANCE[dtype]:g} of the largest logit",
-        "logits_difference": difference,
-        "cached_difference": cached,
-        "cached_difference_unpruned": control,
-        "cached_tolerance": PACKED_TOLERANCE if max(cached, control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
-        "missing_keys": 0,
-        "unexpected_keys": len(info["unexpected_keys"]),
-        "dtype": str(dtype).removeprefix("torch."),
-        "tokens": list(probe),
-        "layered": layered,
-        "changed_weights": len(patch or {}),
-    }
+    return Proof(
+        logits="bit for bit" if difference == 0 else f"within {LOGITS_TOLERANCE[dtype]:g} of the largest logit",
+        logits_difference=difference,
+        cached_difference=cached,
+        cached_difference_unpruned=control,
+        cached_tolerance=PACKED_TOLERANCE if max(cached, control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
+        missing_keys=0,
+        unexpected_keys=len(info["unexpected_keys"]),
+        dtype=str(dtype).removeprefix("torch."),
+        tokens=probe,
+        layered=layered,
+        changed_weights=len(patch or {}),
+    )
 
 
 def _too_wide(model: Model) -> bool:
