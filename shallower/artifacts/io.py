@@ -49,7 +49,8 @@ def dumps(record: Record) -> str:
     try:
         return short_arrays(json.dumps(ordered, indent=2, allow_nan=False)) + "\n"
     except ValueError as error:
-        raise UserError(f"the {record.kind} holds a number that is not finite: does the model yield NaN?") from error
+        what = f"the {record.kind} record holds a number that is not finite"
+        raise UserError(f"{what}: does the model yield NaN?") from error
 
 
 PLAIN_ARRAY = re.compile(r"\[\n\s+((?:[\d.eE+-]+|true|false|null)(?:,\n\s+(?:[\d.eE+-]+|true|false|null))*)\n\s*\]")

@@ -27,9 +27,9 @@ class _Making(type):
         try:
             return super().__call__(*values, **fields)
         except pydantic.ValidationError as error:
-            name, nan = getattr(cls, "kind", cls.__name__), error.errors()[0]["type"] == "finite_number"
-            hint = ": does the model yield NaN?" if nan else ""
-            raise UserError(f"the {name} does not hold together: {said(error)}{hint}") from error
+            name = f"{cls.kind} record" if hasattr(cls, "kind") else cls.__name__
+            hint = ": does the model yield NaN?" if error.errors()[0]["type"] == "finite_number" else ""
+            raise UserError(f"not a valid {name}: {said(error)}{hint}") from error
 
 
 class Part(metaclass=_Making):

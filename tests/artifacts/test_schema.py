@@ -117,7 +117,7 @@ def test_what_does_not_hold_together_is_refused(name, place, value, said) -> Non
 
 def test_a_record_is_checked_when_it_is_made() -> None:
     plan = read(content_of("plan"))
-    with pytest.raises(UserError, match="the plan does not hold together: removed and kept together must name"):
+    with pytest.raises(UserError, match="not a valid plan record: removed and kept together must name"):
         replace(plan, removed=[0])
     with pytest.raises(UserError, match=r"scores\.0: input should be a finite number: does the model yield NaN"):
         replace(read(content_of("scores")), scores=[math.nan] * 8)
