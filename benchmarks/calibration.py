@@ -45,7 +45,7 @@ from shallower import (
     score,
 )
 from shallower.anatomy.model import Model
-from shallower.artifacts import Removal
+from shallower.artifacts import Removal, plain
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import perplexity, segments_of_tokens
@@ -371,13 +371,13 @@ class CalibrationBench:
             patch, report = repaired(model, gone, RepairOptions("sequential", {}, tokens))
             with model.patched(patch):
                 told = {
-                    text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removal=gone)["nll"]
+                    text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removal=gone).nll
                     for text in KINDS
                 }
         about = {
             "removed": list(gone.layers),
             "nll": told,
-            "held_out": report.loss,
+            "held_out": plain(report.loss),
             "fitted_tokens": report.fitted_tokens,
         }
         return {f"repair {name} {kind} {size}": about | {"seconds": round(report.seconds, 3)}}
@@ -499,7 +499,7 @@ class CalibrationBench:
         with shown():
             found = removals_perplexity(model, {text: segments_of_tokens(tokens)}, removals, "perplexity")
         kept = ("value", "nll", "tokens", "hash")
-        return {key: {field: row[text][field] for field in kept} for key, row in zip(keys, found, strict=True)}
+        return {key: {field: getattr(row[text], field) for field in kept} for key, row in zip(keys, found, strict=True)}
 
     def run(self, budget: float) -> bool:
         """Make what is missing, write it at once, and say how long the rest takes; whether the time sufficed."""

@@ -18,6 +18,7 @@ from harness.store import CALIBRATION, FP32
 
 from shallower import Calibration, Grid, Tasks, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
+from shallower.artifacts import plain
 from shallower.cli.demo import demo_model
 from shallower.evaluation.tasks import SETS, mean_of
 from shallower.runtime.memory import Peak
@@ -58,7 +59,7 @@ class Measuring:
         with Peak(model.device) as peak:
             found = evaluate(model, tasks=wanted, removed=REMOVED if who == "pruned" else ())
         kept = ("value", "stderr", "metric", "count", "version", "metrics", "hash")
-        tasks = {name: {key: item[key] for key in kept} for name, item in found.tasks.items()}
+        tasks = {name: {key: getattr(item, key) for key in kept} for name, item in found.tasks.items()}
         return {
             "tasks": tasks,
             "mean": mean_of(found.tasks),
@@ -69,7 +70,7 @@ class Measuring:
     def speed(self) -> dict:
         found = bench(self.repaired(), against=self.dense, grid=Grid.of(**self.settings["speed"]))
         return {
-            name: getattr(found, name)
+            name: plain(getattr(found, name))
             for name in ("rows", "speedups", "analytic", "bandwidth", "threads", "settings", "seconds")
         }
 

@@ -38,7 +38,7 @@ from shallower import (
 )
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
-from shallower.artifacts import Removal
+from shallower.artifacts import Removal, plain
 from shallower.stages.prune import repaired as fitted_repair
 from shallower.storage.journal import journaled
 
@@ -242,7 +242,7 @@ def repaired(model: Model, removed: Iterable[int], method: str, tokens: Path, be
         report = fitted_repair(
             model, Removal.of_layers(removed), RepairOptions(method, {}, Calibration(tokens=str(tokens)))
         )[1]
-    found = {name: getattr(report, name) for name in ("loss", "seconds", "fitted_tokens", "held_out_tokens")}
+    found = {name: plain(getattr(report, name)) for name in ("loss", "seconds", "fitted_tokens", "held_out_tokens")}
     return found | {"peak_bytes": report.peak_memory_bytes, "changed": len(report.changed)}
 
 
@@ -250,16 +250,17 @@ def pruned(model: Model, removed: Iterable[int], out: Path, *, verify: bool = Tr
     """What the proof says of the model that is written without these layers, and the seconds of it all."""
     started = time.perf_counter()
     made = prune(model, drop(model, list(removed)), out=out, verify=verify, overwrite=True)
-    return {"seconds": time.perf_counter() - started, "verified": made.verified}
+    return {"seconds": time.perf_counter() - started, "verified": plain(made.verified)}
 
 
 def decoded(model: Model, against: Model, grid: dict) -> dict:
     """Rows and speed-ups of decoding, the two models in turns."""
     found = bench(model, against=against, grid=Grid.of(**grid))
-    rows = [{key: row.get(key) for key in ("of", "batch", "decode", "bound", "error")} for row in found.rows]
+    rows = [{key: getattr(row, key, None) for key in ("of", "batch", "decode", "bound", "error")} for row in found.rows]
     for row in rows:
-        row["decode"] = row["decode"] and row["decode"]["median"]
-    return {"speedups": found.speedups, "rows": rows, "bandwidth": found.bandwidth, "analytic": found.analytic}
+        row["decode"] = row["decode"] and row["decode"].median
+    told = {name: plain(getattr(found, name)) for name in ("speedups", "bandwidth", "analytic")}
+    return {"rows": rows, **told}
 
 
 def healed(asked: Asked, data: list[Path], out: Path, how: dict, *, method: str, skipped: int = 0) -> dict:
@@ -282,12 +283,12 @@ def healed(asked: Asked, data: list[Path], out: Path, how: dict, *, method: str,
         compute=asked.compute,
         overwrite=True,
     )
-    rows = [row for row in found.rows if "loss" in row]
+    rows = [row for row in found.rows if row.loss is not None]
     shutil.rmtree(out, ignore_errors=True)
     return {
-        "losses": [row["loss"] for row in rows],
-        "norms": [row["grad_norm"] for row in rows],
-        "tokens_per_second": median(row["tokens_per_second"] for row in rows[skipped:]),
+        "losses": [row.loss for row in rows],
+        "norms": [row.grad_norm for row in rows],
+        "tokens_per_second": median(row.tokens_per_second for row in rows[skipped:]),
         "micro_batch": found.micro_batch,
         "peak_bytes": found.peak_memory_bytes,
         "seconds": time.perf_counter() - started,

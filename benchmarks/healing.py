@@ -22,6 +22,7 @@ from harness.pieces import run
 from harness.store import CALIBRATION, FP32
 
 from shallower import Calibration, Protocol, Training, drop, evaluate, heal, open_model, prune
+from shallower.artifacts import plain
 from shallower.cli.demo import demo_model
 from shallower.data.packing import CUT_OFF, read_documents
 from shallower.runtime.provenance import versions
@@ -79,7 +80,7 @@ class Measuring:
     def dense(self) -> dict:
         protocol = Protocol(length=self.settings["length"], max_tokens=self.settings["eval_tokens"])
         found = evaluate(open_model(demo_model(), FP32), texts=[self.watched()], protocol=protocol).perplexity[WATCHED]
-        return {name: found[name] for name in ("nll", "value", "tokens")}
+        return {name: getattr(found, name) for name in ("nll", "value", "tokens")}
 
     def arm(self, name: str) -> dict:
         """One method on all tokens."""
@@ -116,12 +117,12 @@ class Measuring:
             "seconds",
         )
         curve = [
-            row["eval"][WATCHED] | {"tokens": row["tokens"], "seconds": row.get("seconds", 0.0)}
+            plain(row.eval[WATCHED]) | {"tokens": row.tokens, "seconds": row.seconds or 0.0}
             for row in found.rows
-            if "eval" in row
+            if row.eval
         ]
-        rate = median(row["tokens_per_second"] for row in found.rows if "tokens_per_second" in row)
-        return {field: getattr(found, field) for field in kept} | {"curve": curve, "tokens_per_second": rate}
+        rate = median(row.tokens_per_second for row in found.rows if row.tokens_per_second is not None)
+        return {field: plain(getattr(found, field)) for field in kept} | {"curve": curve, "tokens_per_second": rate}
 
     def throughput(self) -> dict:
         """Both loops in turns; the first steps of each are left out."""

@@ -41,7 +41,7 @@ from shallower import (
     plan,
     score,
 )
-from shallower.artifacts import NOTHING, Removal
+from shallower.artifacts import NOTHING, Removal, plain
 from shallower.cli.demo import demo_model
 from shallower.data.tokens import calibration_samples, token_hash
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
@@ -388,12 +388,12 @@ class Quality(Bench):
         began = time.monotonic()
         with self.model.patched(changes), shown():
             values = {
-                text: perplexity(self.model, self.texts[text], removal=Removal.of_layers(removed), label=text)["value"]
+                text: perplexity(self.model, self.texts[text], removal=Removal.of_layers(removed), label=text).value
                 for text in texts
             }
         made |= {"perplexity": values, "evaluation_seconds": time.monotonic() - began, "changed": len(report.changed)}
         kept = ("seconds", "peak_memory_bytes", "loss", "fitted_tokens", "held_out_tokens", "settings")
-        return made | parts | {field: getattr(report, field) for field in kept} | {"notes": brief(report.notes)}
+        return made | parts | {field: plain(getattr(report, field)) for field in kept} | {"notes": brief(report.notes)}
 
     def left(self, only: str) -> dict[str, Job]:
         """What is missing, with the time that each takes by those like it that have been made."""

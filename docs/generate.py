@@ -1,5 +1,5 @@
-"""Make the generated parts of the docs (``make docs``): methods from docstrings, model types and quality from results,
-README's parts.
+"""Make the generated parts of the docs (``make docs``): methods from docstrings, files from the records, model types
+and quality from results, README's parts.
 """
 
 import ast
@@ -36,10 +36,12 @@ def pages() -> dict[Path, str]:
     design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     design = between(design, "tree", "```\n" + tree() + "```\n")
     readme = between(readme, "folders", folders())
+    files = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     made = {
         ROOT / "docs" / "methods.md": method_page(),
         ROOT / "README.md": readme,
         ROOT / "docs" / "design.md": design,
+        ROOT / "docs" / "files.md": between(files, "records", local("record_pages").record_tables()),
     }
     if FAMILIES.is_file():
         made[ROOT / "docs" / "families.md"] = family_page(json.loads(FAMILIES.read_text(encoding="utf-8")))
@@ -60,9 +62,13 @@ def pictures() -> dict[Path, tuple[str, bytes]]:
 
 def benchmark(name: str) -> ModuleType:
     """A file of the benchmarks, which import each other."""
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.append(folder)
+    return local(name, "benchmarks")
+
+
+def local(name: str, folder: str = "docs") -> ModuleType:
+    """A file beside this one, or in another folder outside the package."""
+    if str(ROOT / folder) not in sys.path:
+        sys.path.append(str(ROOT / folder))
     return importlib.import_module(name)
 
 

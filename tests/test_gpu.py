@@ -40,7 +40,7 @@ def test_bf16_surgery(name, tmp_path) -> None:
     source = zoo.save(name, tmp_path / "in", dtype=torch.bfloat16)
     model = shallower.open_model(source, shallower.Compute(device="cuda"))
     pruned = shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out")
-    assert pruned.verified["dtype"] == "bfloat16"
+    assert pruned.verified.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -53,7 +53,7 @@ def test_every_dtype_is_walked_layer_by_layer(name, dtype, saved) -> None:
 def test_a_model_whose_fp32_copy_does_not_fit_is_proven_layer_by_layer(saved, tmp_path, monkeypatch) -> None:
     model = shallower.open_model(saved("llama"), shallower.Compute(device="cuda", dtype="bf16"))
     monkeypatch.setattr("shallower.surgery.proof.total_memory", lambda device: 5 * model.record.parameters)
-    assert shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out").verified["layered"]
+    assert shallower.prune(model, shallower.drop(model, (1, 4)), out=tmp_path / "out").verified.layered
 
 
 @pytest.mark.parametrize("layered", [False, True])
@@ -74,5 +74,5 @@ def test_speed(how, saved) -> None:
     found = shallower.bench(
         saved("llama"), against=saved("llama+tied"), grid=grid, compute=shallower.Compute(device="cuda")
     )
-    assert [row["runs"] for row in found.rows] == [3] * 2 * len(batches) and len(found.speedups) == len(batches)
-    assert all(row["peak_memory_bytes"] > found.analytic[row["of"]]["weight_bytes"] for row in found.rows)
+    assert [row.runs for row in found.rows] == [3] * 2 * len(batches) and len(found.speedups) == len(batches)
+    assert all(row.peak_memory_bytes > found.analytic[row.of].weight_bytes for row in found.rows)

@@ -1,42 +1,69 @@
-"""Artifacts, the small files between the stages: one frozen record per kind of file, with its own check."""
+"""Artifacts, the small files between the stages: one frozen record per kind of file, typed throughout, with its own
+check.
+"""
 
 from .calibration import CalibrationRecord, SourceRecord
-from .comparison import Comparison
-from .compensation import Compensation
-from .evaluation import Evaluation
-from .healing import Healing
+from .comparison import ComparedModel, Comparison, Figure
+from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
+from .evaluation import Evaluation, Perplexity, TaskResult
+from .healing import Healing, HealingReport, LossChange, Recipe, ReloadedModel, TrainingData, TrainingRow
 from .inspection import Inspection
 from .io import RECORDS, Record, dumps, load, model_of, published, read, save, short_arrays
 from .model import ModelRecord
 from .plan import Plan
-from .pruned import Pruned
+from .pruned import Proof, Pruned, Unverified
+from .record import plain
 from .removal import NOTHING, Removal, Unit
 from .scores import Scores
-from .speed import Speed
-from .sweep import Sweep
+from .speed import Analytic, FailedRow, Speed, SpeedRow, SpeedSettings, Speedup, Spread
+from .sweep import Sweep, SweepRow
 
 __all__ = [
     "NOTHING",
     "RECORDS",
+    "Analytic",
     "CalibrationRecord",
+    "ComparedModel",
     "Comparison",
     "Compensation",
     "Evaluation",
+    "FailedRow",
+    "Figure",
     "Healing",
+    "HealingReport",
+    "HeldOutLoss",
     "Inspection",
+    "LayerDrift",
+    "LossChange",
     "ModelRecord",
+    "Perplexity",
     "Plan",
+    "Proof",
     "Pruned",
+    "Recipe",
     "Record",
+    "ReloadedModel",
     "Removal",
+    "RepairReport",
     "Scores",
     "SourceRecord",
     "Speed",
+    "SpeedRow",
+    "SpeedSettings",
+    "Speedup",
+    "Spread",
+    "StreamDrift",
     "Sweep",
+    "SweepRow",
+    "TaskResult",
+    "TrainingData",
+    "TrainingRow",
     "Unit",
+    "Unverified",
     "dumps",
     "load",
     "model_of",
+    "plain",
     "published",
     "read",
     "save",

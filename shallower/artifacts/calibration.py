@@ -1,32 +1,46 @@
 """Calibration record: which tokens were used."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from .record import Part, Size, check, record
 
-@dataclass(frozen=True)
-class SourceRecord:
-    """How many samples a text gave."""
+
+@record
+class SourceRecord(Part):
+    """Samples that a text gave."""
 
     name: str
-    samples: int
+    """Name of the file or the data set, or the kind of shipped prose."""
+    samples: Size
+    """Samples from it."""
 
 
-@dataclass(frozen=True)
-class CalibrationRecord:
-    """Which tokens were used.
-
-    ``hash`` covers every token id and the shape, ``sources`` says how many samples each text gave.
-    """
+@record
+class CalibrationRecord(Part):
+    """Tokens that a stage looked at."""
 
     source: str
-    samples: int
-    length: int
+    """Names of all texts, joined by `+`."""
+    samples: Size
+    """Samples in all."""
+    length: Size
+    """Tokens per sample, BOS counted."""
     seed: int | None
+    """Seed that drew the samples; null for given tokens."""
     bos: str
+    """Rule by which a BOS token was put in: `first`, `every`, `none`, or `as given`."""
     hash: str
+    """Hash of every token id and of the shape."""
     sources: list[SourceRecord] = field(default_factory=list)
+    """Samples by text."""
+
+    @check
+    def _check(self) -> "CalibrationRecord":
+        if self.sources and sum(one.samples for one in self.sources) != self.samples:
+            raise ValueError("the samples of the sources do not add up")
+        return self
 
     @staticmethod
     def of(used: Sequence[tuple[str, int]], samples: int, length: int, **how: Any) -> "CalibrationRecord":

@@ -1,45 +1,126 @@
 """Compensation record: how a pruned model was repaired without training (compensation.json)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Literal
+
+from pydantic import JsonValue
 
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
+from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
 
 
-@dataclass(frozen=True)
-class Compensation:
-    """How a pruned model was repaired without training.
+@record
+class HeldOutLoss(Part):
+    """Mean NLL in nats on held-out calibration tokens."""
 
-    ``loss`` holds the mean NLL in nats on held-out calibration tokens: ``dense``, ``before`` and ``after`` (of the
-    pruned model); ``by_source`` holds the same for every text of the calibration of which a sample was held out.
-    ``fitted_width`` is the most features that one fit solves for. ``changed`` names the changed weights, none where
-    nothing helped. ``layers`` holds, per retained layer, the shift and the relative error of the stream behind it
-    before and after, on the held-out tokens.
-    """
+    dense: Finite
+    """Loss of the dense model."""
+    before: Finite
+    """Loss of the pruned model, not repaired."""
+    after: Finite
+    """Loss of the pruned model, repaired."""
+
+
+@record
+class StreamDrift(Part):
+    """Distance of the pruned stream from the dense one behind a retained layer."""
+
+    layer: Count
+    """Number of the layer."""
+    shift: Amount
+    """Distance of the mean streams."""
+    relative_shift: Amount
+    """Distance of the mean streams as a share of the length of the dense mean."""
+    error: Amount
+    """Root of the mean squared distance, as a share of the root of the mean squared length of the dense stream."""
+
+
+@record
+class LayerDrift(Part):
+    """Drift behind one retained layer before and after the repair, on the held-out tokens."""
+
+    layer: Count
+    """Number of the layer."""
+    before: StreamDrift
+    """Drift that the removal makes."""
+    after: StreamDrift
+    """Drift that the repair leaves."""
+
+
+@record
+class RepairReport(Part):
+    """Brief report of a compensation inside `shallower.json`; the rest is in `compensation.json`."""
 
     method: str
-    settings: dict[str, Any]
-    model: ModelRecord
-    removed: list[int]
+    """Name of the method."""
+    settings: Settings
+    """Settings of the method."""
     calibration: CalibrationRecord
-    fitted_tokens: int
-    held_out_tokens: int
-    loss: dict[str, float]
+    """Tokens that were fitted on and decided by."""
+    loss: HeldOutLoss
+    """Loss over all held-out samples."""
+    by_source: dict[str, HeldOutLoss] = field(default_factory=dict)
+    """Loss by text of which a sample was held out."""
+    changed: list[str] = field(default_factory=list)
+    """Names of the changed weights; none where nothing helped."""
+
+
+@record
+class Compensation(Part):
+    """Repair of a pruned model without training."""
+
+    method: str
+    """Name of the method."""
+    settings: Settings
+    """Settings of the method."""
+    model: ModelRecord
+    """Dense model."""
+    removed: list[Count]
+    """Layers that were taken out of it."""
+    calibration: CalibrationRecord
+    """Tokens that were fitted on and decided by."""
+    fitted_tokens: Count
+    """Tokens that were fitted on."""
+    held_out_tokens: Count
+    """Tokens that decided whether the repair is kept."""
+    loss: HeldOutLoss
+    """Loss over all held-out samples."""
     changed: list[str]
-    layers: list[dict[str, Any]]
-    notes: dict[str, Any]
-    seconds: float
-    peak_memory_bytes: int
+    """Names of the changed weights; none where nothing helped."""
+    layers: list[LayerDrift]
+    """Drift of the stream behind every retained layer."""
+    notes: dict[str, JsonValue]
+    """Notes of the method on what it tried; each method has its own."""
+    seconds: Amount
+    """Seconds in all, loading left out."""
+    peak_memory_bytes: Count
+    """Peak of the memory in bytes."""
     dtype: str
-    by_source: dict[str, dict[str, float]] = field(default_factory=dict)
-    fitted_width: int = 0
+    """Type of numbers that was computed in."""
+    by_source: dict[str, HeldOutLoss] = field(default_factory=dict)
+    """Loss by text of which a sample was held out."""
+    fitted_width: Count = 0
+    """Features, at most, that one fit solves for."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    kind: str = "compensation"
-    schema: int = 1
+    """Origin of the file."""
+    kind: Literal["compensation"] = "compensation"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Compensation":
+        if not set(self.removed) < set(range(self.model.layers)):
+            raise ValueError(f"removed names layers {self.removed} of {self.model.layers}")
+        if not {one.layer for one in self.layers} <= set(range(self.model.layers)) - set(self.removed):
+            raise ValueError("layers must name retained layers only")
+        return self
+
+    def brief(self) -> RepairReport:
+        """The report of it for ``shallower.json``."""
+        return RepairReport(self.method, self.settings, self.calibration, self.loss, self.by_source, self.changed)
 
     def __repr__(self) -> str:
-        return (
-            f"<Compensation by {self.method}: held-out loss {self.loss['before']:.4f} -> {self.loss['after']:.4f} nats>"
-        )
+        return f"<Compensation by {self.method}: held-out loss {self.loss.before:.4f} -> {self.loss.after:.4f} nats>"

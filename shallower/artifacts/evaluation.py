@@ -1,44 +1,126 @@
 """Evaluation record: perplexities and task results (evaluation.json)."""
 
 import html
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import ClassVar, Literal
 
 from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
+from .record import SCHEMA, Amount, Count, Finite, Part, Positive, Size, check, record
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Measured quality.
+@record
+class Perplexity(Part):
+    """Perplexity on one text."""
 
-    ``perplexity[name]`` holds value, nll, bits_per_byte (None for given tokens), tokens, length, stride, bos, the hash
-    of the tokens, and ``parts``: (sum of the NLL, tokens) per segment, to resample from. ``tasks[name]`` holds value,
-    stderr, metric, count, version and ``items``: the metric of every item in the order of the data. ``removed`` are
-    layers that were left out virtually.
-    """
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("segments", "parts")
+
+    value: Positive
+    """Perplexity, exp of the mean NLL."""
+    nll: Finite
+    """Mean NLL in nats over all predicted tokens."""
+    bits_per_byte: Positive | None = field(default=None, kw_only=True)
+    """Bits per byte of the text; null for given tokens."""
+    tokens: Size
+    """Predicted tokens."""
+    segments: Size | None = field(default=None, kw_only=True)
+    """Segments that the text was cut into."""
+    length: Size
+    """Tokens per segment."""
+    stride: Size
+    """Step from one segment to the next."""
+    bos: str
+    """Rule by which a BOS token was put in: `first`, `every`, `none`, or `as given`."""
+    hash: str
+    """Hash of every token id and of the shape."""
+    parts: list[tuple[Finite, Size]] | None = None
+    """Sum of the NLL and number of tokens of every segment, to resample from; not in a sweep."""
+
+    @check
+    def _check(self) -> "Perplexity":
+        if self.parts and sum(tokens for _, tokens in self.parts) != self.tokens:
+            raise ValueError("the tokens of the parts do not add up")
+        return self
+
+    def identity(self) -> dict[str, str | int]:
+        """What has to be equal before two figures are held against each other."""
+        return {"length": self.length, "stride": self.stride, "BOS rule": self.bos, "tokens": self.hash}
+
+
+@record
+class TaskResult(Part):
+    """Result of one zero-shot task."""
+
+    value: Finite
+    """Value of the metric."""
+    stderr: Amount | None = field(default=None, kw_only=True)
+    """Standard error over the items, where there is one."""
+    metric: str
+    """Name of the metric."""
+    count: Size
+    """Items of the task."""
+    version: int | Finite | str | None = None
+    """Version of the task in lm-eval."""
+    metrics: dict[str, Finite] = field(default_factory=dict)
+    """Values of all metrics, and their standard errors."""
+    hash: str = ""
+    """Hash of the items and their prompts."""
+    items: list[Finite] = field(default_factory=list)
+    """Metric of every item in the order of the data, to resample from."""
+
+    @check
+    def _check(self) -> "TaskResult":
+        if len(self.items) > self.count:
+            raise ValueError(f"items must be at most {self.count}")
+        return self
+
+    def identity(self) -> dict[str, str | int]:
+        """What has to be equal before two results are held against each other."""
+        named = {"metric": self.metric, "number of items": self.count, "version": str(self.version)}
+        return named | {"data or prompts": self.hash}
+
+
+@record
+class Evaluation(Part):
+    """Measured quality of a model, or of it without some layers."""
 
     model: ModelRecord
-    perplexity: dict[str, dict[str, Any]]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    removed: list[int] = field(default_factory=list)
+    """Model that was measured."""
+    perplexity: dict[str, Perplexity]
+    """Perplexity by text: the file's stem, or `shipped`."""
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+    """Result by task."""
+    removed: list[Count] = field(default_factory=list)
+    """Layers that were left out virtually."""
     protocol: str = ""
-    seconds: float = 0.0
+    """Protocol by which texts were cut."""
+    seconds: Amount = 0.0
+    """Seconds of measuring, loading left out."""
     dtype: str = ""
+    """Type of numbers that was computed in."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    kind: str = "evaluation"
-    schema: int = 1
+    """Origin of the file."""
+    kind: Literal["evaluation"] = "evaluation"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Evaluation":
+        if not set(self.removed) < set(range(self.model.layers)):
+            raise ValueError(f"removed leaves out layers {self.removed} of {self.model.layers}")
+        return self
 
     def __repr__(self) -> str:
-        measured = [f"{name} {item['value']:.2f}" for name, item in self.perplexity.items()]
-        measured += [f"{name} {item['value']:.3f}" for name, item in self.tasks.items()]
+        measured = [f"{name} {item.value:.2f}" for name, item in self.perplexity.items()]
+        measured += [f"{name} {item.value:.3f}" for name, item in self.tasks.items()]
         without = f" without layers {layers(self.removed)}" if self.removed else ""
         return f"<Evaluation of {self.model!r}{without}: {', '.join(measured)}>"
 
     def _repr_html_(self) -> str:
-        rows = [(name, "perplexity", f"{item['value']:.3f}") for name, item in self.perplexity.items()]
-        rows += [(name, item["metric"], f"{item['value']:.4f}") for name, item in self.tasks.items()]
+        rows = [(name, "perplexity", f"{item.value:.3f}") for name, item in self.perplexity.items()]
+        rows += [(name, item.metric, f"{item.value:.4f}") for name, item in self.tasks.items()]
         cells = "".join(
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
         )

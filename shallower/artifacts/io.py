@@ -1,9 +1,9 @@
 """Artifacts as JSON: records written, read and checked by their kind and schema."""
 
-import dataclasses
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from .compensation import Compensation
 from .evaluation import Evaluation
 from .healing import Healing
 from .inspection import Inspection
-from .model import ModelRecord, wrong_model
-from .plan import Plan, wrong_plan
+from .model import ModelRecord
+from .plan import Plan
 from .pruned import Pruned
-from .scores import Scores, wrong_scores
+from .record import SCHEMA, plain, said
+from .scores import Scores
 from .speed import Speed
 from .sweep import Sweep
 
@@ -37,17 +38,19 @@ RECORDS = {
     "comparison": Comparison,
     "inspection": Inspection,
 }
+OLDER = (1,)  # schemas that are read and written anew as today's
 Record = Scores | Plan | Pruned | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
 
 
 def dumps(record: Record) -> str:
     """JSON text of a record, keys in a fixed order: kind and schema first. Numbers that are not finite are refused."""
-    content = dataclasses.asdict(record)
+    content = plain(record)
     ordered = {"kind": content.pop("kind"), "schema": content.pop("schema"), **content}
     try:
         return short_arrays(json.dumps(ordered, indent=2, allow_nan=False)) + "\n"
     except ValueError as error:
-        raise UserError(f"the {record.kind} hold a number that is not finite: does the model yield NaN?") from error
+        what = f"the {record.kind} record holds a number that is not finite"
+        raise UserError(f"{what}: does the model yield NaN?") from error
 
 
 PLAIN_ARRAY = re.compile(r"\[\n\s+((?:[\d.eE+-]+|true|false|null)(?:,\n\s+(?:[\d.eE+-]+|true|false|null))*)\n\s*\]")
@@ -61,12 +64,10 @@ def short_arrays(text: str) -> str:
 def published(record: Any) -> Any:
     """The same record for a folder that is made to be uploaded: of paths on this machine only the last part is left."""
     changes: dict[str, Any] = {
-        "provenance": dataclasses.replace(
-            record.provenance, command=safe_command(record.provenance.command, paths=False)
-        )
+        "provenance": replace(record.provenance, command=safe_command(record.provenance.command, paths=False))
     }
     if isinstance(getattr(record, "model", None), ModelRecord):
-        changes["model"] = dataclasses.replace(record.model, source=_last(record.model.source))
+        changes["model"] = replace(record.model, source=_last(record.model.source))
     if isinstance(record, Pruned):
         changes["plan"] = published(record.plan)
     if isinstance(record, Healing):
@@ -74,7 +75,7 @@ def published(record: Any) -> Any:
         changes["settings"] = {
             key: _last(value) if key == "teacher" else value for key, value in record.settings.items()
         }
-    return dataclasses.replace(record, **changes)
+    return replace(record, **changes)
 
 
 def _last(source: Any) -> Any:
@@ -108,22 +109,25 @@ def read(content: Any, kind: str, where: str) -> Any:
     given = content.get("kind") if isinstance(content, dict) else None
     if given != kind:
         raise UserError(f"{where} is a {given or 'file without a kind'}; expected a {kind} file")
-    if content.get("schema") != 1:
-        raise UserError(f"{where} has schema {content.get('schema')}; this version of shallower reads schema 1")
+    if content.get("schema") not in (*OLDER, SCHEMA):
+        known = " and ".join(map(str, (*OLDER, SCHEMA)))
+        raise UserError(
+            f"{where} has schema {content.get('schema')}; this version of shallower reads schema {known}: "
+            "read it with the version that wrote it, or write it again"
+        )
     try:
-        record = pydantic.TypeAdapter(RECORDS[kind]).validate_python(content)
+        return pydantic.TypeAdapter(RECORDS[kind]).validate_python(_renewed(content))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where} is not a valid {kind} file: {place}: {first['msg'].lower()}") from error
-    wrong = wrong_model(model) if (model := model_of(record)) else None
-    if not wrong and isinstance(record, Plan):
-        wrong = wrong_plan(record)
-    if not wrong and isinstance(record, Scores):
-        wrong = wrong_scores(record)
-    if wrong:
-        raise UserError(f"{where} is not a valid {kind} file: {wrong}")
-    return record
+        raise UserError(f"{where} is not a valid {kind} file: {said(error)}") from error
+
+
+def _renewed(content: dict[str, Any]) -> dict[str, Any]:
+    """The same in today's schema: 1 has all keys at the same places, and held its parts to no form."""
+    if content["schema"] not in OLDER:
+        return content
+    plan = content.get("plan")
+    inside = {"plan": _renewed(plan)} if isinstance(plan, dict) and "schema" in plan else {}
+    return content | inside | {"schema": SCHEMA}
 
 
 def model_of(record: Record) -> ModelRecord | None:

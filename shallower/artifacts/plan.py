@@ -1,50 +1,87 @@
 """Pruning plan: which layers go and which stay (plan.json)."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Literal
 
 from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
+from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
 from .removal import Removal
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which layers go and which stay, in MODEL's own numbering.
-
-    ``order`` is the order of removal, ``budget`` in seconds, ``assumed`` what a target of memory, speed or quality
-    rests on. ``bytes_before`` and ``bytes_after`` are those of the weights as they are stored. ``agreement`` says how
-    many of the layers both halves of the calibration samples choose too, each by itself; None where they were not
-    asked.
-    """
+@record
+class Plan(Part):
+    """Layers that go and layers that stay, in MODEL's own numbering."""
 
     removed: list[int]
+    """Layers that go."""
     kept: list[int]
+    """Layers that stay, in order."""
     order: list[int]
-    params_before: int
-    params_after: int
+    """Layers that go, in the order of removal."""
+    params_before: Count
+    """Parameters of the model as it is."""
+    params_after: Count
+    """Parameters that are left."""
     selection: str
+    """Name of the selection, or `drop` where the layers were given."""
     criterion: str | None
-    settings: dict[str, Any]
-    keep_first: int
-    keep_last: int
+    """Name of the criterion whose scores decided, or null."""
+    settings: Settings
+    """Settings of the criterion and of the selection."""
+    keep_first: Count
+    """Layers at the start that were protected."""
+    keep_last: Count
+    """Layers at the end that were protected."""
     iterative: bool
+    """Scores made anew after every removal."""
     model: ModelRecord
+    """Model that the plan is for."""
     calibration: CalibrationRecord | None
-    trace: list[float] = field(default_factory=list)
-    scores: list[float] | None = None
-    budget: float | None = None
+    """Tokens that the choice rests on, or null."""
+    trace: list[Finite] = field(default_factory=list)
+    """Values by which the layers were chosen, step by step."""
+    scores: list[Finite] | None = None
+    """Score of each layer, where scores decided."""
+    budget: Amount | None = None
+    """Seconds that a search had, or null."""
     assumed: str = ""
-    bytes_before: int = 0
-    bytes_after: int = 0
-    agreement: int | None = None
-    seconds: float = 0.0
+    """Assumptions that a target of memory, speed or quality rests on."""
+    bytes_before: Count = 0
+    """Bytes of the weights as they are stored."""
+    bytes_after: Count = 0
+    """Bytes of the weights that are left, stored alike."""
+    agreement: Count | None = None
+    """Removed layers that both halves of the samples choose too, each by itself; null where they were not asked."""
+    seconds: Amount = 0.0
+    """Seconds of choosing, scoring left out."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    kind: str = "plan"
-    schema: int = 1
+    """Origin of the file."""
+    kind: Literal["plan"] = "plan"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Plan":
+        model = self.model
+        if sorted(self.removed + self.kept) != list(range(model.layers)):
+            raise ValueError(f"removed and kept together must name each layer 0 to {model.layers - 1} exactly once")
+        if not self.removed or not self.kept:
+            raise ValueError("at least one layer must go and one must stay")
+        if self.kept != sorted(self.kept) or sorted(self.order) != sorted(self.removed):
+            raise ValueError("kept must be in order, and order must name the removed layers")
+        gone = sum(model.layer_parameters[index] for index in self.removed)
+        if self.params_before != model.parameters or self.params_after != self.params_before - gone:
+            raise ValueError("params_before and params_after do not fit the model and the removed layers")
+        if self.agreement is not None and self.agreement > len(self.removed):
+            raise ValueError("agreement must be a number of the removed layers")
+        if self.scores is not None and len(self.scores) != model.layers:
+            raise ValueError(f"expected {model.layers} scores, found {len(self.scores)}")
+        return self
 
     @property
     def removal(self) -> Removal:
@@ -73,18 +110,3 @@ class Plan:
             f"<Plan: without layers {layers(self.removed)} of {self.model.layers} ({self.selection}{by}), "
             f"{-self.share:.1%} parameters>"
         )
-
-
-def wrong_plan(plan: Plan) -> str | None:
-    if sorted(plan.removed + plan.kept) != list(range(plan.model.layers)):
-        return f"removed and kept together must name each layer 0 to {plan.model.layers - 1} exactly once"
-    if not plan.removed or not plan.kept:
-        return "at least one layer must go and one must stay"
-    if plan.kept != sorted(plan.kept) or sorted(plan.order) != sorted(plan.removed):
-        return "kept must be in order, and order must name the removed layers"
-    gone = sum(plan.model.layer_parameters[index] for index in plan.removed)
-    if plan.params_before != plan.model.parameters or plan.params_after != plan.params_before - gone:
-        return "params_before and params_after do not fit the model and the removed layers"
-    if plan.agreement is not None and not 0 <= plan.agreement <= len(plan.removed):
-        return "agreement must be a number of the removed layers"
-    return None

@@ -1,38 +1,103 @@
 """Pruned model record (shallower.json): its plan and what was proven."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
 
 from ..runtime.provenance import Provenance
+from .compensation import RepairReport
+from .healing import HealingReport
 from .plan import Plan
+from .record import SCHEMA, Amount, Count, Part, Size, check, record
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """``shallower.json`` in a written model: the plan and what was proven about the files.
+@record
+class Proof(Part):
+    """Proof of the written files: reloaded, they are the dense model without the removed layers."""
 
-    ``healing`` tells, in order, how it was trained since; what was proven is then of the files before that.
-    ``left_behind`` names side files of the dense model that were not carried over, ``files`` all that was written,
-    ``weight_bytes`` of it the weights.
-    """
+    logits: str
+    """Equality of the logits in words: `bit for bit`, or within which tolerance."""
+    logits_difference: Amount
+    """Largest difference of a logit as a share of the largest."""
+    cached_difference: Amount
+    """Largest difference between cached and uncached decoding as a share of the largest logit."""
+    cached_difference_unpruned: Amount
+    """Largest difference between cached and uncached decoding of the dense model, the control."""
+    cached_tolerance: Amount
+    """Tolerance that both were held to."""
+    missing_keys: Count
+    """Weights that the files lack."""
+    unexpected_keys: Count
+    """Weights that the config does not know, none but those that the dense model ignores too."""
+    dtype: str
+    """Type of numbers that the logits were computed in."""
+    tokens: tuple[Size, Size]
+    """Rows and positions of the probe."""
+    layered: bool
+    """One layer in memory at a time."""
+    changed_weights: Count
+    """Weights that a repair changed."""
+
+
+@record
+class Unverified(Part):
+    """Absence of a proof."""
+
+    skipped: str
+    """Reason why nothing was proven."""
+
+
+def _proven(value: Any) -> str:
+    skipped = "skipped" in value if isinstance(value, dict) else isinstance(value, Unverified)
+    return "skipped" if skipped else "proof"
+
+
+Verified = Annotated[Annotated[Proof, Tag("proof")] | Annotated[Unverified, Tag("skipped")], Discriminator(_proven)]
+
+
+@record
+class Pruned(Part):
+    """Written model: the plan, and what was proven about the files."""
 
     plan: Plan
-    verified: dict[str, Any]
-    original: list[int]
+    """Plan that was followed, as in `plan.json`."""
+    verified: Verified
+    """Proof of the files, of before they were trained further."""
+    original: list[Count]
+    """Layers that stay, in the numbering of the first, dense ancestor."""
     fingerprint: str
+    """Fingerprint of the written model."""
     config_changes: list[str]
-    compensation: dict[str, Any] | None = None
+    """Changes of the config in words."""
+    compensation: RepairReport | None = None
+    """Repair without training, or null."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    healing: list[dict[str, Any]] = field(default_factory=list)
+    """Origin of the file."""
+    healing: list[HealingReport] = field(default_factory=list)
+    """Trainings since, in order."""
     left_behind: list[str] = field(default_factory=list)
+    """Side files of the dense model that were not carried over."""
     files: list[str] = field(default_factory=list)
-    weight_bytes: int = 0
-    kind: str = "pruned"
-    schema: int = 1
+    """Files of the written folder."""
+    weight_bytes: Count = 0
+    """Bytes of the written weights."""
+    kind: Literal["pruned"] = "pruned"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Pruned":
+        if self.original != self.plan.original():
+            raise ValueError("original does not fit the plan")
+        return self
+
+    @property
+    def proof(self) -> Proof | None:
+        """What was proven; None where that was skipped."""
+        return self.verified if isinstance(self.verified, Proof) else None
 
     def __repr__(self) -> str:
-        proof = self.verified.get("logits") or self.verified.get("skipped")
-        return (
-            f"<Pruned: {self.plan!r}, {'proven: logits equal' if 'logits' in self.verified else 'not verified:'} "
-            f"{proof}>"
-        )
+        said = f"proven: logits equal {self.proof.logits}" if self.proof else f"not verified: {self.verified.skipped}"
+        return f"<Pruned: {self.plan!r}, {said}>"

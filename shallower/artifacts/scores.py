@@ -1,37 +1,59 @@
 """Scores of layers by one criterion (scores.json)."""
 
 import html
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Literal
 
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
+from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One score per layer; the lowest is removed first. ``windows[n-1][s]`` scores removing layers s … s+n-1 at once.
-
-    ``halves`` and ``halves_windows`` hold the same from either half of the calibration samples, where they could be
-    told apart.
-    """
+@record
+class Scores(Part):
+    """Scores of all layers by one criterion; the lowest is removed first."""
 
     criterion: str
-    settings: dict[str, Any]
-    scores: list[float]
+    """Name of the criterion."""
+    settings: Settings
+    """Settings of the criterion."""
+    scores: list[Finite]
+    """Score of each layer; lower goes first."""
     model: ModelRecord
+    """Model that was scored."""
     calibration: CalibrationRecord | None
-    seconds: float
-    peak_memory_bytes: int
+    """Tokens that the criterion looked at; null where it looks at none."""
+    seconds: Amount
+    """Seconds of scoring, loading left out."""
+    peak_memory_bytes: Count
+    """Peak of the memory in bytes."""
     dtype: str
-    windows: list[list[float]] | None = None
-    halves: list[list[float]] = field(default_factory=list)
-    halves_windows: list[list[list[float]]] = field(default_factory=list)
+    """Type of numbers that was computed in."""
+    windows: list[list[Finite]] | None = None
+    """Scores of runs of neighbours: `windows[n-1][s]` is that of the n layers from s on, where the criterion has it."""
+    halves: list[list[Finite]] = field(default_factory=list)
+    """Scores from either half of the samples alone, where they could be told apart."""
+    halves_windows: list[list[list[Finite]]] = field(default_factory=list)
+    """Scores of runs of neighbours from either half."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    kind: str = "scores"
-    schema: int = 1
+    """Origin of the file."""
+    kind: Literal["scores"] = "scores"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Scores":
+        layers = self.model.layers
+        if len(self.scores) != layers:
+            raise ValueError(f"expected {layers} finite scores, found {len(self.scores)}")
+        if any(len(half) != layers for half in self.halves):
+            raise ValueError(f"halves must hold {layers} scores each")
+        for spans in (self.windows, *self.halves_windows):
+            if spans and [len(row) for row in spans] != list(range(layers, 1, -1)):
+                raise ValueError(f"windows must hold {layers - 1} lists, from {layers} entries down to 2")
+        return self
 
     @property
     def ranks(self) -> list[int]:
@@ -48,12 +70,3 @@ class Scores:
         cells = "".join(f"<tr><td>{index}</td><td>{value:.6g}</td><td>{rank}</td></tr>" for index, value, rank in rows)
         head = f"<tr><th>layer</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
         return f"<table>{head}{cells}</table>"
-
-
-def wrong_scores(scores: Scores) -> str | None:
-    layers = scores.model.layers
-    if len(scores.scores) != layers or not all(map(math.isfinite, scores.scores)):
-        return f"expected {layers} finite scores, found {len(scores.scores)}"
-    if scores.windows and [len(row) for row in scores.windows] != list(range(layers, 1, -1)):
-        return f"windows must hold {layers - 1} lists, from {layers} entries down to 2"
-    return None

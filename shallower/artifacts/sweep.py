@@ -1,35 +1,73 @@
 """Sweep record: one plan for every number of layers (sweep.json)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Literal
 
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
+from .evaluation import Perplexity
 from .model import ModelRecord
+from .record import SCHEMA, Amount, Count, Part, Settings, Size, check, record
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Quality against layers removed; the first row is the model as it is, ``order`` that of the largest removal.
+@record
+class SweepRow(Part):
+    """Quality without so many layers."""
 
-    A row holds removed (a number), layers, parameters and perplexity as in an evaluation, without ``parts``.
-    """
+    removed: Count
+    """Number of layers that went."""
+    layers: list[Count]
+    """Layers that went."""
+    parameters: Size
+    """Parameters that are left."""
+    perplexity: dict[str, Perplexity]
+    """Perplexity by text, without its parts."""
+
+    @check
+    def _check(self) -> "SweepRow":
+        if len(self.layers) != self.removed:
+            raise ValueError(f"layers must name {self.removed} layers")
+        return self
+
+
+@record
+class Sweep(Part):
+    """Quality against layers removed."""
 
     model: ModelRecord
-    order: list[int]
+    """Model that layers were taken out of, virtually."""
+    order: list[Count]
+    """Layers of the largest removal, in the order of removal."""
     selection: str
+    """Name of the selection."""
     criterion: str | None
-    settings: dict[str, Any]
+    """Name of the criterion whose scores decided, or null."""
+    settings: Settings
+    """Settings of the criterion and of the selection."""
     calibration: CalibrationRecord | None
-    rows: list[dict[str, Any]]
-    seconds: float
+    """Tokens that the choice rests on, or null."""
+    rows: list[SweepRow]
+    """Figures by number of layers that went, the model as it is first."""
+    seconds: Amount
+    """Seconds in all, loading left out."""
     dtype: str
+    """Type of numbers that was computed in."""
     provenance: Provenance = field(default_factory=Provenance.now)
-    kind: str = "sweep"
-    schema: int = 1
+    """Origin of the file."""
+    kind: Literal["sweep"] = "sweep"
+    """Kind of the file."""
+    schema: Literal[2] = SCHEMA
+    """Version of the form."""
+
+    @check
+    def _check(self) -> "Sweep":
+        if not self.rows or self.rows[0].removed:
+            raise ValueError("rows must begin with the model as it is")
+        known, named = set(range(self.model.layers)), [self.order, *(row.layers for row in self.rows)]
+        if not all(set(layers) < known for layers in named):
+            raise ValueError(f"layers beyond the {self.model.layers} of the model are named")
+        return self
 
     def __repr__(self) -> str:
-        return (
-            f"<Sweep of {self.model!r} by {self.selection}: {', '.join(str(row['removed']) for row in self.rows)} "
-            "layers removed>"
-        )
+        counts = ", ".join(str(row.removed) for row in self.rows)
+        return f"<Sweep of {self.model!r} by {self.selection}: {counts} layers removed>"

@@ -72,7 +72,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     after = evaluate(pruned, out=out / "evaluation-pruned.json")
     samples["after"] = answer(pruned)
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
-    values = [item.perplexity["shipped"]["value"] for item in (before, plain, after)]
+    values = [item.perplexity["shipped"].value for item in (before, plain, after)]
     show(proof, values, samples, scores.seconds)
     page = report(out)
     plain_console().print(f"the report: {page.resolve()}", soft_wrap=True)
@@ -121,7 +121,7 @@ def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seco
     table.add_row(
         "repair (sequential, closed form, 96 x 128 tokens)",
         "",
-        f"{len(proof.compensation['changed'])} weights refitted",
+        f"{len(proof.compensation.changed)} weights refitted",
     )
-    table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified['logits']}; cached = uncached")
+    table.add_row("reloaded from disk", "control passed", f"logits equal {proof.verified.logits}; cached = uncached")
     plain_console().print(table)

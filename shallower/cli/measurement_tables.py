@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import Comparison, Evaluation, Healing, Speed, Sweep
+from ..artifacts import Analytic, Comparison, Evaluation, FailedRow, Healing, Speed, SpeedRow, Sweep
+from ..artifacts.speed import Typical
 from ..evaluation.tasks import mean_of
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
@@ -24,13 +24,13 @@ def sweep_table(found: Sweep, out: Path | None = None) -> None:
     rows = []
     for row in found.rows:
         values = [
-            f"{item['value']:.2f} ({item['value'] / dense['perplexity'][name]['value']:.2f}x)"
-            for name, item in row["perplexity"].items()
+            f"{item.value:.2f} ({item.value / dense.perplexity[name].value:.2f}x)"
+            for name, item in row.perplexity.items()
         ]
-        rows.append([str(row["removed"]), millions(row["parameters"]), *values, layers(row["layers"])])
+        rows.append([str(row.removed), millions(row.parameters), *values, layers(row.layers)])
     grid(
         console,
-        ["removed", "parameters", *dense["perplexity"], "layers removed"],
+        ["removed", "parameters", *dense.perplexity, "layers removed"],
         rows,
         heading=Path(found.model.source).name,
         spare=("parameters",),
@@ -43,20 +43,20 @@ def healing_table(found: Healing, out: Path | None = None) -> None:
     console.print(
         f"{found.method}: {millions(found.trained_parameters)} of {millions(found.model.parameters)} "
         "parameters trained on "
-        f"{millions(found.train_tokens)} tokens of {found.data['source']} in {found.steps} steps",
+        f"{millions(found.train_tokens)} tokens of {found.data.source} in {found.steps} steps",
         soft_wrap=True,
     )
     console.print(f"training loss {first:.4f} -> {last:.4f} nats (first and last tenth of the steps)", soft_wrap=True)
     for name, values in perplexities(found).items():
         console.print(
-            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data['length']} tokens a segment)",
+            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data.length} tokens a segment)",
             soft_wrap=True,
         )
         if closed := gap_closed(found, name):
             console.print(f"  {closed}", soft_wrap=True)
     console.print(
         f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}; "
-        f"reloaded logits equal {found.reloaded['logits']}",
+        f"reloaded logits equal {found.reloaded.logits}",
         soft_wrap=True,
     )
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
@@ -69,17 +69,16 @@ def evaluation_table(found: Evaluation, out: Path | None = None) -> None:
     if found.perplexity:
         rows = []
         for name, item in found.perplexity.items():
-            bits = f"{item['bits_per_byte']:.4f}" if item.get("bits_per_byte") else "-"
-            rows.append(
-                [name, f"{item['value']:.3f}", bits, *(str(item[key]) for key in ("tokens", "length", "stride", "bos"))]
-            )
+            bits = f"{item.bits_per_byte:.4f}" if item.bits_per_byte else "-"
+            cut = [str(one) for one in (item.tokens, item.length, item.stride, item.bos)]
+            rows.append([name, f"{item.value:.3f}", bits, *cut])
         columns = ("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos")
         grid(console, columns, rows, heading=heading, spare=("bos", "stride", "length", "tokens", "bits per byte"))
     if found.tasks:
         rows = []
         for name, item in found.tasks.items():
-            error = f"{item['stderr']:.4f}" if item["stderr"] is not None else "-"
-            rows.append([name, item["metric"], f"{item['value']:.4f}", error, str(item["count"])])
+            error = f"{item.stderr:.4f}" if item.stderr is not None else "-"
+            rows.append([name, item.metric, f"{item.value:.4f}", error, str(item.count)])
         rows.append(["mean", "", f"{mean_of(found.tasks):.4f}", "", ""])
         grid(console, ("task", "metric", "value", "±", "items"), rows, heading=heading, spare=("items", "metric"))
     saved_note(console, out)
@@ -110,12 +109,12 @@ def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[
     for column in table.columns[1:]:
         column.justify = "right"
     for row, line in zip(found.rows, shown, strict=True):
-        table.add_row(Text(row["name"]), *line[: len(titles)])
+        table.add_row(Text(row.name), *line[: len(titles)])
     return table
 
 
 def speed_table(found: Speed, out: Path | None = None) -> None:
-    console, typical = plain_console(), found.settings.get("typical", "median")
+    console, typical = plain_console(), found.settings.typical
     names = _speed_names(found)
     for key, record in (("model", found.model), ("against", found.against)):
         if record is not None:
@@ -136,21 +135,21 @@ def speed_table(found: Speed, out: Path | None = None) -> None:
     )
     rows = []
     for row in found.rows:
-        rows.append([names[row["of"]], str(row["batch"]), f"{row['prompt']} + {row['new']}", *_measured(row, typical)])
+        rows.append([names[row.of], str(row.batch), f"{row.prompt} + {row.new}", *_measured(row, typical)])
     grid(console, columns, rows, spare=("runs", "of bandwidth", "peak GiB"))
     for row in found.speedups:
         gained = ", ".join(
-            f"{row[key]:.3f} in {what}"
+            f"{getattr(row, key):.3f} in {what}"
             for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all"))
         )
-        expected = f"expected of decode by the bytes that a step reads {row['ideal']:.3f}"
+        expected = f"expected of decode by the bytes that a step reads {row.ideal:.3f}"
         console.print(
-            f"batch {row['batch']}, {row['prompt']} + {row['new']} tokens, times faster: {gained}; {expected}",
+            f"batch {row.batch}, {row.prompt} + {row.new} tokens, times faster: {gained}; {expected}",
             soft_wrap=True,
         )
-    if found.device.startswith("cpu") and found.settings.get("load", 0) > BUSY * found.threads:
+    if found.device.startswith("cpu") and found.settings.load > BUSY * found.threads:
         busy = (
-            f"the machine was busy (load {found.settings['load']:.1f} on {found.threads} threads): take these "
+            f"the machine was busy (load {found.settings.load:.1f} on {found.threads} threads): take these "
             "times with care"
         )
         console.print(busy, soft_wrap=True)
@@ -171,19 +170,19 @@ def _speed_names(found: Speed) -> dict[str, str]:
     )
 
 
-def _measured(row: dict[str, Any], typical: str) -> list[str]:
-    if "error" in row:
-        return [row["error"], *["-"] * 5]
-    decode = [f"{row['decode'][key] * 1e3:.1f}" for key in (typical, "p10", "p90")]
-    memory, runs = f"{row['peak_memory_bytes'] / 2**30:.2f}", str(row["runs"])
-    times = f"{row['prefill'][typical] * 1e3:.1f}", f"{decode[0]} [{decode[1]}-{decode[2]}]"
-    return [*times, f"{row['tokens_per_second']:.1f}", memory, f"{row['bound']:.0%}", runs]
+def _measured(row: SpeedRow | FailedRow, typical: Typical) -> list[str]:
+    if isinstance(row, FailedRow):
+        return [row.error, *["-"] * 5]
+    step, low, high = (f"{one * 1e3:.1f}" for one in (row.decode.of(typical), row.decode.p10, row.decode.p90))
+    memory, runs = f"{row.peak_memory_bytes / 2**30:.2f}", str(row.runs)
+    prefill = f"{row.prefill.of(typical) * 1e3:.1f}"
+    return [prefill, f"{step} [{low}-{high}]", f"{row.tokens_per_second:.1f}", memory, f"{row.bound:.0%}", runs]
 
 
-def _analytic(figures: dict[str, float]) -> str:
+def _analytic(figures: Analytic) -> str:
     return (
-        f"{millions(int(figures['parameters']))} parameters; per token "
-        f"{figures['read_bytes_per_token'] / 1e6:.1f} MB of weights to read, "
-        f"{millions(int(figures['flops_per_token']))} FLOPs, {figures['kv_bytes_per_token'] / 1e3:.1f} KB more "
+        f"{millions(int(figures.parameters))} parameters; per token "
+        f"{figures.read_bytes_per_token / 1e6:.1f} MB of weights to read, "
+        f"{millions(int(figures.flops_per_token))} FLOPs, {figures.kv_bytes_per_token / 1e3:.1f} KB more "
         "in the cache"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..artifacts import Inspection, ModelRecord, Plan, Pruned, Scores
+from ..artifacts import Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Unverified
 from ..planning.amount import protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
 from ..runtime.format import byte_count, counted, layers, millions
@@ -241,38 +241,38 @@ def pruned_table(found: Pruned, out: Path | None = None) -> None:
     for change in found.config_changes:
         console.print("config:", change, soft_wrap=True)
     if found.compensation:
-        count = len(found.compensation["changed"])
+        count = len(found.compensation.changed)
         what = (
             f"{counted(count, 'weight')} changed"
             if count
             else "nothing changed, as the loss on held-out text did not fall"
         )
-        console.print(f"{found.compensation['method']}: {what}", soft_wrap=True)
+        console.print(f"{found.compensation.method}: {what}", soft_wrap=True)
         _held_out(console, found.compensation)
     proof = found.verified
-    if "skipped" in proof:
-        console.print(f"not verified: {proof['skipped']}", soft_wrap=True)
+    if isinstance(proof, Unverified):
+        console.print(f"not verified: {proof.skipped}", soft_wrap=True)
     else:
         console.print(
-            f"verified after reloading ({proof['dtype']}): logits equal {proof['logits']}, cached decoding within "
-            f"{proof['cached_difference']:.1e} of uncached (dense "
-            f"{proof['cached_difference_unpruned']:.1e}), no missing keys",
+            f"verified after reloading ({proof.dtype}): logits equal {proof.logits}, cached decoding within "
+            f"{proof.cached_difference:.1e} of uncached (dense "
+            f"{proof.cached_difference_unpruned:.1e}), no missing keys",
             soft_wrap=True,
         )
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
 
 
-def _held_out(console: Console, told: dict[str, Any]) -> None:
+def _held_out(console: Console, told: RepairReport) -> None:
     """Perplexity on calibration text that nothing was fitted on, as a multiple of the dense model's, in all and per
     source.
     """
-    losses_of = {"all": told["loss"], **told.get("by_source", {})}
+    losses_of = {"all": told.loss, **told.by_source}
     if len(losses_of) == 2:
         losses_of.pop("all")
     rows = []
     for name, loss in losses_of.items():
         times = [f"x {value:.3f}" for value in perplexity_times(loss)]
-        rows.append([name, f"{math.exp(min(loss['dense'], LARGEST_LOSS)):.2f}", *times])
+        rows.append([name, f"{math.exp(min(loss.dense, LARGEST_LOSS)):.2f}", *times])
     columns = ["held-out text", "dense perplexity", "not repaired", "repaired"]
     grid(console, columns, rows, spare=("dense perplexity",))
 

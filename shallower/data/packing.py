@@ -12,15 +12,16 @@ own, padded behind.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..artifacts import TrainingData
 from ..errors import UserError, argument
 from .readers import Row, rows, streamed, text_of
 from .tokens import bos_rule, encode
@@ -71,7 +72,7 @@ class Packed:
     positions: Int[Tensor, "sequence place"]
     bearing: Bool[Tensor, "sequence place"]
     seed: int
-    about: dict[str, Any] = field(default_factory=dict)
+    about: TrainingData
 
     def batch(self, step: int, size: int) -> list[int]:
         """The sequences of a step, counted from 0; every pass over the data is shuffled anew."""
@@ -178,19 +179,19 @@ def packed_sequences(found: Documents, length: int, seed: int, *, apart: bool) -
     made, dropped = _examples(found, order, length, apart) if found.instructions else (_whole(found, order, length), 0)
     tokens, positions, bearing = (torch.from_numpy(part) for part in made)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in made)).hexdigest()[:16]
-    about = {
-        "source": found.source,
-        "kind": "instructions" if found.instructions else "text",
-        "documents": len(found.ids) - dropped,
-        "dropped": dropped,
-        "sequences": len(tokens),
-        "length": tokens.shape[1],
-        "tokens": int((positions >= 0).sum()),
-        "loss_tokens": int(bearing.sum()),
-        "apart": apart,
-        "seed": seed,
-        "hash": digest,
-    }
+    about = TrainingData(
+        source=found.source,
+        kind="instructions" if found.instructions else "text",
+        documents=len(found.ids) - dropped,
+        dropped=dropped,
+        sequences=len(tokens),
+        length=tokens.shape[1],
+        tokens=int((positions >= 0).sum()),
+        loss_tokens=int(bearing.sum()),
+        apart=apart,
+        seed=seed,
+        hash=digest,
+    )
     return Packed(tokens, positions.clamp(min=0), bearing, seed, about)
 
 

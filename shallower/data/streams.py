@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
 
 import numpy as np
 import torch
 
+from ..artifacts import TrainingData
 from ..errors import UserError, argument
 from .packing import Rows, check_known, cut_rows, ends_of
 from .readers import SHUFFLE_BUFFER, streamed, text_of
@@ -35,20 +35,21 @@ class Stream:
         first = next((text for text in texts if text.strip()), None)
         if first is None:
             raise UserError("only empty texts; give text to train on", dataset=name)
-        self.about: dict[str, Any] = {
-            "source": name,
-            "kind": "text",
-            "streamed": True,
-            "documents": None,
-            "dropped": 0,
-            "sequences": None,
-            "length": length,
-            "tokens": None,
-            "loss_tokens": None,
-            "apart": apart,
-            "seed": seed,
-            "hash": hashlib.sha256(f"{name} {seed} {SHUFFLE_BUFFER} {length} {first}".encode()).hexdigest()[:16],
-        }
+        hashed = f"{name} {seed} {SHUFFLE_BUFFER} {length} {first}".encode()
+        self.about = TrainingData(
+            source=name,
+            kind="text",
+            streamed=True,
+            documents=None,
+            dropped=0,
+            sequences=None,
+            length=length,
+            tokens=None,
+            loss_tokens=None,
+            apart=apart,
+            seed=seed,
+            hash=hashlib.sha256(hashed).hexdigest()[:16],
+        )
 
     def rows(self, step: int, size: int) -> Rows:
         """The next ``size`` sequences; steps follow each other."""

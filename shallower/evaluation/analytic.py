@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from ..anatomy.decoding import Decoder, cache_bytes
 from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
+from ..artifacts import Analytic
 from ..runtime.memory import total_memory
 
 PROMPT = 3  # tokens before the step that is watched: fewer than any window
@@ -114,7 +115,7 @@ def _flops(func, name: str, args: tuple, kwargs: dict, out: Any) -> int:
 
 
 @torch.no_grad()
-def analytic(model: Model) -> dict[str, float]:
+def analytic(model: Model) -> Analytic:
     """Figures of one decoded token at batch 1, seen in a step behind a prompt of a few tokens.
 
     - ``parameters``, ``weight_bytes``: distinct ones.
@@ -134,15 +135,14 @@ def analytic(model: Model) -> dict[str, float]:
     with Watch(module) as watch:
         decoder.step(token)
     grown = cache_bytes(decoder.cache) - held
-    found = {
-        "parameters": model.record.parameters,
-        "weight_bytes": sum(parameter.nbytes for parameter in module.parameters()),
-        "read_bytes_per_token": watch.bytes,
-        "kv_bytes_per_token": grown,
-        "state_bytes": max(0, held - grown * (PROMPT + 1)),
-        "flops_per_token": watch.flops,
-    }
-    return {name: float(value) for name, value in found.items()}
+    return Analytic(
+        parameters=model.record.parameters,
+        weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
+        read_bytes_per_token=watch.bytes,
+        kv_bytes_per_token=grown,
+        state_bytes=max(0, held - grown * (PROMPT + 1)),
+        flops_per_token=watch.flops,
+    )
 
 
 def bandwidth(device: str) -> float:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..anatomy.model import Model
+from ..artifacts import Perplexity
 from ..artifacts.removal import NOTHING, Removal
 from ..data.readers import read_text, shipped_text
 from ..data.tokens import bos_rule, check_vocabulary, encode, read_tokens, token_hash
@@ -138,7 +139,7 @@ def perplexity(
     removal: Removal = NOTHING,
     label: str = "perplexity",
     journal: Journal = NO_JOURNAL,
-) -> dict[str, Any]:
+) -> Perplexity:
     """exp of the mean NLL of the counted predictions, with the protocol beside it.
 
     Args:
@@ -152,24 +153,24 @@ def perplexity(
     if not math.isfinite(float(sums.sum())):
         row = segments.tokens[(~nll.isfinite()).any(1)][:1]
         raise UserError(f"the model yields NaN or infinite losses on this text: {first_broken(model, row, removal)}")
-    parts = [[round(float(total), 6), int(number)] for total, number in zip(sums, segments.counted.sum(1), strict=True)]
-    return figures_of(segments, float(sums.sum())) | {"parts": parts}
+    parts = [(round(float(total), 6), int(number)) for total, number in zip(sums, segments.counted.sum(1), strict=True)]
+    return replace(figures_of(segments, float(sums.sum())), parts=parts)
 
 
-def figures_of(segments: Segments, total: float) -> dict[str, Any]:
-    """What an artifact holds of a text, from the NLL in nats summed over its counted predictions.
+def figures_of(segments: Segments, total: float) -> Perplexity:
+    """Perplexity record of a text, from the NLL in nats summed over its counted predictions.
 
     The protocol beside it.
     """
     count = int(segments.counted.sum())
-    return {
-        "value": perplexity_of(total / count),
-        "nll": total / count,
-        "bits_per_byte": total / math.log(2) / segments.bytes if segments.bytes else None,
-        "tokens": count,
-        "segments": len(segments.tokens),
+    return Perplexity(
+        value=perplexity_of(total / count),
+        nll=total / count,
+        bits_per_byte=total / math.log(2) / segments.bytes if segments.bytes else None,
+        tokens=count,
+        segments=len(segments.tokens),
         **segments.description,
-    }
+    )
 
 
 def perplexity_of(nll: float) -> float:

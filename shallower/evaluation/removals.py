@@ -1,9 +1,9 @@
 """Perplexity of many virtual removals of one model: all are walked together and share what they have in common."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..anatomy.model import Model
+from ..artifacts import Perplexity
 from ..artifacts.removal import Removal
 from ..errors import UserError, argument
 from ..walk.removals import LossWalk
@@ -13,13 +13,13 @@ from .perplexity import Segments, figures_of
 
 def removals_perplexity(
     model: Model, named: dict[str, Segments], removals: Sequence[Removal], label: str
-) -> list[dict[str, dict[str, Any]]]:
-    """For every removal: text -> value, nll, bits_per_byte, tokens, segments and the protocol.
+) -> list[dict[str, Perplexity]]:
+    """Perplexity by text, for every removal.
 
     Raises:
         UserError: segments that overlap, or a model that yields NaN.
     """
-    rows: list[dict[str, dict[str, Any]]] = [{} for _ in removals]
+    rows: list[dict[str, Perplexity]] = [{} for _ in removals]
     for name, segments in named.items():
         if not segments.counted.all():
             raise UserError(

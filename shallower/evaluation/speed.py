@@ -20,6 +20,7 @@ from ..anatomy.decoding import Decoder
 from ..anatomy.loading import one_line
 from ..anatomy.model import RESIDENT_SHARE, Model
 from ..anatomy.stack import dry_tokens
+from ..artifacts import Analytic, FailedRow, SpeedRow, SpeedSettings, Speedup, Spread
 from ..errors import UserError, argument
 from ..runtime.memory import Peak, total_memory
 from ..runtime.progress import Meter, meter, say
@@ -62,14 +63,14 @@ def check_resident(models: dict[str, Model]) -> None:
 def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     """Settings, rows, speed-ups, analytic figures and bandwidth as in the record ``Speed``.
 
-    ``settings["load"]`` is the machine's load (processes that want a core, mean of a minute) before the first run.
+    ``settings.load`` is the machine's load (processes that want a core, mean of a minute) before the first run.
 
     Args:
         models: ``model``, and ``against`` where there is one; they take turns in this order.
     Raises:
         UserError: a model cannot decode so, or yields NaN.
     """
-    described = grid.described() | {"load": os.getloadavg()[0]}
+    described = SpeedSettings(**grid.described(), load=os.getloadavg()[0])
     figures = {name: _figures(model) for name, model in models.items()}
     speed = bandwidth(models["model"].device)
     rows, speedups = [], []
@@ -93,7 +94,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     return {"settings": described, "analytic": figures, "bandwidth": speed, "rows": rows, "speedups": speedups}
 
 
-def _figures(model: Model) -> dict[str, float]:
+def _figures(model: Model) -> Analytic:
     try:
         return analytic(model)
     except UserError:
@@ -121,7 +122,7 @@ class Lane:
     """The runs of one model in one setting."""
 
     def __init__(
-        self, name: str, models: dict[str, Model], grid: Grid, setting: tuple[int, int, int], figures: dict[str, float]
+        self, name: str, models: dict[str, Model], grid: Grid, setting: tuple[int, int, int], figures: Analytic
     ):
         self.name, self.model, self.grid, self.setting, self.figures = name, models[name], grid, setting, figures
         self.runs: list[TimedRun] = []
@@ -131,8 +132,8 @@ class Lane:
             if other != name and model.device == self.model.device
         )
         batch, prompt, new = setting
-        cached = batch * (figures["state_bytes"] + figures["kv_bytes_per_token"] * (prompt + new))
-        self.full = self.others + figures["weight_bytes"] + cached > total_memory(
+        cached = batch * (figures.state_bytes + figures.kv_bytes_per_token * (prompt + new))
+        self.full = self.others + figures.weight_bytes + cached > total_memory(
             self.model.device
         )  # a CPU would kill, not raise
         if grid.compiled:
@@ -204,20 +205,21 @@ class Lane:
         )
         return f"{what} ({type(error).__name__}: {one_line(error)}); {lower}"
 
-    def row(self, speed: float) -> dict[str, Any]:
+    def row(self, speed: float) -> SpeedRow | FailedRow:
         """The row of the record."""
         batch, prompt, new = self.setting
-        row: dict[str, Any] = {"of": self.name, "batch": batch, "prompt": prompt, "new": new}
+        place = {"of": self.name, "batch": batch, "prompt": prompt, "new": new}
         if self.full:
-            return row | {"error": "out of memory"}
-        row |= {key: summary(self.seconds(key)) for key in PHASES_TIMED}
-        step = row["decode"][self.grid.typical]
-        return row | {
-            "tokens_per_second": batch * new / row["latency"][self.grid.typical],
-            "peak_memory_bytes": max(run.memory for run in self.runs),
-            "runs": len(self.runs),
-            "bound": self.step_bytes / step / speed,
-        }
+            return FailedRow(**place, error="out of memory")
+        timed = {key: summary(self.seconds(key)) for key in PHASES_TIMED}
+        return SpeedRow(
+            **place,
+            **timed,
+            tokens_per_second=batch * new / timed["latency"].of(self.grid.typical),
+            peak_memory_bytes=max(run.memory for run in self.runs),
+            runs=len(self.runs),
+            bound=self.step_bytes / timed["decode"].of(self.grid.typical) / speed,
+        )
 
     def seconds(self, key: str) -> list[float]:
         """One of TIMES of every kept run."""
@@ -226,7 +228,7 @@ class Lane:
     @property
     def step_bytes(self) -> float:
         """Bytes that a step has to read: the weights, as a single row uses them, and the cache of all rows."""
-        return self.figures["read_bytes_per_token"] + sum(run.cache for run in self.runs) / len(self.runs)
+        return self.figures.read_bytes_per_token + sum(run.cache for run in self.runs) / len(self.runs)
 
 
 def ratios(seconds: list[float], against: list[float]) -> list[float]:
@@ -238,16 +240,16 @@ def ratios(seconds: list[float], against: list[float]) -> list[float]:
     return [base / own for own, base in pairs]
 
 
-def _speedup(model: Lane, against: Lane) -> dict[str, Any]:
+def _speedup(model: Lane, against: Lane) -> Speedup:
     found = {key: float(np.median(ratios(model.seconds(key), against.seconds(key)))) for key in PHASES_TIMED}
     batch, prompt, new = model.setting
-    return {"batch": batch, "prompt": prompt, "new": new, **found, "ideal": against.step_bytes / model.step_bytes}
+    return Speedup(batch, prompt, new, **found, ideal=against.step_bytes / model.step_bytes)
 
 
-def summary(values: list[float]) -> dict[str, float]:
+def summary(values: list[float]) -> Spread:
     """Median, 10th and 90th percentile, and mean."""
     low, middle, high = np.percentile(values, (10, 50, 90))
-    return {"median": float(middle), "p10": float(low), "p90": float(high), "mean": float(np.mean(values))}
+    return Spread(float(middle), float(low), float(high), float(np.mean(values)))
 
 
 def prompts(vocabulary: int, batch: int, length: int, *, repeated: bool) -> Int[Tensor, "batch position"]:

@@ -25,6 +25,7 @@ from tqdm.std import tqdm
 
 from ..anatomy.model import Model
 from ..anatomy.units import without
+from ..artifacts import TaskResult
 from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
 from ..errors import UserError, argument
@@ -57,7 +58,7 @@ def zero_shot(
     *,
     removal: Removal = NOTHING,
     journal: Callable[..., Journal] = lambda requests: NO_JOURNAL,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TaskResult]:
     """Task -> value, stderr, metric, count, version, items (the metric of each) and all of lm-eval's metrics.
 
     Args:
@@ -79,9 +80,9 @@ def zero_shot(
     return {name: _result(name, found) for name in found["samples"]}
 
 
-def mean_of(tasks: dict[str, dict[str, Any]]) -> float | None:
+def mean_of(tasks: dict[str, TaskResult]) -> float | None:
     """The unweighted mean of the tasks' values."""
-    return sum(item["value"] for item in tasks.values()) / len(tasks) if tasks else None
+    return sum(item.value for item in tasks.values()) / len(tasks) if tasks else None
 
 
 def _harness() -> ModuleType:
@@ -237,25 +238,24 @@ def batch_sizes(lengths: list[int], most: int) -> list[int]:
     return found
 
 
-def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _result(name: str, found: dict[str, Any]) -> TaskResult:
     """What the artifact keeps of a task."""
     row, samples = found["results"][name], found["samples"][name]
     figures = {key.partition(",")[0]: value for key, value in row.items() if "," in key and not isinstance(value, str)}
     metrics = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
     metric = METRICS.get(name, "acc_norm" if "acc_norm" in metrics else next(iter(metrics)))
     items = [item[metric] for item in sorted(samples, key=lambda item: item["doc_id"]) if metric in item]
-    return {
-        "value": float(metrics[metric]),
-        "stderr": figures.get(f"{metric}_stderr"),
-        "metric": metric,
-        "count": len(samples),
-        "version": found["versions"].get(name),
-        "metrics": {key: float(value) for key, value in figures.items()},
-        "hash": hashlib.sha256(
-            "".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()
-        ).hexdigest()[:16],
-        "items": [round(float(item), 6) for item in items if isinstance(item, (int, float))],
-    }
+    digest = hashlib.sha256("".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()).hexdigest()
+    return TaskResult(
+        value=float(metrics[metric]),
+        stderr=figures.get(f"{metric}_stderr"),
+        metric=metric,
+        count=len(samples),
+        version=found["versions"].get(name),
+        metrics={key: float(value) for key, value in figures.items()},
+        hash=digest[:16],
+        items=[round(float(item), 6) for item in items if isinstance(item, (int, float))],
+    )
 
 
 @contextlib.contextmanager

@@ -1,35 +1,15 @@
 """Drift, the distance of the pruned stream from the dense one behind every retained layer."""
 
-from dataclasses import dataclass
-
 from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
-from ..artifacts.removal import Removal
+from ..artifacts import Removal, StreamDrift
 from .paired import PairedBatch, PairedWalk, part_of_layer
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far the pruned stream is from the dense one behind a retained layer.
-
-    Attributes:
-        layer: the layer.
-        shift: distance of the mean streams.
-        relative_shift: that, as a share of the length of the dense mean.
-        error: root of the mean squared distance, as a share of the root of the mean squared length of the dense
-            stream.
-    """
-
-    layer: int
-    shift: float
-    relative_shift: float
-    error: float
-
-
-def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[Drift]:
+def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[StreamDrift]:
     """The drift behind every retained layer of the pruned model with these changes."""
     found, walk = [], PairedWalk(model, tokens, removal)
     for step in walk:
@@ -56,7 +36,7 @@ class DriftSums:
         self.distance += float((pruned - same).square().sum())
         self.length += float(same.square().sum())
 
-    def of(self, layer: int) -> Drift:
+    def of(self, layer: int) -> StreamDrift:
         shift = float((self.pruned - self.same).norm()) / self.count
         size = float(self.same.norm()) / self.count
-        return Drift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)
+        return StreamDrift(layer, shift, shift / max(size, 1e-300), (self.distance / max(self.length, 1e-300)) ** 0.5)

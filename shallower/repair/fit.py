@@ -1,5 +1,6 @@
 """Compensation fit: a proposal is taken only if the loss on held-out tokens falls."""
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
-from ..artifacts import NOTHING, Compensation, Removal
+from ..artifacts import NOTHING, Compensation, HeldOutLoss, LayerDrift, Removal
 from ..errors import UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
@@ -66,15 +67,15 @@ def compensated(
         calibration=samples.record,
         fitted_tokens=fitted.numel(),
         held_out_tokens=held_out.numel(),
-        loss={state: fmean(values) for state, values in losses.items()},
+        loss=HeldOutLoss(**{state: fmean(values) for state, values in losses.items()}),
         changed=sorted(patch),
         layers=drifts,
-        notes=found.notes,
+        notes=json.loads(json.dumps(found.notes)),  # strengths are keys, which JSON has as text
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
         by_source={
-            name: {state: fmean([values[place] for place in places]) for state, values in losses.items()}
+            name: HeldOutLoss(**{state: fmean([values[place] for place in places]) for state, values in losses.items()})
             for name, places in by_source.items()
         },
         fitted_width=width,
@@ -136,7 +137,7 @@ class _Fit:
             state.keep(part, layers + 1, {}, now=True)
         return Fitted(state.patch, state.told)
 
-    def decided(self, name: str, found: Fitted) -> tuple[Patch, dict[str, list[float]], list[dict[str, Any]]]:
+    def decided(self, name: str, found: Fitted) -> tuple[Patch, dict[str, list[float]], list[LayerDrift]]:
         """The proposal, or nothing where it does not help; the losses of all three models, and the drift by layer."""
         with self.stretch("loss after"):
             after = self.journal.memo("after", lambda: self.losses(found.patch)) if found.patch else self.plain
@@ -149,7 +150,7 @@ class _Fit:
             new = self.journal.memo("drift after", lambda: self._drifts(patch)) if patch else old
         with self.stretch("dense"):
             dense = self.journal.memo("dense", lambda: self.losses({}, NOTHING))
-        drifts = [{"layer": one["layer"], "before": one, "after": other} for one, other in zip(old, new, strict=True)]
+        drifts = [LayerDrift(one["layer"], one, other) for one, other in zip(old, new, strict=True)]
         return patch, {"dense": dense, "before": self.plain, "after": after if patch else self.plain}, drifts
 
     def _drifts(self, patch: Patch) -> list[dict[str, Any]]:
@@ -169,13 +170,6 @@ def _widest(model: Model) -> int:
     stack = model.checkpoint.shapes.get_submodule(model.outline.name)
     sizes = [module.in_features for layer in stack for module in layer.modules() if isinstance(module, nn.Linear)]
     return max(sizes, default=model.outline.width)
-
-
-def brief(report: Compensation) -> dict[str, Any]:
-    """What ``shallower.json`` tells of a compensation; the rest is in the file beside it."""
-    return {
-        name: getattr(report, name) for name in ("method", "settings", "calibration", "loss", "by_source", "changed")
-    }
 
 
 def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..anatomy.loading import hub_of
-from ..artifacts import Evaluation, Pruned
+from ..artifacts import Evaluation, HealingReport, Pruned, TaskResult, Unverified
 from ..errors import UserError
 from ..results.healing import perplexity_times
 from ..results.summary import model_name, percent, perplexity_text, settings_of, tokens_used
@@ -130,11 +130,10 @@ def _results(found: Evaluation) -> list[EvalResult]:
     """The figures of an evaluation in the Hub's form."""
     made = []
     for name, item in found.perplexity.items():
-        how = f"perplexity, length {item.get('length')}, BOS {item.get('bos')}"
-        made.append(_result(name, "perplexity", how, item["value"]))
+        how = f"perplexity, length {item.length}, BOS {item.bos}"
+        made.append(_result(name, "perplexity", how, item.value))
     for name, item in found.tasks.items():
-        metric = str(item.get("metric"))
-        made.append(_result(name, metric, f"{metric}, {item.get('count')} items", item["value"]))
+        made.append(_result(name, item.metric, f"{item.metric}, {item.count} items", item.value))
     return made
 
 
@@ -165,12 +164,12 @@ def _linked(base: Base, name: str) -> str:
 
 def _repair(pruned: Pruned) -> str:
     told, text = pruned.compensation, ""
-    if told and told.get("changed"):
-        was = "was" if len(told["changed"]) == 1 else "were"
-        weights = counted(len(told["changed"]), "weight")
-        text = f" {weights} of what is left {was} refitted without training ({code(told['method'])})."
+    if told and told.changed:
+        was = "was" if len(told.changed) == 1 else "were"
+        weights = counted(len(told.changed), "weight")
+        text = f" {weights} of what is left {was} refitted without training ({code(told.method)})."
     for item in pruned.healing:
-        text += f" It was then trained on {item['train_tokens']:,} tokens ({code(item['method'])})."
+        text += f" It was then trained on {item.train_tokens:,} tokens ({code(item.method)})."
     return text
 
 
@@ -183,10 +182,10 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
         *_measured(pruned, evaluations),
     ]
     if told:
-        loss = told["loss"]
+        loss = told.loss
         before, after = perplexity_times(loss)
-        values = f"{loss['after']:.4f}, ×{after:.3f} in perplexity (×{before:.3f} before the repair)"
-        rows.append(("loss on held-out calibration tokens, nats", f"{loss['dense']:.4f}", values))
+        values = f"{loss.after:.4f}, ×{after:.3f} in perplexity (×{before:.3f} before the repair)"
+        rows.append(("loss on held-out calibration tokens, nats", f"{loss.dense:.4f}", values))
     table = "\n".join(["| | base | this model |", "|---|--:|--:|", *("| " + " | ".join(row) + " |" for row in rows)])
     missing = "\n\nIts quality was not measured when this card was written; `shallower evaluate` does that."
     return table + ("" if any(item.model.fingerprint == pruned.fingerprint for item in evaluations) else missing)
@@ -212,33 +211,23 @@ def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[s
     for found in own:
         for text, item in found.perplexity.items():
             base = next(
-                (
-                    same
-                    for other in others
-                    if (same := other.perplexity.get(text)) and same.get("hash") == item.get("hash")
-                ),
+                (same for other in others if (same := other.perplexity.get(text)) and same.hash == item.hash),
                 None,
             )
-            ratio = f" (×{item['value'] / base['value']:.3f})" if base else ""
-            what = f"perplexity, {plain(text)}, length {plain(item.get('length'))}"
-            rows.append((what, perplexity_text(base["value"]) if base else "", perplexity_text(item["value"]) + ratio))
+            ratio = f" (×{item.value / base.value:.3f})" if base else ""
+            what = f"perplexity, {plain(text)}, length {plain(item.length)}"
+            rows.append((what, perplexity_text(base.value) if base else "", perplexity_text(item.value) + ratio))
         for task, item in found.tasks.items():
             base = next(
-                (
-                    same
-                    for other in others
-                    if (same := other.tasks.get(task)) and same.get("count") == item.get("count")
-                ),
+                (same for other in others if (same := other.tasks.get(task)) and same.count == item.count),
                 None,
             )
-            rows.append(
-                (f"{plain(task)}, {plain(item.get('metric'))}", _with_error(base) if base else "", _with_error(item))
-            )
+            rows.append((f"{plain(task)}, {plain(item.metric)}", _with_error(base) if base else "", _with_error(item)))
     return rows
 
 
-def _with_error(item: dict[str, Any]) -> str:
-    return f"{item['value']:.3f} ± {float(item.get('stderr') or 0):.3f}"
+def _with_error(item: TaskResult) -> str:
+    return f"{item.value:.3f} ± {item.stderr or 0:.3f}"
 
 
 def _loading(name: str, code: bool) -> str:
@@ -267,7 +256,7 @@ def _making(pruned: Pruned) -> str:
         if plan.calibration
         else "",
         f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
-        f"repair: {code(told['method'])}, {counted(len(told['changed']), 'weight')} changed; what it did is in "
+        f"repair: {code(told.method)}, {counted(len(told.changed), 'weight')} changed; what it did is in "
         "`compensation.json`"
         if told
         else "",
@@ -281,26 +270,26 @@ def _making(pruned: Pruned) -> str:
     return f"{text}{shown}\n\nThe plan, the scores and the proof are in `shallower.json`."
 
 
-def _healed(item: dict[str, Any]) -> str:
-    loss, source = item["loss"], plain(item["source"])
+def _healed(item: HealingReport) -> str:
+    loss, source = item.loss, plain(item.source)
     return (
-        f"healing: {code(item['method'])} on {item['train_tokens']:,} tokens of {source} in {item['steps']} "
+        f"healing: {code(item.method)} on {item.train_tokens:,} tokens of {source} in {item.steps} "
         "steps, training loss "
-        f"{loss['first']:.4f} to {loss['last']:.4f} nats; reloaded, its logits equal those of the trained "
-        f"model {plain(item['reloaded'])}; "
+        f"{loss.first:.4f} to {loss.last:.4f} nats; reloaded, its logits equal those of the trained "
+        f"model {plain(item.reloaded)}; "
         "the last such training is in `healing.json`"
     )
 
 
 def _proof(pruned: Pruned) -> str:
     proof = pruned.verified
-    if "skipped" in proof:
-        return f"not verified ({plain(proof['skipped'])})"
+    if isinstance(proof, Unverified):
+        return f"not verified ({plain(proof.skipped)})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
     return (
-        f"proven after {when}: reloaded by plain transformers in {plain(proof.get('dtype'))}, no missing "
+        f"proven after {when}: reloaded by plain transformers in {plain(proof.dtype)}, no missing "
         "weights, logits equal "
-        f"{plain(proof.get('logits'))} to those of the intended model, cached decoding equal to uncached"
+        f"{plain(proof.logits)} to those of the intended model, cached decoding equal to uncached"
     )
 
 

@@ -20,7 +20,7 @@ def markdown(found: Comparison, picture: str | None = None) -> str:
     lines = [["model", *titles], ["---", *["--:"] * len(titles)]]
     for row, line in zip(found.rows, cells(found), strict=True):
         texts = [" ".join([f"**{parts[0]}**" if best else parts[0], *parts[1:]]) for parts, best in line]
-        lines.append([row["name"].translate(ESCAPED), *texts])
+        lines.append([row.name.translate(ESCAPED), *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in remarks(found))
     shown = f"\n![quality against cost]({picture})\n" if picture else ""

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from ..artifacts import Compensation, Healing, Scores, Speed
 from ..results.healing import perplexities
-from ..results.timings import middle, setting
+from ..results.timings import setting
 from ..runtime.format import Number, short
 from .canvas import SERIES, WIDTH, Drawing, Scale, frame
 
@@ -157,7 +157,7 @@ def drift_figure(found: Compensation, name: str = "repair") -> Drawing:
     Removed layers are shaded.
     """
     drawing = Drawing(name, f"How far the pruned stream is from the dense one, before and after {found.method}", 410)
-    x = Scale(-0.5, max([item["layer"] for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
+    x = Scale(-0.5, max([item.layer for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
     for key, top in (("shift", 30.0), ("error", 212.0)):
         series = [_positive(found, side, key) for side in ("after", "before")]
         y = Scale.over([value for _, _, values in series for value in values], top + 130, top)
@@ -174,11 +174,11 @@ def learning_figure(found: Healing, name: str = "healing") -> Drawing:
     """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by
     step.
     """
-    rows = [row for row in found.rows if "loss" in row]
+    rows = [row for row in found.rows if row.loss is not None]
     wide = -(-len(rows) // 150)
     parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
-    means = [sum(row["loss"] for row in part) / len(part) for part in parts]
-    series = [("training", [part[-1]["step"] for part in parts], means)]
+    means = [sum(row.loss for row in part) / len(part) for part in parts]
+    series = [("training", [part[-1].step for part in parts], means)]
     for note, control in (("", False), (", dense", True)):
         for text, values in perplexities(found, control).items():
             series.append((text + note, [step for step, _ in values], [math.log(value) for _, value in values]))
@@ -190,14 +190,15 @@ def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) ->
     """Perplexity of one text while several models heal, ``by`` tokens or seconds."""
     series = []
     for label, one in found:
-        rows = [row for row in one.rows if text in row.get("eval", {})]
-        series.append((label, [row.get(by, 0) for row in rows], [row["eval"][text]["value"] for row in rows]))
+        rows = [row for row in one.rows if text in (row.eval or {})]
+        series.append((label, [getattr(row, by) or 0 for row in rows], [row.eval[text].value for row in rows]))
     return curves_figure(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
 
 
 def _positive(found: Compensation, side: str, key: str) -> Curve:
     """The layers where the streams differ, for a scale that has no zero."""
-    points = [(float(item["layer"]), float(item[side][key])) for item in found.layers if item[side][key] > 0]
+    values = [(float(item.layer), getattr(getattr(item, side), key)) for item in found.layers]
+    points = [(place, value) for place, value in values if value > 0]
     return side, [place for place, _ in points], [value for _, value in points]
 
 
@@ -255,10 +256,7 @@ def speedups_figure(name: str, found: Speed) -> Drawing:
 
     And what the bytes read would allow.
     """
-    groups = [
-        (setting(row), [(key, value) for key in PHASES if (value := middle(row.get(key))) is not None])
-        for row in found.speedups
-    ]
+    groups = [(setting(row), [(key, getattr(row, key)) for key in PHASES]) for row in found.speedups]
     title = f"Times as fast as the model that it is held against, on {found.device}"
     drawing = Drawing(name, title, 6 + sum(30 + 16 * len(rows) for _, rows in groups))
     scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)

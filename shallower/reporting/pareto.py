@@ -87,12 +87,9 @@ def qualities(found: Comparison) -> list[str]:
 
 
 def points_of(found: Comparison, cost: str, quality: str) -> list[Point]:
-    figures = [
-        (row["name"], row["figures"]) for row in found.rows if cost in row["figures"] and quality in row["figures"]
-    ]
+    figures = [(row.name, row.figures) for row in found.rows if cost in row.figures and quality in row.figures]
     return [
-        Point(name, own[cost]["value"], *(own[quality][key] for key in ("value", "low", "high")))
-        for name, own in figures
+        Point(name, own[cost].value, own[quality].value, own[quality].low, own[quality].high) for name, own in figures
     ]
 
 
@@ -108,7 +105,7 @@ def front(points: Sequence[Point], better: str) -> list[Point]:
 
 def _panel(axes: Axes, found: Comparison, cost: str, quality: str) -> tuple[Axes, list[Point], list[Point]]:
     points = points_of(found, cost, quality)
-    better = next(row["figures"][quality]["better"] for row in found.rows if quality in row["figures"])
+    better = next(row.figures[quality].better for row in found.rows if quality in row.figures)
     best = front(points, better)
     axes.plot(
         [point.x for point in best], [point.y for point in best], "-", color=FRONT, linewidth=1.6, alpha=0.7, zorder=1
@@ -211,7 +208,7 @@ def _covered(box: Bbox, others: Sequence[Bbox]) -> float:
 
 def _labels(found: Comparison) -> dict[str, str]:
     """Name -> what stands beside its point: the name, or its number in the table where names would not fit."""
-    names = [row["name"] for row in found.rows]
+    names = [row.name for row in found.rows]
     fits = len(names) <= MANY and max(map(len, names)) <= LONG
     return {name: name if fits else str(place) for place, name in enumerate(names, 1)}
 

@@ -1,52 +1,17 @@
 """Artifact collection of a folder and below: one model, and what came from it."""
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
 from ..errors import UserError, argument
-from ..results.comparison_text import cells, remarks
 from ..runtime.progress import say
 from ..storage.paths import parse_json
 
-# What a report reads of the parts of artifacts that have no fixed form, to be tried before anything is drawn.
-NUMBERS: dict[str, Callable[[Any], Iterable[Any]]] = {
-    "pruned": lambda found: (
-        [found.compensation["loss"][key] for key in ("dense", "before", "after")] if found.compensation else ()
-    ),
-    "compensation": lambda found: [
-        *(found.loss[key] for key in ("dense", "before", "after")),
-        *(item[side][key] for item in found.layers for side in ("before", "after") for key in ("shift", "error")),
-        *(item["layer"] for item in found.layers),
-    ],
-    "healing": lambda found: [
-        *(row["step"] for row in found.rows),
-        *(row["loss"] for row in found.rows if "loss" in row or row["step"] or len(found.rows) < 2),
-        *(math.log(item["value"]) for row in found.rows for item in (row.get("eval") or {}).values()),
-    ],
-    "evaluation": lambda found: [
-        *(item["value"] for item in found.perplexity.values()),
-        *(item[key] or 0.0 for item in found.tasks.values() for key in ("value", "stderr")),
-        *(found.model.layer_parameters[index] for index in found.removed),
-    ],
-    "sweep": lambda found: [
-        value
-        for row in found.rows
-        for value in (row["removed"], *(item["value"] for item in row["perplexity"].values()))
-    ],
-    "comparison": lambda found: [
-        *(item["value"] for row in found.rows for item in row["figures"].values()),
-        *(
-            0 for _ in [*cells(found), *remarks(found), *(row["name"] for row in found.rows)]
-        ),  # they are read, that is all
-    ],
-}
 LARGEST_ARTIFACT = 200_000_000  # bytes of a file that is looked into
 
 
@@ -55,7 +20,7 @@ class CollectedArtifact:
     """An artifact: where it lies below the folder, what it says, and the hash of the file."""
 
     path: str
-    record: Any
+    record: Record
     digest: str
 
     @property
@@ -78,8 +43,8 @@ class Removal:
     def repair(self) -> str | None:
         """The methods that changed weights afterwards."""
         told = self.pruned.compensation if self.pruned else None
-        names = [str(told["method"])] if told and told.get("changed") else []
-        names += [str(item["method"]) for item in (self.pruned.healing if self.pruned else ())]
+        names = [told.method] if told and told.changed else []
+        names += [item.method for item in (self.pruned.healing if self.pruned else ())]
         return ", ".join(names) or None
 
 
@@ -183,13 +148,6 @@ def _artifact(path: Path, name: str) -> CollectedArtifact | None:
     if not isinstance(kind, str) or kind not in RECORDS or "schema" not in content:
         return None
     record = read(content, kind, str(path))
-    try:
-        finite = all(math.isfinite(float(value)) for value in NUMBERS.get(kind, lambda _: ())(record))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path} is not a valid {kind} file: {what}; write it again") from error
-    if not finite:
-        raise UserError(f"{path} is not a valid {kind} file: it holds a number that is not finite; write it again")
     return CollectedArtifact(name, record, hashlib.sha256(raw).hexdigest())
 
 
@@ -201,7 +159,7 @@ def _models(record: Record) -> list[ModelRecord]:
 
 def _fingerprints(record: Record) -> list[str]:
     if isinstance(record, Comparison):
-        return [str(row.get("fingerprint")) for row in record.rows]
+        return [row.fingerprint for row in record.rows]
     own = [record.fingerprint] if isinstance(record, Pruned | Healing) else []
     return [model.fingerprint for model in _models(record)] + own
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..artifacts import Comparison
+from ..artifacts import ComparedModel, Comparison, Figure, Perplexity
 from ..errors import UserError
 from ..evaluation.perplexity import LARGEST_NLL, perplexity_of
 from .bootstrap import FEWEST, interval, means
-from .sources import ComparisonEntry, Text, Timing
+from .sources import ComparisonEntry, Timing
 
 TIED = 1e-9
 LOSSES = (
@@ -31,8 +31,8 @@ LOSSES = (
 TIME_COLUMNS = {  # column -> what of a row of a Speed
     "decode_ms": lambda timing: timing.milliseconds("decode"),
     "prefill_ms": lambda timing: timing.milliseconds("prefill"),
-    "tokens_per_second": lambda timing: timing.tokens_per_second,
-    "peak_memory_bytes": lambda timing: timing.peak_memory_bytes or None,
+    "tokens_per_second": lambda timing: timing.row.tokens_per_second,
+    "peak_memory_bytes": lambda timing: timing.row.peak_memory_bytes or None,
     "weight_bytes": lambda timing: timing.weight_bytes,
 }
 ItemSamples = Float[np.ndarray, " resample"]
@@ -53,22 +53,26 @@ class ComparedColumn:
     value_samples: dict[int, ItemSamples] = field(default_factory=dict)
     effect_samples: dict[int, ItemSamples] = field(default_factory=dict)
 
-    def figure(self, place: int) -> dict[str, Any]:
+    def figure(self, place: int) -> Figure:
+        """The figure of a place, with its intervals."""
         low, high = interval(self.value_samples[place]) if place in self.value_samples else (None, None)
         delta = self.effects.get(place) if place else None
         drawn = place and place in self.effect_samples
         delta_low, delta_high = interval(self.effect_samples[place]) if drawn else (None, None)
         none = 1.0 if self.effect == "ratio" else 0.0
         clear = not delta_low <= none <= delta_high if drawn else None
-        found = {
-            "value": self.values[place],
-            "low": low,
-            "high": high,
-            "delta": delta,
-            "delta_low": delta_low,
-            "delta_high": delta_high,
-        }
-        return found | {"clear": clear, "effect": self.effect, "better": self.better, "best": place in self.best()}
+        return Figure(
+            value=self.values[place],
+            low=low,
+            high=high,
+            delta=delta,
+            delta_low=delta_low,
+            delta_high=delta_high,
+            clear=clear,
+            effect=self.effect,
+            better=self.better,
+            best=place in self.best(),
+        )
 
     def best(self) -> set[int]:
         """The places of the best value; none where all are alike."""
@@ -115,15 +119,18 @@ def title(column: str) -> str:
     return name if kind == "task" else f"{shown} {name}".strip()
 
 
-def _row(place: int, entry: ComparisonEntry, columns: Sequence[ComparedColumn]) -> dict[str, Any]:
+def _row(place: int, entry: ComparisonEntry, columns: Sequence[ComparedColumn]) -> ComparedModel:
     figures = {column.name: column.figure(place) for column in columns if place in column.values}
-    known = {
-        "name": entry.name,
-        "source": entry.model.source,
-        "fingerprint": entry.model.fingerprint,
-        "removed": list(entry.removed),
-    }
-    return known | {"how": entry.how, "layers": entry.layers, "parameters": entry.parameters, "figures": figures}
+    return ComparedModel(
+        name=entry.name,
+        source=entry.model.source,
+        fingerprint=entry.model.fingerprint,
+        removed=list(entry.removed),
+        how=entry.how,
+        layers=entry.layers,
+        parameters=entry.parameters,
+        figures=figures,
+    )
 
 
 def _of_values(name: str, values: dict[int, int | float], better: str = "lower") -> ComparedColumn:
@@ -186,7 +193,7 @@ def _text_columns(
     for name in _names(entries, "texts"):
         found = _comparable(entries, "texts", name, notes)
         column = ComparedColumn(f"perplexity {name}", values={place: item.value for place, item in found.items()})
-        samples = _resampled(column, {place: item.parts for place, item in found.items()}, 2, notes)
+        samples = _resampled(column, {place: item.parts or [] for place, item in found.items()}, 2, notes)
         column.value_samples = {place: np.exp(np.minimum(drawn, LARGEST_NLL)) for place, drawn in samples.items()}
         if 0 in found:
             column.effects = {place: perplexity_of(item.nll - found[0].nll) for place, item in found.items()}
@@ -200,7 +207,7 @@ def _text_columns(
 
 
 def _bytes_column(
-    entries: Sequence[ComparisonEntry], name: str, alike: dict[int, Text], notes: list[str]
+    entries: Sequence[ComparisonEntry], name: str, alike: dict[int, Perplexity], notes: list[str]
 ) -> list[ComparedColumn]:
     """Bits per byte, where others than ``alike`` cut the same text into other tokens; their items do not pair."""
     texts = {place: entry.texts[name] for place, entry in enumerate(entries) if name in entry.texts}
@@ -215,7 +222,7 @@ def _bytes_column(
     return [_of_values(f"bits_per_byte {name}", found)]
 
 
-def _same_text(one: Text, other: Text) -> bool:
+def _same_text(one: Perplexity, other: Perplexity) -> bool:
     """Whether two evaluations by different tokenizers cover the same bytes, up to the last segment, which is dropped.
 
     Equally many tokens with other contents are another text, or a text cut after a number of tokens.

@@ -1,8 +1,6 @@
 """Comparison as text: the cells of its table, its remarks and its legend."""
 
-from typing import Any
-
-from ..artifacts import Comparison
+from ..artifacts import Comparison, Figure
 
 CLEAR_MARK = "†"
 LEGEND = (
@@ -34,16 +32,16 @@ def value_text(column: str, value: int | float) -> str:
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
-def cell(column: str, figure: dict[str, Any]) -> list[str]:
+def cell(column: str, figure: Figure) -> list[str]:
     """The lines of a cell: value, delta, interval of the delta."""
-    sign = _ratio if figure["effect"] == "ratio" else _difference
-    mark = CLEAR_MARK if figure["clear"] else ""
-    low, high = figure["delta_low"], figure["delta_high"]
+    sign = _ratio if figure.effect == "ratio" else _difference
+    mark = CLEAR_MARK if figure.clear else ""
+    low, high = figure.delta_low, figure.delta_high
     between = [] if low is None else [f"[{sign(low)[1]}, {sign(high)[1]}]{mark}"]
     if column == "perplexity_ratio":
-        return [value_text(column, figure["value"]), *between]
-    delta = [] if figure["delta"] is None or (column == "layers") else ["".join(sign(figure["delta"]))]
-    return [value_text(column, figure["value"]), *delta, *between]
+        return [value_text(column, figure.value), *between]
+    delta = [] if figure.delta is None or (column == "layers") else ["".join(sign(figure.delta))]
+    return [value_text(column, figure.value), *delta, *between]
 
 
 def _ratio(value: float) -> tuple[str, str]:
@@ -59,7 +57,7 @@ def cells(found: Comparison) -> list[list[tuple[list[str], bool]]]:
     none = (["-"], False)
     return [
         [
-            (cell(name, row["figures"][name]), row["figures"][name]["best"]) if name in row["figures"] else none
+            (cell(name, row.figures[name]), row.figures[name].best) if name in row.figures else none
             for name in found.columns
         ]
         for row in found.rows
@@ -68,4 +66,4 @@ def cells(found: Comparison) -> list[list[tuple[list[str], bool]]]:
 
 def remarks(found: Comparison) -> list[str]:
     """What stands below the table: how models were made, and the notes."""
-    return [*(f"{row['name']}: {row['how']}" for row in found.rows if row["how"]), *found.notes]
+    return [*(f"{row.name}: {row.how}" for row in found.rows if row.how), *found.notes]

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..artifacts import Evaluation, Pruned
-from .sources import MODEL_FILES, SAME, CompareArgument, ComparisonEntry, Task, Text, tasks_of, texts_of, timings_of
+from ..artifacts import Evaluation, Perplexity, Pruned, TaskResult
+from .sources import MODEL_FILES, SAME, CompareArgument, ComparisonEntry, timings_of
 
 Key = tuple[str, tuple[int, ...]]
 
@@ -41,7 +41,7 @@ def entries_of(givens: Sequence[CompareArgument]) -> tuple[list[ComparisonEntry]
 def _add(entry: ComparisonEntry, found: Evaluation, notes: list[str]) -> None:
     """Take the figures of an evaluation; of a figure that is there already the newest counts."""
     entry.dtypes.add(found.dtype)
-    for kind, mine, more in (("perplexity", entry.texts, texts_of(found)), ("task", entry.tasks, tasks_of(found))):
+    for kind, mine, more in (("perplexity", entry.texts, found.perplexity), ("task", entry.tasks, found.tasks)):
         for name, item in more.items():
             if name in mine and (difference := _difference(mine[name], item)):
                 notes.append(
@@ -50,7 +50,7 @@ def _add(entry: ComparisonEntry, found: Evaluation, notes: list[str]) -> None:
             mine[name] = item
 
 
-def _difference(old: Text | Task, new: Text | Task) -> str:
+def _difference(old: Perplexity | TaskResult, new: Perplexity | TaskResult) -> str:
     was, now = old.identity(), new.identity()
     other = [label for label in was if was[label] != now[label]]
     if other:
@@ -139,10 +139,6 @@ def _describe(givens: Sequence[CompareArgument], entries: Sequence[ComparisonEnt
 def _how(record: Pruned) -> str:
     plan = record.plan
     chosen = f"{plan.selection}{' by ' + plan.criterion if plan.criterion else ''}"
-    repair = (
-        f", repaired by {record.compensation['method']}"
-        if record.compensation and "method" in record.compensation
-        else ""
-    )
-    proof = ", not verified" if "skipped" in record.verified else ""
+    repair = f", repaired by {record.compensation.method}" if record.compensation else ""
+    proof = "" if record.proof else ", not verified"
     return f"{len(plan.removed)} of {plan.model.layers} layers removed ({chosen}){repair}{proof}"

@@ -5,22 +5,20 @@ Losses, perplexities, the gap to the dense model that was closed.
 
 import math
 
-from ..artifacts import Healing
+from ..artifacts import Healing, HeldOutLoss
 
 LARGEST_LOSS = 99.0  # nats; beyond them a perplexity is no number that anybody compares
 
 
-def perplexity_times(loss: dict[str, float]) -> tuple[float, float]:
-    """Perplexity before and after a repair as multiples of the dense model's, from losses ``dense``, ``before`` and
-    ``after``.
-    """
-    before, after = (math.exp(min(loss[state] - loss["dense"], LARGEST_LOSS)) for state in ("before", "after"))
+def perplexity_times(loss: HeldOutLoss) -> tuple[float, float]:
+    """Perplexity before and after a repair as multiples of the dense model's, from the losses."""
+    before, after = (math.exp(min(one - loss.dense, LARGEST_LOSS)) for one in (loss.before, loss.after))
     return before, after
 
 
 def losses(found: Healing) -> tuple[float, float]:
     """Means of the training loss over the first and the last tenth of the steps, in nats."""
-    values = [row["loss"] for row in found.rows if "loss" in row]
+    values = [row.loss for row in found.rows if row.loss is not None]
     part = max(1, len(values) // 10)
     return sum(values[:part]) / part, sum(values[-part:]) / part
 
@@ -28,9 +26,9 @@ def losses(found: Healing) -> tuple[float, float]:
 def perplexities(found: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
     """Text -> (step, perplexity) wherever it was measured, of the healed model or of the control."""
     rows = (found.control or ()) if control else found.rows
-    measured = [(row["step"], row["eval"]) for row in rows if row.get("eval")]
+    measured = [(row.step, row.eval) for row in rows if row.eval]
     names = measured[0][1] if measured else ()
-    return {name: [(step, one[name]["value"]) for step, one in measured if name in one] for name in names}
+    return {name: [(step, one[name].value) for step, one in measured if name in one] for name in names}
 
 
 def gaps(found: Healing) -> dict[str, tuple[float, float]]:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
 
-import pydantic
-
-from ..artifacts import Evaluation, ModelRecord, Pruned, Speed, load
+from ..artifacts import Evaluation, ModelRecord, Perplexity, Pruned, Speed, SpeedRow, TaskResult, load
+from ..artifacts.speed import Side, Typical
 from ..errors import UserError
 from ..storage.paths import kind_of
 from ..storage.paths import place as expanded
@@ -16,81 +14,25 @@ USED = ("evaluation", "speed", "pruned")
 MODEL_FILES = (".gguf",)
 HOW = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
 SAME = 1e-6  # relative difference of one figure measured twice
-Finite = pydantic.FiniteFloat
-Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Perplexity on one text, as in an Evaluation."""
-
-    value: Positive
-    nll: Finite
-    tokens: int
-    length: int
-    stride: int
-    bos: str
-    hash: str
-    bits_per_byte: Positive | None = None
-    parts: list[tuple[Finite, pydantic.PositiveInt]] = field(default_factory=list)
-
-    def identity(self) -> dict[str, Any]:
-        return {"length": self.length, "stride": self.stride, "BOS rule": self.bos, "tokens": self.hash}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task, as in an Evaluation."""
-
-    value: Finite
-    metric: str
-    count: int
-    version: Any = None
-    hash: str = ""
-    items: list[Finite] = field(default_factory=list)
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "metric": self.metric,
-            "number of items": self.count,
-            "version": str(self.version),
-            "data or prompts": self.hash,
-        }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Seconds."""
-
-    median: Positive
-    mean: Positive | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
     """A row of a Speed, with where and how it was measured."""
 
-    of: str
-    batch: int
-    prompt: int
-    new: int
-    prefill: Spread
-    decode: Spread
-    tokens_per_second: Positive
-    peak_memory_bytes: Finite | None = None
-    weight_bytes: Finite | None = None
-    conditions: tuple[str, ...] = ()
-    typical: str = "median"
-    created: str = ""
+    row: SpeedRow
+    conditions: tuple[str, ...]
+    weight_bytes: float | None
+    typical: Typical
+    created: str
 
     def milliseconds(self, part: str) -> float:
         """``prefill`` or ``decode``, the mean or the median as the protocol says."""
-        spread = getattr(self, part)
-        return 1000 * (spread.mean if self.typical == "mean" and spread.mean else spread.median)
+        return 1000 * getattr(self.row, part).of(self.typical)
 
     @property
     def setting(self) -> tuple[int, int, int]:
-        return self.batch, self.prompt, self.new
+        return self.row.batch, self.row.prompt, self.row.new
 
 
 @dataclass(frozen=True)
@@ -115,8 +57,8 @@ class ComparisonEntry:
     removed: tuple[int, ...] = ()
     how: str = ""
     dtypes: set[str] = field(default_factory=set)
-    texts: dict[str, Text] = field(default_factory=dict)
-    tasks: dict[str, Task] = field(default_factory=dict)
+    texts: dict[str, Perplexity] = field(default_factory=dict)
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
 
     @property
@@ -179,12 +121,6 @@ def _named(text: str) -> tuple[str | None, str]:
 
 def _sorted_out(given: CompareArgument, records: list) -> CompareArgument:
     parts = {kind: [record for record in records if record.kind == kind] for kind in USED}
-    for found in parts["evaluation"]:
-        if not set(found.removed) < set(range(found.model.layers)):
-            raise UserError(
-                f"an evaluation in {given.path} leaves out layers {found.removed} of {found.model.layers}: "
-                "write it again"
-            )
     return replace(given, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
 
 
@@ -202,34 +138,11 @@ def completed(givens: Sequence[CompareArgument], evaluate: Callable[[str], Evalu
     return [replace(given, evaluations=[evaluate(given.path)]) if given.missing else given for given in givens]
 
 
-def checked(kind: type, content: dict[str, Any], where: str) -> Any:
-    """A part of an artifact with its types checked; keys that are not known are left out."""
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{where} cannot be read: {place}: {first['msg'].lower()}; evaluate or measure again"
-        ) from error
-
-
-def texts_of(found: Evaluation) -> dict[str, Text]:
-    where = f"the evaluation of {found.model.source}: perplexity"
-    return {name: checked(Text, item, f"{where} {name}") for name, item in found.perplexity.items()}
-
-
-def tasks_of(found: Evaluation) -> dict[str, Task]:
-    where = f"the evaluation of {found.model.source}: task"
-    return {name: checked(Task, item, f"{where} {name}") for name, item in found.tasks.items()}
-
-
-def timings_of(found: Speed, side: str) -> list[Timing]:
-    """The rows of one side, ``model`` or ``against``; settings that ran out of memory have none."""
-    told = {key: found.settings[key] for key in HOW if found.settings.get(key)}
+def timings_of(found: Speed, side: Side) -> list[Timing]:
+    """The rows of one side; settings that ran out of memory have none."""
+    told = {key: value for key in HOW if (value := getattr(found.settings, key))}
     how = [key if value is True else f"{key} {value}" for key, value in told.items()]
-    where = {"conditions": (found.device, f"{found.threads} threads", f"protocol {found.protocol}", *how)}
-    where |= {"created": found.provenance.created, "weight_bytes": found.analytic.get(side, {}).get("weight_bytes")}
-    where["typical"] = found.settings.get("typical", "median")
-    label = f"the speed of {found.model.source}"
-    return [checked(Timing, row | where, label) for row in found.rows if row.get("of") == side and "error" not in row]
+    conditions = (found.device, f"{found.threads} threads", f"protocol {found.protocol}", *how)
+    weights = found.analytic[side].weight_bytes if side in found.analytic else None
+    where = (conditions, weights, found.settings.typical, found.provenance.created)
+    return [Timing(row, *where) for row in found.measured if row.of == side]

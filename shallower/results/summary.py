@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
 
-from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Speed
+from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Perplexity, Speed
+from ..artifacts.record import Settings
 from ..runtime.format import Number, layers, millions, short
 from .collection import CollectedArtifact, Collection, Removal
-from .timings import middle, setting
+from .timings import setting
 
 TextColumn = tuple[str, str]  # name of a text, hash of its tokens
 
@@ -28,10 +28,10 @@ class EvaluationRow:
     def evaluation(self) -> Evaluation:
         return self.found.record
 
-    def at(self, column: TextColumn) -> dict[str, Any] | None:
+    def at(self, column: TextColumn) -> Perplexity | None:
         """The perplexity on a text, where it was measured on the same tokens."""
         item = self.evaluation.perplexity.get(column[0])
-        return item if item and item.get("hash", "") == column[1] else None
+        return item if item and item.hash == column[1] else None
 
 
 class Summary:
@@ -78,17 +78,17 @@ class Summary:
     @cached_property
     def columns(self) -> list[TextColumn]:
         """The texts, by name and tokens, in the order in which they come up."""
-        items = [(name, item.get("hash", "")) for row in self.rows for name, item in row.evaluation.perplexity.items()]
+        items = [(name, item.hash) for row in self.rows for name, item in row.evaluation.perplexity.items()]
         return list(dict.fromkeys(items))
 
     def base(self, column: TextColumn) -> Number | None:
         """The perplexity of the dense model on a text."""
-        return next((row.at(column)["value"] for row in self.rows if row.dense and row.at(column)), None)
+        return next((row.at(column).value for row in self.rows if row.dense and row.at(column)), None)
 
     def ratio(self, row: EvaluationRow, column: TextColumn) -> float | None:
         """The perplexity as a multiple of that of the dense model on the same tokens."""
         item, base = row.at(column), self.base(column)
-        return item["value"] / base if item and base else None
+        return item.value / base if item and base else None
 
     def mean_ratio(self, row: EvaluationRow) -> tuple[float, int] | None:
         """The geometric mean of the ratios over the texts that can be compared, and their number."""
@@ -170,7 +170,7 @@ class Summary:
         if self.main_row:
             column = next((column for column in self.columns if self.ratio(self.main_row, column)), None)
             if column:
-                before, after = self.base(column), self.main_row.at(column)["value"]
+                before, after = self.base(column), self.main_row.at(column).value
                 cards.append(
                     (
                         f"{perplexity_text(before)} → {perplexity_text(after)}",
@@ -179,10 +179,10 @@ class Summary:
                 )
         for found in self.dossier.of("speed"):
             cards += speed_cards(found.record)
-        if self.main.pruned and "logits" in self.main.pruned.verified:
+        if self.main.pruned and self.main.pruned.proof:
             cards.append(
                 (
-                    str(self.main.pruned.verified["logits"]),
+                    self.main.pruned.proof.logits,
                     "reloaded from disk, logits equal to those of the intended model",
                 )
             )
@@ -192,17 +192,13 @@ class Summary:
 def speed_cards(found: Speed) -> list[tuple[str, str]]:
     """The first setting's decoding speed-up, and the change of peak memory."""
     cards = []
-    ratios = [(value, setting(row)) for row in found.speedups if (value := middle(row.get("decode"))) is not None]
-    if ratios:
-        cards.append((f"×{ratios[0][0]:.2f}", f"decoding speed, {ratios[0][1]}"))
-    for row in found.rows:
-        twin = next(
-            (other for other in found.rows if other.get("of") == "against" and setting(other) == setting(row)), {}
-        )
-        if row.get("of") == "model" and row.get("peak_memory_bytes") and twin.get("peak_memory_bytes"):
-            cards.append(
-                (percent(row["peak_memory_bytes"] / twin["peak_memory_bytes"]), f"peak memory, {setting(row)}")
-            )
+    if found.speedups:
+        cards.append((f"×{found.speedups[0].decode:.2f}", f"decoding speed, {setting(found.speedups[0])}"))
+    for row in found.measured:
+        twins = (other for other in found.measured if other.of == "against" and setting(other) == setting(row))
+        twin = next(twins, None)
+        if row.of == "model" and row.peak_memory_bytes and twin and twin.peak_memory_bytes:
+            cards.append((percent(row.peak_memory_bytes / twin.peak_memory_bytes), f"peak memory, {setting(row)}"))
             break
     return cards
 
@@ -240,7 +236,7 @@ def tokens_used(record: CalibrationRecord | None) -> str:
     return f"{record.samples} × {record.length} of {record.source}{seed}, BOS {record.bos}"
 
 
-def settings_of(settings: dict[str, Any]) -> str:
+def settings_of(settings: Settings) -> str:
     """A method's settings as they are given on the command line."""
     return ", ".join(
         f"{name}={short(value) if isinstance(value, float) else value}" for name, value in settings.items()

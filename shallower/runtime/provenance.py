@@ -14,11 +14,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Provenance:
-    """Versions and the command, enough to repeat the run."""
+    """Origin of a file: versions and the command, enough to repeat the run."""
 
     command: str
+    """Command line, or `the Python API`."""
     created: str
+    """Time at which it was made."""
     versions: dict[str, str]
+    """Versions of Python, of this package and of what computes, and the processor."""
 
     @staticmethod
     def now() -> "Provenance":

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Removal, Scores
+from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Perplexity, Removal, Scores
 from ..evaluation.perplexity import Segments, evaluation_segments
 from ..evaluation.removals import removals_perplexity
 from ..planning.problem import Choice
@@ -89,21 +89,21 @@ class Evidence:
         """The texts that perplexity is measured on."""
         return evaluation_segments(self.model, self.texts, None, self.protocol or Protocol())
 
-    def perplexities(self, removals: Sequence[Removal], label: str) -> list[dict[str, dict[str, Any]]]:
-        """Text -> figures, for every removal."""
+    def perplexities(self, removals: Sequence[Removal], label: str) -> list[dict[str, Perplexity]]:
+        """Perplexity by text, for every removal."""
         return removals_perplexity(self.model, self.segments, removals, label)
 
     @cached_property
-    def _dense(self) -> dict[str, dict[str, Any]]:
+    def _dense(self) -> dict[str, Perplexity]:
         return self.perplexities([NOTHING], "dense")[0]
 
     @property
     def measured(self) -> str:
         """The texts of ``growth``, and how they are cut."""
-        return f"{', '.join(self.segments)}, {next(iter(self._dense.values()))['length']} tokens"
+        return f"{', '.join(self.segments)}, {next(iter(self._dense.values())).length} tokens"
 
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
         before, removal = self._dense, choice.removal
         after = self.perplexities([removal], f"without {len(removal)}")[0]
-        return max(after[name]["value"] / before[name]["value"] - 1 for name in before)
+        return max(after[name].value / before[name].value - 1 for name in before)

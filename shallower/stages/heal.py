@@ -1,6 +1,6 @@
 """Healing: a pruned model is trained further, written as a plain checkpoint and reloaded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -16,7 +16,7 @@ from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model, checked_device
 from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
-from ..artifacts import Healing
+from ..artifacts import Healing, TrainingRow
 from ..data.packing import Documents, packed_sequences, read_documents
 from ..data.readers import check_readable, streamed
 from ..data.streams import Stream
@@ -181,7 +181,7 @@ class HealingJob:
     def _settle_schedule(self) -> None:
         training, recipe = self.training, self.way.recipe(self.own)
         recipe = recipe if training.lr is None else replace(recipe, lr=training.lr)
-        self.schedule, self.smaller = fitted(recipe, self.budget, self.data.about["length"], training.batch_tokens)
+        self.schedule, self.smaller = fitted(recipe, self.budget, self.data.about.length, training.batch_tokens)
         check_batch(self.schedule, shard=training.shard)
         self.tracker = tracker_of(training.track, self.request.out)
         self.earlier, self.state = state_from(training.optimizer_from, self.model, self.schedule.recipe)
@@ -195,7 +195,7 @@ class HealingJob:
         """All that decides the result, for the checkpoints."""
         schedule = self.schedule
         key = {"method": self.request.method, "settings": vars(self.own), "model": self.model.record.fingerprint}
-        key |= {"data": self.data.about["hash"], "steps": schedule.steps, "recipe": asdict(schedule.recipe)}
+        key |= {"data": self.data.about.hash, "steps": schedule.steps, "recipe": asdict(schedule.recipe)}
         key |= {"batch": schedule.batch, "length": schedule.length, "seed": self.training.seed, "bf16": self.bf16}
         key |= {"eval_texts": {name: one.description["hash"] for name, one in self.texts.items()}}
         key |= {"eval_steps": eval_steps(self.training, schedule)}
@@ -241,16 +241,17 @@ class HealingJob:
         count = sum(parameter.numel() for parameter in self.model.module.parameters() if parameter.requires_grad)
         with Peak(self.device) as peak:
             self.outcome: Outcome = train(self.run)
-        self.record = self._record(count, peak)
+        self.told = self._record(count, peak)
 
-    def _record(self, trained_parameters: int, peak: Peak) -> Healing:
+    def _record(self, trained_parameters: int, peak: Peak) -> Callable[..., Healing]:
+        """The record, but for what the written files settle."""
         schedule = self.schedule
-        return Healing(
+        return partial(
+            Healing,
             method=self.request.method,
             settings=vars(self.own),
-            recipe=asdict(schedule.recipe),
+            recipe=schedule.recipe,
             model=self.model.record,
-            fingerprint="",
             data=self.data.about,
             train_tokens=schedule.steps * schedule.batch * schedule.length,
             steps=schedule.steps,
@@ -258,8 +259,6 @@ class HealingJob:
             micro_batch=self.run.micro,
             processes=distributed.size(),
             trained_parameters=trained_parameters,
-            rows=self.outcome.rows,
-            reloaded={},
             seconds=self.outcome.seconds,
             peak_memory_bytes=peak.bytes,
             dtype="bfloat16" if self.bf16 else "float32",
@@ -275,13 +274,14 @@ class HealingJob:
         if weights is not None:
             self.run.layers, self.prepared = (), None
             model.unload()
-        record = self.record
+        record = None
         if distributed.rank() == 0:
             if weights is not None:
                 self.prepared = _whole_again(model, self.way, self.own, weights)
             written = TrainedOutput(
                 out=request.out,
                 finish=partial(self.way.finish, self.prepared),
+                rows=[TrainingRow(**row) for row in self.outcome.rows],
                 measure=measure,
                 card=partial(write_card, name=request.out.resolve().name, source=model.checkpoint.folder),
                 picture=_picture,
@@ -289,7 +289,7 @@ class HealingJob:
                 overwrite=request.overwrite,
                 inputs=[model.checkpoint.folder, *model.checkpoint.folder.iterdir(), *self.inputs],
             )
-            record = write_healed(model, record, written)
+            record = write_healed(model, self.told, written)
         return distributed.gathered(record)[0]
 
 

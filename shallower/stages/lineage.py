@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..anatomy.loading import hub_of
 from ..anatomy.model import SIDE_FILE, Model
-from ..artifacts import ModelRecord, load
+from ..artifacts import ModelRecord, Recipe, load
 from ..errors import UserError, argument
 from ..settings.compute import Compute
 from ..storage.files import write_atomic
@@ -19,7 +19,6 @@ from ..storage.paths import cache_folder, parse_json, place
 from ..surgery.trained import STATE_FILE
 from ..training.checkpoints import STATE, read_tensors
 from ..training.distillation import layer_pairs
-from ..training.schedule import Recipe
 
 
 def remember_model(model: Model) -> None:

@@ -15,7 +15,7 @@ from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
 from ..artifacts import Compensation, Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
-from ..repair.fit import brief, compensated
+from ..repair.fit import compensated
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
 from ..runtime.progress import parts
@@ -83,7 +83,7 @@ def prune(
                 "compensation.json": dumps(published(report)).encode(),
                 "compensation.png": drift_figure(report).png(),
             }
-            beside = replace(beside, patch=patch, report=brief(report), files=files)
+            beside = replace(beside, patch=patch, report=report.brief(), files=files)
         model.unload()  # the proof reads the model anew; two of them need not fit
         with part("write"):
             pruned = prune_files(model, plan, out, writing, beside)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import NOTHING, Sweep
+from ..artifacts import NOTHING, Sweep, SweepRow
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -62,7 +62,7 @@ def sweep(
         found = evidence.perplexities(removals, "sweep")
     last, before = plans[-1], model.record.parameters
     rows = [
-        {"removed": len(removal), "layers": list(removal.layers), "parameters": parameters, "perplexity": perplexities}
+        SweepRow(len(removal), list(removal.layers), parameters, perplexities)
         for removal, parameters, perplexities in zip(
             removals, [before, *(plan.params_after for plan in plans)], found, strict=True
         )

@@ -21,7 +21,7 @@ from ..anatomy.patch import Patch, patched
 from ..anatomy.sources import open_checkpoint
 from ..anatomy.stack import check_causal, dry_tokens, sound_tokens
 from ..anatomy.units import without
-from ..artifacts import Plan, Removal
+from ..artifacts import Plan, Proof, Removal
 from ..errors import Refusal, UserError, argument
 from ..runtime.memory import total_memory
 
@@ -46,7 +46,7 @@ def verify(
     *,
     save_dtype: torch.dtype | None = None,
     patch: Patch | None = None,
-) -> dict:
+) -> Proof:
     """Reload the written files with plain transformers and prove them equal to the virtual removal.
 
     Checked, with the dense model as control: no missing, mismatched or new unexpected keys; logits equal to those of
@@ -80,19 +80,19 @@ def verify(
     difference = _check_logits(intended.logits, got, intended.dtype)
     cached, _ = _cached(pruned, partial(opened, written), intended.tokens, "the written model", info)
     within = f"within {LOGITS_TOLERANCE[intended.dtype]:g} of the largest logit"
-    return {
-        "logits": "bit for bit" if difference == 0 else within,
-        "logits_difference": difference,
-        "cached_difference": cached,
-        "cached_difference_unpruned": intended.control,
-        "cached_tolerance": PACKED_TOLERANCE if max(cached, intended.control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
-        "missing_keys": 0,
-        "unexpected_keys": len(info["unexpected_keys"]),
-        "dtype": str(intended.dtype).removeprefix("torch."),
-        "tokens": list(probe),
-        "layered": layered,
-        "changed_weights": len(patch or {}),
-    }
+    return Proof(
+        logits="bit for bit" if difference == 0 else within,
+        logits_difference=difference,
+        cached_difference=cached,
+        cached_difference_unpruned=intended.control,
+        cached_tolerance=PACKED_TOLERANCE if max(cached, intended.control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
+        missing_keys=0,
+        unexpected_keys=len(info["unexpected_keys"]),
+        dtype=str(intended.dtype).removeprefix("torch."),
+        tokens=probe,
+        layered=layered,
+        changed_weights=len(patch or {}),
+    )
 
 
 class _Intended(NamedTuple):

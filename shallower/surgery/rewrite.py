@@ -19,7 +19,7 @@ from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
 from ..anatomy.quantised import StackNames, refuse, renumbered, stack_names
 from ..anatomy.sources import open_checkpoint
-from ..artifacts import Plan, Pruned, dumps, published
+from ..artifacts import Plan, Pruned, RepairReport, Unverified, dumps, published
 from ..errors import Refusal, argument
 from ..runtime.progress import say
 from ..runtime.provenance import versions
@@ -87,7 +87,7 @@ class Beside:
     """
 
     patch: Patch = field(default_factory=dict)
-    report: dict[str, Any] | None = None
+    report: RepairReport | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     card: Callable[[Path, Pruned], None] | None = None
 
@@ -146,7 +146,7 @@ def prune_files(
                 proof = (
                     verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
                     if writing.verify
-                    else {"skipped": f"{argument('verify', False)} was given"}
+                    else Unverified(f"{argument('verify', False)} was given")
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: found for name, found in hashes.items()})

@@ -6,7 +6,7 @@ Plain files, reloaded and compared with what was trained, with what is known of 
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,18 @@ from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.offload import read_tensor
 from ..anatomy.sources import open_checkpoint
 from ..anatomy.stack import dry_tokens, sound_tokens
-from ..artifacts import Healing, Pruned, dumps, load, published
+from ..artifacts import (
+    Healing,
+    HealingReport,
+    LossChange,
+    Pruned,
+    ReloadedModel,
+    TrainingRow,
+    dumps,
+    load,
+    plain,
+    published,
+)
 from ..errors import UserError
 from ..results.healing import losses
 from ..runtime.progress import say
@@ -45,6 +56,7 @@ class TrainedOutput:
     Attributes:
         finish: puts into the folder what the method keeps beside the weights, and leaves plain trained weights in the
             model.
+        rows: the figures of all steps.
         measure: perplexities of a model, in the training's own precision of products.
         card: puts a model card into the folder, given the record of the pruning.
         picture: of the training, as PNG.
@@ -54,6 +66,7 @@ class TrainedOutput:
 
     out: Path
     finish: Callable[[Path], None]
+    rows: Sequence[TrainingRow]
     measure: Callable[[nn.Module], dict[str, Any]]
     card: Callable[[Path, Pruned], None]
     picture: Callable[[Healing], bytes]
@@ -62,9 +75,11 @@ class TrainedOutput:
     inputs: Iterable[Any] = ()
 
 
-def write_healed(model: Model, result: Healing, how: TrainedOutput) -> Healing:
+def write_healed(model: Model, told: Callable[..., Healing], how: TrainedOutput) -> Healing:
     """Write the model, reload it, measure what the files give, and put what is known of it beside it.
 
+    Args:
+        told: the record, but for ``rows``, ``fingerprint`` and ``reloaded``, which the written files settle.
     Raises:
         UserError: the reloaded model is not the trained one; nothing is left at ``how.out``.
     """
@@ -84,12 +99,13 @@ def write_healed(model: Model, result: Healing, how: TrainedOutput) -> Healing:
                 shutil.copyfile(checkpoint.folder / name, folder / name)
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
         written = replace(written, hashes={folder / name: found for name, found in hashes.items()})
-        result = _proven(model, written, meant, result, how.measure)
+        result = told(fingerprint=written.fingerprint, **_proven(model, written, meant, how))
         (folder / "healing.png").write_bytes(how.picture(result))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.rows), encoding="utf-8")
+        lines = "".join(json.dumps(plain(row)) + "\n" for row in result.rows)
+        (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
         if how.state is not None:
             (folder / STATE_FILE).parent.mkdir()
-            write_tensors(how.state, folder / STATE_FILE, {"optimizer": result.recipe["optimizer"]})
+            write_tensors(how.state, folder / STATE_FILE, {"optimizer": result.recipe.optimizer})
         pruned = _carried_on(checkpoint, result, folder, how.card)
         names = sorted({*(path.relative_to(folder).as_posix() for path in files_below(folder)), "healing.json"})
         result = published(replace(result, files=names))
@@ -107,13 +123,9 @@ def _proven(
     model: Model,
     written: Checkpoint,
     meant: dict[str, Callable[[], Tensor]],
-    result: Healing,
-    measure: Callable[[nn.Module], dict[str, Any]],
-) -> Healing:
-    """The result with what the written files are and give.
-
-    Their distance from what was trained, and their perplexities.
-    """
+    how: TrainedOutput,
+) -> dict[str, Any]:
+    """Rows with the perplexities that the written files give, and how far these are from what was trained."""
     for name, make in meant.items():
         if not _same(make(), read_tensor(written.tensors[name])):
             raise UserError(f"the written model is not the trained one ({name} differs): nothing was kept")
@@ -124,11 +136,11 @@ def _proven(
     reloaded = written.load(dtype=torch.float32, device=model.device)
     dtypes = stored_dtypes(written.tensors)
     told = _compared(trained, _logits(reloaded, tokens), dtypes)
-    rows = list(result.rows)
-    if rows and "eval" in rows[-1]:
-        found = measure(reloaded)
-        rows[-1] = rows[-1] | found | ({"eval_unrounded": rows[-1]["eval"]} if dtypes != ["float32"] else {})
-    return replace(result, fingerprint=written.fingerprint, reloaded=told, rows=rows)
+    rows = list(how.rows)
+    if rows and rows[-1].eval:
+        unrounded = {"eval_unrounded": rows[-1].eval} if dtypes != ["float32"] else {}
+        rows[-1] = replace(rows[-1], **how.measure(reloaded), **unrounded)
+    return {"rows": rows, "reloaded": told}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -142,7 +154,7 @@ def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
     return module(input_ids=tokens, use_cache=False).logits.float()
 
 
-def _compared(trained: Tensor, got: Tensor, dtypes: list[str]) -> dict[str, Any]:
+def _compared(trained: Tensor, got: Tensor, dtypes: list[str]) -> ReloadedModel:
     """How far the logits of the written files, loaded the ordinary way in float32, are from those of the trained model.
 
     Raises:
@@ -158,7 +170,7 @@ def _compared(trained: Tensor, got: Tensor, dtypes: list[str]) -> dict[str, Any]
     rounding = f", by the rounding to {' and '.join(dtypes)}" if dtypes != ["float32"] else ""
     logits = "bit for bit" if torch.equal(trained, got) else f"within {difference:.1e} of the largest logit{rounding}"
     weights = "bit for bit as trained, rounded to what each is stored in"
-    return {"logits": logits, "difference": difference, "weights": weights, "dtypes": dtypes}
+    return ReloadedModel(logits, difference, weights, dtypes)
 
 
 def _carried_on(
@@ -169,15 +181,17 @@ def _carried_on(
     if not side.is_file():
         return None
     pruned, (first, last) = load(side, "pruned"), losses(result)
-    told = {
-        "method": result.method,
-        "settings": result.settings,
-        "source": result.data["source"],
-        "hash": result.data["hash"],
-    }
-    told |= {"train_tokens": result.train_tokens, "steps": result.steps, "loss": {"first": first, "last": last}}
-    told["reloaded"] = result.reloaded["logits"]
-    pruned = replace(pruned, fingerprint=result.fingerprint, healing=[*pruned.healing, told])
+    report = HealingReport(
+        method=result.method,
+        settings=result.settings,
+        source=result.data.source,
+        hash=result.data.hash,
+        train_tokens=result.train_tokens,
+        steps=result.steps,
+        loss=LossChange(first, last),
+        reloaded=result.reloaded.logits,
+    )
+    pruned = replace(pruned, fingerprint=result.fingerprint, healing=[*pruned.healing, report])
     (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
     card(folder, pruned)
     return pruned

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..anatomy.kernels import fast_products
+from ..artifacts import Recipe, plain
 from ..data.packing import Packed, Rows
 from ..data.streams import Stream
 from ..errors import Stopped, UserError, argument
@@ -33,7 +34,7 @@ from ..runtime.signals import patient, stop_asked
 from .checkpoints import Checkpointer, put_state, state_of
 from .lion import Lion
 from .objective import Objective
-from .schedule import Recipe, Schedule
+from .schedule import Schedule
 from .sharding import shard, whole
 
 WATCHED = 10  # steps whose mean loss is compared
@@ -165,7 +166,7 @@ def _tracked(run: TrainingRun, accelerator: Accelerator) -> Iterator[Callable[[d
     """Where a row of figures goes: ``metrics.jsonl``, and the tracker if there is one."""
     if run.tracker:
         accelerator.init_trackers(
-            "shallower", config=_flat({"recipe": vars(run.schedule.recipe), "data": run.data.about})
+            "shallower", config=_flat({"recipe": vars(run.schedule.recipe), "data": plain(run.data.about)})
         )
 
     def note(row: dict[str, Any]) -> None:

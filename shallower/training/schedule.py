@@ -3,34 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 
+from ..artifacts import Recipe
+
 PAPER_STEPS = 2000  # a budget that gives fewer steps of the recipe's batch gets a smaller batch
 LEAST_BATCH = 2048  # tokens; below that the gradient is mostly noise
 WARMUP_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a method is trained unless it is said otherwise.
-
-    Attributes:
-        lr: peak learning rate.
-        betas, weight_decay: of AdamW or Lion; the decay is for matrices only, not for biases and norms.
-        warmup: steps of linear warm-up.
-        schedule: cosine or linear, down to ``floor`` times the peak.
-        batch_tokens: tokens of the global batch.
-        clip: largest norm of the gradient.
-        optimizer: adamw, adamw8bit or lion.
-    """
-
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-    warmup: int
-    schedule: str
-    floor: float
-    batch_tokens: int
-    clip: float = 1.0
-    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)

@@ -133,22 +133,22 @@ def announce(model: Model, run: TrainingRun, changed: list[str], teacher: Model 
         f"trains {millions(trained - maps)} of {millions(every)} parameters{also}; about {byte_count(needed)} "
         f"for {what}{more}"
     )
-    kind = "examples" if about["kind"] == "instructions" else "documents"
-    if about["sequences"]:
-        passes = schedule.steps * schedule.batch / about["sequences"]
-        what = f"{about['documents']} {kind}, {millions(about['tokens'])} tokens, {passes:.2f} passes"
+    kind = "examples" if about.kind == "instructions" else "documents"
+    if about.sequences:
+        passes = schedule.steps * schedule.batch / about.sequences
+        what = f"{about.documents} {kind}, {millions(about.tokens)} tokens, {passes:.2f} passes"
     else:
-        what = f"{about['source']}, read on the way"
+        what = f"{about.source}, read on the way"
     steps = f"{schedule.steps} steps of {schedule.batch} x {schedule.length} tokens"
     say(f"{steps}, {run.micro} at once, {distributed.size()} processes; {what}")
     for line in changed:
         say(f"smaller than the recipe: {line}")
-    if about["dropped"]:
-        say(f"{about['dropped']} examples have no answer within the cut-off and are left out")
+    if about.dropped:
+        say(f"{about.dropped} examples have no answer within the cut-off and are left out")
     if not run.apart:
         say(
             "this model does not keep documents of one row apart: "
-            + ("examples are padded" if about["kind"] == "instructions" else "they see what stands before")
+            + ("examples are padded" if about.kind == "instructions" else "they see what stands before")
         )
 
 

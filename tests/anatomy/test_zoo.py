@@ -60,8 +60,8 @@ def test_family(name: str, every: bool, saved, tmp_path) -> None:
             assert isinstance(refusal, Refusal) or "dense" in str(refusal), refusal
             assert not out.exists()
             continue
-        assert pruned.verified["logits_difference"] == 0
-        assert pruned.verified["cached_difference"] <= CACHED_TOLERANCE
+        assert pruned.verified.logits_difference == 0
+        assert pruned.verified.cached_difference <= CACHED_TOLERANCE
         check_independently(model, removed, out)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -98,7 +98,7 @@ def given(saved, tmp_path_factory):
         "outside.json": plan | {"removed": [3, 9]},
         "lost.json": plan | {"kept": plan["kept"][1:]},
         "text.json": plan | {"removed": "3"},
-        "newer.json": plan | {"schema": 2},
+        "newer.json": plan | {"schema": 3},
         "all.json": plan | {"removed": list(range(8)), "kept": []},
         "nothing.json": plan | {"removed": [], "order": [], "kept": list(range(8))},
         "turned.json": plan | {"kept": plan["kept"][::-1]},
@@ -298,7 +298,7 @@ prune --drop 3 {--max-shard-size big|--save-dtype fp8|--nix} -> {'big' is not a 
 prune --drop 3 --max-shard-size infGB -> not a size
 prune --plan {other|scores|none|no|nix}.json -> {made for another model|is a scores; expected a plan|without a kind|not JSON|no plan file}
 prune --plan {twice|outside|lost}.json -> each layer 0 to 7 exactly once
-prune --plan {text|newer|all}.json -> {removed: input should be a valid list|has schema 2; this version|one must stay}
+prune --plan {text|newer|all}.json -> {removed: input should be a valid list|has schema 3; this version|one must stay}
 prune --plan nothing.json -> nothing.json
 prune --plan turned.json --no-verify -> turned.json
 $ prune MODEL --drop 3 --out {full|good.txt|good.txt/x} -> {not empty; give another folder or pass --over|is a file|cannot write good.txt/x}

@@ -63,7 +63,7 @@ def answer(run):
         out, err = run(*arguments, "--json")
         content, end = json.JSONDecoder().raw_decode(out)
         assert (out[end:], "error" in err) == ("\n", False)
-        assert list(content.items())[:2] == [("kind", content["kind"]), ("schema", 1)]
+        assert list(content.items())[:2] == [("kind", content["kind"]), ("schema", 2)]
         return content
 
     return call

@@ -197,6 +197,10 @@ KINDS = [
             ("pruned", "pruned", "model/shallower.json"),
             ("evaluation", "evaluation", "quality/dense.json"),
             ("healing", "healing", "healed/healing.json"),
+            ("compensation", "compensation", "model/compensation.json"),
+            ("speed", "speed", "speed.json"),
+            ("sweep", "sweep", "sweep.json"),
+            ("comparison", "comparison", "comparison.json"),
         )
     ),
     Kind("report", "run/plan.json", either, lambda path: shallower.report(path.parent)),
@@ -220,6 +224,8 @@ def files(saved, tmp_path_factory) -> Path:
 
         pyarrow.parquet.write_table(pyarrow.table({"text": ["The dog.", "The fox."]}), home / "text.parquet")
     hand.write(home / "run", hand.everything())
+    (home / "run" / "healed").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "fixtures" / "schema1" / "healing.json", home / "run" / "healed")
     return home
 
 

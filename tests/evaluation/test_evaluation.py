@@ -96,11 +96,11 @@ def test_tasks_equal_lm_eval_itself(saved, data, tmp_path) -> None:
     found = evaluate(model, tasks=Tasks(("piqa", "arc_easy"), data)).tasks
     wanted = directly(model, ["piqa", "arc_easy"], data, tmp_path)
     for name, item in found.items():
-        for metric, value in item["metrics"].items():
+        for metric, value in item.metrics.items():
             assert value == pytest.approx(wanted[name][f"{metric},none"], abs=1e-12), (name, metric)
-        assert item["value"] == sum(item["items"]) / item["count"] and item["metric"] == "acc"
-    assert (found["piqa"]["count"], found["arc_easy"]["count"]) == (8, 5)
-    assert mean_of(found) == (found["piqa"]["value"] + found["arc_easy"]["value"]) / 2
+        assert item.value == sum(item.items) / item.count and item.metric == "acc"
+    assert (found["piqa"].count, found["arc_easy"].count) == (8, 5)
+    assert mean_of(found) == (found["piqa"].value + found["arc_easy"].value) / 2
 
 
 @pytest.mark.slow
@@ -111,8 +111,8 @@ def test_the_seven_tasks_equal_lm_eval_itself(smollm2, shared, tmp_path) -> None
     wanted = directly(smollm2, tasks.every(), shared / "tasks", tmp_path, limit=100, batch=8)
     assert len(found) == 7
     for name, item in found.items():
-        assert {key: item["metrics"][key] for key in item["metrics"]} == {
-            key: pytest.approx(wanted[name][f"{key},none"], abs=1e-12) for key in item["metrics"]
+        assert {key: item.metrics[key] for key in item.metrics} == {
+            key: pytest.approx(wanted[name][f"{key},none"], abs=1e-12) for key in item.metrics
         }
 
 
@@ -121,7 +121,7 @@ def test_tasks_without_layers_and_limited(saved, data, tmp_path) -> None:
     model = open_model(saved("llama"))
     whole = evaluate(model, tasks=Tasks(("piqa",), data, 4))
     less = evaluate(model, tasks=Tasks(("piqa",), data, 4), removed=[1, 2])
-    assert whole.tasks["piqa"]["count"] == less.tasks["piqa"]["count"] == 4 and less.removed == [1, 2]
+    assert whole.tasks["piqa"].count == less.tasks["piqa"].count == 4 and less.removed == [1, 2]
     layered = evaluate(saved("llama"), tasks=Tasks(("piqa",), data, 4), compute=Compute(layered=True))
     assert layered.tasks == whole.tasks
 
@@ -172,8 +172,8 @@ def test_protocols(saved, text) -> None:
     assert settled_protocol(Protocol(), model).length == min(128, known)
     assert settled_protocol(Protocol(name="standard"), model).length == min(2048, known)
     found = evaluate(model, texts=[text], protocol=Protocol(length=16)).perplexity["prose"]
-    assert found["length"] == 16 and found["value"] == pytest.approx(math.exp(found["nll"]))
-    assert found["nll"] == pytest.approx(sum(total for total, _ in found["parts"]) / found["tokens"], rel=1e-6)
+    assert found.length == 16 and found.value == pytest.approx(math.exp(found.nll))
+    assert found.nll == pytest.approx(sum(total for total, _ in found.parts) / found.tokens, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,14 +218,14 @@ def test_a_sweep_is_its_single_runs(selection, saved, text, tmp_path) -> None:
     }
     protocol = Protocol(length=16, max_tokens=96)
     found = sweep(model, sizes=[1, 2], texts=[text], protocol=protocol, out=tmp_path / "sweep.json", **how)
-    assert [row["removed"] for row in found.rows] == [0, 1, 2]
+    assert [row.removed for row in found.rows] == [0, 1, 2]
     for row in found.rows:
-        if row["removed"]:
-            single = plan(model, amount=Amount(remove=row["removed"]), **how)
-            assert row["layers"] == single.removed and row["parameters"] == single.params_after
-        value = evaluate(model, texts=[text], protocol=protocol, removed=row["layers"]).perplexity["prose"]
-        assert row["perplexity"]["prose"]["value"] == pytest.approx(value["value"], rel=1e-5)
-        assert row["perplexity"]["prose"]["bits_per_byte"] == pytest.approx(value["bits_per_byte"], rel=1e-5)
+        if row.removed:
+            single = plan(model, amount=Amount(remove=row.removed), **how)
+            assert row.layers == single.removed and row.parameters == single.params_after
+        value = evaluate(model, texts=[text], protocol=protocol, removed=row.layers).perplexity["prose"]
+        assert row.perplexity["prose"].value == pytest.approx(value.value, rel=1e-5)
+        assert row.perplexity["prose"].bits_per_byte == pytest.approx(value.bits_per_byte, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -294,7 +294,7 @@ def test_as_many_layers_as_the_perplexity_allows(saved, text) -> None:
         "calibration": Calibration(samples=2, length=16),
     }
     rows = sweep(model, sizes=range(1, model.record.layers - 1), texts=[text], protocol=protocol, **how).rows
-    grown = [row["perplexity"]["prose"]["value"] / rows[0]["perplexity"]["prose"]["value"] - 1 for row in rows[1:]]
+    grown = [row.perplexity["prose"].value / rows[0].perplexity["prose"].value - 1 for row in rows[1:]]
     for share in (max(grown) + 0.01, grown[0] + 1e-6):
         if share <= 0:
             continue

@@ -11,6 +11,7 @@ from commands import status
 import shallower
 from shallower import Compute, Grid, UserError, artifacts
 from shallower.anatomy.decoding import Decoder, cache_bytes
+from shallower.artifacts import FailedRow
 from shallower.cli import measurement_tables as tables
 from shallower.evaluation import speed
 from shallower.evaluation.analytic import analytic, bandwidth
@@ -18,20 +19,6 @@ from shallower.runtime.provenance import processor
 
 SMALL = {"batches": (1, 2), "prompts": (5,), "new": (4,), "repeats": 3, "warmup": 1}
 OPTIONS = ("--batch", "1,2", "--prompt", "5", "--new", "4", "--repeats", "3", "--warmup", "1")
-ROW = {
-    "of",
-    "batch",
-    "prompt",
-    "new",
-    "prefill",
-    "decode",
-    "latency",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "runs",
-    "bound",
-}
-FIGURES = {"parameters", "weight_bytes", "read_bytes_per_token", "kv_bytes_per_token", "state_bytes", "flops_per_token"}
 DECODED = ["llama", "gpt2", "gemma2", "mixtral", "deepseek_v3", "mamba", "qwen3_next", "recurrent_gemma"]
 
 
@@ -98,22 +85,22 @@ def test_figures_of_llama_by_hand(opened) -> None:
     width, head = config.hidden_size, config.vocab_size * config.hidden_size
     matrices = sum(p.numel() for p in model.stack.layers[0].parameters() if p.dim() == 2)
     everything = sum(p.numel() for p in model.module.parameters())
-    assert (found["parameters"], found["weight_bytes"]) == (everything, 4 * everything)
-    assert found["read_bytes_per_token"] == 4 * (everything - head + width)  # of the untied input embedding one row
-    assert found["flops_per_token"] == 2 * (8 * matrices + head)
-    assert (found["kv_bytes_per_token"], found["state_bytes"]) == (
+    assert (found.parameters, found.weight_bytes) == (everything, 4 * everything)
+    assert found.read_bytes_per_token == 4 * (everything - head + width)  # of the untied input embedding one row
+    assert found.flops_per_token == 2 * (8 * matrices + head)
+    assert (found.kv_bytes_per_token, found.state_bytes) == (
         8 * 2 * config.num_key_value_heads * config.head_dim * 4,
         0,
     )
-    assert analytic(tied)["read_bytes_per_token"] == analytic(tied)["weight_bytes"] == 4 * (everything - head)
+    assert analytic(tied).read_bytes_per_token == analytic(tied).weight_bytes == 4 * (everything - head)
 
 
 def test_figures_of_gpt2_by_hand(opened) -> None:
     model = opened("gpt2")
     config, found = model.checkpoint.config, analytic(model)
     unread = (config.n_positions - 1) * config.n_embd  # the head is the input embedding; of the positions one row
-    assert found["read_bytes_per_token"] == found["weight_bytes"] - 4 * unread
-    assert found["kv_bytes_per_token"] == 8 * 2 * config.n_embd * 4
+    assert found.read_bytes_per_token == found.weight_bytes - 4 * unread
+    assert found.kv_bytes_per_token == 8 * 2 * config.n_embd * 4
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
@@ -125,14 +112,14 @@ def test_of_experts_the_active_ones_count(implementation, opened) -> None:
     idle = experts * (config.num_local_experts - config.num_experts_per_tok) // config.num_local_experts
     table = config.vocab_size * config.hidden_size
     assert idle > 0
-    assert found["read_bytes_per_token"] == found["weight_bytes"] - 4 * (idle + table - config.hidden_size)
+    assert found.read_bytes_per_token == found.weight_bytes - 4 * (idle + table - config.hidden_size)
     matrices = sum(p.numel() for p in model.module.parameters() if p.dim() > 1)
-    assert found["flops_per_token"] == 2 * (matrices - idle - table)
+    assert found.flops_per_token == 2 * (matrices - idle - table)
 
 
 def test_a_state_does_not_grow(opened) -> None:
     found = analytic(opened("mamba"))
-    assert found["kv_bytes_per_token"] == 0 < found["state_bytes"]
+    assert found.kv_bytes_per_token == 0 < found.state_bytes
 
 
 def test_exact_tokens_and_turns(saved, shallow, calls) -> None:
@@ -144,7 +131,7 @@ def test_exact_tokens_and_turns(saved, shallow, calls) -> None:
         run = [(batch, 5), *[(batch, 1)] * 3]  # the prefill makes the first of exactly 4 tokens
         expected += [(layers, shape) for _ in range(1 + 3) for layers in (8, 5) for shape in run]
     assert timed == expected
-    assert [row["runs"] for row in found.rows] == [3] * 4
+    assert [row.runs for row in found.rows] == [3] * 4
 
 
 def test_rows_are_complete(saved, shallow, tmp_path, capsys) -> None:
@@ -153,21 +140,19 @@ def test_rows_are_complete(saved, shallow, tmp_path, capsys) -> None:
         artifacts.dumps(found)
     )
     assert artifacts.load(tmp_path / "speed.json", "speed") == found
-    assert [(row["of"], row["batch"]) for row in found.rows] == [
+    assert [(row.of, row.batch) for row in found.rows] == [
         (of, batch) for batch in (1, 2) for of in ("model", "against")
     ]
     for row in found.rows:
-        assert set(row) == ROW
         for key in ("prefill", "decode", "latency"):
-            assert 0 < row[key]["p10"] <= row[key]["median"] <= row[key]["p90"]
-        assert row["latency"]["p90"] >= row["prefill"]["p10"] + 3 * row["decode"]["p10"]
-        assert row["tokens_per_second"] == pytest.approx(row["batch"] * 4 / row["latency"]["median"])
-        assert min(row["peak_memory_bytes"], row["bound"]) > 0
-    assert all(set(found.analytic[name]) == FIGURES for name in ("model", "against"))
-    weights = [found.analytic[name]["read_bytes_per_token"] for name in ("against", "model")]
+            assert 0 < getattr(row, key).p10 <= getattr(row, key).median <= getattr(row, key).p90
+        assert row.latency.p90 >= row.prefill.p10 + 3 * row.decode.p10
+        assert row.tokens_per_second == pytest.approx(row.batch * 4 / row.latency.median)
+        assert min(row.peak_memory_bytes, row.bound) > 0
+    weights = [found.analytic[name].read_bytes_per_token for name in ("against", "model")]
     for row, batch in zip(found.speedups, (1, 2), strict=True):
-        assert (row["batch"], row["prompt"], row["new"]) == (batch, 5, 4) and min(row.values()) > 0
-        assert row["ideal"] == pytest.approx(weights[0] / weights[1], rel=0.02)
+        assert (row.batch, row.prompt, row.new) == (batch, 5, 4) and min(vars(row).values()) > 0
+        assert row.ideal == pytest.approx(weights[0] / weights[1], rel=0.02)
     assert (found.model.layers, found.against.layers, found.protocol, found.device, found.threads) == (
         5,
         8,
@@ -209,12 +194,12 @@ def test_the_protocols() -> None:
 def test_the_mean_counts_by_the_paper(opened) -> None:
     grid = Grid.of("shortened-llama", batches=(2,), new=(4,), repeats=3, warmup=0)
     row = shallower.bench(opened("llama"), grid=grid).rows[0]
-    assert row["tokens_per_second"] == pytest.approx(2 * 4 / row["latency"]["mean"])
+    assert row.tokens_per_second == pytest.approx(2 * 4 / row.latency.mean)
 
 
 def test_no_time_left(opened) -> None:
     found = shallower.bench(opened("llama"), grid=Grid.of(**SMALL | {"repeats": 50}, seconds=1e-6))
-    assert [row["runs"] for row in found.rows] == [speed.LEAST] * 2
+    assert [row.runs for row in found.rows] == [speed.LEAST] * 2
 
 
 def test_drift_cancels() -> None:
@@ -233,16 +218,16 @@ def test_out_of_memory_ends_a_models_batches(saved, shallow, monkeypatch) -> Non
 
     monkeypatch.setattr(Decoder, "step", step)
     found = shallower.bench(shallow, against=saved("llama"), grid=Grid.of(**SMALL | {"batches": (1, 2, 3)}))
-    outcome = [(row["of"], row["batch"], row.get("error")) for row in found.rows]
+    outcome = [(row.of, row.batch, getattr(row, "error", None)) for row in found.rows]
     alone = [("model", 2, None), ("against", 2, "out of memory"), ("model", 3, None)]
     assert outcome == [("model", 1, None), ("against", 1, None), *alone]
-    assert [row["batch"] for row in found.speedups] == [1]
+    assert [row.batch for row in found.speedups] == [1]
     tables.speed_table(found)
 
 
 def test_a_cache_that_cannot_fit_is_not_tried(opened, calls) -> None:
     rows = shallower.bench(opened("llama"), grid=Grid.of(batches=(10**9,), prompts=(5,), new=(4,))).rows
-    assert rows == [{"of": "model", "batch": 10**9, "prompt": 5, "new": 4, "error": "out of memory"}]
+    assert rows == [FailedRow("model", 10**9, 5, 4, "out of memory")]
     assert len(calls) == 3
 
 

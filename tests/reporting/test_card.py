@@ -83,7 +83,7 @@ def test_a_repair_is_told(saved, tmp_path) -> None:
     how = RepairOptions("magnitude", {}, Calibration(samples=4, length=16, at_most=True))
     made = compensate(saved("llama"), drop(saved("llama"), (3,)), compensating=how, out=tmp_path / "out")
     text = (tmp_path / "out" / CARD).read_text()
-    assert f"repair: `magnitude`, {len(made.compensation['changed'])} weight" in text
+    assert f"repair: `magnitude`, {len(made.compensation.changed)} weight" in text
     assert "held-out calibration tokens" in text and (tmp_path / "out" / "compensation.png").read_bytes().startswith(
         b"\x89PNG"
     )
@@ -99,7 +99,7 @@ def test_what_is_measured_later_gets_in(source, tmp_path, capsys) -> None:
     assert status("card", out, tmp_path / "dense.json", tmp_path / "small.json") == 0
     text = (out / CARD).read_text()
     base, small = (
-        load(tmp_path / f"{name}.json", "evaluation").perplexity["shipped"]["value"] for name in ("dense", "small")
+        load(tmp_path / f"{name}.json", "evaluation").perplexity["shipped"].value for name in ("dense", "small")
     )
     assert f"×{small / base:.3f}" in text and "not measured" not in text and front(text)["license"] == "llama3.1"
 

@@ -18,7 +18,7 @@ from commands import status
 from jinja2 import StrictUndefined, UndefinedError
 
 from shallower import UserError, report
-from shallower.artifacts import Comparison, Evaluation, save
+from shallower.artifacts import ComparedModel, Comparison, Evaluation, save
 from shallower.reporting.canvas import Drawing, Scale
 from shallower.reporting.html import TEMPLATES
 from shallower.reporting.page import Text
@@ -143,7 +143,7 @@ def test_what_artifacts_say_is_escaped(tmp_path) -> None:
     )
     records["plan.json"] = hand.plan(model, selection=evil, criterion=evil)
     records["comparison.json"] = Comparison(
-        evil, [evil], [{"name": evil, "fingerprint": "dense0", "how": evil, "figures": {}}], [evil], [], hand.MADE
+        evil, [evil], [ComparedModel(evil, evil, "dense0", evil, 8, 1000, {})], [evil], [], hand.MADE
     )
     page = page_of(hand.write(tmp_path / "run", records))
     assert "script" not in page.tags and evil in page.text
@@ -259,11 +259,11 @@ def test_no_artifacts(tmp_path, capsys) -> None:
     ("name", "change", "said"),
     [
         ("scores.json", {"scores": [1.0]}, "8 finite scores"),
-        ("quality/dense.json", {"perplexity": {"prose": {"nll": 1.0}}}, "lacks 'value'"),
-        ("quality/dense.json", {"perplexity": {"prose": {"value": float("nan")}}}, "not finite"),
+        ("quality/dense.json", {"perplexity": {"prose": {"nll": 1.0}}}, "perplexity.prose.value: field required"),
+        ("quality/dense.json", {"perplexity": {"prose": {"value": float("nan")}}}, "finite number"),
         ("quality/virtual.json", {"removed": [70]}, "virtual.json"),
         ("sweep.json", {"rows": [{"removed": "many", "perplexity": {}}]}, "sweep.json"),
-        ("model/compensation.json", {"loss": {"dense": 1.0}}, "lacks 'before'"),
+        ("model/compensation.json", {"loss": {"dense": 1.0}}, "loss.before: field required"),
         ("plan.json", {"schema": 9}, "schema 9"),
     ],
 )

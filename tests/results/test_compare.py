@@ -7,13 +7,14 @@ import json
 import math
 import shutil
 
+import artifacts_by_hand as hand
 import numpy as np
 import pytest
 from commands import status
 from matplotlib.image import imread
 
 from shallower import UserError, artifacts, compare
-from shallower.artifacts import Evaluation, ModelRecord, Plan, Pruned, Speed, save
+from shallower.artifacts import Evaluation, FailedRow, Figure, ModelRecord, Plan, Pruned, RepairReport, Speed, save
 from shallower.reporting import pareto
 from shallower.reporting.comparison_table import markdown
 from shallower.results import bootstrap, comparison
@@ -75,13 +76,13 @@ def speed(
             key: {"median": part * value / 1000, "p10": value / 2000, "p90": value / 500}
             for key, part in (("prefill", 3), ("decode", 1))
         }
-        sizes = {"tokens_per_second": 1000 * batch / value, "peak_memory_bytes": 10**6, "runs": 5}
+        sizes = {"tokens_per_second": 1000 * batch / value, "peak_memory_bytes": 10**6, "runs": 5, "bound": 0.5}
         return {"of": which, "batch": batch, "prompt": 16, "new": 8, **times, "latency": times["decode"], **sizes}
 
     sides = ("model", "against") if against else ("model",)
     rows = [row(which, batch, value) for which, value in zip(sides, ms, strict=False) for batch in batches]
     given = {
-        "analytic": {which: {"weight_bytes": 2.0 * of.parameters} for which in sides},
+        "analytic": {which: hand.counted(of.parameters) for which in sides},
         "speedups": [],
         "bandwidth": None,
     }
@@ -111,8 +112,8 @@ def noise(seed: int = 0, count: int = 200) -> np.ndarray:
     return 3 + np.random.default_rng(seed).normal(0, 0.3, count)
 
 
-def figure(found: artifacts.Comparison, row: int, column: str) -> dict:
-    return found.rows[row]["figures"][column]
+def figure(found: artifacts.Comparison, row: int, column: str) -> Figure:
+    return found.rows[row].figures[column]
 
 
 # -- statistics
@@ -124,7 +125,7 @@ def test_equal_evaluations_differ_by_nothing_for_sure() -> None:
     found = table(evaluation(model(), **one), evaluation(model("same"), **one))
     for column, none in (("perplexity wiki", 1.0), ("task boolq", 0.0), ("perplexity_ratio", 1.0)):
         own = figure(found, 1, column)
-        assert (own["delta"], own["delta_low"], own["delta_high"], own["clear"], own["best"]) == (
+        assert (own.delta, own.delta_low, own.delta_high, own.clear, own.best) == (
             none,
             none,
             none,
@@ -132,9 +133,9 @@ def test_equal_evaluations_differ_by_nothing_for_sure() -> None:
             False,
         )
     assert (
-        figure(found, 1, "perplexity wiki")["low"]
-        < figure(found, 1, "perplexity wiki")["value"]
-        < figure(found, 1, "perplexity wiki")["high"]
+        figure(found, 1, "perplexity wiki").low
+        < figure(found, 1, "perplexity wiki").value
+        < figure(found, 1, "perplexity wiki").high
     )
 
 
@@ -145,9 +146,9 @@ def test_a_shift_of_every_segment_is_seen_exactly() -> None:
         evaluation(model("b"), perplexity={"wiki": text(noise() + 0.1)}),
     )
     own = figure(found, 1, "perplexity wiki")
-    assert [own["delta"], own["delta_low"], own["delta_high"]] == pytest.approx([math.exp(0.1)] * 3, rel=1e-6)
-    assert own["clear"] and figure(found, 0, "perplexity wiki")["best"] and not own["best"]
-    assert figure(found, 0, "perplexity wiki")["delta"] is None
+    assert [own.delta, own.delta_low, own.delta_high] == pytest.approx([math.exp(0.1)] * 3, rel=1e-6)
+    assert own.clear and figure(found, 0, "perplexity wiki").best and not own.best
+    assert figure(found, 0, "perplexity wiki").delta is None
 
 
 def test_segments_count_by_their_tokens() -> None:
@@ -192,26 +193,21 @@ def test_means_over_texts_and_tasks() -> None:
     other = evaluation(model("b"), perplexity={"x": text(noise(1) + 0.1), "y": text(noise(2) + 0.3)}, tasks=worse)
     found = table(base, other)
     ratio, mean = figure(found, 1, "perplexity_ratio"), figure(found, 1, "task_mean")
-    assert ratio["value"] == pytest.approx((math.exp(0.1) + math.exp(0.3)) / 2) and ratio["clear"]
-    assert figure(found, 0, "perplexity_ratio")["value"] == 1 and figure(found, 0, "perplexity_ratio")["best"]
+    assert ratio.value == pytest.approx((math.exp(0.1) + math.exp(0.3)) / 2) and ratio.clear
+    assert figure(found, 0, "perplexity_ratio").value == 1 and figure(found, 0, "perplexity_ratio").best
     single = [figure(found, 1, f"task {name}") for name in items]
-    assert mean["value"] == pytest.approx(np.mean([one["value"] for one in single]))
+    assert mean.value == pytest.approx(np.mean([one.value for one in single]))
     assert (
-        mean["delta"] == pytest.approx(np.mean([one["delta"] for one in single]))
-        and mean["better"] == "higher"
-        and mean["clear"]
+        mean.delta == pytest.approx(np.mean([one.delta for one in single])) and mean.better == "higher" and mean.clear
     )
-    widths = [own["delta_high"] - own["delta_low"] for own in [mean, *single]]
+    widths = [own.delta_high - own.delta_low for own in [mean, *single]]
     assert widths[0] < min(widths[1:])  # two tasks are surer than one
 
 
 def test_few_segments_give_no_interval() -> None:
     few = {"wiki": text(noise(count=bootstrap.FEWEST - 1))}
     found = table(evaluation(model(), perplexity=few), evaluation(model("b"), perplexity=few))
-    assert (
-        figure(found, 1, "perplexity wiki")["delta_low"] is None
-        and figure(found, 1, "perplexity wiki")["clear"] is None
-    )
+    assert figure(found, 1, "perplexity wiki").delta_low is None and figure(found, 1, "perplexity wiki").clear is None
     assert any("fewer than" in note for note in found.notes)
 
 
@@ -224,10 +220,10 @@ def test_items_that_are_not_recorded_leave_the_value() -> None:
         )
     )
     assert (
-        figure(found, 1, "perplexity wiki")["delta"] == pytest.approx(math.exp(0.2))
-        and not figure(found, 1, "perplexity wiki")["delta_low"]
+        figure(found, 1, "perplexity wiki").delta == pytest.approx(math.exp(0.2))
+        and not figure(found, 1, "perplexity wiki").delta_low
     )
-    assert figure(found, 2, "perplexity wiki")["delta_low"] == pytest.approx(math.e, rel=1e-6)
+    assert figure(found, 2, "perplexity wiki").delta_low == pytest.approx(math.e, rel=1e-6)
 
 
 def test_losses_beyond_what_exp_can_hold() -> None:
@@ -235,14 +231,14 @@ def test_losses_beyond_what_exp_can_hold() -> None:
         evaluation(model(), perplexity={"x": text(noise())}),
         evaluation(model("b"), perplexity={"x": text(noise() + 900)}),
     )
-    assert math.isfinite(figure(found, 1, "perplexity x")["delta_high"]) and artifacts.dumps(found)
+    assert math.isfinite(figure(found, 1, "perplexity x").delta_high) and artifacts.dumps(found)
 
 
 def test_the_best_of_ties() -> None:
     same = {"perplexity": {"wiki": text(noise())}}
     found = table(evaluation(model(), **same), evaluation(model("b", 6), **same), evaluation(model("c", 6), **same))
-    assert [row["figures"]["layers"]["best"] for row in found.rows] == [False, True, True]
-    assert not any(row["figures"]["perplexity wiki"]["best"] for row in found.rows)  # all alike
+    assert [row.figures["layers"].best for row in found.rows] == [False, True, True]
+    assert not any(row.figures["perplexity wiki"].best for row in found.rows)  # all alike
 
 
 # -- what may be held against what
@@ -288,17 +284,17 @@ def test_other_tokenizers_are_compared_in_bits_per_byte() -> None:
             model("b"), perplexity={"wiki": text(noise(2, count), tokens=100, hash="other", bits_per_byte=bits)}
         )
 
-    size = one.perplexity["wiki"]["nll"] * 100 * 100 / math.log(2) / one.perplexity["wiki"]["bits_per_byte"]
+    size = one.perplexity["wiki"].nll * 100 * 100 / math.log(2) / one.perplexity["wiki"].bits_per_byte
     bits = float(np.mean(noise(2, 80))) * 80 * 100 / math.log(2) / size
     found = table(one, other(80, bits))
     own = figure(found, 1, "bits_per_byte wiki")
     assert (
-        own["value"] == bits
-        and own["delta"] == pytest.approx(bits / one.perplexity["wiki"]["bits_per_byte"])
-        and own["delta_low"] is None
+        own.value == bits
+        and own.delta == pytest.approx(bits / one.perplexity["wiki"].bits_per_byte)
+        and own.delta_low is None
     )
     assert "perplexity wiki" not in found.columns
-    for wrong in (other(80, 2 * bits), other(100, one.perplexity["wiki"]["bits_per_byte"])):
+    for wrong in (other(80, 2 * bits), other(100, one.perplexity["wiki"].bits_per_byte)):
         with pytest.raises(UserError, match="no figure is shared: a has perplexity wiki at length 128; b has"):
             table(one, wrong)
 
@@ -315,7 +311,7 @@ def test_the_base_may_lack_a_column_that_others_share() -> None:
     base, b, c = (evaluation(model(name), perplexity={"wiki": text(noise())}) for name in "abc")
     more = [dataclasses.replace(one, tasks={"boolq": task([0, 1] * 20)}) for one in (b, c)]
     own = figure(table(base, *more), 2, "task boolq")
-    assert own["value"] == 0.5 and own["delta"] is None and own["low"] < 0.5 < own["high"]
+    assert own.value == 0.5 and own.delta is None and own.low < 0.5 < own.high
 
 
 def test_dtypes_that_differ_are_noted() -> None:
@@ -333,17 +329,17 @@ def test_speed_goes_to_its_models_at_the_smallest_shared_setting() -> None:
     found = table(
         evaluation(dense, **both), evaluation(pruned, **both), speeds=[speed(pruned, dense, batches=(4, 2, 8))]
     )
-    assert [figure(found, row, "decode_ms")["value"] for row in (0, 1)] == pytest.approx([10, 8])
-    assert figure(found, 1, "decode_ms")["delta"] == pytest.approx(0.8) and figure(found, 1, "decode_ms")["best"]
+    assert [figure(found, row, "decode_ms").value for row in (0, 1)] == pytest.approx([10, 8])
+    assert figure(found, 1, "decode_ms").delta == pytest.approx(0.8) and figure(found, 1, "decode_ms").best
     assert (
-        figure(found, 1, "tokens_per_second")["value"] == pytest.approx(250)
-        and figure(found, 1, "tokens_per_second")["best"]
+        figure(found, 1, "tokens_per_second").value == pytest.approx(250) and figure(found, 1, "tokens_per_second").best
     )
     assert (
-        figure(found, 1, "prefill_ms")["value"] == pytest.approx(24)
-        and figure(found, 1, "weight_bytes")["value"] == 2 * pruned.parameters
+        figure(found, 1, "prefill_ms").value == pytest.approx(24)
+        and figure(found, 1, "weight_bytes").value == 4 * pruned.parameters
     )
-    assert "speed: cpu, 2 threads, protocol forced; batch 2, prompt 16, 8 new tokens" in found.notes
+    how = "speed: cpu, 2 threads, protocol forced, cache dynamic, typical median"
+    assert f"{how}; batch 2, prompt 16, 8 new tokens" in found.notes
 
 
 def test_speeds_on_other_devices_are_not_mixed() -> None:
@@ -351,7 +347,7 @@ def test_speeds_on_other_devices_are_not_mixed() -> None:
     records = [model(), model("b", 6), model("c", 4)]
     speeds = [speed(records[0]), speed(records[1]), speed(records[2], device="cuda")]
     found = table(*(evaluation(one, **both) for one in records), speeds=speeds)
-    assert ["decode_ms" in row["figures"] for row in found.rows] == [True, True, False]
+    assert ["decode_ms" in row.figures for row in found.rows] == [True, True, False]
     assert "speed: c was not measured under the same conditions and setting" in found.notes
 
 
@@ -359,11 +355,14 @@ def test_the_protocols_mean_and_a_setting_without_memory() -> None:
     both = {"perplexity": {"wiki": text(noise())}}
     dense, pruned = model(), model("pruned", 6)
     found = speed(pruned, dense, settings={"typical": "mean", "cache": "static", "compiled": True})
-    for row in found.rows:
-        row["decode"]["mean"] = 2 * row["decode"]["median"]
-    found.rows[-2:-1] = [{"of": "against", "batch": 1, "prompt": 16, "new": 8, "error": "out of memory"}]
+    rows = [
+        dataclasses.replace(row, decode=dataclasses.replace(row.decode, mean=2 * row.decode.median))
+        for row in found.rows
+    ]
+    rows[-2:-1] = [FailedRow("against", 1, 16, 8, "out of memory")]
+    found = dataclasses.replace(found, rows=rows)
     shown = table(evaluation(dense, **both), evaluation(pruned, **both), speeds=[found])
-    assert [figure(shown, row, "decode_ms")["value"] for row in (0, 1)] == pytest.approx([20, 16])
+    assert [figure(shown, row, "decode_ms").value for row in (0, 1)] == pytest.approx([20, 16])
     said = (
         "speed: cpu, 2 threads, protocol forced, cache static, compiled, typical mean; batch 4, prompt 16, 8 new tokens"
     )
@@ -374,7 +373,7 @@ def test_models_known_by_their_speed_alone() -> None:
     found = comparison.compare_entries(
         *entries_of([CompareArgument("run", None, [], [speed(model("small", 6), model())])])
     )
-    assert [row["name"] for row in found.rows] == ["dense", "small"] and "decode_ms" in found.columns
+    assert [row.name for row in found.rows] == ["dense", "small"] and "decode_ms" in found.columns
 
 
 # -- folders, merging, names
@@ -405,9 +404,9 @@ def test_a_run_may_hold_the_dense_and_the_pruned_model(run) -> None:
     )
     two = run("two", a=evaluation(model("other", 6), **both), d=evaluation(dense, **both))
     found = compare([one, two])
-    assert [row["name"] for row in found.rows] == ["dense", "dense without 3,4", "small", "two"]
-    assert [(row["layers"], row["parameters"]) for row in found.rows] == [(8, 1800), (6, 1600), (6, 1600), (6, 1600)]
-    assert ["decode_ms" in row["figures"] for row in found.rows] == [True, False, True, False]
+    assert [row.name for row in found.rows] == ["dense", "dense without 3,4", "small", "two"]
+    assert [(row.layers, row.parameters) for row in found.rows] == [(8, 1800), (6, 1600), (6, 1600), (6, 1600)]
+    assert ["decode_ms" in row.figures for row in found.rows] == [True, False, True, False]
 
 
 def test_evaluations_of_one_model_are_merged(run) -> None:
@@ -431,9 +430,9 @@ def test_names(run, tmp_path, monkeypatch) -> None:
     run("odd=name", quality=evaluation(model("r"), **both))
     monkeypatch.chdir(tmp_path)
     found = compare(["p/quality.json", "q/quality.json", "my own=q/quality.json", "odd=name", "p"])
-    assert [row["name"] for row in found.rows] == ["p/quality", "q/quality", "my own", "odd=name", "p"]
+    assert [row.name for row in found.rows] == ["p/quality", "q/quality", "my own", "odd=name", "p"]
     assert found.base == "p/quality"
-    assert [row["name"] for row in compare(["p", "p"]).rows] == [f"{tmp_path.name}/p (1)", f"{tmp_path.name}/p (2)"]
+    assert [row.name for row in compare(["p", "p"]).rows] == [f"{tmp_path.name}/p (1)", f"{tmp_path.name}/p (2)"]
 
 
 def test_how_a_model_was_made_stands_below_the_table(run) -> None:
@@ -449,11 +448,12 @@ def test_how_a_model_was_made_stands_below_the_table(run) -> None:
         "iterative": False,
     }
     plan = Plan([3, 4], [0, 1, 2, 5, 6, 7], [3, 4], **sizes, **how, model=dense, calibration=None)
-    pruned = Pruned(plan, {"logits": "bit for bit"}, plan.kept, small.fingerprint, [], {"method": "sequential"})
+    told = RepairReport("sequential", {}, hand.TOKENS, {"dense": 2.0, "before": 3.0, "after": 2.5})
+    pruned = Pruned(plan, hand.PROOF, plan.kept, small.fingerprint, [], told)
     found = compare(
         [run("dense", e=evaluation(dense, **both)), run("small", e=evaluation(small, **both), shallower=pruned)]
     )
-    assert found.rows[1]["how"] == "2 of 8 layers removed (window by angular), repaired by sequential"
+    assert found.rows[1].how == "2 of 8 layers removed (window by angular), repaired by sequential"
     assert "- small: 2 of 8 layers removed" in markdown(found)
 
 
@@ -463,7 +463,7 @@ def test_hidden_files_and_other_json_are_passed_over(run, tmp_path) -> None:
     run("run/.journal", b=evaluation(model("hidden"), **both))
     (tmp_path / "run" / "tokenizer.json").write_text("{broken")
     (tmp_path / "run" / "list.json").write_text("[]")
-    assert [row["name"] for row in compare([folder, run("b", e=evaluation(model("b"), **both))]).rows] == ["run", "b"]
+    assert [row.name for row in compare([folder, run("b", e=evaluation(model("b"), **both))]).rows] == ["run", "b"]
 
 
 # -- files
@@ -538,8 +538,8 @@ def test_the_same_input_gives_the_same_bytes(six, tmp_path) -> None:
 
 def test_what_else_is_compared_does_not_move_an_interval(six) -> None:
     whole, part = compare(six), compare([six[0], six[4]])
-    assert figure(whole, 4, "perplexity wiki")["delta_low"] == pytest.approx(
-        figure(part, 1, "perplexity wiki")["delta_low"], rel=1e-6
+    assert figure(whole, 4, "perplexity wiki").delta_low == pytest.approx(
+        figure(part, 1, "perplexity wiki").delta_low, rel=1e-6
     )
 
 
@@ -638,7 +638,7 @@ def bad(run, tmp_path, monkeypatch):
         changed = content["perplexity"]["wiki"] | {key: value}
         (tmp_path / f"bad-{key}.json").write_text(json.dumps(content | {"perplexity": {"wiki": changed}}))
     (tmp_path / "bad-removed.json").write_text(json.dumps(content | {"removed": [8]}))
-    save(artifacts.Inspection(model(), "x", "y", "z", True, [], [], {}), tmp_path / "inspection.json")
+    save(artifacts.Inspection(model(), "x", "y", "z", True, ["a"] * 8, [], {}), tmp_path / "inspection.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -661,11 +661,11 @@ def bad(run, tmp_path, monkeypatch):
             "no figure is shared: a has perplexity wiki at length 128; apart has perplexity ptb at length 128",
         ),
         (("a", "missing/model"), "missing/model"),
-        (("a", "bad-value.json"), "perplexity wiki cannot be read: value: input should be greater than 0"),
-        (("a", "bad-hash.json"), "perplexity wiki cannot be read: hash:"),
-        (("a", "bad-parts.json"), "perplexity wiki cannot be read: parts.0.1:"),
-        (("a", "bad-removed.json"), "bad-removed.json leaves out layers [8] of 8"),
-        (("a", "bad-nll.json"), "perplexity wiki cannot be read: nll:"),
+        (("a", "bad-value.json"), "perplexity.wiki.value: input should be greater than 0"),
+        (("a", "bad-hash.json"), "perplexity.wiki.hash:"),
+        (("a", "bad-parts.json"), "perplexity.wiki.parts.0.1:"),
+        (("a", "bad-removed.json"), "bad-removed.json is not a valid evaluation file: removed leaves out"),
+        (("a", "bad-nll.json"), "perplexity.wiki.nll:"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(bad, capsys, arguments, said) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shallower.artifacts import (
+    Analytic,
     CalibrationRecord,
     Comparison,
     Compensation,
@@ -11,11 +12,14 @@ from shallower.artifacts import (
     Inspection,
     ModelRecord,
     Plan,
+    Proof,
     Pruned,
     Record,
+    RepairReport,
     Scores,
     Speed,
     Sweep,
+    SweepRow,
     save,
 )
 from shallower.runtime.provenance import Provenance
@@ -26,6 +30,19 @@ MADE = Provenance("shallower demo --out here", "2026-01-02T03:04:05+00:00", {"py
 TOKENS = CalibrationRecord("prose.txt", 10, 128, 1234, "none", "c0ffee")
 DENSE = ModelRecord("org/tiny", "llama", LAYERS, 1000, [100] * LAYERS, "dense0", list(range(LAYERS)))
 SMALL = ModelRecord("here/model", "llama", len(KEPT), 800, [100] * len(KEPT), "small0", KEPT)
+PROOF = Proof(
+    logits="bit for bit",
+    logits_difference=0.0,
+    cached_difference=1e-6,
+    cached_difference_unpruned=1e-6,
+    cached_tolerance=1e-3,
+    missing_keys=0,
+    unexpected_keys=0,
+    dtype="float32",
+    tokens=(2, 32),
+    layered=False,
+    changed_weights=1,
+)
 SCORES = [9.0, 4.0, 0.5, 0.1, 0.4, 0.2, 3.0, 8.0]
 
 
@@ -40,6 +57,10 @@ def task(value: float) -> dict:
 
 def times(value: float) -> dict:
     return {"median": value, "p10": 0.9 * value, "p90": 1.1 * value, "mean": value}
+
+
+def counted(parameters: int) -> Analytic:
+    return Analytic(parameters, 4 * parameters, 4 * parameters, 64, 0, 2 * parameters)
 
 
 def speed_row(of: str, factor: float) -> dict:
@@ -73,21 +94,15 @@ def plan(model: ModelRecord = DENSE, removed: list[int] | None = None, **changes
 
 def pruned(made: Plan, fingerprint: str, *, method: str | None = "sequential") -> Pruned:
     loss = {"dense": 2.0, "before": 3.0, "after": 2.25}
-    told = (
-        {"method": method, "settings": {}, "calibration": {}, "loss": loss, "changed": ["a.weight"]} if method else None
-    )
-    proof = {"logits": "bit for bit", "dtype": "float32", "cached_difference": 1e-6}
-    return Pruned(made, proof, made.original(), fingerprint, ["num_hidden_layers 8 -> 6"], told, MADE)
+    told = RepairReport(method, {}, TOKENS, loss, changed=["a.weight"]) if method else None
+    return Pruned(made, PROOF, made.original(), fingerprint, ["num_hidden_layers 8 -> 6"], told, MADE)
 
 
 def everything() -> dict[str, Record]:
     """File -> record."""
     drifts = [{"layer": index, "before": drift(index), "after": drift(index / 2)} for index in KEPT]
     loss = {"dense": 2.0, "before": 3.0, "after": 2.25}
-    rows = [
-        {"removed": n, "layers": LAYERS - n, "parameters": 1000 - 100 * n, "perplexity": {"prose": text(10.0 * 1.3**n)}}
-        for n in range(5)
-    ]
+    rows = [SweepRow(n, [3, 5, 4, 2][:n], 1000 - 100 * n, {"prose": text(10.0 * 1.3**n)}) for n in range(5)]
     scores = {
         "model": DENSE,
         "calibration": TOKENS,
@@ -96,7 +111,7 @@ def everything() -> dict[str, Record]:
         "dtype": "float32",
         "provenance": MADE,
     }
-    analytic = {"model": {"weight_bytes": 3200.0}, "against": {"weight_bytes": 4000.0}}
+    analytic = {"model": counted(800), "against": counted(1000)}
     speedup = {"batch": 1, "prompt": 128, "new": 32, "prefill": 1.2, "decode": 1.25, "latency": 1.24, "ideal": 1.3}
     figure = {
         "value": 10.0,
@@ -114,6 +129,7 @@ def everything() -> dict[str, Record]:
         "name": "dense",
         "fingerprint": "dense0",
         "source": "org/tiny",
+        "removed": [],
         "layers": 8,
         "parameters": 1000,
         "how": "dense",

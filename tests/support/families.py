@@ -160,12 +160,12 @@ def try_set(model, removed: tuple[int, ...], out: Path) -> dict:
         traceback.print_exc()
         return found | {"outcome": "crash", "reason": f"{type(error).__name__}: {_line(error)}"}
     independent = compare(model, removed, out)
-    difference = max(pruned.verified["logits_difference"], independent.difference)
+    difference = max(pruned.verified.logits_difference, independent.difference)
     right = difference <= LOGITS_TOLERANCE and independent.effect > EFFECT and not independent.keys
     return found | {
         "outcome": "exact" if right else "WRONG",
         "logits": difference,
-        "cached": pruned.verified["cached_difference"],
+        "cached": pruned.verified.cached_difference,
         "effect": round(independent.effect, 3),
         "keys": independent.keys[:3],
         "changes": pruned.config_changes,

@@ -58,7 +58,7 @@ def healed(folder, data, out, *, method="continued", settings=None, tokens=768, 
 
 
 def curve(found) -> list[float]:
-    return [row["loss"] for row in found.rows if "loss" in row]
+    return [row.loss for row in found.rows if row.loss is not None]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

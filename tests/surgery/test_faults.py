@@ -37,6 +37,7 @@ from shallower import (
     score,
 )
 from shallower.anatomy.stack import dry_tokens
+from shallower.artifacts import HealingReport, LossChange
 from shallower.evaluation.tasks import _prefix as prefix_of
 from shallower.reporting.card import Base
 from shallower.reporting.card import card_text as card_text
@@ -308,7 +309,7 @@ def test_a_training_does_not_go_on_with_other_texts(saved, text, tmp_path, monke
     given = (saved("llama"), files["train"], tmp_path / "out")
     refused(r"is of another run \(eval_steps: ", lambda: healed(*given, **other))
     found = healed(saved("llama"), files["train"], tmp_path / "out", resume=True, **options)
-    assert [row["step"] for row in found.rows if "eval" in row] == [0, 2, 4, 6]
+    assert [row.step for row in found.rows if row.eval] == [0, 2, 4, 6]
 
 
 def test_what_is_told_of_a_healed_model_is_of_its_files(text, tmp_path) -> None:
@@ -319,9 +320,9 @@ def test_what_is_told_of_a_healed_model_is_of_its_files(text, tmp_path) -> None:
     last = found.rows[-1]
     how = {"protocol": Protocol(length=32, max_tokens=256), "compute": Compute("fp32", "cpu")}
     said = evaluate(tmp_path / "out", texts=[text], **how).perplexity["book"]
-    assert last["eval"]["book"]["nll"] == pytest.approx(said["nll"], rel=1e-7)
-    assert last["eval_unrounded"]["book"]["nll"] != pytest.approx(said["nll"], rel=1e-7)
-    assert "rounding to bfloat16" in found.reloaded["logits"] and 0 < found.reloaded["difference"] < 3e-2
+    assert last.eval["book"].nll == pytest.approx(said.nll, rel=1e-7)
+    assert last.eval_unrounded["book"].nll != pytest.approx(said.nll, rel=1e-7)
+    assert "rounding to bfloat16" in found.reloaded.logits and 0 < found.reloaded.difference < 3e-2
 
 
 # ---------------------------------------------------------------- what the proof looks at
@@ -372,7 +373,7 @@ def test_a_model_with_odd_defaults_is_pruned(source, tmp_path) -> None:
     }
     edit(source / "generation_config.json", **defaults)
     verified = prune(source, drop(source, (2, 3)), out=tmp_path / "out").verified
-    assert 0 < verified["cached_difference"] < CACHED_TOLERANCE and verified["logits"] == "bit for bit"
+    assert 0 < verified.cached_difference < CACHED_TOLERANCE and verified.logits == "bit for bit"
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert defaults.items() <= written.items()
 
@@ -387,11 +388,11 @@ def test_rows_of_ids_that_no_text_has_do_not_matter(source, text, tmp_path) -> N
     unused = sorted({*range(zoo.VOCAB)} - used)
     assert set(unused) & set(dry_tokens(zoo.VOCAB, 2, 32).flatten().tolist())
     how = {"texts": [text], "protocol": Protocol(length=32, max_tokens=256), "compute": CPU}
-    wanted = evaluate(source, **how).perplexity["book"]["value"]
+    wanted = evaluate(source, **how).perplexity["book"].value
     change(source, lambda tensors: fill(tensors, unused, float("nan")))
-    assert evaluate(source, **how).perplexity["book"]["value"] == wanted
+    assert evaluate(source, **how).perplexity["book"].value == wanted
     verified = prune(source, drop(source, (2, 3)), out=tmp_path / "out").verified
-    assert verified["logits"] == "bit for bit"
+    assert verified.logits == "bit for bit"
 
 
 def test_broken_rows_of_ids_that_are_used_are_named(source, text, tmp_path) -> None:
@@ -479,15 +480,8 @@ def test_nothing_in_a_card_is_markup_that_an_artifact_says() -> None:
     tokens = replace(hand.TOKENS, source=EVIL, hash=EVIL)
     plan = hand.plan(model, selection=EVIL, criterion=EVIL, settings={EVIL: EVIL}, calibration=tokens)
     pruned = hand.pruned(plan, "small0", method=EVIL)
-    training = {
-        "method": EVIL,
-        "train_tokens": 5,
-        "source": EVIL,
-        "steps": 1,
-        "loss": {"first": 2.0, "last": 1.0},
-        "reloaded": EVIL,
-    }
-    proof = {"logits": EVIL, "dtype": EVIL, "cached_difference": 0.0}
+    training = HealingReport(EVIL, {}, EVIL, EVIL, 5, 1, LossChange(2.0, 1.0), EVIL)
+    proof = replace(hand.PROOF, logits=EVIL, dtype=EVIL)
     pruned = replace(pruned, config_changes=[EVIL], healing=[training], verified=proof)
     figures = {"perplexity": {EVIL: hand.text(3.0)}, "tasks": {EVIL: hand.task(0.5)}}
     measured = replace(hand.everything()["quality/small.json"], **figures)
@@ -525,4 +519,4 @@ def test_tasks_need_no_special_tokens(source, tmp_path) -> None:
         path.write_text(json.dumps({key: value for key, value in content.items() if not key.endswith("_token")}))
     assert AutoTokenizer.from_pretrained(source).all_special_tokens == []
     found = evaluate(source, tasks=Tasks(("piqa",), tmp_path)).tasks["piqa"]
-    assert found["count"] == 3 and set(found["items"]) <= {0.0, 1.0}
+    assert found.count == 3 and set(found.items) <= {0.0, 1.0}

@@ -26,7 +26,7 @@ from shallower.surgery import rewrite
 def test_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
     source = zoo.save("llama", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
     pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
-    assert pruned.verified["logits"] == "bit for bit"
+    assert pruned.verified.logits == "bit for bit"
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert (len(files) > 1) == (outputs != "5GB")
     tensors = read_index(tmp_path / "out")
@@ -47,7 +47,7 @@ def test_save_dtype(save_dtype, saved, tmp_path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     wanted = AutoModelForCausalLM.from_pretrained(source, dtype=kind).state_dict()
     assert loaded.dtype == kind
-    assert pruned.verified["logits"] == "bit for bit"
+    assert pruned.verified.logits == "bit for bit"
     assert torch.equal(
         loaded.state_dict()["model.layers.2.mlp.up_proj.weight"], wanted["model.layers.3.mlp.up_proj.weight"]
     )
@@ -90,7 +90,7 @@ def test_a_table_that_does_not_divide_is_not_cut(tmp_path) -> None:
 def test_tables_by_layer_in_shards_and_dtypes(dtype, inputs, outputs, tmp_path) -> None:
     source = zoo.save("gemma3n_text+noshare", tmp_path / "in", dtype=dtype, max_shard_size=inputs)
     pruned = prune(source, drop(source, (1, 4)), out=tmp_path / "out", max_shard_size=outputs)
-    assert pruned.verified["logits"] == "bit for bit"
+    assert pruned.verified.logits == "bit for bit"
     old, new = read_index(source), read_index(tmp_path / "out")
     cut = {
         name: (entry.shape, new[name].shape)
@@ -257,6 +257,6 @@ def test_random_configs_and_removals(data, tmp_path_factory) -> None:
         zoo.randomise(model, data.draw(st.integers(0, 99), label="seed"))
     model.save_pretrained(folder / "in")
     pruned = prune(folder / "in", drop(folder / "in", sorted(removed)), out=folder / "out")
-    assert pruned.verified["logits"] == "bit for bit"
+    assert pruned.verified.logits == "bit for bit"
     with safe_open(folder / "out" / "model.safetensors", "pt") as file:
         assert len({name.split(".")[2] for name in file.keys() if ".layers." in name}) == layers - len(removed)  # noqa: SIM118

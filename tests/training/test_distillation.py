@@ -16,6 +16,7 @@ from trainings import CPU, KILLED, LAUNCH, arguments, command, curve, healed, we
 
 from shallower import UserError, drop, methods, open_model, prune, report
 from shallower.anatomy.model import Model
+from shallower.artifacts import Recipe, TrainingRow
 from shallower.methods.healing import distill
 from shallower.results.healing import gap_closed, gaps
 from shallower.stages.lineage import state_from
@@ -23,7 +24,6 @@ from shallower.surgery.trained import STATE_FILE
 from shallower.training.checkpoints import checkpoint_folder
 from shallower.training.distillation import Distillation, Teaching, layer_pairs, shared
 from shallower.training.objective import ChunkedLoss, Head, Soft, loss_of
-from shallower.training.schedule import Recipe
 
 REMOVED = (2, 5)
 ADAMW = Recipe(1e-4, (0.9, 0.95), 0.1, 1, "cosine", 0.1, 128)
@@ -149,11 +149,11 @@ def test_the_student_comes_nearer(objective: str, pruned, text, tmp_path) -> Non
         settings={"objective": objective, "lm": "0"},
         tokens=2560,
     )
-    rows = [row for row in found.rows if "terms" in row]
-    assert set(rows[0]["terms"]) == {"kl", "hidden", "attention", "embedding"}
-    assert rows[-1]["terms"]["kl"] < 0.9 * rows[0]["terms"]["kl"]
-    assert (rows[0]["terms"]["hidden"] > 0) == (objective == "layerchop")
-    assert found.teacher and found.reloaded["logits"] == "bit for bit"
+    rows = [row for row in found.rows if row.terms]
+    assert set(rows[0].terms) == {"kl", "hidden", "attention", "embedding"}
+    assert rows[-1].terms["kl"] < 0.9 * rows[0].terms["kl"]
+    assert (rows[0].terms["hidden"] > 0) == (objective == "layerchop")
+    assert found.teacher and found.reloaded.logits == "bit for bit"
     assert not any("maps" in name for name in weights(tmp_path / "out"))
 
 
@@ -167,7 +167,7 @@ def test_frozen_weights_are_shared(saved, pruned, text, tmp_path) -> None:
     alone = [name for name, parameter in teacher.module.named_parameters() if parameter.data_ptr() not in own]
     assert alone and all(name.startswith(("model.layers.2.", "model.layers.5.")) for name in alone)
     found = healed(pruned("llama"), text, tmp_path / "out", method="distill", settings={"rank": "2"}, lr=1e-2)
-    assert found.rows[-1]["terms"]["kl"] < found.rows[1]["terms"]["kl"]
+    assert found.rows[-1].terms["kl"] < found.rows[1].terms["kl"]
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -242,11 +242,9 @@ def test_the_control_is_the_unpruned_model_trained_the_same(method: str, saved, 
     alone = healed(
         saved("llama"), text, tmp_path / "alone", method="lora" if method == "lora" else "continued", eval_texts=[text]
     )
-    control, own = found.control, [row for row in alone.rows if "eval" in row]
-    assert [row["eval"] for row in control[:-1]] == [row["eval"] for row in own[:-1]]
-    last = [
-        row["eval"]["book"]["nll"] for row in (control[-1], own[-1])
-    ]  # that of the model as written, its adapters merged
+    control, own = found.control, [row for row in alone.rows if row.eval]
+    assert [row.eval for row in control[:-1]] == [row.eval for row in own[:-1]]
+    last = [row.eval["book"].nll for row in (control[-1], own[-1])]  # that of the model as written, its adapters merged
     assert last[0] == pytest.approx(last[1], rel=1e-6)
     plain = healed(pruned("llama"), text, tmp_path / "plain", method=method, eval_texts=[text])
     assert curve(found) == curve(plain) and plain.control is None
@@ -257,7 +255,11 @@ def test_the_control_is_the_unpruned_model_trained_the_same(method: str, saved, 
 
 def test_how_much_of_the_gap_is_closed(saved, text, tmp_path) -> None:
     found = healed(saved("llama"), text, tmp_path / "out")
-    row = lambda step, value: {"step": step, "eval": {"book": {"value": math.exp(value), "nll": value, "tokens": 1}}}  # noqa: E731
+
+    def row(step: int, value: float) -> TrainingRow:
+        read = {"book": {"value": math.exp(value), "nll": value, "tokens": 1}}
+        return TrainingRow(step, step, loss=value if step else None, eval=read)
+
     found = replace(found, rows=[row(0, 5.0), row(6, 4.0)], control=[row(0, 3.0), row(6, 2.5)])
     assert gaps(found)["book"] == pytest.approx((0.5, 0.25))
     assert gap_closed(found, "book").startswith("50% of the gap to the dense model, 25% of it")

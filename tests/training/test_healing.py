@@ -33,6 +33,7 @@ from shallower import (
     prune,
     report,
 )
+from shallower.artifacts import Recipe, plain
 from shallower.data.packing import WITH_INPUT, Documents, packed_sequences, read_documents
 from shallower.errors import DiskError
 from shallower.methods.healing import continued, lora
@@ -42,7 +43,7 @@ from shallower.training import checkpoints, loop
 from shallower.training.checkpoints import checkpoint_folder
 from shallower.training.lion import Lion
 from shallower.training.objective import ChunkedLoss, Objective, isolates
-from shallower.training.schedule import Recipe, fitted
+from shallower.training.schedule import fitted
 
 PAPER = Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 1 << 20)
 
@@ -71,8 +72,8 @@ def test_loss_falls_and_the_model_is_plain(name: str, method: str, saved, lines,
     options = {"lr": 1e-2, "settings": {"targets": "in_proj"} if name == "mamba" else None} if method == "lora" else {}
     options = {"settings": {"teacher": str(saved(name))}} if method == "distill" else options
     found = healed(saved(name), lines, tmp_path / "out", method=method, tokens=1280, eval_texts=[lines], **options)
-    assert found.reloaded["logits"] == "bit for bit"
-    before, *_, after = (row["eval"]["lines"]["nll"] for row in found.rows if "eval" in row)
+    assert found.reloaded.logits == "bit for bit"
+    before, *_, after = (row.eval["lines"].nll for row in found.rows if row.eval)
     assert after < before - 0.2
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -80,7 +81,8 @@ def test_loss_falls_and_the_model_is_plain(name: str, method: str, saved, lines,
     assert {"healing.json", "healing.png", "metrics.jsonl", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
-    assert [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()] == found.rows
+    told = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in told] == plain(found.rows)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -88,8 +90,8 @@ def test_validation_is_what_evaluate_says(saved, text, tmp_path) -> None:
     found = healed(saved("llama"), text, tmp_path / "out", eval_texts=[text])
     for source, row in ((saved("llama"), found.rows[0]), (tmp_path / "out", found.rows[-1])):
         said = evaluate(source, texts=[text], protocol=Protocol(length=32), compute=CPU).perplexity["book"]
-        assert row["eval"]["book"]["value"] == pytest.approx(said["value"], rel=1e-5)
-        assert row["eval"]["book"]["tokens"] == said["tokens"]
+        assert row.eval["book"].value == pytest.approx(said.value, rel=1e-5)
+        assert row.eval["book"].tokens == said.tokens
 
 
 def test_a_stored_dtype_stays(text, tmp_path) -> None:
@@ -237,7 +239,7 @@ def test_instructions_bear_a_loss_on_the_answer_only(apart: bool, tmp_path) -> N
     coder = zoo.tokenizer()
     found = packed_sequences(read_documents([path], coder, zoo.VOCAB), 512, 0, apart=apart)
     assert found.tokens.shape[1] == (512 if apart else 256)
-    assert found.about["kind"] == "instructions"
+    assert found.about.kind == "instructions"
     answers = [coder.decode(tokens[bearing]) for tokens, bearing in zip(found.tokens, found.bearing, strict=True)]
     joined = "".join(answers)
     assert sorted(joined.replace("<eos>", "").split("It is ")[1:]) == ["a!", "b!", "c!"] and joined.count("<eos>") == 3
@@ -478,7 +480,7 @@ def test_other_optimizers(optimizer: str, saved, text, tmp_path) -> None:
     found = healed(
         saved("llama"), text, tmp_path / "out", settings={"optimizer": optimizer}, tokens=1280, checkpoint_steps=1
     )
-    assert found.recipe["optimizer"] == optimizer and curve(found)[-1] < curve(found)[0] - 0.2
+    assert found.recipe.optimizer == optimizer and curve(found)[-1] < curve(found)[0] - 0.2
 
 
 def test_divergence_keeps_the_last_good_checkpoint(saved, text, tmp_path) -> None:
@@ -505,5 +507,5 @@ def test_two_processes_follow_the_same_curve(name: str, saved, lines, tmp_path) 
     two = json.loads(ran.stdout)
     assert two["processes"] == 2
     assert [row["loss"] for row in two["rows"][1:]] == pytest.approx(curve(one), rel=1e-4)
-    assert two["rows"][-1]["eval"]["lines"]["nll"] == pytest.approx(one.rows[-1]["eval"]["lines"]["nll"], rel=1e-4)
+    assert two["rows"][-1]["eval"]["lines"]["nll"] == pytest.approx(one.rows[-1].eval["lines"].nll, rel=1e-4)
     assert open_model(tmp_path / "two").record.fingerprint == two["fingerprint"]

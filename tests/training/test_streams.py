@@ -104,7 +104,7 @@ def test_killed_and_resumed_is_undisturbed(saved, rows, tmp_path) -> None:
     assert [row["loss"] for row in told if "loss" in row] == curve(whole)
     one, other = weights(tmp_path / "out"), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
-    assert whole.data["streamed"] and whole.data["hash"]
+    assert whole.data.streamed and whole.data.hash
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_instructions_are_read_at_once(saved, tmp_path) -> None:
     ]
     (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = heal(saved("llama"), out=tmp_path / "out", **options(tmp_path / "set", length=256, batch_tokens=256))
-    assert found.data["kind"] == "instructions" and 0 < found.data["documents"] < 57
+    assert found.data.kind == "instructions" and 0 < found.data.documents < 57
 
 
 @pytest.mark.parametrize(("content", "match"), [

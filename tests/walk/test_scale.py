@@ -77,10 +77,10 @@ def test_layered_equals_resident(name: str, saved) -> None:
 def test_a_layered_proof_and_evaluation(name: str, saved, tmp_path) -> None:
     layered = opened(saved(name), layered=True)
     proof = prune(layered, drop(layered, (1, 4)), out=tmp_path / "out").verified
-    assert proof["layered"]
-    assert proof["logits"] == "bit for bit"
+    assert proof.layered
+    assert proof.logits == "bit for bit"
     values = [
-        evaluate(opened(saved(name), layered=way), removed=(2,)).perplexity["shipped"]["value"] for way in (True, False)
+        evaluate(opened(saved(name), layered=way), removed=(2,)).perplexity["shipped"].value for way in (True, False)
     ]
     assert values[0] == values[1]
 

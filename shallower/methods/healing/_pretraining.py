@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from ...artifacts import Recipe
 from ...errors import UserError
-from ...training.schedule import Recipe
 
 RECIPES = {
     "shortened-llama": Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 512 * 2048),

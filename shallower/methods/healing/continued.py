@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import nn
 
-from ...training.schedule import Recipe
+from ...artifacts import Recipe
 from ._pretraining import recipe_of, train_last
 
 

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ...artifacts import Recipe
 from ...errors import UserError
 from ...training.distillation import Teaching
 from ...training.objective import Soft
-from ...training.schedule import Recipe
 from . import continued
 from ._adapters import adapted, merged
 from ._pretraining import recipe_of, train_last

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from ...artifacts import Recipe
 from ...errors import UserError
-from ...training.schedule import Recipe
 from ._adapters import adapted, merged
 
 

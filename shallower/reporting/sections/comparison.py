@@ -13,7 +13,7 @@ def section(summary: Summary) -> Section | None:
     for item in summary.dossier.of("comparison"):
         found: Comparison = item.record
         rows = [
-            [row["name"], *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]
+            [row.name, *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]
             for row, line in zip(found.rows, cells(found), strict=True)
         ]
         shown = Table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))

@@ -44,12 +44,12 @@ def _trained(found: Healing) -> Facts:
         {
             "taught by": found.teacher,
             "trained": f"{millions(found.trained_parameters)} of {millions(found.model.parameters)} parameters",
-            "on": f"{millions(found.train_tokens)} tokens of {found.data.get('source')}, {found.steps} steps",
+            "on": f"{millions(found.train_tokens)} tokens of {found.data.source}, {found.steps} steps",
             "training loss": f"{first:.4f} → {last:.4f} nats, first and last tenth of the steps",
             **{f"perplexity {name}": f"{curve[0][1]:.2f} → {curve[-1][1]:.2f}" for name, curve in curves},
             **{f"gap closed, {name}": gap_closed(found, name) for name in gaps(found)},
             "settings": settings_of(found.settings),
-            "files": f"reloaded from disk, logits equal {found.reloaded.get('logits')} to the trained model's",
+            "files": f"reloaded from disk, logits equal {found.reloaded.logits} to the trained model's",
             "cost": f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}",
         }
     )

@@ -28,7 +28,7 @@ def _perplexities(summary: Summary) -> Box:
     head: list[object] = ["model", "parameters"]
     for column in columns:
         item = next(item for row in measured if (item := row.at(column)))
-        head.append(Cell(column[0], f"length {item.get('length')}, BOS {item.get('bos')}"))
+        head.append(Cell(column[0], f"length {item.length}, BOS {item.bos}"))
     rows = [
         [Cell(row.label, row.detail), _parameters(row), *(_value(summary, row, column) for column in columns)]
         for row in measured
@@ -46,7 +46,7 @@ def _value(summary: Summary, row: EvaluationRow, column: TextColumn) -> Cell | s
     item, ratio = row.at(column), summary.ratio(row, column)
     if item is None:
         return "—"
-    return Cell(perplexity_text(item["value"]), f"×{ratio:.2f}" if ratio and not row.dense else None)
+    return Cell(perplexity_text(item.value), f"×{ratio:.2f}" if ratio and not row.dense else None)
 
 
 def _bars(summary: Summary, column: TextColumn, number: int) -> Figure:
@@ -54,7 +54,7 @@ def _bars(summary: Summary, column: TextColumn, number: int) -> Figure:
     for row in summary.rows:
         if item := row.at(column):
             colour = "soft" if row.dense else "kept" if row is summary.main_row else "gone"
-            shown.append((f"{row.label} ({row.detail})", item["value"], colour))
+            shown.append((f"{row.label} ({row.detail})", item.value, colour))
     caption, base = f"Perplexity on {column[0]}; dashed: the dense model.", summary.base(column) or 0.0
     name = numbered("perplexity", number)
     return Figure(bars_figure(name, caption, shown, y_label="perplexity, lower is better", base=base), caption)
@@ -62,15 +62,15 @@ def _bars(summary: Summary, column: TextColumn, number: int) -> Figure:
 
 def _sweep(summary: Summary, item: CollectedArtifact, number: int) -> Figure:
     sweep = item.record
-    texts = list(dict.fromkeys(name for row in sweep.rows for name in row["perplexity"]))
+    texts = list(dict.fromkeys(name for row in sweep.rows for name in row.perplexity))
     series, points = [], []
     for text in texts:
-        rows = [row for row in sweep.rows if text in row["perplexity"]]
-        values = [row["perplexity"][text]["value"] for row in rows]
-        series.append((text, [float(row["removed"]) for row in rows], values))
-        column, which = (text, rows[0]["perplexity"][text].get("hash", "")), f", {text}" if len(texts) > 1 else ""
+        rows = [row for row in sweep.rows if text in row.perplexity]
+        values = [row.perplexity[text].value for row in rows]
+        series.append((text, [float(row.removed) for row in rows], values))
+        column, which = (text, rows[0].perplexity[text].hash), f", {text}" if len(texts) > 1 else ""
         points += [
-            (f"{row.label}, {row.detail}{which}", float(len(row.removal.removed)), same["value"])
+            (f"{row.label}, {row.detail}{which}", float(len(row.removal.removed)), same.value)
             for row in summary.rows
             if row.removal and (same := row.at(column))
         ]

@@ -48,9 +48,9 @@ def _tokens(found: list[CollectedArtifact]) -> Table | None:
         if used := getattr(item.record, "calibration", None):
             rows.setdefault(used.hash, (tokens_used(used), f"{item.record.kind}: {item.path}", used.hash))
         for name, text in getattr(item.record, "perplexity", {}).items():
-            cut = ", ".join(f"{key} {text.get(key)}" for key in ("length", "stride"))
-            what = f"{name}: {text.get('tokens')} predicted tokens, {cut}, BOS {text.get('bos')}"
-            rows.setdefault(text.get("hash", name), (what, f"evaluation: {item.path}", text.get("hash", "—")))
+            cut = f"length {text.length}, stride {text.stride}"
+            what = f"{name}: {text.tokens} predicted tokens, {cut}, BOS {text.bos}"
+            rows.setdefault(text.hash, (what, f"evaluation: {item.path}", text.hash))
     return Table(("tokens", "first used by", "hash"), rows.values()) if rows else None
 
 

@@ -1,5 +1,6 @@
 """Section on the layers removed: the stack, and how that was decided."""
 
+from ...artifacts import Unverified
 from ...results.collection import Removal
 from ...results.summary import Summary, percent, seconds, settings_of, tokens_used
 from ...runtime.format import byte_count, layers, millions
@@ -51,16 +52,16 @@ def _proof(removal: Removal) -> str:
     if removal.pruned is None:
         return "a plan; nothing written"
     proof = removal.pruned.verified
-    if "skipped" in proof:
-        return f"written, not verified: {proof['skipped']}"
-    return f"written; reloaded from disk, logits equal {proof.get('logits')}"
+    if isinstance(proof, Unverified):
+        return f"written, not verified: {proof.skipped}"
+    return f"written; reloaded from disk, logits equal {proof.logits}"
 
 
 def _decision(removal: Removal) -> Facts:
     plan, pruned = removal.plan, removal.pruned
     ends = "none" if not plan.keep_first + plan.keep_last else f"first {plan.keep_first} and last {plan.keep_last}"
-    cached = pruned.verified.get("cached_difference") if pruned else None
-    cache = f"decoding with it differs by {cached:.1e} of the largest logit" if isinstance(cached, float) else None
+    proof = pruned.proof if pruned else None
+    cache = f"decoding with it differs by {proof.cached_difference:.1e} of the largest logit" if proof else None
     fewer = f"{millions(plan.params_before)} → {millions(plan.params_after)}, {percent(1 - plan.share)}"
     return Facts(
         {

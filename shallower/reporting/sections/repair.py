@@ -1,6 +1,6 @@
 """Section on the repair without training: what it changed, and the drift of the stream before and after."""
 
-from ...artifacts import Compensation
+from ...artifacts import Compensation, HeldOutLoss
 from ...results.healing import perplexity_times
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import drift_figure
@@ -26,7 +26,7 @@ def _repaired(found: Compensation) -> Box:
 
 
 def _facts(found: Compensation) -> Facts:
-    dense, before, after = (found.loss[key] for key in ("dense", "before", "after"))
+    dense, before, after = found.loss.dense, found.loss.before, found.loss.after
     several = found.by_source.items() if len(found.by_source) > 1 else ()
     used = f"{found.fitted_tokens} fitted on, {found.held_out_tokens} held out; {tokens_used(found.calibration)}"
     nothing = "nothing: it did not lower the held-out loss"
@@ -44,7 +44,7 @@ def _facts(found: Compensation) -> Facts:
     )
 
 
-def _times(loss: dict[str, float]) -> str:
+def _times(loss: HeldOutLoss) -> str:
     """Perplexity before and after the repair as multiples of the dense model's."""
     before, after = perplexity_times(loss)
     return f"× {before:.3f} → × {after:.3f}"

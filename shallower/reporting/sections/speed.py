@@ -1,10 +1,8 @@
 """Section on speed and memory, measured."""
 
-from typing import Any
-
-from ...artifacts import Speed
+from ...artifacts import FailedRow, Speed, Spread, plain
 from ...results.summary import Summary, gigabytes
-from ...results.timings import middle, setting
+from ...results.timings import setting
 from ...runtime.format import short
 from ..figures import speedups_figure
 from ..page import Box, Cell, Figure, Part, Section, Table, Text, numbered
@@ -33,31 +31,24 @@ def _measured(found: Speed) -> Table:
     against = f"{found.against.layers} layers" if found.against else "against"
     names, rows = {"model": f"{found.model.layers} layers", "against": against}, []
     for row in found.rows:
-        if row.get("error"):
-            cells = [row["error"], *["—"] * 5]
+        if isinstance(row, FailedRow):
+            cells = [row.error, *["—"] * 5]
         else:
-            times = [_milliseconds(row.get(phase)) for phase in ("prefill", "decode", "latency")]
-            rate, peak, bound = (middle(row.get(key)) for key in ("tokens_per_second", "peak_memory_bytes", "bound"))
-            shown = [short(rate) if rate else "—", gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
-            cells = times + shown
-        rows.append([names.get(row.get("of"), str(row.get("of"))), setting(row), *cells])
+            peak, bound = row.peak_memory_bytes, row.bound
+            cells = [*map(_milliseconds, (row.prefill, row.decode, row.latency)), short(row.tokens_per_second)]
+            cells += [gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
+        rows.append([names[row.of], setting(row), *cells])
     return Table(HEAD, rows, numbers=range(2, 8))
 
 
-def _milliseconds(value: Any) -> Cell | str:
-    found = middle(value)
-    if found is None:
-        return "—"
-    spread = None
-    if isinstance(value, dict) and {"p10", "p90"} <= set(value):
-        spread = f"{1e3 * value['p10']:.4g} to {1e3 * value['p90']:.4g}"
-    return Cell(f"{1e3 * found:.4g}", spread)
+def _milliseconds(spread: Spread) -> Cell:
+    return Cell(f"{1e3 * spread.median:.4g}", f"{1e3 * spread.p10:.4g} to {1e3 * spread.p90:.4g}")
 
 
 def _analytic(found: Speed) -> Box | None:
-    sides = [side for side in ("model", "against") if found.analytic.get(side)]
-    keys = list(dict.fromkeys(key for side in sides for key in found.analytic[side]))
-    rows = [[key.replace("_", " "), *(f"{found.analytic[side].get(key, 0):,.0f}" for side in sides)] for key in keys]
+    sides = {side: plain(found.analytic[side]) for side in ("model", "against") if side in found.analytic}
+    keys = list(next(iter(sides.values()), ()))
+    rows = [[key.replace("_", " "), *(f"{one[key]:,.0f}" for one in sides.values())] for key in keys]
     bandwidth = f"; measured memory bandwidth {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
     inside = Table(["", *sides], rows, numbers=range(1, 1 + len(sides)))
     return Box([inside], "details", f"Counted, not measured{bandwidth}") if rows else None

@@ -1,7 +1,6 @@
 """Section on tasks with their standard errors."""
 
-from typing import Any
-
+from ...artifacts import TaskResult
 from ...results.summary import Summary
 from ..figures import tasks_figure
 from ..page import Box, Cell, Figure, Section, Table, Text
@@ -19,10 +18,10 @@ def section(summary: Summary) -> Section | None:
     for name in names:
         items = [row.evaluation.tasks.get(name) for row in rows]
         known = next(filter(None, items))
-        what = Cell(name, f"{known.get('metric')}, {known.get('count')} items")
+        what = Cell(name, f"{known.metric}, {known.count} items")
         lines.append([what, *map(_value, items)])
         values = [
-            (f"{row.label} ({row.detail})", float(item["value"]), _error(item))
+            (f"{row.label} ({row.detail})", item.value, item.stderr or 0.0)
             for row, item in zip(rows, items, strict=True)
             if item
         ]
@@ -34,9 +33,5 @@ def section(summary: Summary) -> Section | None:
     return Section("Tasks", [told, Box([figure], "pair")] if wide else [Box([told, figure], "pair")])
 
 
-def _value(item: dict[str, Any] | None) -> str:
-    return "—" if item is None else f"{item['value']:.3f} ± {_error(item):.3f}"
-
-
-def _error(item: dict[str, Any]) -> float:
-    return float(item["stderr"] or 0)
+def _value(item: TaskResult | None) -> str:
+    return "—" if item is None else f"{item.value:.3f} ± {item.stderr or 0:.3f}"
