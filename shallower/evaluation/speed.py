@@ -111,7 +111,7 @@ def _take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter)
             if not lane.full:
                 lane.run(
                     kept=turn >= grid.warmup,
-                    beside=sum(other.decoder.held for other in lanes.values() if other is not lane),
+                    beside=sum(other.decoder.cached_bytes for other in lanes.values() if other is not lane),
                 )
             batch, prompt, new = lane.setting
             done.add(1, f"{name}, batch {batch}, {prompt} + {new} tokens")
@@ -177,7 +177,7 @@ class Lane:
         started = time.perf_counter()
         token = self.decoder.prefill(tokens).argmax(-1, keepdim=True)
         synchronize(device)
-        prefill, before = time.perf_counter() - started, self.decoder.held
+        prefill, before = time.perf_counter() - started, self.decoder.cached_bytes
         started = time.perf_counter()
         for _ in range(new - 1):
             logits = self.decoder.step(token)
@@ -189,7 +189,7 @@ class Lane:
                 f"{self.model.checkpoint.source} yields NaN while decoding: are its weights whole, and does "
                 "the dtype suffice?"
             )
-        return prefill, decode / (new - 1), prefill + decode, (before + self.decoder.held) / 2
+        return prefill, decode / (new - 1), prefill + decode, (before + self.decoder.cached_bytes) / 2
 
     def _refusal(self, error: Exception) -> str:
         batch, prompt, new = self.setting

@@ -17,7 +17,7 @@ from ..anatomy.loading import FLOATS, parse_dtype
 from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
-from ..anatomy.quantised import StackNames, refuse, renumbered, stack_names
+from ..anatomy.quantised import StackNames, refuse, renumber_modules, stack_names
 from ..anatomy.sources import open_checkpoint
 from ..artifacts import Plan, Pruned, dumps, published
 from ..errors import Refusal, argument
@@ -70,7 +70,7 @@ def checked_removal(
         refuse(checkpoint.source, checkpoint.quantised, why)
     solved = model.solver.solve(plan.removal.layers)
     renaming = rename(
-        checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept)
+        checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved_tensors(plan.kept)
     )
     return solved, renaming
 
@@ -231,7 +231,7 @@ class LayerNumbers:
         self._names: StackNames | None = None
 
     def renumbered(self, value: Any) -> Any:
-        return renumbered(value, self.names, self.kept)
+        return renumber_modules(value, self.names, self.kept)
 
     @property
     def names(self) -> StackNames:
