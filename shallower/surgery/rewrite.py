@@ -30,7 +30,7 @@ from ..storage.hashes import remember
 from ..storage.index import ITEM_BYTES, TensorEntry
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
-from ..storage.paths import files_below, listed
+from ..storage.paths import files_below, short_list
 from ..storage.writer import Content, Cut, stored_content, write_shards
 from .proof import verify
 from .side_files import carry_side_files
@@ -165,7 +165,7 @@ def prune_files(
             raise
     remember({out / name: found for name, found in hashes.items()})
     if left:
-        say(f"left behind, as nothing tells whether they hold for the pruned model: {listed(left)}")
+        say(f"left behind, as nothing tells whether they hold for the pruned model: {short_list(left)}")
     return pruned
 
 

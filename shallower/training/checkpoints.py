@@ -25,7 +25,7 @@ from ..errors import Stopped, UserError, argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from ..storage.files import disk_errors, made_parents, remove_own, write_atomic
-from ..storage.locks import locked
+from ..storage.locks import acquire_lock
 from .sharding import like, whole
 
 KEPT = 2
@@ -61,7 +61,7 @@ class Checkpointer:
         if first:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
-                lock = locked(
+                lock = acquire_lock(
                     self.folder,
                     f"another process trains in {self.folder}: wait for it or give another {argument('out')}",
                 )
