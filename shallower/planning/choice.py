@@ -43,7 +43,7 @@ class Stopwatch:
     def affords(self, variants: int) -> bool:
         """Whether so many variants would end in time, at the pace of the last call."""
         ends = time.monotonic() - self.started + self.pace * variants
-        return self.budget is None or distributed.gathered(ends)[0] <= self.budget
+        return self.budget is None or distributed.all_gather(ends)[0] <= self.budget
 
 
 class ChoiceEvidence(Protocol):

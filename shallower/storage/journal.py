@@ -92,7 +92,7 @@ def journaled(out: str | Path | None) -> Iterator[None]:
     token = _beside.set(beside)
     try:
         yield
-        distributed.gathered(None)  # all are done with it
+        distributed.all_gather(None)  # all are done with it
         beside.close(drop=True)
     except Exception as error:
         beside.close(drop=not isinstance(error, PASSING))
@@ -130,13 +130,13 @@ class Journal:
             return
         text = json.dumps(key, sort_keys=True, default=str)
         self.folder = beside.claim() / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.resumed = all(distributed.gathered((self.folder / "about.json").is_file()))
+        self.resumed = all(distributed.all_gather((self.folder / "about.json").is_file()))
         if self.resumed:
             with suppress(OSError, ValueError):
                 self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
         elif distributed.rank() == 0:
             write_atomic(self.folder / "about.json", text + "\n")
-        self.done = distributed.gathered(self.done)[0]
+        self.done = distributed.all_gather(self.done)[0]
 
     def memo(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of ``compute``, from the journal where it was finished before.
@@ -238,7 +238,7 @@ class JournalPart:
         if folder is None or not self.journal.resumed:
             return State()
         readable = {step: state for step, path in self._files().items() if (state := _read(path)) is not None}
-        common = set.intersection(*map(set, distributed.gathered(list(readable))))
+        common = set.intersection(*map(set, distributed.all_gather(list(readable))))
         state = readable[max(common)] if common else State()
         self.kept = state.step
         self.journal.before = max(self.journal.before, state.spent)
@@ -261,7 +261,7 @@ class JournalPart:
                 os.replace(beside, target)
             finally:
                 beside.unlink(missing_ok=True)
-        distributed.gathered(None)  # only now may the older state go: every process has this one
+        distributed.all_gather(None)  # only now may the older state go: every process has this one
         for other, path in self._files().items():
             if other != step:
                 path.unlink(missing_ok=True)
@@ -270,7 +270,7 @@ class JournalPart:
 
     def _due(self) -> bool:
         return bool(
-            distributed.gathered(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))[0]
+            distributed.all_gather(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))[0]
         )
 
     def _files(self) -> dict[int, Path]:

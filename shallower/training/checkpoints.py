@@ -69,9 +69,9 @@ class Checkpointer:
             if first:
                 self._check(resume)
                 write_atomic(self.folder / "about.json", json.dumps(self.key, indent=2) + "\n")
-            distributed.gathered(None)
+            distributed.all_gather(None)
             yield
-            distributed.gathered(None)
+            distributed.all_gather(None)
             if first:
                 remove_own(self.folder, OWN_CHECKPOINTS)
         except KeyboardInterrupt as stop:
@@ -162,7 +162,7 @@ class Checkpointer:
             _restore(tensors, trained, optimizer)
             step = number
             break
-        distributed.gathered(None)
+        distributed.all_gather(None)
         if distributed.rank() == 0 and step:
             say(f"resuming at step {step}")
         self._shorten(step)
@@ -184,7 +184,7 @@ class Checkpointer:
         """Keep the figures of the dense model, which was trained first, for a second start."""
         if distributed.rank() == 0:
             write_atomic(self._control, json.dumps(rows))
-        distributed.gathered(None)
+        distributed.all_gather(None)
 
     def control(self) -> list[dict[str, Any]]:
         """What ``keep_control`` kept, or nothing."""

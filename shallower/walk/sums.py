@@ -63,8 +63,8 @@ class Sums(dict[str, Tensor]):
             )  # not in place: the first value may be somebody's own
         return self
 
-    def added(self) -> "Sums":
+    def all_sum(self) -> "Sums":
         """These totals over all processes."""
         for name in sorted(self):
-            self[name] = distributed.added(self[name])
+            self[name] = distributed.all_sum(self[name])
         return self
