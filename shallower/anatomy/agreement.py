@@ -154,8 +154,8 @@ def _check_missing(source: str, model: nn.Module, names: Names, state: dict[str,
         id(state[memory]) for memory in names.tied_names(model) if memory in state
     }
     converted_names = {NUMBER.sub("#", memory) for disk, memory in names.memory.items() if disk not in names.plain}
-    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    patterns = [re.compile(pattern) for pattern in optional]
+    optional_names = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    patterns = [re.compile(pattern) for pattern in optional_names]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for memory, tensor in state.items():
         absent = memory in parameters and id(tensor) not in there and NUMBER.sub("#", memory) not in converted_names

@@ -149,5 +149,5 @@ def shared_tensors(model: nn.Module, stack_name: str) -> frozenset[Shared]:
 
 def shared_after(shared: frozenset[Shared], kept: list[int]) -> frozenset[Shared]:
     """The same among the kept layers, with their new numbers."""
-    staying = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
-    return frozenset(places for places in staying if len({index for index, _ in places}) > 1)
+    among_kept = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
+    return frozenset(places for places in among_kept if len({index for index, _ in places}) > 1)

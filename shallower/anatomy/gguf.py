@@ -223,22 +223,22 @@ def _load(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Module
     try:
         with tempfile.TemporaryDirectory(prefix="shallower-gguf-", dir=_roomy(header)) as place, _metered():
             short = copy_without(header, _words(header), _counts(header), Path(place, file.name), data=True)
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 place, gguf_file=short.name, dtype=torch.float32, config=config, output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # gguf and transformers raise many kinds for an unreadable file
         raise UserError(f"{file} cannot be read as a GGUF model ({one_line(error)})") from error
     check_whole(str(file), info)
-    _check_all_read(header, loaded)
-    content = loaded.config.to_dict()
+    _check_all_read(header, model)
+    content = model.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):
         content.pop(name, None)
     with unfilled(), init_empty_weights(include_buffers=False):
-        plain = from_config(type(loaded.config).from_dict(content))
-    plain.load_state_dict(loaded.state_dict(), assign=True)
+        plain = from_config(type(model.config).from_dict(content))
+    plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    plain.generation_config = loaded.generation_config
+    plain.generation_config = model.generation_config
     return plain, tokenizer
 
 
@@ -249,11 +249,11 @@ def _roomy(header: GgufHeader) -> Path:
     return folder
 
 
-def _check_all_read(header: GgufHeader, loaded: torch.nn.Module) -> None:
+def _check_all_read(header: GgufHeader, model: torch.nn.Module) -> None:
     """Raise a UserError unless the model has as many numbers as the file: none was dropped on the way."""
     tensors = {tensor.name: tensor for tensor in header.tensors if tensor.name != FACTORS}
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
-    ends = [getattr(end, "weight", None) for end in (loaded.get_input_embeddings(), loaded.get_output_embeddings())]
+    ends = [getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
     if head and embedding and ends[0] is ends[1]:
         if not torch.equal(read_gguf_tensor(header, head), read_gguf_tensor(header, embedding)):
             raise UserError(
@@ -262,9 +262,9 @@ def _check_all_read(header: GgufHeader, loaded: torch.nn.Module) -> None:
             )
         del tensors[HEAD]
     in_file = sum(tensor.count for tensor in tensors.values())
-    state = loaded.state_dict()
-    in_model = sum(parameter.numel() for parameter in loaded.parameters())
-    in_model += sum(buffer.numel() for name, buffer in loaded.named_buffers() if name in state)
+    state = model.state_dict()
+    in_model = sum(parameter.numel() for parameter in model.parameters())
+    in_model += sum(buffer.numel() for name, buffer in model.named_buffers() if name in state)
     if in_model != in_file:
         raise UserError(
             f"{header.file} holds {in_file} numbers in its weights, of which transformers' importer makes a model "

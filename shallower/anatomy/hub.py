@@ -29,10 +29,10 @@ def fetch_files(source: str, *, python: bool) -> Path:
     names = _file_names(source, folder.name)
     if names is None:  # offline: what is in the cache decides
         return _snapshot(source, [SINGLE, *shards_of(folder)], revision)
-    wanted = [SINGLE] if SINGLE in names else shards_of(folder)
-    if not wanted:
+    files = [SINGLE] if SINGLE in names else shards_of(folder)
+    if not files:
         _refuse(source, names)
-    return _snapshot(source, wanted, revision)
+    return _snapshot(source, files, revision)
 
 
 def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, TensorEntry], dict[Path, str]]:
@@ -46,16 +46,16 @@ def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, TensorE
     api = HfApi()
     revision = folder.name
     names = _file_names(source, revision)
-    wanted = [SINGLE] if names is None or SINGLE in names else shards_of(folder)
-    if names is not None and not wanted:
+    files = [SINGLE] if names is None or SINGLE in names else shards_of(folder)
+    if names is not None and not files:
         _refuse(source, names)
     tensors: dict[str, TensorEntry] = {}
-    for name in wanted:
+    for name in files:
         head = _ask_hub(source, lambda name=name: api.parse_safetensors_file_metadata(source, name, revision=revision))
         for tensor, info in head.tensors.items():
             start, end = info.data_offsets
             tensors[tensor] = TensorEntry(folder / name, info.dtype, tuple(info.shape), start, end)
-    paths = _ask_hub(source, lambda: list(api.get_paths_info(source, wanted, revision=revision)))
+    paths = _ask_hub(source, lambda: list(api.get_paths_info(source, files, revision=revision)))
     return folder, tensors, {folder / one.path: (one.lfs.sha256 if one.lfs else one.blob_id) for one in paths}
 
 

@@ -119,18 +119,18 @@ def packed_weights(module: nn.Module | None, calls: int) -> AbstractContextManag
 
 def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     plain = module.forward
-    reordered = []
+    cache = []
 
     def forward(stream: Tensor) -> Tensor:
         weight, bias = module.weight, module.bias
         if not _worth_holding(stream, weight):
             return plain(stream)
         kind = torch.float32 if is_emulated(weight.dtype) else weight.dtype
-        if not reordered:
-            reordered.append(
+        if not cache:
+            cache.append(
                 torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(kind), stream.numel() // stream.shape[-1])
             )
-        return product(stream.to(kind), reordered[0], None if bias is None else bias.to(kind)).to(stream.dtype)
+        return product(stream.to(kind), cache[0], None if bias is None else bias.to(kind)).to(stream.dtype)
 
     return forward
 

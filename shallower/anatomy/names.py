@@ -77,13 +77,13 @@ def read_names(model: nn.Module, names: Iterable[str]) -> Names:
     state = model.state_dict()
     prefix = model.base_model_prefix
 
-    def renaming(name: str) -> tuple[str, bool]:
+    def rename(name: str) -> tuple[str, bool]:
         new, converter = rename_source_key(name, renamings, converters, prefix, state)
         if new not in state and name in state:
             return rename_source_key(name, [], [], prefix, state)[0], True
         return new, converter is None
 
-    targets = {name: renaming(name) for name in sorted(names)}
+    targets = {name: rename(name) for name in sorted(names)}
     return Names(
         {name: new for name, (new, _) in targets.items()},
         frozenset(name for name, (_, plain) in targets.items() if plain),
@@ -100,10 +100,10 @@ def _by_owner(owners: dict[str, int]) -> dict[str, TensorName]:
             offsets[name[: match.start()]].add(owner - int(match[0]))
     entries = {}
     for name, owner in owners.items():
-        fitting = [match for match in NUMBER.finditer(name) if len(offsets[name[: match.start()]]) == 1]
-        if fitting:
-            head, tail = name[: fitting[0].start()], name[fitting[0].end() :]
-            entries[name] = TensorName(owner, head, tail, owner - int(fitting[0][0]))
+        matches = [match for match in NUMBER.finditer(name) if len(offsets[name[: match.start()]]) == 1]
+        if matches:
+            head, tail = name[: matches[0].start()], name[matches[0].end() :]
+            entries[name] = TensorName(owner, head, tail, owner - int(matches[0][0]))
     return entries
 
 
@@ -118,9 +118,9 @@ def _by_size(tensors: dict[str, int], layers: int) -> dict[str, TensorName]:
         for match in NUMBER.finditer(name):
             numbers[name[: match.start()]].add(int(match[0]))
             sizes[name[: match.start()]] += size
-    fitting = [prefix for prefix, indices in numbers.items() if set(range(layers)) <= indices]
-    if not fitting:
+    prefixes = [prefix for prefix, indices in numbers.items() if set(range(layers)) <= indices]
+    if not prefixes:
         return {}
-    head = max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
+    head = max(prefixes, key=lambda prefix: (sizes[prefix], -len(prefix)))
     matches = ((name, NUMBER.match(name, len(head))) for name in tensors if name.startswith(head))
     return {name: TensorName(int(match[0]), head, name[match.end() :]) for name, match in matches if match}

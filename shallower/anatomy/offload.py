@@ -142,16 +142,14 @@ class Onloader:
 
     def _take(self, patch: Patch) -> None:
         """Change the layer in memory where it is, so that it is not read again; what lies outside is."""
-        changed = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
+        names = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
         self.patch = patch
-        here = [
-            name for name in changed if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")
-        ]
+        here = [name for name in names if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")]
         for name in here:
             parameter = self.skeleton.get_parameter(name)
             parameter.data = self.unchanged.pop(name, parameter.data)
         self._change(here)
-        if not self.resting and not all(name.startswith(self.prefix) for name in changed):
+        if not self.resting and not all(name.startswith(self.prefix) for name in names):
             self.release()
 
     def _change(self, names: Iterable[str]) -> None:

@@ -147,8 +147,8 @@ def find_stack(model: nn.Module) -> Stack:
         embedding = model.get_input_embeddings()
         tokens = dry_tokens(embedding.weight.shape[0]).to(embedding.weight.device)
         model(input_ids=tokens, use_cache=False)
-    walked = [name for name, log in calls.items() if [index for index, *_ in log] == list(range(len(lists[name])))]
-    outer = [name for name in walked if not any(name.startswith(other + ".") for other in walked if other != name)]
+    in_order = [name for name, log in calls.items() if [index for index, *_ in log] == list(range(len(lists[name])))]
+    outer = [name for name in in_order if not any(name.startswith(other + ".") for other in in_order if other != name)]
     streams = {name: interfaces for name in outer if (interfaces := _interfaces(calls[name])) is not None}
     if not streams:
         raise Refusal(
