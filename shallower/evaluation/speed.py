@@ -69,7 +69,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     Raises:
         UserError: a model cannot decode so, or yields NaN.
     """
-    described = grid.described() | {"load": os.getloadavg()[0]}
+    described = grid.as_record() | {"load": os.getloadavg()[0]}
     figures = {name: _figures(model) for name, model in models.items()}
     speed = bandwidth(models["model"].device)
     rows, speedups = [], []
