@@ -38,7 +38,9 @@ class _TooManyError(Exception):
 @contextmanager
 def bounded(tensors: int) -> Iterator[None]:
     """Give up building a model inside when it has many times more parameters than there are tensors in the files."""
-    limit, before, count = SPARE + TIMES * tensors, nn.Module.register_parameter, 0
+    limit = SPARE + TIMES * tensors
+    before = nn.Module.register_parameter
+    count = 0
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
@@ -85,13 +87,13 @@ def check_buildable(source: str, build: Callable[[], nn.Module], tensors: dict[s
         ) from error
     except Exception:  # constructors look at values, which the meta device has not; building it for real will tell
         return None
-    held = sum(entry.bytes for entry in tensors.values())
+    file_bytes = sum(entry.bytes for entry in tensors.values())
     size = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if size > max(TABLES, held):
+    if size > max(TABLES, file_bytes):
         largest = max(model.named_buffers(), key=lambda item: item[1].numel())
         raise UserError(
             f"{source}: its config asks for tables of {size / 1e9:.0f} GB ({largest[0]}: {list(largest[1].shape)}) "
-            f"beside {held / 1e9:.2f} GB of weights: mend its config.json"
+            f"beside {file_bytes / 1e9:.2f} GB of weights: mend its config.json"
         )
     return model
 
@@ -112,8 +114,8 @@ def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, 
     }
     for disk, memory in sorted(names.memory.items()):
         if disk in names.plain and memory in state and tuple(state[memory].shape) != tensors[disk].shape:
-            told = f"{list(tensors[disk].shape)} in the files and {list(state[memory].shape)} by the config"
-            raise UserError(f"{source}: {disk} has the shape {told}: mend one of them")
+            shapes = f"{list(tensors[disk].shape)} in the files and {list(state[memory].shape)} by the config"
+            raise UserError(f"{source}: {disk} has the shape {shapes}: mend one of them")
     _check_missing(source, model, names, state)
     _check_tied(source, model, names, tensors)
 
@@ -121,7 +123,7 @@ def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, 
 def _check_lists(source: str, model: nn.Module, names: Names) -> None:
     """Lists of layers or experts of which the files hold more items than are built."""
     text = model.config.get_text_config()
-    announced = sum(
+    prediction_layers = sum(
         value
         for key, value in text.to_dict().items()
         if ANNOUNCED.search(key) and type(value) is int and 0 < value < 64
@@ -138,10 +140,10 @@ def _check_lists(source: str, model: nn.Module, names: Names) -> None:
             if prefix in lists and len(match[0]) < 8 and int(match[0]) >= lists[prefix]:
                 beyond[prefix].add(int(match[0]))
     for prefix, numbers in beyond.items():
-        if len(numbers) > announced:
-            found, built = max(numbers) + 1, lists[prefix]
+        if len(numbers) > prediction_layers:
+            in_files, in_config = max(numbers) + 1, lists[prefix]
             raise UserError(
-                f"{source} has the weights of {found} layers ({prefix}{found - 1}) and a config for {built} "
+                f"{source} has the weights of {in_files} layers ({prefix}{in_files - 1}) and a config for {in_config} "
                 "layers: mend one of them"
             )
 
@@ -149,14 +151,14 @@ def _check_lists(source: str, model: nn.Module, names: Names) -> None:
 def _check_missing(source: str, model: nn.Module, names: Names, state: dict[str, Any]) -> None:
     """Weights of layers that lie nowhere in the files; what transformers allows to be absent is left to its loading."""
     there = {id(state[memory]) for memory in names.memory.values() if memory in state} | {
-        id(state[memory]) for memory in names.tied(model) if memory in state
+        id(state[memory]) for memory in names.tied_names(model) if memory in state
     }
-    made = {NUMBER.sub("#", memory) for disk, memory in names.memory.items() if disk not in names.plain}
-    allowed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    patterns = [re.compile(pattern) for pattern in allowed]
+    converted_names = {NUMBER.sub("#", memory) for disk, memory in names.memory.items() if disk not in names.plain}
+    optional_names = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    patterns = [re.compile(pattern) for pattern in optional_names]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for memory, tensor in state.items():
-        absent = memory in parameters and id(tensor) not in there and NUMBER.sub("#", memory) not in made
+        absent = memory in parameters and id(tensor) not in there and NUMBER.sub("#", memory) not in converted_names
         if absent and not any(pattern.search(memory) for pattern in patterns):
             raise UserError(
                 f"{source} lacks weights when loaded (missing keys: {memory}); they would be drawn at random: "

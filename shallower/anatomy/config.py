@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..errors import Refusal
-from .edits import cut_value, expanded, neighbours, perturbed, rescaled
+from .edits import cut_value, expansions, neighbours, perturbations, rescalings
 from .fingerprint import difference, digest, layer_fingerprints, same, shared_after, shared_tensors
 from .layer_tables import layer_tables, moved_on_disk, outside_shapes, tables_on_disk
 from .loading import Checkpoint, one_line, quiet
@@ -69,7 +69,7 @@ class ConfigSolver:
         self.dense = dense = checkpoint.shapes
         self.layers = len(dense.get_submodule(stack_name))
         self.fingerprints = layer_fingerprints(dense.get_submodule(stack_name))
-        self.seen = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
+        self.attribute_values = {(key, repr(value)) for item in self.fingerprints for key, value in item.items()}
         self.outside = outside_shapes(dense, stack_name)
         self.path = _config_path(dense, stack_name, checkpoint.config)
         self.shared = shared_tensors(dense, stack_name)
@@ -89,27 +89,27 @@ class ConfigSolver:
         kept = [index for index in range(self.layers) if index not in removed]
         if not kept:
             raise Refusal("removing every layer leaves no model: keep at least one")
-        base, changes = self._sliced(kept)
+        base, changes = self._slice_config(kept)
         best = self._judge(base, kept)
         if isinstance(best, dict):
-            return self._solved(base, changes, best)
+            return self._solution(base, changes, best)
         for edits in self._edits(base, kept, best, deep):
             candidate = copy.deepcopy(base)
             _section(candidate, self.path).update(edits)
             verdict = self._judge(candidate, kept)
             if isinstance(verdict, dict):
-                return self._solved(
+                return self._solution(
                     candidate, changes + [f"{key} -> {_short(value)}" for key, value in edits.items()], verdict
                 )
         raise Refusal(self._refusal(removed, kept, best, deep))
 
     def kinds(self) -> list[str]:
         """A letter per layer; layers with the same letter are built alike."""
-        seen: dict[str, str] = {}
+        letters: dict[str, str] = {}
         keys = [digest(fingerprint) for fingerprint in self.fingerprints]
         for key in keys:
-            seen.setdefault(key, chr(ord("A") + min(len(seen), 25)))
-        return [seen[key] for key in keys]
+            letters.setdefault(key, chr(ord("A") + min(len(letters), 25)))
+        return [letters[key] for key in keys]
 
     def on_disk(self, tables: dict[str, int]) -> dict[str, int]:
         """The tables that have a part per layer under their names in the files.
@@ -123,7 +123,7 @@ class ConfigSolver:
         sizes = {name: entry.bytes for name, entry in self.checkpoint.tensors.items()}
         return places(self.dense, self.stack_name, sizes)
 
-    def moved(self, kept: list[int]) -> dict[str, int]:
+    def moved_tensors(self, kept: list[int]) -> dict[str, int]:
         """Names in the files of tensors that removed layers share with kept ones -> the kept layer that takes them
         over.
         """
@@ -149,7 +149,7 @@ class ConfigSolver:
         """All tensors outside the layers that have a part per layer -> axis, told from a model with one layer less."""
         for removed in reversed(range(self.layers)):
             try:
-                base, _ = self._sliced([index for index in range(self.layers) if index != removed])
+                base, _ = self._slice_config([index for index in range(self.layers) if index != removed])
                 model = self.checkpoint.build(self._config(base))
             except Exception:  # not every layer can go; what matters here is only the depth
                 continue
@@ -158,7 +158,7 @@ class ConfigSolver:
                 return tables
         return {}
 
-    def _solved(self, content: dict, changes: list[str], tables: dict[str, int]) -> Solved:
+    def _solution(self, content: dict, changes: list[str], tables: dict[str, int]) -> Solved:
         return Solved(
             self._config(content),
             (*changes, *(f"{name} cut to the parts of the kept layers" for name in tables)),
@@ -169,7 +169,7 @@ class ConfigSolver:
         with quiet():
             return type(self.checkpoint.config).from_dict(copy.deepcopy(content))
 
-    def _sliced(self, kept: list[int]) -> tuple[dict, list[str]]:
+    def _slice_config(self, kept: list[int]) -> tuple[dict, list[str]]:
         """The config with the depth set and every per-layer list, string or index-keyed dict cut to the kept layers."""
         content = copy.deepcopy(self.content)
         section = _section(content, self.path)
@@ -199,20 +199,22 @@ class ConfigSolver:
         """
         try:
             model = self.checkpoint.build(self._config(content))
-            built = layer_fingerprints(model.get_submodule(self.stack_name))
+            fingerprints = layer_fingerprints(model.get_submodule(self.stack_name))
         except Exception as error:  # config validation and constructors raise anything
             return one_line(error)
-        if len(built) != len(kept):
-            return f"builds {len(built)} layers instead of {len(kept)}"
-        wrong = [index for index, new in zip(kept, built, strict=True) if not same(self.fingerprints[index], new)]
+        if len(fingerprints) != len(kept):
+            return f"builds {len(fingerprints)} layers instead of {len(kept)}"
+        wrong = [
+            index for index, new in zip(kept, fingerprints, strict=True) if not same(self.fingerprints[index], new)
+        ]
         if wrong:
             first = wrong[0]
-            return Mismatch(first, *difference(self.fingerprints[first], built[kept.index(first)]), len(wrong))
+            return Mismatch(first, *difference(self.fingerprints[first], fingerprints[kept.index(first)]), len(wrong))
         tables = layer_tables(self.outside, outside_shapes(model, self.stack_name), self.layers, len(kept))
         if isinstance(tables, str):
             return tables
-        lost = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
-        return f"other layers would share the tensor {min(min(lost))[1]}" if lost else tables
+        wrong_shares = shared_after(self.shared, kept) ^ shared_tensors(model, self.stack_name)
+        return f"other layers would share the tensor {min(min(wrong_shares))[1]}" if wrong_shares else tables
 
     def _edits(self, base: dict, kept: list[int], first: Mismatch | str, deep: bool) -> Iterator[dict]:
         """Candidate edits: single fields first, then pairs."""
@@ -220,8 +222,8 @@ class ConfigSolver:
         if isinstance(first, str):
             yield from self._depth_edits(section, len(kept))
         singles = [(key, value) for key in self._rules() for value in self._values(key, kept)]
-        singles += [(key, value) for key in section for value in expanded(section[key], kept, self.layers)]
-        singles += [(key, value) for key in section for value in rescaled(key, section[key], len(kept) / self.layers)]
+        singles += [(key, value) for key in section for value in expansions(section[key], kept, self.layers)]
+        singles += [(key, value) for key in section for value in rescalings(key, section[key], len(kept) / self.layers)]
         singles = [(key, value) for key, value in singles if section.get(key) != value]
         yield from ({key: value} for key, value in singles)
         if deep:
@@ -235,8 +237,8 @@ class ConfigSolver:
             if speaks and value and value % self.layers == 0:
                 yield {key: depth * (value // self.layers)}
         for factor in (1, 2):
-            named = [key for key, value in section.items() if re.fullmatch(r"(num|n)_(hidden_)?(layers?|blocks?)", key)]
-            yield {key: depth * (factor if key == "num_hidden_layers" else 1) for key in named}
+            keys = [key for key, value in section.items() if re.fullmatch(r"(num|n)_(hidden_)?(layers?|blocks?)", key)]
+            yield {key: depth * (factor if key == "num_hidden_layers" else 1) for key in keys}
 
     def _rules(self) -> dict[str, list[int]]:
         """Fields that are layer rules, and the layers that each one decides, found by changing each field once."""
@@ -244,33 +246,36 @@ class ConfigSolver:
             self.rules = {}
             section = _section(self.content, self.path)
             for key, value in section.items():
-                for other in perturbed(value, self.kinds()):
-                    layers = self._decided(key, other)
+                for other in perturbations(value, self.kinds()):
+                    layers = self._decided_layers(key, other)
                     if 0 < len(layers) < self.layers:
                         self.rules.setdefault(key, layers)
         return self.rules
 
-    def _decided(self, key: str, value: object) -> list[int]:
+    def _decided_layers(self, key: str, value: object) -> list[int]:
         content = copy.deepcopy(self.content)
         _section(content, self.path)[key] = value
         try:
             model = self.checkpoint.build(self._config(content))
-            built = layer_fingerprints(model.get_submodule(self.stack_name))
+            fingerprints = layer_fingerprints(model.get_submodule(self.stack_name))
         except Exception:  # a value that does not build says nothing about layers
             return []
-        if len(built) != self.layers:
+        if len(fingerprints) != self.layers:
             return []
-        changed = [i for i, new in enumerate(built) if not same(self.fingerprints[i], new)]
-        known = all((key, repr(value)) in self.seen for i in changed for key, value in built[i].items())
+        layers = [i for i, new in enumerate(fingerprints) if not same(self.fingerprints[i], new)]
+        known = all(
+            (key, repr(value)) in self.attribute_values for i in layers for key, value in fingerprints[i].items()
+        )
         return (
-            changed if known else []
+            layers if known else []
         )  # a value that no layer had before is a size, not a choice between kinds of layers
 
     def _values(self, key: str, kept: list[int]) -> list:
         """Plausible values of a layer rule after the removal, the likeliest first."""
         value = _section(self.content, self.path)[key]
         if isinstance(value, int):
-            below, last = sum(index < value for index in kept), sum(index >= self.layers - value for index in kept)
+            below = sum(index < value for index in kept)
+            last = sum(index >= self.layers - value for index in kept)
             return list(dict.fromkeys([below, last, 1, 0, *range(2, len(kept) + 1)]))
         offsets = (0, 1)
         values = [[kept.index(i - o) + o for i in value if i - o in kept] for o in offsets]
@@ -284,12 +289,12 @@ class ConfigSolver:
         if isinstance(why, Mismatch):
             field = f"the config field {' / '.join(self._rules())}" if self._rules() else "the model's config"
             why = f"{field} cannot describe the layers that stay ({why})"
-        text = f"cannot remove layer{'s' * (len(removed) > 1)} {_listed(removed)}: {why}"
+        text = f"cannot remove layer{'s' * (len(removed) > 1)} {_layers_text(removed)}: {why}"
         if not deep or (isinstance(why, str) and OUTSIDE_TEXT in why):
             return text  # a table with a part per layer stands in the way of every removal
         legal = self._nearest(removed)
         return text + (
-            f"; nearest legal removal: {_listed(legal)}"
+            f"; nearest legal removal: {_layers_text(legal)}"
             if legal
             else "; no legal removal of that size was found nearby"
         )
@@ -328,8 +333,8 @@ def _config_path(model: nn.Module, stack_name: str, top: PreTrainedConfig) -> tu
             return ()
         for name in current.sub_configs if depth else ():
             below = getattr(current, name, None)
-            if isinstance(below, PreTrainedConfig) and (found := search(below, depth - 1, fits)) is not None:
-                return (name, *found)
+            if isinstance(below, PreTrainedConfig) and (path := search(below, depth - 1, fits)) is not None:
+                return (name, *path)
         return None
 
     part = search(top, 3, lambda current: type(current) is type(model.config)) or ()
@@ -348,7 +353,7 @@ def _subconfig(config: PreTrainedConfig, path: tuple[str, ...]) -> PreTrainedCon
     return config
 
 
-def _listed(indices) -> str:
+def _layers_text(indices) -> str:
     return indices if isinstance(indices, str) else ", ".join(map(str, indices))
 
 

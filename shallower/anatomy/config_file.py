@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 from ..errors import Refusal
 from .edits import cut_value
 from .loading import VOLATILE, quiet
-from .quantised import FIELDS, StackNames, renumbered
+from .quantised import FIELDS, StackNames, renumber_modules
 
 DEPTH = re.compile(r"(num|n)_(hidden_)?(layers?|blocks?)|num_decoder_layers|decoder_layers")
 PREDICTED = "num_nextn_predict_layers"
@@ -46,19 +46,23 @@ class Edited:
         kept: list[int],
         layers: int,
     ):
-        self.raw, self.kind, self.section, self.kept, self.layers = raw, type(dense), section, kept, layers
+        self.raw = raw
+        self.kind = type(dense)
+        self.section = section
+        self.kept = kept
+        self.layers = layers
         self.before, self.wanted = dense.to_dict(), pruned.to_dict()
         self.aliases = {path: _aliases(one) for path, one in _sections(dense)}
         self.changes: list[str] = []
         self.own = _own_fields(type(dict(_sections(dense)).get(section, dense)))
-        self.content = self._edited()
+        self.content = self._edit()
 
     def renumber(self, names: StackNames) -> None:
         """Renumber the module names in every quantisation config of the file."""
         for part in _parts(self.content):
             for key in FIELDS:
                 if key in part:
-                    part[key] = renumbered(part[key], names, self.kept)
+                    part[key] = renumber_modules(part[key], names, self.kept)
 
     def drop_predicted(self) -> None:
         """Say that no prediction layers follow the stack."""
@@ -73,22 +77,22 @@ class Edited:
         for part, key in spelt or [(self.content, key) for key in DTYPE_FIELDS]:
             part[key] = name
 
-    def _edited(self) -> dict[str, Any]:
+    def _edit(self) -> dict[str, Any]:
         content = copy.deepcopy(self.raw)
         for path, key, value in _differences(self.before, self.wanted):
             self._set(content, path, key, value)
         self._cut_unknown(content)
-        if not (left := self._wrong(content)):
+        if not (wrong := self._wrong(content)):
             return content
-        for path, key, value in left:  # made by the reader from fields of other names
+        for path, key, value in wrong:  # made by the reader from fields of other names
             self._set(content, path, key, value)
         if not self._wrong(content):
             return content
         content = {key: value for key, value in content.items() if key not in self.before} | copy.deepcopy(self.wanted)
-        if left := self._wrong(content):
+        if wrong := self._wrong(content):
             raise Refusal(
-                f"the edited config.json would be read otherwise than it was meant ({left[0][1]} becomes "
-                f"{str(left[0][2])[:60]})"
+                f"the edited config.json would be read otherwise than it was meant ({wrong[0][1]} becomes "
+                f"{str(wrong[0][2])[:60]})"
             )
         self.changes.append("config.json written anew, in the spelling of this transformers")
         return content
@@ -132,10 +136,10 @@ class Edited:
         """Where transformers reads the content otherwise than it is meant."""
         try:
             with quiet():
-                read = self.kind.from_dict(copy.deepcopy(content)).to_dict()
+                reading = self.kind.from_dict(copy.deepcopy(content)).to_dict()
         except Exception:  # validation errors come in many classes
             return list(_differences(self.before, self.wanted)) or [((), "config", _ABSENT)]
-        return [item for item in _differences(read, self.wanted) if item[1] not in VOLATILE]
+        return [item for item in _differences(reading, self.wanted) if item[1] not in VOLATILE]
 
 
 def _own_fields(kind: type[PreTrainedConfig]) -> set[str]:

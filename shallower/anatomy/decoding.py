@@ -23,7 +23,8 @@ class Decoder:
     """
 
     def __init__(self, module: nn.Module, *, room: int | None = None, compiled: bool = False):
-        self.module, self.steps = module, module
+        self.module = module
+        self.steps = module
         self.known = inspect.signature(module.forward).parameters
         self.cache: Any = None
         self.name = next((name for name in CACHE_ARGUMENTS if name in self.known), CACHE_ARGUMENTS[0])
@@ -54,7 +55,7 @@ class Decoder:
         ):  # a few fill the cache that they are given, but hand none out
             self.cache = DynamicCache(config=self.module.config)
             output = self.module(input_ids=tokens, use_cache=True, **{self.name: self.cache}, **last)
-        if not self.held:
+        if not self.cached_bytes:
             raise UserError(
                 f"{type(self.module).__name__} keeps no cache of what it has read: bench measures cached decoding only"
             )
@@ -73,7 +74,7 @@ class Decoder:
             self.cache = None
 
     @property
-    def held(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes in the cache."""
         return cache_bytes(self.cache)
 
@@ -83,18 +84,20 @@ def cache_bytes(cache: Any) -> int:
 
     Single numbers, such as lengths, left out.
     """
-    seen, found, todo = set(), {}, [cache]
+    seen = set()
+    sizes = {}
+    todo = [cache]
     while todo:
         item = todo.pop()
         if id(item) in seen or isinstance(item, (nn.Module, type)):
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            found[item.data_ptr(), item.numel()] = item.nbytes
+            sizes[item.data_ptr(), item.numel()] = item.nbytes
         elif isinstance(item, dict):
             todo += item.values()
         elif isinstance(item, (list, tuple)):
             todo += item
         elif hasattr(item, "__dict__"):
             todo += vars(item).values()
-    return sum(size for (_, count), size in found.items() if count > 1)
+    return sum(size for (_, count), size in sizes.items() if count > 1)

@@ -29,7 +29,8 @@ def trained_contents(
         UserError: a trained weight has no counterpart in the files.
     """
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    names, reverted = checkpoint.names, None
+    names = checkpoint.names
+    reverted = None
     contents: dict[str, Content] = {}
     meant: dict[str, Callable[[], Tensor]] = {}
     for disk, entry in checkpoint.tensors.items():
@@ -56,7 +57,7 @@ def trained_contents(
                 f"{checkpoint.source}: {disk} was trained as {list(value.shape)} and is stored as {list(entry.shape)}"
             )
         else:
-            meant[disk] = _rounded(value, FLOATS[entry.dtype])
+            meant[disk] = _rounding(value, FLOATS[entry.dtype])
             contents[disk] = Content(entry.dtype, entry.shape, entry.bytes, _pieces(meant[disk]))
     return contents, meant
 
@@ -76,7 +77,7 @@ def stored_dtypes(tensors: dict[str, TensorEntry]) -> list[str]:
     return sorted(sizes, key=lambda name: -sizes[name])
 
 
-def _rounded(value: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _rounding(value: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: value.detach().to("cpu", dtype).contiguous()
 
 

@@ -35,7 +35,7 @@ def _every_index(value: list | tuple, layers: int) -> bool:
     return list(value) == list(range(layers)) and not any(isinstance(item, bool) for item in value)
 
 
-def perturbed(value: object, kinds: list[str]) -> list:
+def perturbations(value: object, kinds: list[str]) -> list:
     """Other values of a field that may be a layer rule; none for fields that cannot be one."""
     layers = len(kinds)
     if isinstance(value, bool):
@@ -50,7 +50,7 @@ def perturbed(value: object, kinds: list[str]) -> list:
     return []
 
 
-def expanded(value: object, kept: list[int], layers: int) -> list:
+def expansions(value: object, kept: list[int], layers: int) -> list:
     """A repeating pattern written out for every layer and cut.
 
     A list of numbers by layer that looked like one of indices, cut.
@@ -62,7 +62,7 @@ def expanded(value: object, kept: list[int], layers: int) -> list:
     return []
 
 
-def rescaled(key: str, value: object, ratio: float) -> list:
+def rescalings(key: str, value: object, ratio: float) -> list:
     """A float that a constructor divides by a power of the depth, so that the constant in the layers stays."""
     if isinstance(value, float) and value and key not in _GENERAL and re.search("scale|depth|mult", key):
         return [value * math.sqrt(ratio), value * ratio, value / math.sqrt(ratio), value / ratio]

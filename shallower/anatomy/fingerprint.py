@@ -21,7 +21,8 @@ class Listed:
     """A list about all layers that a layer holds whole; only its own entry, or its place in the list, speaks of it."""
 
     def __init__(self, items: list, own: object):
-        self.items, self.own = items, own
+        self.items = items
+        self.own = own
 
     def __repr__(self) -> str:
         return repr(self.own)
@@ -44,20 +45,20 @@ def layer_fingerprints(layers: nn.ModuleList) -> list[Fingerprint]:
 
 
 def _fingerprint(layer: nn.Module) -> Fingerprint:
-    found: Fingerprint = {}
+    attributes: Fingerprint = {}
     for name, module in layer.named_modules():
-        found[f"{name}:class"] = type(module).__qualname__
+        attributes[f"{name}:class"] = type(module).__qualname__
         for key, value in vars(module).items():
             if not key.startswith("_") and key != "training" and _plain(value):
-                found[f"{name}.{key}".lstrip(".")] = list(value) if isinstance(value, tuple) else value
+                attributes[f"{name}.{key}".lstrip(".")] = list(value) if isinstance(value, tuple) else value
         for key, parameter in module._parameters.items():
-            found[f"{name}.{key}:shape".lstrip(".")] = tuple(parameter.shape) if parameter is not None else None
+            attributes[f"{name}.{key}:shape".lstrip(".")] = tuple(parameter.shape) if parameter is not None else None
         for key, buffer in module._buffers.items():
             stored = (
                 key not in module._non_persistent_buffers_set
             )  # its values come from the file, whatever the config says
-            found[f"{name}.{key}:buffer".lstrip(".")] = _buffer(buffer, stored)
-    return found
+            attributes[f"{name}.{key}:buffer".lstrip(".")] = _buffer(buffer, stored)
+    return attributes
 
 
 def _plain(value: object) -> bool:
@@ -148,5 +149,5 @@ def shared_tensors(model: nn.Module, stack_name: str) -> frozenset[Shared]:
 
 def shared_after(shared: frozenset[Shared], kept: list[int]) -> frozenset[Shared]:
     """The same among the kept layers, with their new numbers."""
-    left = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
-    return frozenset(places for places in left if len({index for index, _ in places}) > 1)
+    among_kept = (frozenset((kept.index(index), name) for index, name in places if index in kept) for places in shared)
+    return frozenset(places for places in among_kept if len({index for index, _ in places}) > 1)

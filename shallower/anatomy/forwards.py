@@ -9,14 +9,14 @@ from torch import nn
 @contextmanager
 def replaced_forwards(layers: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
     """Give each layer another forward while inside; hooks of the layers still run."""
-    changed = []
+    originals = []
     try:
         for layer, forward in layers:
-            changed.append((layer, layer.__dict__.get("forward")))
+            originals.append((layer, layer.__dict__.get("forward")))
             layer.forward = forward
         yield
     finally:
-        for layer, before in reversed(changed):
+        for layer, before in reversed(originals):
             if before is None:
                 del layer.forward
             else:

@@ -84,7 +84,7 @@ def plain_from_gguf(header: GgufHeader, origin: str) -> Path:
     )
     check_space(target, size)
     with quiet(), new_folder(target) as folder:
-        plain, tokenizer = _loaded(header, config)
+        plain, tokenizer = _load(header, config)
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     _tell_twice(header)
@@ -131,7 +131,8 @@ def _rope(header: GgufHeader) -> dict[str, Any]:
     arch = header.architecture
     prefix = f"{arch}.rope.scaling."
     settings = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
-    kind, factor = settings.get("type", "none"), settings.get("factor", header.own("rope.scale_linear", 1.0))
+    kind = settings.get("type", "none")
+    factor = settings.get("factor", header.own("rope.scale_linear", 1.0))
     unknown = sorted(set(settings) - HARMLESS)
     tables = sorted(name for name in header.names if name.startswith("rope_") and name != FACTORS)
     if arch == "gpt-oss" and not tables:
@@ -164,19 +165,20 @@ def _llama3(header: GgufHeader) -> dict[str, Any]:
     """The settings of Llama 3.1's scaling that give the factors which the file holds, one by frequency."""
     tensor = next(one for one in header.tensors if one.name == FACTORS)
     table = read_gguf_tensor(header, tensor).flatten().double()
-    base, factor = float(header.own("rope.freq_base", 10000.0)), float(table.max())
+    base = float(header.own("rope.freq_base", 10000.0))
+    factor = float(table.max())
     if bool((table == 1).all()):
         return {}
     plain = base ** -(torch.arange(len(table), dtype=torch.float64) / len(table))
     for length in KNOWN_FACTORS:
-        found = {
+        settings = {
             "factor": factor,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": length,
         }
-        if bool(((llama3_factors(plain, **found) - table).abs() <= GGUF_CLOSE * table.abs()).all()):
-            return {"rope_type": "llama3"} | found
+        if bool(((llama3_factors(plain, **settings) - table).abs() <= GGUF_CLOSE * table.abs()).all()):
+            return {"rope_type": "llama3"} | settings
     raise UserError(
         f"{header.file}: the factors in {FACTORS} fit no scaling that is known here: give the original model "
         "instead of the .gguf file"
@@ -215,28 +217,28 @@ def read_gguf_tensor(header: GgufHeader, tensor: GgufTensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(dequantize(rows, kind)).reshape(shape).copy()).float()
 
 
-def _loaded(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Module, Any]:
+def _load(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Module, Any]:
     """(the plain model, its tokenizer)."""
     file = header.file
     try:
         with tempfile.TemporaryDirectory(prefix="shallower-gguf-", dir=_roomy(header)) as place, _metered():
             short = copy_without(header, _words(header), _counts(header), Path(place, file.name), data=True)
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 place, gguf_file=short.name, dtype=torch.float32, config=config, output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # gguf and transformers raise many kinds for an unreadable file
         raise UserError(f"{file} cannot be read as a GGUF model ({one_line(error)})") from error
     check_whole(str(file), info)
-    _check_all_read(header, loaded)
-    content = loaded.config.to_dict()
+    _check_all_read(header, model)
+    content = model.config.to_dict()
     for name in ("quantization_config", "_name_or_path"):
         content.pop(name, None)
     with unfilled(), init_empty_weights(include_buffers=False):
-        plain = from_config(type(loaded.config).from_dict(content))
-    plain.load_state_dict(loaded.state_dict(), assign=True)
+        plain = from_config(type(model.config).from_dict(content))
+    plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    plain.generation_config = loaded.generation_config
+    plain.generation_config = model.generation_config
     return plain, tokenizer
 
 
@@ -247,11 +249,11 @@ def _roomy(header: GgufHeader) -> Path:
     return folder
 
 
-def _check_all_read(header: GgufHeader, loaded: torch.nn.Module) -> None:
+def _check_all_read(header: GgufHeader, model: torch.nn.Module) -> None:
     """Raise a UserError unless the model has as many numbers as the file: none was dropped on the way."""
     tensors = {tensor.name: tensor for tensor in header.tensors if tensor.name != FACTORS}
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
-    ends = [getattr(end, "weight", None) for end in (loaded.get_input_embeddings(), loaded.get_output_embeddings())]
+    ends = [getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
     if head and embedding and ends[0] is ends[1]:
         if not torch.equal(read_gguf_tensor(header, head), read_gguf_tensor(header, embedding)):
             raise UserError(
@@ -259,13 +261,14 @@ def _check_all_read(header: GgufHeader, loaded: torch.nn.Module) -> None:
                 "model instead"
             )
         del tensors[HEAD]
-    held, state = sum(tensor.count for tensor in tensors.values()), loaded.state_dict()
-    made = sum(parameter.numel() for parameter in loaded.parameters())
-    made += sum(buffer.numel() for name, buffer in loaded.named_buffers() if name in state)
-    if made != held:
+    in_file = sum(tensor.count for tensor in tensors.values())
+    state = model.state_dict()
+    in_model = sum(parameter.numel() for parameter in model.parameters())
+    in_model += sum(buffer.numel() for name, buffer in model.named_buffers() if name in state)
+    if in_model != in_file:
         raise UserError(
-            f"{header.file} holds {held} numbers in its weights, of which transformers' importer makes a model "
-            f"with {made}: "
+            f"{header.file} holds {in_file} numbers in its weights, of which transformers' importer makes a model "
+            f"with {in_model}: "
             "give the original model instead of the .gguf file"
         )
 
@@ -291,7 +294,8 @@ def _tell_twice(header: GgufHeader) -> None:
 @contextmanager
 def _metered() -> Iterator[None]:
     """Our own progress instead of a bar that writes into logs."""
-    module, name = modeling_gguf_pytorch_utils, "tqdm"
+    module = modeling_gguf_pytorch_utils
+    name = "tqdm"
     before = getattr(module, name, None)
     if before is None:
         yield

@@ -25,13 +25,14 @@ def fetch_files(source: str, *, python: bool) -> Path:
         UserError: it cannot be reached, or there is nothing to fetch.
     """
     folder = _snapshot(source, _small(python))
-    revision, names = folder.name, _listed(source, folder.name)
+    revision = folder.name
+    names = _file_names(source, folder.name)
     if names is None:  # offline: what is in the cache decides
         return _snapshot(source, [SINGLE, *shards_of(folder)], revision)
-    wanted = [SINGLE] if SINGLE in names else shards_of(folder)
-    if not wanted:
+    files = [SINGLE] if SINGLE in names else shards_of(folder)
+    if not files:
         _refuse(source, names)
-    return _snapshot(source, wanted, revision)
+    return _snapshot(source, files, revision)
 
 
 def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, TensorEntry], dict[Path, str]]:
@@ -42,18 +43,19 @@ def fetch_headers(source: str, *, python: bool) -> tuple[Path, dict[str, TensorE
         UserError: as for ``fetch_files``.
     """
     folder = _snapshot(source, _small(python))
-    api, revision = HfApi(), folder.name
-    names = _listed(source, revision)
-    wanted = [SINGLE] if names is None or SINGLE in names else shards_of(folder)
-    if names is not None and not wanted:
+    api = HfApi()
+    revision = folder.name
+    names = _file_names(source, revision)
+    files = [SINGLE] if names is None or SINGLE in names else shards_of(folder)
+    if names is not None and not files:
         _refuse(source, names)
     tensors: dict[str, TensorEntry] = {}
-    for name in wanted:
-        head = _asked(source, lambda name=name: api.parse_safetensors_file_metadata(source, name, revision=revision))
+    for name in files:
+        head = _ask_hub(source, lambda name=name: api.parse_safetensors_file_metadata(source, name, revision=revision))
         for tensor, info in head.tensors.items():
             start, end = info.data_offsets
             tensors[tensor] = TensorEntry(folder / name, info.dtype, tuple(info.shape), start, end)
-    paths = _asked(source, lambda: list(api.get_paths_info(source, wanted, revision=revision)))
+    paths = _ask_hub(source, lambda: list(api.get_paths_info(source, files, revision=revision)))
     return folder, tensors, {folder / one.path: (one.lfs.sha256 if one.lfs else one.blob_id) for one in paths}
 
 
@@ -73,10 +75,10 @@ def _small(python: bool) -> list[str]:
 
 
 def _snapshot(source: str, patterns: Iterable[str], revision: str | None = None) -> Path:
-    return Path(_asked(source, lambda: snapshot_download(source, revision=revision, allow_patterns=list(patterns))))
+    return Path(_ask_hub(source, lambda: snapshot_download(source, revision=revision, allow_patterns=list(patterns))))
 
 
-def _listed(source: str, revision: str) -> set[str] | None:
+def _file_names(source: str, revision: str) -> set[str] | None:
     """The names of all files, or None where the Hub cannot be asked."""
     try:
         return set(HfApi().list_repo_files(source, revision=revision))
@@ -84,7 +86,7 @@ def _listed(source: str, revision: str) -> set[str] | None:
         return None
 
 
-def _asked(source: str, ask: Callable[[], T]) -> T:
+def _ask_hub(source: str, ask: Callable[[], T]) -> T:
     try:
         return ask()
     except Exception as error:  # the Hub client raises many kinds: offline, gated, missing, rate limits

@@ -17,10 +17,8 @@ from .forwards import replaced_forwards
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW = 1 << 15  # multiplications below this are not worth the longer way there
 OFTEN = 4  # calls from which on reordering a weight once takes less time than oneDNN's doing so in each
-NARROW, LARGEST = (
-    1024,
-    256 << 20,
-)  # the shorter side of a weight above which nothing is gained; bytes of it that are not held twice
+NARROW = 1024  # the shorter side of a weight above which nothing is gained
+LARGEST = 256 << 20  # bytes of a weight that are not held twice
 
 
 def product(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,11 +35,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         stream, weight = ctx.saved_tensors
-        wanted, rows = ctx.needs_input_grad, gradient.flatten(0, -2)
+        needs = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
         return (
-            product(gradient, weight.t()) if wanted[0] else None,
-            product(rows.t(), stream.flatten(0, -2).t()) if wanted[1] else None,
-            rows.sum(0) if wanted[2] else None,
+            product(gradient, weight.t()) if needs[0] else None,
+            product(rows.t(), stream.flatten(0, -2).t()) if needs[1] else None,
+            rows.sum(0) if needs[2] else None,
         )
 
 
@@ -50,7 +49,7 @@ def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     where the CPU
     has no products of theirs: each product is exact, the sum is rounded once, as on CPUs that have them."""
     alike = stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
-    usable = AVAILABLE and alike and (stream.dtype == torch.float32 or emulated(stream.dtype))
+    usable = AVAILABLE and alike and (stream.dtype == torch.float32 or is_emulated(stream.dtype))
     if not usable or stream.numel() * weight.shape[0] < FEW or torch.is_autocast_enabled("cpu"):
         return linear(stream, weight, bias)
     if stream.dtype != torch.float32:
@@ -61,7 +60,7 @@ def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 @cache
-def emulated(dtype: torch.dtype) -> bool:
+def is_emulated(dtype: torch.dtype) -> bool:
     """Whether oneDNN only imitates products of this dtype on this CPU, several times slower than fp32."""
     known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return AVAILABLE and dtype in known and not getattr(torch.ops.mkldnn, known[dtype])()
@@ -119,26 +118,27 @@ def packed_weights(module: nn.Module | None, calls: int) -> AbstractContextManag
 
 
 def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    plain, held = module.forward, []
+    plain = module.forward
+    cache = []
 
     def forward(stream: Tensor) -> Tensor:
         weight, bias = module.weight, module.bias
         if not _worth_holding(stream, weight):
             return plain(stream)
-        kind = torch.float32 if emulated(weight.dtype) else weight.dtype
-        if not held:
-            held.append(
+        kind = torch.float32 if is_emulated(weight.dtype) else weight.dtype
+        if not cache:
+            cache.append(
                 torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(kind), stream.numel() // stream.shape[-1])
             )
-        return product(stream.to(kind), held[0], None if bias is None else bias.to(kind)).to(stream.dtype)
+        return product(stream.to(kind), cache[0], None if bias is None else bias.to(kind)).to(stream.dtype)
 
     return forward
 
 
 def _worth_holding(stream: Tensor, weight: Tensor) -> bool:
-    known = weight.dtype in (torch.float32, torch.bfloat16) or emulated(weight.dtype)
+    known = weight.dtype in (torch.float32, torch.bfloat16) or is_emulated(weight.dtype)
     alike = known and stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
     if not alike or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    size = weight.numel() * (4 if emulated(weight.dtype) else weight.element_size())
+    size = weight.numel() * (4 if is_emulated(weight.dtype) else weight.element_size())
     return stream.numel() * weight.shape[0] >= FEW and min(weight.shape) <= NARROW and size <= LARGEST

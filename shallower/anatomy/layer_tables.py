@@ -61,18 +61,18 @@ def tables_on_disk(model: nn.Module, tables: dict[str, int], tensors: dict[str, 
         Refusal: a table is not in the files, or lies there in another shape.
     """
     state = model.state_dict(keep_vars=True)
-    found = {disk: name for disk, name in names_in_model(model, tensors).items() if name in tables}
-    for disk, name in found.items():
+    names = {disk: name for disk, name in names_in_model(model, tensors).items() if name in tables}
+    for disk, name in names.items():
         if tensors[disk].shape != tuple(state[name].shape):
             shapes = f"{tensors[disk].shape} in the files and {tuple(state[name].shape)} in the model"
             raise Refusal(f"{disk} has a part per layer, and the shape {shapes}: shallower cannot tell the parts apart")
-    there = {id(state[name]) for name in found.values()}
+    there = {id(state[name]) for name in names.values()}
     missing = [name for name in tables if id(state[name]) not in there]
     if missing:
         raise Refusal(
             f"{missing[0]} has a part per layer, and is not among the weights in the files: shallower cannot cut it"
         )
-    return {disk: tables[name] for disk, name in found.items()}
+    return {disk: tables[name] for disk, name in names.items()}
 
 
 def moved_on_disk(

@@ -66,13 +66,15 @@ def lean_ends(checkpoint: Checkpoint, skeleton: nn.Module, tokens: Tensor) -> Le
 
 def _some_rows(entry: TensorEntry, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrix with zeros but for the rows of these tokens; memory that is never touched is never taken."""
-    found = torch.from_numpy(np.zeros(entry.shape, dtype={2: np.float16, 4: np.float32, 8: np.float64}[dtype.itemsize]))
+    matrix = torch.from_numpy(
+        np.zeros(entry.shape, dtype={2: np.float16, 4: np.float32, 8: np.float64}[dtype.itemsize])
+    )
     size = entry.bytes // entry.shape[0]
     with entry.file.open("rb") as stream:
         for row in tokens.unique().tolist():
             stream.seek(entry.start + row * size)
-            found[row] = torch.frombuffer(bytearray(stream.read(size)), dtype=FLOATS[entry.dtype]).to(dtype)
-    return found
+            matrix[row] = torch.frombuffer(bytearray(stream.read(size)), dtype=FLOATS[entry.dtype]).to(dtype)
+    return matrix
 
 
 def _blocks(entry: TensorEntry, dtype: torch.dtype):

@@ -35,7 +35,8 @@ ALIGNMENT = 64
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own bars and warnings out of our output."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    level = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
@@ -125,11 +126,11 @@ class Checkpoint:
     @property
     def quantised(self) -> dict[str, Any] | None:
         """The quantisation config, or None where the weights are plain."""
-        found = getattr(self.config, "quantization_config", None)
-        found = found or getattr(self.config.get_text_config(), "quantization_config", None)
-        if found is None:
+        config = getattr(self.config, "quantization_config", None)
+        config = config or getattr(self.config.get_text_config(), "quantization_config", None)
+        if config is None:
             return None
-        return found if isinstance(found, dict) else found.to_dict()
+        return config if isinstance(config, dict) else config.to_dict()
 
     @property
     def bytes(self) -> int:
@@ -167,7 +168,7 @@ class Checkpoint:
         except Exception as error:  # config, code and weights can each be wrong in many ways
             raise UserError(f"{self.source}: transformers cannot load it ({one_line(error)})") from error
         model.requires_grad_(False)
-        return aligned(model.to(device)).eval(), info
+        return align_weights(model.to(device)).eval(), info
 
     def tokenizer(self):
         """The model's tokenizer.
@@ -246,7 +247,7 @@ def check_whole(who: str, info: dict) -> None:
             )
 
 
-def aligned(model: nn.Module) -> nn.Module:
+def align_weights(model: nn.Module) -> nn.Module:
     """Move memory-mapped CPU weights to aligned memory.
 
     Misaligned ones make other kernels run, with other last bits.

@@ -105,23 +105,24 @@ class Model:
         """The stack found by a dry forward without weights, and without its layers; found once per config."""
         config = self.checkpoint.config
         if self.checkpoint.trust_remote_code:  # its code may have changed
-            return self._outlined()
+            return self._find_outline()
         key = f"{type(config).__qualname__} {config.to_json_string(use_diff=False)}"
         if key not in _OUTLINES:
             if len(_OUTLINES) == OUTLINES:
                 _OUTLINES.clear()
-            _OUTLINES[key] = self._outlined()
+            _OUTLINES[key] = self._find_outline()
         return _OUTLINES[key]
 
-    def _outlined(self) -> Stack:
-        config, trust = self.checkpoint.config, self.checkpoint.trust_remote_code
+    def _find_outline(self) -> Stack:
+        config = self.checkpoint.config
+        trust = self.checkpoint.trust_remote_code
         try:
             with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled():
-                found = find_stack(from_config(config, trust_remote_code=trust, dtype=torch.bfloat16))
+                stack = find_stack(from_config(config, trust_remote_code=trust, dtype=torch.bfloat16))
         except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
             with self.dry() as module:
-                found = find_stack(module)
-        return replace(found, layers=())
+                stack = find_stack(module)
+        return replace(stack, layers=())
 
     @cached_property
     def module(self) -> nn.Module:
@@ -250,13 +251,14 @@ class Model:
         """
         if not self.checkpoint.tensors:
             return [UNPACKED * size for size in sizes]
-        layers, found = len(sizes), [0] * len(sizes)
+        layers = len(sizes)
+        totals = [0] * len(sizes)
         for name, place in self.solver.places().items():
             if 0 <= place.layer < layers:
-                found[place.layer] += self.checkpoint.tensors[name].bytes
+                totals[place.layer] += self.checkpoint.tensors[name].bytes
         for name in self.solver.on_disk(self.solver.tables):
-            found = [size + self.checkpoint.tensors[name].bytes // layers for size in found]
-        return found if any(found) else []
+            totals = [size + self.checkpoint.tensors[name].bytes // layers for size in totals]
+        return totals if any(totals) else []
 
     def kept_wide(self, dtype: torch.dtype) -> set[str]:
         """Names in the files of weights that the architecture keeps in float32 where the others are stored in
@@ -302,7 +304,8 @@ class Model:
 def _unlogged(name: str) -> Iterator[None]:
     """Silence a logger whose errors are caught here."""
     logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
+    before = logger.disabled
+    logger.disabled = True
     try:
         yield
     finally:

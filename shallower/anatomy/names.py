@@ -35,7 +35,7 @@ class Names:
     memory: dict[str, str]
     plain: frozenset[str]
 
-    def tied(self, model: nn.Module) -> set[str]:
+    def tied_names(self, model: nn.Module) -> set[str]:
         """Names in the model of weights that are tied to one that the files hold."""
         pairs = dict(getattr(model, "all_tied_weights_keys", None) or {})
         there = set(self.memory.values())
@@ -60,8 +60,8 @@ def places(model: nn.Module, stack_name: str, tensors: dict[str, int]) -> dict[s
     owners = {
         name: int(match[1]) for name, new in names_in_model(model, tensors).items() if (match := layer.match(new))
     }
-    found = _by_owner(owners)
-    return found if {place.layer for place in found.values()} >= set(range(layers)) else _by_size(tensors, layers)
+    by_owner = _by_owner(owners)
+    return by_owner if {place.layer for place in by_owner.values()} >= set(range(layers)) else _by_size(tensors, layers)
 
 
 def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -74,17 +74,19 @@ def read_names(model: nn.Module, names: Iterable[str]) -> Names:
     transforms = get_model_conversion_mapping(model)
     renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
     converters = [item for item in transforms if isinstance(item, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
+    state = model.state_dict()
+    prefix = model.base_model_prefix
 
-    def renamed(name: str) -> tuple[str, bool]:
+    def rename(name: str) -> tuple[str, bool]:
         new, converter = rename_source_key(name, renamings, converters, prefix, state)
         if new not in state and name in state:
             return rename_source_key(name, [], [], prefix, state)[0], True
         return new, converter is None
 
-    found = {name: renamed(name) for name in sorted(names)}
+    targets = {name: rename(name) for name in sorted(names)}
     return Names(
-        {name: new for name, (new, _) in found.items()}, frozenset(name for name, (_, plain) in found.items() if plain)
+        {name: new for name, (new, _) in targets.items()},
+        frozenset(name for name, (_, plain) in targets.items() if plain),
     )
 
 
@@ -96,13 +98,13 @@ def _by_owner(owners: dict[str, int]) -> dict[str, TensorName]:
     for name, owner in owners.items():
         for match in NUMBER.finditer(name):
             offsets[name[: match.start()]].add(owner - int(match[0]))
-    found = {}
+    entries = {}
     for name, owner in owners.items():
-        fitting = [match for match in NUMBER.finditer(name) if len(offsets[name[: match.start()]]) == 1]
-        if fitting:
-            head, tail = name[: fitting[0].start()], name[fitting[0].end() :]
-            found[name] = TensorName(owner, head, tail, owner - int(fitting[0][0]))
-    return found
+        matches = [match for match in NUMBER.finditer(name) if len(offsets[name[: match.start()]]) == 1]
+        if matches:
+            head, tail = name[: matches[0].start()], name[matches[0].end() :]
+            entries[name] = TensorName(owner, head, tail, owner - int(matches[0][0]))
+    return entries
 
 
 def _by_size(tensors: dict[str, int], layers: int) -> dict[str, TensorName]:
@@ -110,14 +112,15 @@ def _by_size(tensors: dict[str, int], layers: int) -> dict[str, TensorName]:
 
     The stack is the prefix with the numbers 0 … layers-1 that holds most bytes.
     """
-    numbers, sizes = defaultdict(set), defaultdict(int)
+    numbers = defaultdict(set)
+    sizes = defaultdict(int)
     for name, size in tensors.items():
         for match in NUMBER.finditer(name):
             numbers[name[: match.start()]].add(int(match[0]))
             sizes[name[: match.start()]] += size
-    fitting = [prefix for prefix, found in numbers.items() if set(range(layers)) <= found]
-    if not fitting:
+    prefixes = [prefix for prefix, indices in numbers.items() if set(range(layers)) <= indices]
+    if not prefixes:
         return {}
-    head = max(fitting, key=lambda prefix: (sizes[prefix], -len(prefix)))
+    head = max(prefixes, key=lambda prefix: (sizes[prefix], -len(prefix)))
     matches = ((name, NUMBER.match(name, len(head))) for name in tensors if name.startswith(head))
     return {name: TensorName(int(match[0]), head, name[match.end() :]) for name, match in matches if match}

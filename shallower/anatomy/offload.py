@@ -22,7 +22,7 @@ from ..runtime.memory import total_memory
 from ..storage.index import TensorEntry
 from .fingerprint import shared_tensors
 from .lean import lean_ends
-from .loading import FLOATS, Checkpoint, aligned, check_whole, one_line, quiet
+from .loading import FLOATS, Checkpoint, align_weights, check_whole, one_line, quiet
 from .names import names_in_model
 from .patch import Patch
 
@@ -56,7 +56,10 @@ class Onloader:
     def __init__(
         self, checkpoint: Checkpoint, skeleton: nn.Module, stack_name: str, device: str, lean: Tensor | None = None
     ):
-        self.checkpoint, self.skeleton, self.prefix, self.device = checkpoint, skeleton, stack_name + ".", device
+        self.checkpoint = checkpoint
+        self.skeleton = skeleton
+        self.prefix = stack_name + "."
+        self.device = device
         self.layers = skeleton.get_submodule(stack_name)
         self.unexpected: set[str] = set()  # weights that the model has no place for, as far as they have been read
         self.units = self._units()
@@ -89,7 +92,7 @@ class Onloader:
             for key, buffer in module._buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.to(self.device)
         for index, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(lambda layer, _, index=index: self._called(layer, index))
+            layer.register_forward_pre_hook(lambda layer, _, index=index: self._before_forward(layer, index))
 
     def _wake(self) -> None:
         self._install(OUTSIDE_UNIT, self._read(OUTSIDE_UNIT))
@@ -114,7 +117,7 @@ class Onloader:
         self._free(self.skeleton.modules())
         trim()
 
-    def _called(self, layer: nn.Module, index: int) -> None:
+    def _before_forward(self, layer: nn.Module, index: int) -> None:
         if not self.asleep and "forward" not in layer.__dict__:  # a replaced forward needs no weights
             self.need(index)
 
@@ -139,16 +142,14 @@ class Onloader:
 
     def _take(self, patch: Patch) -> None:
         """Change the layer in memory where it is, so that it is not read again; what lies outside is."""
-        changed = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
+        names = {name for name in patch.keys() | self.patch.keys() if patch.get(name) is not self.patch.get(name)}
         self.patch = patch
-        here = [
-            name for name in changed if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")
-        ]
+        here = [name for name in names if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")]
         for name in here:
             parameter = self.skeleton.get_parameter(name)
             parameter.data = self.unchanged.pop(name, parameter.data)
         self._change(here)
-        if not self.resting and not all(name.startswith(self.prefix) for name in changed):
+        if not self.resting and not all(name.startswith(self.prefix) for name in names):
             self.release()
 
     def _change(self, names: Iterable[str]) -> None:
@@ -162,25 +163,27 @@ class Onloader:
         """Have this layer in memory and no other; begin to read the one that will follow."""
         if self.present == index:
             return
-        before, self.present = self.present, None
+        before = self.present
+        self.present = None
         if before is not None:
             self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
             self._free(self.layers[before].modules())
             if not self.cuda:
                 trim()
-        self._install(index, self._taken(index))
+        self._install(index, self._tensors_of(index))
         self.present = index
         following = (index + self.step) % len(self.layers)
         if following != index and not self.lean:
             self.coming = (following, self.reader.submit(self._read, following))
 
-    def _taken(self, index: int) -> dict[str, Tensor]:
-        coming, self.coming = self.coming, None
+    def _tensors_of(self, index: int) -> dict[str, Tensor]:
+        coming = self.coming
+        self.coming = None
         if coming is not None:
-            found = coming[1].result()
+            tensors = coming[1].result()
             if coming[0] == index:
-                return found
-            del found
+                return tensors
+            del tensors
         return self._read(index)
 
     def _units(self) -> dict[int, list[str]]:
@@ -191,9 +194,10 @@ class Onloader:
                 f"without {argument('layered', True)}"
             )
         for places in shared_tensors(self.skeleton, self.prefix[:-1]):
-            listed, name = ", ".join(str(index) for index, _ in sorted(places)), min(name for _, name in places)
+            numbers = ", ".join(str(index) for index, _ in sorted(places))
+            name = min(name for _, name in places)
             raise UserError(
-                f"layers {listed} share the tensor {name}, so they cannot be read one at a time: run "
+                f"layers {numbers} share the tensor {name}, so they cannot be read one at a time: run "
                 f"without {argument('layered', True)}"
             )
         self.mapping = get_model_conversion_mapping(self.skeleton)
@@ -213,7 +217,7 @@ class Onloader:
         Those that are stored narrower than they are used are widened, which is exact.
         """
         skipped = self.ends.skipped if self.ends is not None else ()
-        found = {}
+        tensors = {}
         with torch.cuda.stream(self.side) if self.cuda else contextlib.nullcontext():
             for name in self.units[unit]:
                 if name not in skipped:
@@ -221,10 +225,10 @@ class Onloader:
                     if self.cuda:
                         tensor = tensor.to(self.device, non_blocking=True)
                     wider = tensor.is_floating_point() and tensor.dtype.itemsize < self.skeleton.dtype.itemsize
-                    found[name] = tensor.to(self.skeleton.dtype) if wider else tensor
+                    tensors[name] = tensor.to(self.skeleton.dtype) if wider else tensor
             if self.cuda:
                 self.copied[unit] = self.side.record_event()
-        return found
+        return tensors
 
     def _install(self, unit: int, tensors: dict[str, Tensor]) -> None:
         """Put tensors as they are on disk into their places, converted and cast as ``from_pretrained`` does."""
@@ -252,7 +256,7 @@ class Onloader:
             self.checkpoint.source, {"missing_keys": info.missing_keys & mine, "mismatched_keys": info.mismatched_keys}
         )
         if unit != OUTSIDE_UNIT:
-            aligned(self.layers[unit]).requires_grad_(False)
+            align_weights(self.layers[unit]).requires_grad_(False)
             self.unchanged.clear()
             self._change(name for name in self.patch if name.startswith(f"{self.prefix}{unit}."))
         else:
@@ -284,7 +288,8 @@ def read_tensor(entry: TensorEntry, *, uncached: bool = False, pinned: bool = Fa
         UserError: the file ended early.
     """
     raw = torch.empty(entry.bytes, dtype=torch.uint8, pin_memory=pinned)
-    view, done = memoryview(np.asarray(raw)) if entry.bytes else memoryview(b""), 0
+    view = memoryview(np.asarray(raw)) if entry.bytes else memoryview(b"")
+    done = 0
     handle = os.open(entry.file, os.O_RDONLY)
     try:
         while done < entry.bytes:
@@ -326,21 +331,22 @@ def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
     block = torch.randn(min(largest, NOISE), generator=torch.Generator().manual_seed(0)).mul_(0.05)
     kinds = {parameter.dtype for parameter in skeleton.parameters()}
     noise = {kind: block.to(device, kind).repeat(-(-largest // len(block))) for kind in kinds}
-    swapped, made = [], {}
+    parameters = []
+    replacements = {}
     for module in skeleton.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
-                swapped.append((module, key, parameter))
-                if id(parameter) not in made:
+                parameters.append((module, key, parameter))
+                if id(parameter) not in replacements:
                     values = noise[parameter.dtype][: parameter.numel()].view(parameter.shape)
-                    made[id(parameter)] = nn.Parameter(
+                    replacements[id(parameter)] = nn.Parameter(
                         values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False
                     )
-                module._parameters[key] = made[id(parameter)]
+                module._parameters[key] = replacements[id(parameter)]
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else buffer.to(device)
     try:
         yield
     finally:
-        for module, key, parameter in swapped:
+        for module, key, parameter in parameters:
             module._parameters[key] = parameter

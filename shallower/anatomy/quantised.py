@@ -40,9 +40,9 @@ def check_loadable(source: str, quantised: dict[str, Any] | None) -> None:
             device_map=None, weights_only=True
         )
     except Exception as error:  # each method raises its own kinds for absent packages and devices
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} is quantised ({quantisation_method(quantised)}) and cannot be loaded here ({said}): install "
+            f"{source} is quantised ({quantisation_method(quantised)}) and cannot be loaded here ({message}): install "
             "what it needs, or give the unquantised model; removing layers by number with "
             f"{argument('verify', False)} works on the files alone"
         ) from error
@@ -100,7 +100,9 @@ def stack_names(model: nn.Module, stack_name: str, places: dict[str, TensorName]
         model: the dense model; its tensors may be on the meta device.
         places: of the tensors in the files that belong to a layer.
     """
-    inside, outside, head = {}, set(), f"{stack_name}."
+    inside = {}
+    outside = set()
+    head = f"{stack_name}."
     for name, _ in model.named_modules():
         match = NUMBER.match(name, len(head)) if name.startswith(head) else None
         if match:
@@ -116,19 +118,21 @@ def stack_names(model: nn.Module, stack_name: str, places: dict[str, TensorName]
     return StackNames(inside, frozenset(outside))
 
 
-def renumbered(value: Any, names: StackNames, kept: list[int]) -> Any:
+def renumber_modules(value: Any, names: StackNames, kept: list[int]) -> Any:
     """A quantisation config for the kept layers.
 
     Entries that name modules of removed layers go, the others get the new numbers.
     """
     new = {old: number for number, old in enumerate(kept)}
     if isinstance(value, dict):
-        return {one: renumbered(item, names, kept) for key, item in value.items() for one in _entry(key, names, new)}
+        return {
+            one: renumber_modules(item, names, kept) for key, item in value.items() for one in _entry(key, names, new)
+        }
     if isinstance(value, list):
-        found = []
+        entries = []
         for item in value:
-            found += _entry(item, names, new) if isinstance(item, str) else [renumbered(item, names, kept)]
-        return [item for place, item in enumerate(found) if not isinstance(item, str) or item not in found[:place]]
+            entries += _entry(item, names, new) if isinstance(item, str) else [renumber_modules(item, names, kept)]
+        return [item for place, item in enumerate(entries) if not isinstance(item, str) or item not in entries[:place]]
     if isinstance(value, str):
         return (_entry(value, names, new) or [value])[0]
     return value

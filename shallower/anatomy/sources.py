@@ -72,14 +72,14 @@ def _from_gguf(source: str, file: Path, *, whole: bool) -> Checkpoint:
         raise UserError(f"no file {file}; give an existing .gguf file, a folder or a Hub id")
     header = read_gguf(file)
     origin = f"{file_hashes([file])[file]} {IMPORTER}"
-    told = {"origin": origin, "packed": (header.bytes, header.storage)}
+    marks = {"origin": origin, "packed": (header.bytes, header.storage)}
     if whole:
         folder = plain_from_gguf(header, origin)
         raw, config = _read_config(source, folder, False)
-        checkpoint = Checkpoint(source, folder, config, read_index(folder), raw=raw, **told)
+        checkpoint = Checkpoint(source, folder, config, read_index(folder), raw=raw, **marks)
     else:
         config = _gguf_config(source, header)
-        checkpoint = Checkpoint(source, file.with_suffix(""), config, {}, whole=False, **told)
+        checkpoint = Checkpoint(source, file.with_suffix(""), config, {}, whole=False, **marks)
     _check(checkpoint)
     return checkpoint
 
@@ -100,7 +100,8 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> tuple[di
         raise UserError(
             f"{path} is not readable (it holds a {type(raw).__name__} instead of fields): download or save it again"
         )
-    model_type, architectures = raw.get("model_type"), raw.get("architectures")
+    model_type = raw.get("model_type")
+    architectures = raw.get("architectures")
     if not isinstance(model_type, str):
         raise UserError(f"{path}: model_type is {model_type!r}; the name of an architecture is needed")
     if architectures is not None and not (
@@ -143,7 +144,9 @@ def _check_decoder(source: str, config: PreTrainedConfig) -> None:
 
 def _check(checkpoint: Checkpoint) -> None:
     """Hold the config against the files before anything is built at full size."""
-    source, config, tensors = checkpoint.source, checkpoint.config, checkpoint.tensors
+    source = checkpoint.source
+    config = checkpoint.config
+    tensors = checkpoint.tensors
     if not tensors:
         return
     check_depth(source, config, tensors)

@@ -147,8 +147,8 @@ def find_stack(model: nn.Module) -> Stack:
         embedding = model.get_input_embeddings()
         tokens = dry_tokens(embedding.weight.shape[0]).to(embedding.weight.device)
         model(input_ids=tokens, use_cache=False)
-    walked = [name for name, log in calls.items() if [index for index, *_ in log] == list(range(len(lists[name])))]
-    outer = [name for name in walked if not any(name.startswith(other + ".") for other in walked if other != name)]
+    in_order = [name for name, log in calls.items() if [index for index, *_ in log] == list(range(len(lists[name])))]
+    outer = [name for name in in_order if not any(name.startswith(other + ".") for other in in_order if other != name)]
     streams = {name: interfaces for name in outer if (interfaces := _interfaces(calls[name])) is not None}
     if not streams:
         raise Refusal(
@@ -184,7 +184,7 @@ def _is_stream(value: Any) -> bool:
 
 def _interfaces(log: list) -> tuple[Interface, ...] | None:
     """One Interface per recorded call, or None where the items do not hand a stream from one to the next."""
-    found = []
+    interfaces = []
     links = _links(log)
     for _, args, kwargs, output in log:
         argument = next((i for i, value in enumerate(args) if _is_stream(value)), None)
@@ -194,7 +194,7 @@ def _interfaces(log: list) -> tuple[Interface, ...] | None:
             return None
         shape = (args[argument] if isinstance(argument, int) else kwargs[argument]).shape
         if isinstance(output, Tensor):
-            found.append(Interface(argument, None))
+            interfaces.append(Interface(argument, None))
             continue
         if type(output) not in (tuple, list):
             return None
@@ -204,8 +204,8 @@ def _interfaces(log: list) -> tuple[Interface, ...] | None:
         carried = tuple(
             (place, key) for place, key in links if place != index and key != argument and place < len(output)
         )
-        found.append(Interface(argument, type(output), len(output), index, carried))
-    return tuple(found)
+        interfaces.append(Interface(argument, type(output), len(output), index, carried))
+    return tuple(interfaces)
 
 
 def _links(log: list) -> tuple[tuple[int, int | str], ...]:
@@ -214,9 +214,9 @@ def _links(log: list) -> tuple[tuple[int, int | str], ...]:
     for (*_, output), (_, args, kwargs, _) in itertools.pairwise(log):
         if not isinstance(output, (tuple, list)):
             continue
-        given = [*enumerate(args), *kwargs.items()]
+        arguments = [*enumerate(args), *kwargs.items()]
         for place, value in enumerate(output):
-            links += [(place, key) for key, other in given if value is not None and other is value]
+            links += [(place, key) for key, other in arguments if value is not None and other is value]
     return tuple(dict.fromkeys(links))
 
 
@@ -232,10 +232,10 @@ def check_causal(model: nn.Module) -> None:
     """Raise a UserError unless earlier logits are blind to a later token, as in every decoder."""
     count = model.get_input_embeddings().weight.shape[0]
     tokens = sound_tokens(model, dry_tokens(count))
-    changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % count
-    changed = sound_tokens(model, changed)
-    both = model(input_ids=torch.cat([tokens, changed]), use_cache=False).logits[:, : LENGTH - 1].float()
+    other_tokens = tokens.clone()
+    other_tokens[:, -1] = (other_tokens[:, -1] + 1) % count
+    other_tokens = sound_tokens(model, other_tokens)
+    both = model(input_ids=torch.cat([tokens, other_tokens]), use_cache=False).logits[:, : LENGTH - 1].float()
     first, second = both.split(BATCH)
     scale = first.abs().max().clamp_min(1e-6)
     if not torch.isfinite(first).all():

@@ -45,7 +45,10 @@ class _Call:
     """One call of a layer that can be repeated with changes: the stream in, the stream out."""
 
     def __init__(self, layer: nn.Module, interface: Interface, args: tuple, kwargs: dict):
-        self.layer, self.interface, self.args, self.kwargs = layer, interface, args, kwargs
+        self.layer = layer
+        self.interface = interface
+        self.args = args
+        self.kwargs = kwargs
         stream = interface.stream_in(args, kwargs)
         self.count, self.width = stream.numel(), stream.shape[-1]
         self.tolerance = TURN_TOLERANCE.get(stream.dtype, COARSE)
@@ -84,14 +87,14 @@ def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: di
     """
     call = _Call(layer, interface, args, kwargs)
     with torch.no_grad():
-        order = _called(call)
-        found = [(name, scale) for place, name in enumerate(order) if (scale := _scale(call, order, place))]
-        if not found:
+        order = _call_order(call)
+        scales = [(name, scale) for place, name in enumerate(order) if (scale := _scale(call, order, place))]
+        if not scales:
             raise Refusal("nothing is found whose output is simply added to the stream")
-        return tuple(_writer(call, name, scale) for name, scale in found)
+        return tuple(_writer(call, name, scale) for name, scale in scales)
 
 
-def _called(call: _Call) -> list[str]:
+def _call_order(call: _Call) -> list[str]:
     """The direct children with weights that make something as large as the stream, once, in order."""
     log: list[str] = []
     with ExitStack() as hooks:
@@ -138,44 +141,44 @@ def _scale(call: _Call, order: list[str], place: int) -> float:
     )
     add = {order[place]: lambda part: part + noise.view(part.shape).to(part.dtype)}
     with _changed(call, silent | add):
-        moved = (call.run() - plain).flatten()
-    scale = float((moved @ noise) / (noise @ noise))
-    return scale if abs(scale) > SMALL_MOVE and call.near(moved, scale * noise) else 0.0
+        shift = (call.run() - plain).flatten()
+    scale = float((shift @ noise) / (noise @ noise))
+    return scale if abs(scale) > SMALL_MOVE and call.near(shift, scale * noise) else 0.0
 
 
 def _writer(call: _Call, name: str, scale: float) -> Writer:
     module = call.layer.get_submodule(name)
-    again = _recorded(call, module)
+    again = _isolated_call(call, module)
     plain = again()
-    found = {
+    axes = {
         key: axis for key, value in module.named_parameters() if (axis := _axis(call, again, plain, value)) is not None
     }
-    if not found:
+    if not axes:
         raise Refusal(
             f"no map folds into what {name} adds to the stream (a norm or a gate stands behind its last product)"
         )
-    owners = {key.rpartition(".")[0] for key in found}
+    owners = {key.rpartition(".")[0] for key in axes}
     if len(owners) == 1 and isinstance(owner := module.get_submodule(inside := next(iter(owners))), nn.Module):
         features = any(value.dim() == 2 for value in owner.parameters(recurse=False)) and not any(owner.children())
         if features:
-            return Writer(_joined(name, inside), scale, _named(name, found), features=True)
-    found = _alike(module, found)
-    with _swapped(module, dict.fromkeys(found, torch.zeros_like)):
+            return Writer(_dotted_name(name, inside), scale, _full_names(name, axes), features=True)
+    axes = _alike(module, axes)
+    with _swapped(module, dict.fromkeys(axes, torch.zeros_like)):
         rest = again()
     if rest.norm() > call.tolerance * plain.norm():
         raise Refusal(f"a part of what {name} adds to the stream does not come from weights into which a map folds")
-    return Writer(name, scale, _named(name, found), features=False)
+    return Writer(name, scale, _full_names(name, axes), features=False)
 
 
-def _recorded(call: _Call, module: nn.Module) -> Callable[[], Tensor]:
+def _isolated_call(call: _Call, module: nn.Module) -> Callable[[], Tensor]:
     """The module's call inside the layer, to be repeated alone."""
-    seen: list[tuple[tuple, dict]] = []
-    handle = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    calls: list[tuple[tuple, dict]] = []
+    handle = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     try:
         call.run()
     finally:
         handle.remove()
-    args, kwargs = seen[0]
+    args, kwargs = calls[0]
     return lambda: call.part(module(*args, **kwargs)).float().reshape(-1, call.width)
 
 
@@ -200,9 +203,9 @@ def _axis(call: _Call, again: Callable[[], Tensor], plain: Tensor, value: nn.Par
     return None
 
 
-def _alike(module: nn.Module, found: dict[str, int]) -> dict[str, int]:
+def _alike(module: nn.Module, axes: dict[str, int]) -> dict[str, int]:
     """Also the parameters of experts that no token was sent to: those of the same name but for a number."""
-    kinds = {re.sub(r"\d+", "#", key): axis for key, axis in found.items()}
+    kinds = {re.sub(r"\d+", "#", key): axis for key, axis in axes.items()}
     every = {key: kinds.get(re.sub(r"\d+", "#", key)) for key, _ in module.named_parameters()}
     return {key: axis for key, axis in every.items() if axis is not None}
 
@@ -220,9 +223,9 @@ def _swapped(module: nn.Module, changes: dict[str, Callable[[Tensor], Tensor]]) 
             parameter.data = before[key]
 
 
-def _joined(*names: str) -> str:
+def _dotted_name(*names: str) -> str:
     return ".".join(filter(None, names))
 
 
-def _named(module: str, found: dict[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((_joined(module, key), axis) for key, axis in found.items())
+def _full_names(module: str, axes: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple((_dotted_name(module, key), axis) for key, axis in axes.items())

@@ -12,7 +12,7 @@ from rich.console import Console
 from ..artifacts import Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Unverified
 from ..planning.amount import protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
-from ..runtime.format import byte_count, counted, layers, millions
+from ..runtime.format import byte_count, count_text, layers, millions
 from .grid import grid, plain_console
 
 BAR = 20  # characters of the longest bar
@@ -243,7 +243,7 @@ def pruned_table(found: Pruned, out: Path | None = None) -> None:
     if found.compensation:
         count = len(found.compensation.changed)
         what = (
-            f"{counted(count, 'weight')} changed"
+            f"{count_text(count, 'weight')} changed"
             if count
             else "nothing changed, as the loss on held-out text did not fall"
         )

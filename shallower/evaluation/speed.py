@@ -70,7 +70,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     Raises:
         UserError: a model cannot decode so, or yields NaN.
     """
-    described = SpeedSettings(**grid.described(), load=os.getloadavg()[0])
+    described = SpeedSettings(**grid.as_record(), load=os.getloadavg()[0])
     figures = {name: _figures(model) for name, model in models.items()}
     speed = bandwidth(models["model"].device)
     rows, speedups = [], []
@@ -112,7 +112,7 @@ def _take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter)
             if not lane.full:
                 lane.run(
                     kept=turn >= grid.warmup,
-                    beside=sum(other.decoder.held for other in lanes.values() if other is not lane),
+                    beside=sum(other.decoder.cached_bytes for other in lanes.values() if other is not lane),
                 )
             batch, prompt, new = lane.setting
             done.add(1, f"{name}, batch {batch}, {prompt} + {new} tokens")
@@ -178,7 +178,7 @@ class Lane:
         started = time.perf_counter()
         token = self.decoder.prefill(tokens).argmax(-1, keepdim=True)
         synchronize(device)
-        prefill, before = time.perf_counter() - started, self.decoder.held
+        prefill, before = time.perf_counter() - started, self.decoder.cached_bytes
         started = time.perf_counter()
         for _ in range(new - 1):
             logits = self.decoder.step(token)
@@ -190,7 +190,7 @@ class Lane:
                 f"{self.model.checkpoint.source} yields NaN while decoding: are its weights whole, and does "
                 "the dtype suffice?"
             )
-        return prefill, decode / (new - 1), prefill + decode, (before + self.decoder.held) / 2
+        return prefill, decode / (new - 1), prefill + decode, (before + self.decoder.cached_bytes) / 2
 
     def _refusal(self, error: Exception) -> str:
         batch, prompt, new = self.setting

@@ -11,23 +11,23 @@ from ..errors import UserError, argument
 from ..settings.amount import Amount
 
 
-def settled_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amount, str]:
+def resolve_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amount, str]:
     """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
     if amount.target_memory is not None:
         each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-        said = argument("target_memory", f"{amount.target_memory / 1e9:g}GB")
-        assumed = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
-        return Amount(target_params=amount.target_memory / each, said=said), assumed
+        name = argument("target_memory", f"{amount.target_memory / 1e9:g}GB")
+        basis = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"
+        return Amount(target_params=amount.target_memory / each, said=name), basis
     if amount.target_speedup is not None:
-        read = record.parameters - record.lookup_parameters
-        wanted = read / amount.target_speedup + record.lookup_parameters
-        assumed = (
+        parameters_read = record.parameters - record.lookup_parameters
+        target = parameters_read / amount.target_speedup + record.lookup_parameters
+        basis = (
             "the time of decoding one sequence is that of reading every weight once per token (memory-bound, "
             "short context): "
-            f"{read} parameters read before, at most {wanted - record.lookup_parameters:.0f} after; measure it "
-            "with shallower bench"
+            f"{parameters_read} parameters read before, at most {target - record.lookup_parameters:.0f} after; "
+            "measure it with shallower bench"
         )
-        return Amount(target_params=wanted, said=argument("target_speedup", f"{amount.target_speedup:g}")), assumed
+        return Amount(target_params=target, said=argument("target_speedup", f"{amount.target_speedup:g}")), basis
     return amount, ""
 
 
@@ -59,7 +59,7 @@ def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) ->
         UserError: more than may go, or less than half a layer.
     """
     most = min(len(allowed), record.layers - 1)
-    size = _wanted(amount, record, most)
+    size = _first_size(amount, record, most)
     if size > most:
         raise UserError(
             f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(allowed)} are protected, "
@@ -69,7 +69,7 @@ def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) ->
     return size
 
 
-def _wanted(amount: Amount, record: ModelRecord, most: int) -> int:
+def _first_size(amount: Amount, record: ModelRecord, most: int) -> int:
     if amount.remove is not None:
         return amount.remove
     mean = sum(record.layer_parameters) / record.layers

@@ -15,7 +15,7 @@ from ..artifacts import ModelRecord, Removal, Scores
 from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.amount import Amount
-from .amount import check_amount, settled_amount
+from .amount import check_amount, resolve_amount
 from .problem import Choice, Problem
 
 
@@ -27,30 +27,32 @@ class Stopwatch:
     """
 
     def __init__(self, budget: float | None):
-        self.budget, self.started, self.pace = budget, time.monotonic(), 0.0
+        self.budget = budget
+        self.started = time.monotonic()
+        self.pace = 0.0
 
     def timed(self, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same losses; the seconds that each variant of the last call took are noted."""
 
         def call(removals: Sequence[Removal], label: str, **options) -> Tensor:
             started = time.monotonic()
-            found = losses(removals, label, **options)
+            values = losses(removals, label, **options)
             self.pace = (time.monotonic() - started) / len(removals)
-            return found
+            return values
 
         return call
 
     def affords(self, variants: int) -> bool:
         """Whether so many variants would end in time, at the pace of the last call."""
         ends = time.monotonic() - self.started + self.pace * variants
-        return self.budget is None or distributed.gathered(ends)[0] <= self.budget
+        return self.budget is None or distributed.all_gather(ends)[0] <= self.budget
 
 
 class ChoiceEvidence(Protocol):
     """What a choice rests on; each part is made when it is first asked for, and once.
 
     ``scores``, ``losses`` and ``rescore`` are those of ``Problem``. ``growth`` gives, of a choice, the share by which
-    the perplexity of evaluation texts grows, at most; ``measured`` says on what.
+    the perplexity of evaluation texts grows, at most; ``growth_basis`` says on what.
     """
 
     @property
@@ -62,7 +64,7 @@ class ChoiceEvidence(Protocol):
     @property
     def rescore(self) -> Callable[[Removal], dict[int, float]] | None: ...
     @property
-    def measured(self) -> str: ...
+    def growth_basis(self) -> str: ...
     def growth(self, choice: Choice) -> float: ...
 
 
@@ -129,20 +131,20 @@ def meet(
     """
     if amount.max_ppl_increase is not None:
         return _within(method, amount.max_ppl_increase, make, evidence, record)
-    amount, assumed = settled_amount(amount, record, evidence.dtype)
+    amount, basis = resolve_amount(amount, record, evidence.dtype)
     problem = make()
     size = check_amount(amount, record, problem.allowed)
     while True:
         choice = method.select(problem, size)
-        left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
-        if amount.target_params is None or left <= amount.target_params:
-            return choice, assumed
+        parameters_left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
+        if amount.target_params is None or parameters_left <= amount.target_params:
+            return choice, basis
         size += 1
         if size > min(len(problem.allowed), record.layers - 1):
             raise UserError(
                 f"{amount.name} cannot be met: without {size - 1} layers "
-                f"{left} parameters are left, and no more may go; raise it, or lower {argument('keep_first')} or "
-                f"{argument('keep_last')}"
+                f"{parameters_left} parameters are left, and no more may go; raise it, or lower "
+                f"{argument('keep_first')} or {argument('keep_last')}"
             )
 
 
@@ -162,18 +164,21 @@ def _within(
     method: Method, most: float, make: Callable[[], Problem], evidence: ChoiceEvidence, record: ModelRecord
 ) -> tuple[Choice, str]:
     """The choice before the first with which the perplexity of some text grows by more than a share."""
-    best, grown, said = None, 0.0, ""
+    best = None
+    growth = 0.0
+    beyond = ""
     for choice in choices(method, make, range(1, min(len(make().allowed), record.layers - 1) + 1)):
-        share, size = evidence.growth(choice), len(choice.order)
+        share = evidence.growth(choice)
+        size = len(choice.order)
         if share > most:
-            said = f"; without {size} it would by {share:+.1%}"
+            beyond = f"; without {size} it would by {share:+.1%}"
             break
-        best, grown = choice, share
+        best, growth = choice, share
     if best is None:
         raise UserError(
             f"one layer less raises the perplexity by {share:.1%} already; allow more", max_ppl_increase=f"{most:.1%}"
         )
-    return best, f"perplexity changes by {grown:+.1%} at most ({evidence.measured}){said}"
+    return best, f"perplexity changes by {growth:+.1%} at most ({evidence.growth_basis}){beyond}"
 
 
 def searches(selection: ModuleType) -> bool:
@@ -189,8 +194,8 @@ def agreement(selection: ModuleType, problem: Problem, choice: Choice, scores: S
     if len(scores.halves) != 2:
         return None
     windows = scores.halves_windows or (None, None)
-    alone = [
+    orders = [
         selection.select(replace(problem, amount=len(choice.order), scores=half, windows=spans)).order
         for half, spans in zip(scores.halves, windows, strict=True)
     ]
-    return len(set(choice.order).intersection(*alone))
+    return len(set(choice.order).intersection(*orders))

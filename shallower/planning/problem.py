@@ -46,10 +46,10 @@ class Problem:
         """
         removals = [Removal.of_layers(layers) for layers in sets]
         objective = getattr(self.settings, "objective", "loss")
-        found = self.losses(removals, label, bounded=bounded, objective=objective)
-        return dict(zip(sets, found.tolist(), strict=True))
+        losses = self.losses(removals, label, bounded=bounded, objective=objective)
+        return dict(zip(sets, losses.tolist(), strict=True))
 
-    def rescored(self, layers: Sequence[int]) -> dict[int, float]:
+    def scores_without(self, layers: Sequence[int]) -> dict[int, float]:
         """Scores of the layers that stay without these."""
         return self.rescore(Removal.of_layers(layers))
 

@@ -100,7 +100,7 @@ class RepairState:
             and _bytes(edit.value for edit in self.patch.values()) < total_memory(device) // ON_GPU
         ):
             return
-        stored = part.journal.spilled(f"layer-{index}", large)
+        stored = part.journal.spill(f"layer-{index}", large)
         if stored is not None:
             self.patch |= {name: replace(self.patch[name], value=value) for name, value in stored.items()}
             self.files |= dict.fromkeys(stored, f"layer-{index}")

@@ -17,7 +17,7 @@ from ..artifacts import Evaluation, HealingReport, Pruned, TaskResult, Unverifie
 from ..errors import UserError
 from ..results.healing import perplexity_times
 from ..results.summary import model_name, percent, perplexity_text, settings_of, tokens_used
-from ..runtime.format import byte_count, counted, layers, millions
+from ..runtime.format import byte_count, count_text, layers, millions
 from ..runtime.provenance import safe_command
 from ..storage.ownership import BASE_CARD, CARD
 from ..storage.ownership import CARD_MARK as MARK
@@ -166,7 +166,7 @@ def _repair(pruned: Pruned) -> str:
     told, text = pruned.compensation, ""
     if told and told.changed:
         was = "was" if len(told.changed) == 1 else "were"
-        weights = counted(len(told.changed), "weight")
+        weights = count_text(len(told.changed), "weight")
         text = f" {weights} of what is left {was} refitted without training ({code(told.method)})."
     for item in pruned.healing:
         text += f" It was then trained on {item.train_tokens:,} tokens ({code(item.method)})."
@@ -256,7 +256,7 @@ def _making(pruned: Pruned) -> str:
         if plan.calibration
         else "",
         f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
-        f"repair: {code(told.method)}, {counted(len(told.changed), 'weight')} changed; what it did is in "
+        f"repair: {code(told.method)}, {count_text(len(told.changed), 'weight')} changed; what it did is in "
         "`compensation.json`"
         if told
         else "",

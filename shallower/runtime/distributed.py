@@ -19,19 +19,19 @@ HOURS = 2  # one process may compute or read that long while the others wait
 
 def rank() -> int:
     """The number of this process, 0 where it is alone."""
-    return dist.get_rank() if _joined() else 0
+    return dist.get_rank() if _is_joined() else 0
 
 
 def size() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if _is_joined() else 1
 
 
-def _joined() -> bool:
+def _is_joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def launched() -> int:
+def launched_processes() -> int:
     """How many processes a launcher such as torchrun has started."""
     count = os.environ.get("WORLD_SIZE", "1")
     return int(count) if count.isdigit() else 1
@@ -40,7 +40,7 @@ def launched() -> int:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the other processes where a launcher has started several; each takes its own GPU where there is one."""
-    if _joined() or launched() < 2:
+    if _is_joined() or launched_processes() < 2:
         yield
         return
     cuda = torch.cuda.is_available()
@@ -67,16 +67,16 @@ def share(samples: Tensor) -> Tensor:
     return samples.tensor_split(size())[rank()]
 
 
-def added(value: Tensor) -> Tensor:
+def all_sum(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place; each must call this with the same shape, in the same order."""
     if size() > 1:
         dist.all_reduce(value)
     return value
 
 
-def gathered(value: object) -> list:
+def all_gather(value: object) -> list:
     """What every process gives, in the order of their numbers."""
-    found = [value] * size()
+    values = [value] * size()
     if size() > 1:
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values

@@ -48,7 +48,7 @@ def duration(seconds: int | float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """``1 weight``, ``3 weights``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

@@ -19,7 +19,8 @@ class Peak:
     bytes: int = 0
 
     def __init__(self, device: str = "cpu"):
-        self.device, self.cuda = device, device.startswith("cuda")
+        self.device = device
+        self.cuda = device.startswith("cuda")
 
     def __enter__(self) -> "Peak":
         if self.cuda:

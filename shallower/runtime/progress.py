@@ -63,10 +63,10 @@ class _Clock:
     at: float = 0.0
     skipped: float = 0.0
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds that the rest will take at the pace so far."""
-        made = self.at - self.skipped
-        return (time.monotonic() - self.started) / made * (1 - self.at) if made > 0 else 0.0
+        advance = self.at - self.skipped
+        return (time.monotonic() - self.started) / advance * (1 - self.at) if advance > 0 else 0.0
 
 
 @dataclass
@@ -90,7 +90,8 @@ def parts(costs: Mapping[str, int | float]) -> Iterator[Callable[[str], Abstract
     """
     outer = _span.get()
     clock, low, high = (outer.clock, outer.low, outer.high) if outer else (_Clock(), 0.0, 1.0)
-    whole, names = sum(costs.values()) or 1.0, list(costs)
+    whole = sum(costs.values()) or 1.0
+    names = list(costs)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
@@ -99,8 +100,8 @@ def parts(costs: Mapping[str, int | float]) -> Iterator[Callable[[str], Abstract
         end = begin + (high - low) * costs[name] / whole
         clock.skipped += max(0.0, begin - clock.at)  # parts that were not entered
         clock.at = max(clock.at, begin)
-        called = f"{outer.name}, {name}" if outer else f"{place + 1} of {len(names)}, {name}"
-        span = _Span(clock, begin, end, called)
+        full_name = f"{outer.name}, {name}" if outer else f"{place + 1} of {len(names)}, {name}"
+        span = _Span(clock, begin, end, full_name)
         token = _span.set(span)
         try:
             yield
@@ -122,7 +123,10 @@ class Meter:
     """
 
     def __init__(self, label: str, total: int, done: int = 0):
-        self.label, self.total, self.done, self.first = label, total, done, done
+        self.label = label
+        self.total = total
+        self.done = done
+        self.first = done
         self.start = self.last = time.monotonic()
 
     def add(self, units: int = 1, note: str = "") -> None:
@@ -132,10 +136,10 @@ class Meter:
     def show(self, note: str) -> None:
         """Nothing here."""
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds that the rest will take at the pace so far."""
-        made = self.done - self.first
-        return (time.monotonic() - self.start) / made * (self.total - self.done) if made else 0.0
+        units = self.done - self.first
+        return (time.monotonic() - self.start) / units * (self.total - self.done) if units else 0.0
 
     @property
     def share(self) -> float:
@@ -151,21 +155,21 @@ class _Shown(Meter):
         self.span = _span.get()
         if self.span is not None:
             self.span.measured = True
-            self.span.clock.skipped += max(0.0, self._reached() - self.span.clock.at)
-            self.span.clock.at = max(self.span.clock.at, self._reached())
+            self.span.clock.skipped += max(0.0, self._position() - self.span.clock.at)
+            self.span.clock.at = max(self.span.clock.at, self._position())
             self.label = f"{self.span.name}: {label}"
 
-    def _reached(self) -> float:
+    def _position(self) -> float:
         return self.span.low + (self.span.high - self.span.low) * self.share
 
     def add(self, units: int = 1, note: str = "") -> None:
         self.done += units
         if self.span is not None:
-            self.span.clock.at = max(self.span.clock.at, self._reached())
+            self.span.clock.at = max(self.span.clock.at, self._position())
         self.show(note)
 
-    def left(self) -> float:
-        return self.span.clock.left() if self.span is not None else super().left()
+    def seconds_left(self) -> float:
+        return self.span.clock.seconds_left() if self.span is not None else super().seconds_left()
 
 
 class _Lines(_Shown):
@@ -173,8 +177,8 @@ class _Lines(_Shown):
         now = time.monotonic()
         if now - self.last < LOG_SECONDS and (self.done < self.total or self.span is not None):
             return
-        ended = self.done >= self.total and self.span is None
-        ending = f"{now - self.start:.1f} s" if ended else f"about {duration(self.left())} left"
+        over = self.done >= self.total and self.span is None
+        ending = f"{now - self.start:.1f} s" if over else f"about {duration(self.seconds_left())} left"
         where = f", {note}" if note else ""
         print(
             f"{self.label}: {self.share:.0%}{where}, {ending}, {in_use() / 2**30:.1f} GiB", file=sys.stderr, flush=True
@@ -185,14 +189,14 @@ class _Lines(_Shown):
 class _Bar(_Shown):
     def __init__(self, label: str, total: int, done: int, progress: Any):
         super().__init__(label, total, done)
-        self.progress, self.task = (
-            progress,
-            progress.add_task(self.label, total=total, completed=done, note="", memory="", left=""),
-        )
+        self.progress = progress
+        self.task = progress.add_task(self.label, total=total, completed=done, note="", memory="", left="")
 
     def show(self, note: str) -> None:
-        left = f"about {duration(self.left())} left" if self.done > self.first else ""
-        self.progress.update(self.task, completed=self.done, note=note, memory=f"{in_use() / 2**30:.1f} GiB", left=left)
+        remaining = f"about {duration(self.seconds_left())} left" if self.done > self.first else ""
+        self.progress.update(
+            self.task, completed=self.done, note=note, memory=f"{in_use() / 2**30:.1f} GiB", left=remaining
+        )
 
 
 @contextmanager

@@ -50,13 +50,13 @@ def safe_command(command: str, *, paths: bool = True) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of what computes."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    record = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("shallower", "torch", "transformers", "safetensors", "numpy"):
         try:
-            found[name] = metadata.version(name)
+            record[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "source"
-    return found
+            record[name] = "source"
+    return record
 
 
 def device_name(device: str) -> str:

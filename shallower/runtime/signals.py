@@ -8,7 +8,7 @@ from types import FrameType
 
 from ..errors import Stopped
 
-_asked: list[int] = []  # signals that came while the work was to end in its own time
+_signals: list[int] = []  # signals that came while the work was to end in its own time
 
 
 @contextmanager
@@ -19,9 +19,9 @@ def patient() -> Iterator[None]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if _asked:
+        if _signals:
             raise Stopped(number)
-        _asked.append(number)
+        _signals.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -29,12 +29,12 @@ def patient() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.clear()
+        _signals.clear()
 
 
 def stop_asked() -> int:
     """The signal that has asked for an end, or 0."""
-    return _asked[0] if _asked else 0
+    return _signals[0] if _signals else 0
 
 
 @contextmanager

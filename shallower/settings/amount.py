@@ -49,12 +49,14 @@ class Amount:
     said: str = ""
 
     def __post_init__(self) -> None:
-        given = [field for field in fields(self) if "help" in field.metadata and getattr(self, field.name) is not None]
-        if len(given) != 1:
+        amounts = [
+            field for field in fields(self) if "help" in field.metadata and getattr(self, field.name) is not None
+        ]
+        if len(amounts) != 1:
             every = ", ".join(argument(field.name) for field in fields(self) if "help" in field.metadata)
             what = (
-                f"{' and '.join(argument(field.name) for field in given)} were given; one says how much goes"
-                if given
+                f"{' and '.join(argument(field.name) for field in amounts)} were given; one says how much goes"
+                if amounts
                 else "say how much to remove"
             )
             raise UserError(f"{what}: one of {every}")
@@ -99,27 +101,27 @@ class Amount:
         return self.said or argument("target_params", f"{self.target_params:g}")
 
 
-def _layers(given: Any, name: str) -> int:
-    number = count_of(given, name, "6")
+def _layers(value: Any, name: str) -> int:
+    number = count_of(value, name, "6")
     if number != int(number):
-        hint = f"; a share is {argument('ratio', given)}" if 0 < number < 1 else ""
-        raise UserError(f"a whole number of layers{hint}", **{name: given})
+        hint = f"; a share is {argument('ratio', value)}" if 0 < number < 1 else ""
+        raise UserError(f"a whole number of layers{hint}", **{name: value})
     return int(number)
 
 
-def amount_of(given: Any) -> "Amount":
+def amount_of(value: Any) -> "Amount":
     """An amount from what a Python caller gave: an Amount, a number of layers, a share (0.2, ``20%``) or a mapping.
 
     Raises:
         UserError: anything else.
     """
-    if isinstance(given, Amount):
-        return given
-    if isinstance(given, dict):
-        return Amount(**given)
-    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
-        raise UserError("give Amount(...), a number of layers, or a share such as 0.2 or '20%'", amount=repr(given))
-    if isinstance(given, str) and "%" in given:
-        return Amount(ratio=given)
-    number = count_of(given, "amount", "6, 0.2 or 20%")
+    if isinstance(value, Amount):
+        return value
+    if isinstance(value, dict):
+        return Amount(**value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise UserError("give Amount(...), a number of layers, or a share such as 0.2 or '20%'", amount=repr(value))
+    if isinstance(value, str) and "%" in value:
+        return Amount(ratio=value)
+    number = count_of(value, "amount", "6, 0.2 or 20%")
     return Amount(ratio=number) if 0 < number < 1 else Amount(remove=number)

@@ -16,11 +16,11 @@ NAMED = {"default": (SAMPLES, 128), "shortened-llama": (10, 128)}  # samples, to
 Paths = str | PathLike | Sequence[str | PathLike] | None
 
 
-def listed_paths(given: Paths) -> tuple[str, ...]:
+def listed_paths(paths: Paths) -> tuple[str, ...]:
     """One path or several as a tuple of texts."""
-    if given is None:
+    if paths is None:
         return ()
-    return (str(given),) if isinstance(given, (str, PathLike)) else tuple(str(path) for path in given)
+    return (str(paths),) if isinstance(paths, (str, PathLike)) else tuple(str(path) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Calibration:
     def _check_mix(self) -> None:
         count = len(self.sources)
         if len(self.mix) != count or not all(math.isfinite(share) and share > 0 for share in self.mix):
-            given = ",".join(f"{share:g}" for share in self.mix)
+            text = ",".join(f"{share:g}" for share in self.mix)
             raise UserError(
-                f"one share above 0 for each of the {count} sources, in their order, such as 2,1,1", mix=given
+                f"one share above 0 for each of the {count} sources, in their order, such as 2,1,1", mix=text
             )
 
     @property
@@ -128,25 +128,26 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
 
     Each at least 1 if it can be.
     """
-    whole, made = sum(weights), []
+    whole = sum(weights)
+    parts = []
     left, rest = total, float(whole)
     for weight in weights:
         part = min(left, max(1 if left > 0 else 0, math.ceil(left * weight / rest - 1e-9)))
-        made.append(part)
+        parts.append(part)
         left, rest = left - part, rest - weight
-    return made
+    return parts
 
 
-def calibration_of(given: object) -> "Calibration | None":
+def calibration_of(value: object) -> "Calibration | None":
     """A calibration from what a Python caller gave: a Calibration, a file or several, a mapping, or nothing.
 
     Raises:
         UserError: anything else.
     """
-    if given is None or isinstance(given, Calibration):
-        return given
-    if isinstance(given, dict):
-        return Calibration(**given)
-    if isinstance(given, (str, PathLike, list, tuple)):
-        return Calibration(text=given)
-    raise UserError(f"calibration={given!r}: give Calibration(...), or a text file or several")
+    if value is None or isinstance(value, Calibration):
+        return value
+    if isinstance(value, dict):
+        return Calibration(**value)
+    if isinstance(value, (str, PathLike, list, tuple)):
+        return Calibration(text=value)
+    raise UserError(f"calibration={value!r}: give Calibration(...), or a text file or several")

@@ -68,13 +68,13 @@ class Tasks:
     limit: int | None = option("only the first so many items of each task", None, metavar="N")
 
     def __post_init__(self) -> None:
-        given = [self.names] if isinstance(self.names, str) else list(self.names)
-        set_field(self, "names", tuple(name.strip() for part in given for name in part.split(",") if name.strip()))
+        entries = [self.names] if isinstance(self.names, str) else list(self.names)
+        set_field(self, "names", tuple(name.strip() for part in entries for name in part.split(",") if name.strip()))
         if self.data is not None:
             set_field(self, "data", place(self.data))
         if self.limit is not None and self.limit < 1:
             raise UserError("a number of items, 1 or more", limit=self.limit)
-        if not given and (self.data is not None or self.limit is not None):
+        if not entries and (self.data is not None or self.limit is not None):
             raise UserError(
                 f"{argument('data')} and {argument('limit')} speak of {argument('tasks')}: name some such as "
                 f"{SETS['commonsense7'][0]}, or leave them out"
@@ -85,7 +85,7 @@ class Tasks:
 
     def every(self) -> list[str]:
         """The names with sets written out, each once."""
-        return list(dict.fromkeys(name for given in self.names for name in SETS.get(given, (given,))))
+        return list(dict.fromkeys(name for entry in self.names for name in SETS.get(entry, (entry,))))
 
 
 def data_folder(tasks: "Tasks | None") -> Path | None:

@@ -42,7 +42,7 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
 
 
-def settled(kind: type[S], given: Any, plain: dict[str, Any], name: str) -> S:
+def settings_from(kind: type[S], value: Any, plain: dict[str, Any], name: str) -> S:
     """Settings of a kind from what a Python caller gave: such settings, nothing, a mapping, and single fields as
     keywords.
 
@@ -52,25 +52,25 @@ def settled(kind: type[S], given: Any, plain: dict[str, Any], name: str) -> S:
         UserError: something else, or a field given twice.
     """
     known = {field.name for field in dataclasses.fields(kind) if field.init}
-    mine = {key: plain.pop(key) for key in [*plain] if key in known}
-    if isinstance(given, dict):
-        unknown = sorted(set(given) - known)
+    own = {key: plain.pop(key) for key in [*plain] if key in known}
+    if isinstance(value, dict):
+        unknown = sorted(set(value) - known)
         if unknown:
             raise UserError(f"{name} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
-        given = kind(**given)
-    if given is None:
-        return kind(**mine)
-    if not isinstance(given, kind):
+        value = kind(**value)
+    if value is None:
+        return kind(**own)
+    if not isinstance(value, kind):
         raise UserError(
-            f"{name}={given!r}: give {kind.__name__}(...), or its fields as keywords: {', '.join(sorted(known))}"
+            f"{name}={value!r}: give {kind.__name__}(...), or its fields as keywords: {', '.join(sorted(known))}"
         )
-    return dataclasses.replace(given, **mine) if mine else given
+    return dataclasses.replace(value, **own) if own else value
 
 
-def check_spent(plain: dict[str, Any], known: tuple[type, ...], verb: str) -> None:
+def check_spent(plain: dict[str, Any], kinds: tuple[type, ...], verb: str) -> None:
     """Raise a UserError for keywords that no settings of the verb have; names the nearest."""
     for key in plain:
-        names = sorted({field.name for kind in known for field in dataclasses.fields(kind) if field.init})
+        names = sorted({field.name for kind in kinds for field in dataclasses.fields(kind) if field.init})
         near = difflib.get_close_matches(key, names, 1, 0.5)
         hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(names)}"
         raise UserError(f"{verb} takes no {key}=; {hint}")

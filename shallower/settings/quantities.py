@@ -14,7 +14,7 @@ LONGEST = 6  # digits of a layer's number
 RANGE = re.compile(r"(\d+)\s*(?:-|–|\.\.\.?|:)\s*(\d+)")
 
 
-def numbers_of(given: Any, name: str, what: str = "layer numbers") -> tuple[int, ...]:
+def numbers_of(value: Any, name: str, what: str = "layer numbers") -> tuple[int, ...]:
     """Whole numbers from text such as ``3,4,5``, ``3, 8-10``, ``8..10`` or ``3 4 5``, or from a sequence.
 
     In the order given.
@@ -22,12 +22,12 @@ def numbers_of(given: Any, name: str, what: str = "layer numbers") -> tuple[int,
     Raises:
         UserError: not such a list.
     """
-    if isinstance(given, int) and not isinstance(given, bool):
-        return (given,)
-    if not isinstance(given, str) and isinstance(given, Iterable):
-        return tuple(number for item in given for number in numbers_of(item, name, what))
-    found: list[int] = []
-    text = str(given).strip().strip("[]()")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if not isinstance(value, str) and isinstance(value, Iterable):
+        return tuple(number for item in value for number in numbers_of(item, name, what))
+    numbers: list[int] = []
+    text = str(value).strip().strip("[]()")
     for part in RANGE.sub(r"\1-\2", text).replace(",", " ").replace(";", " ").split():
         low, dash, high = part.partition("-")
         sound = low.isascii() and low.isdigit() and len(low) <= LONGEST
@@ -35,106 +35,106 @@ def numbers_of(given: Any, name: str, what: str = "layer numbers") -> tuple[int,
             not dash or (high.isascii() and high.isdigit() and len(high) <= LONGEST and int(high) >= int(low))
         )
         if not sound:
-            raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(given))})
-        found += range(int(low), int(high) + 1) if dash else [int(low)]
-    if not found:
-        raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(given))})
-    return tuple(found)
+            raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(value))})
+        numbers += range(int(low), int(high) + 1) if dash else [int(low)]
+    if not numbers:
+        raise UserError(f"give {what} such as 3,4,5 or 8-10", **{name: repr(str(value))})
+    return tuple(numbers)
 
 
-def sizes_of(given: Any, name: str) -> tuple[int, ...]:
+def sizes_of(value: Any, name: str) -> tuple[int, ...]:
     """Numbers of layers from text such as ``1..12``, ``1-12`` or ``3,6,9``, in order, each once.
 
     Raises:
         UserError: not numbers of layers, or one below 1.
     """
-    found = sorted(set(numbers_of(given, name, "numbers of layers")))
-    if found[0] < 1:
-        raise UserError("every size is a number of layers, 1 or more", **{name: repr(str(given))})
-    return tuple(found)
+    sizes = sorted(set(numbers_of(value, name, "numbers of layers")))
+    if sizes[0] < 1:
+        raise UserError("every size is a number of layers, 1 or more", **{name: repr(str(value))})
+    return tuple(sizes)
 
 
-def count_of(given: Any, name: str, example: str = "5.5B or 110M") -> int | float:
+def count_of(value: Any, name: str, example: str = "5.5B or 110M") -> int | float:
     """A number from text such as ``5.5B``, ``110M`` or ``100000000``.
 
     Raises:
         UserError: not a number.
     """
-    return _number(given, THOUSANDS, f"{_said(name, given)}: give a number such as {example}")
+    return _number(value, THOUSANDS, f"{_argument_text(name, value)}: give a number such as {example}")
 
 
-def tokens_of(given: Any, name: str) -> int:
+def tokens_of(value: Any, name: str) -> int:
     """A number of tokens from text such as ``20M`` or ``500000``.
 
     Raises:
         UserError: not a positive number.
     """
-    return _whole(given, THOUSANDS, f"{_said(name, given)}: give a number of tokens such as 500K or 20M")
+    return _whole(value, THOUSANDS, f"{_argument_text(name, value)}: give a number of tokens such as 500K or 20M")
 
 
-def bytes_of(given: Any, name: str) -> int:
+def bytes_of(value: Any, name: str) -> int:
     """Bytes of a size such as ``5GB``, ``500 MB`` (decimal) or ``8GiB``, or of a plain number.
 
     Raises:
         UserError: not a positive size.
     """
-    return _whole(given, BYTES, f"{_said(name, given)} is not a size; write for example 5GB or 500MB")
+    return _whole(value, BYTES, f"{_argument_text(name, value)} is not a size; write for example 5GB or 500MB")
 
 
-def share_of(given: Any, name: str) -> int | float:
+def share_of(value: Any, name: str) -> int | float:
     """A share from text such as ``0.2``, ``20%`` or ``20 %``.
 
     Raises:
         UserError: not a number.
     """
-    number = _number(given, {"%": 1.0}, f"{_said(name, given)}: give a share such as 0.2 or 20%")
-    return number / 100 if isinstance(given, str) and "%" in given else number
+    number = _number(value, {"%": 1.0}, f"{_argument_text(name, value)}: give a share such as 0.2 or 20%")
+    return number / 100 if isinstance(value, str) and "%" in value else number
 
 
-def factor_of(given: Any, name: str) -> int | float:
+def factor_of(value: Any, name: str) -> int | float:
     """A factor from text such as ``1.3`` or ``1.3x``.
 
     Raises:
         UserError: not a number.
     """
-    return _number(given, {"X": 1.0, "×": 1.0}, f"{_said(name, given)}: give a factor such as 1.25 or 1.25x")
+    return _number(value, {"X": 1.0, "×": 1.0}, f"{_argument_text(name, value)}: give a factor such as 1.25 or 1.25x")
 
 
-def seconds_of(given: Any, name: str) -> int | float:
+def seconds_of(value: Any, name: str) -> int | float:
     """Seconds from text such as ``120s``, ``10m``, ``1h30m`` or ``120``.
 
     Raises:
         UserError: not a time.
     """
-    wrong = f"{_said(name, given)}: give a time such as 120s, 10m or 2h"
-    parts = re.findall(r"[\d.]+\s*[a-z]+", given.lower()) if isinstance(given, str) else []
-    if len(parts) > 1 and "".join(parts).replace(" ", "") == given.lower().replace(" ", ""):
+    wrong = f"{_argument_text(name, value)}: give a time such as 120s, 10m or 2h"
+    parts = re.findall(r"[\d.]+\s*[a-z]+", value.lower()) if isinstance(value, str) else []
+    if len(parts) > 1 and "".join(parts).replace(" ", "") == value.lower().replace(" ", ""):
         return sum(_number(part, TIME_UNITS, wrong) for part in parts)
-    return _number(given, TIME_UNITS, wrong)
+    return _number(value, TIME_UNITS, wrong)
 
 
-def _said(name: str, given: Any) -> str:
-    return argument(name, repr(str(given)))
+def _argument_text(name: str, value: Any) -> str:
+    return argument(name, repr(str(value)))
 
 
-def _number(given: Any, units: dict[str, float], wrong: str) -> int | float:
+def _number(value: Any, units: dict[str, float], wrong: str) -> int | float:
     """A number with one of the units, or without."""
-    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise UserError(wrong)
-    if not isinstance(given, str):
-        return given
-    number = given.strip().upper()
+    if not isinstance(value, str):
+        return value
+    number = value.strip().upper()
     unit = next((unit for unit in sorted(units, key=len, reverse=True) if number.endswith(unit)), "")
     digits = number.removesuffix(unit).strip()
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?", digits) or not digits.isascii():
         raise UserError(wrong)
-    found = float(digits) * units.get(unit, 1)
-    return int(found) if found.is_integer() and not unit and "." not in digits and "E" not in digits else found
+    quantity = float(digits) * units.get(unit, 1)
+    return int(quantity) if quantity.is_integer() and not unit and "." not in digits and "E" not in digits else quantity
 
 
-def _whole(given: Any, units: dict[str, float], wrong: str) -> int:
+def _whole(value: Any, units: dict[str, float], wrong: str) -> int:
     """A whole number above 0, with one of the units, or without."""
-    number = _number(given, units, wrong)
+    number = _number(value, units, wrong)
     if not 1 <= number < math.inf:
         raise UserError(wrong)
     return round(number)

@@ -76,11 +76,11 @@ class Grid:
     def __post_init__(self) -> None:
         if self.protocol not in SPEED_PROTOCOLS:
             raise UserError(f"give {' or '.join(SPEED_PROTOCOLS)}", protocol=self.protocol)
-        named = SPEED_PROTOCOLS[self.protocol]
-        limited = self.seconds is None and self.repeats is None
-        for name, value in named.items():
-            settled = name in ("repeated", "typical") or getattr(self, name) is None
-            if settled and (name != "seconds" or limited):
+        defaults = SPEED_PROTOCOLS[self.protocol]
+        default_limit = self.seconds is None and self.repeats is None
+        for name, value in defaults.items():
+            from_protocol = name in ("repeated", "typical") or getattr(self, name) is None
+            if from_protocol and (name != "seconds" or default_limit):
                 set_field(self, name, value)
         for name, least in (("batches", 1), ("prompts", 1), ("new", 2)):
             values = numbers_of(getattr(self, name), name, "numbers")
@@ -112,7 +112,7 @@ class Grid:
             for batch in sorted(set(self.batches))
         ]
 
-    def described(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, Any]:
         """For the record."""
         return {
             key: list(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ from ..artifacts import ModelRecord, save
 from ..errors import UserError
 from ..runtime import distributed
 from ..settings.compute import Compute
-from ..settings.fields import check_spent, settled
+from ..settings.fields import check_spent, settings_from
 
 ModelSource = str | Path | Model
 
@@ -21,7 +21,7 @@ def open_model(source: ModelSource, compute: Compute | None = None, **plain: Any
 
     Example: ``model = shallower.open_model("my-model", dtype="bf16")``.
     """
-    compute = settled(Compute, compute, plain, "compute")
+    compute = settings_from(Compute, compute, plain, "compute")
     check_spent(plain, (Compute,), "open_model")
     if isinstance(source, Model):
         return source
@@ -36,7 +36,7 @@ def taken(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple
         wanted: name of the argument -> (kind of settings, what was given for it).
     """
     left = dict(plain)
-    found = tuple(settled(kind, given, left, name) for name, (kind, given) in wanted.items())
+    found = tuple(settings_from(kind, given, left, name) for name, (kind, given) in wanted.items())
     check_spent(left, tuple(kind for kind, _ in wanted.values()), verb)
     return found
 

@@ -98,7 +98,7 @@ class Evidence:
         return self.perplexities([NOTHING], "dense")[0]
 
     @property
-    def measured(self) -> str:
+    def growth_basis(self) -> str:
         """The texts of ``growth``, and how they are cut."""
         return f"{', '.join(self.segments)}, {next(iter(self._dense.values())).length} tokens"
 

@@ -290,7 +290,7 @@ class HealingJob:
                 inputs=[model.checkpoint.folder, *model.checkpoint.folder.iterdir(), *self.inputs],
             )
             record = write_healed(model, self.told, written)
-        return distributed.gathered(record)[0]
+        return distributed.all_gather(record)[0]
 
 
 def _picture(result: Healing) -> bytes:

@@ -12,7 +12,7 @@ from .. import methods
 from ..artifacts import ModelRecord, Plan, Scores
 from ..data.readers import check_readable
 from ..errors import UserError, argument
-from ..planning.amount import check_amount, protection, settled_amount
+from ..planning.amount import check_amount, protection, resolve_amount
 from ..planning.choice import Method, agreement, choices, meet, problem_of, searches
 from ..planning.plans import plan_of
 from ..settings.amount import Amount, amount_of
@@ -111,7 +111,7 @@ def chosen(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Pl
     protected = _protected(method, choosing, record)
     if amount.max_ppl_increase is None:  # refused before anything is scored
         check_amount(
-            settled_amount(amount, record, evidence.dtype)[0], record, range(protected[0], record.layers - protected[1])
+            resolve_amount(amount, record, evidence.dtype)[0], record, range(protected[0], record.layers - protected[1])
         )
     return next(_plans(evidence, choosing, method, protected, amount))
 

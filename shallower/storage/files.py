@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DiskError, UserError
 from ..runtime.progress import say
 from .ownership import check_free, check_replaceable, others
-from .paths import files_below, listed
+from .paths import files_below, short_list
 
 
 @contextlib.contextmanager
@@ -155,8 +155,8 @@ def _keep_others(old: Path, new: Path) -> None:
 
     Files are linked, not copied.
     """
-    kept = others(old)
-    for name in kept:
+    foreign = others(old)
+    for name in foreign:
         goal = new / name
         while goal.exists() or goal.is_symlink():
             goal = goal.with_name(goal.name + ".before")
@@ -168,8 +168,8 @@ def _keep_others(old: Path, new: Path) -> None:
             os.link(old / name, goal)
         except OSError:  # a file system without links
             shutil.copy2(old / name, goal)
-    if kept:
-        say(f"kept in {old}, not written by shallower: {listed(kept)}")
+    if foreign:
+        say(f"kept in {old}, not written by shallower: {short_list(foreign)}")
 
 
 def remove_own(folder: Path, names: re.Pattern) -> None:

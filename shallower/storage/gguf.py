@@ -112,7 +112,10 @@ class _Reader:
     """Values at a place of the file, one after the other, never beyond its end."""
 
     def __init__(self, file: Path, data: mmap.mmap):
-        self.file, self.data, self.place, self.size = file, data, 0, len(data)
+        self.file = file
+        self.data = data
+        self.place = 0
+        self.size = len(data)
 
     def fail(self, why: str) -> UserError:
         return UserError(f"{self.file} is no whole GGUF file ({why}): download it again")
@@ -140,9 +143,10 @@ class _Reader:
             return self.text()
         if kind != ARRAY:
             raise self.fail(f"a value of the unknown type {kind}")
-        inner, count = self.scalar(4), self.scalar(10)
+        inner = self.scalar(4)
+        count = self.scalar(10)
         if inner in SCALARS:
-            return [self.scalar(inner) for _ in range(count)] if count <= LONG_ARRAY else self._passed(inner, count)
+            return [self.scalar(inner) for _ in range(count)] if count <= LONG_ARRAY else self._skip_array(inner, count)
         if inner != STRING:
             raise self.fail(f"an array of the unknown type {inner}")
         if count > (self.size - self.place) // 8:
@@ -153,12 +157,13 @@ class _Reader:
             self.take(self.scalar(10))
         return LongArray(inner, count)
 
-    def _passed(self, inner: int, count: int) -> LongArray:
+    def _skip_array(self, inner: int, count: int) -> LongArray:
         self.take(SIZES[inner] * count)
         return LongArray(inner, count)
 
     def tensor(self) -> tuple[str, int, tuple[int, ...], int]:
-        name, dimensions = self.text(), self.scalar(4)
+        name = self.text()
+        dimensions = self.scalar(4)
         if dimensions > MOST_DIMENSIONS:
             raise self.fail(f"a tensor of {dimensions} dimensions")
         shape = tuple(self.scalar(10) for _ in range(dimensions))
@@ -194,9 +199,11 @@ def _header(reader: _Reader) -> GgufHeader:
     tensors, keys = reader.scalar(10), reader.scalar(10)
     if tensors > reader.size // 24 or keys > reader.size // 13:
         raise reader.fail(f"it announces {tensors} tensors and {keys} keys")
-    metadata, spans = {}, {}
+    metadata = {}
+    spans = {}
     for _ in range(keys):
-        start, name = reader.place, reader.text()
+        start = reader.place
+        name = reader.text()
         if name in metadata:
             raise reader.fail(f"the key {name[:80]} twice")
         metadata[name] = reader.value(reader.scalar(4))
@@ -206,22 +213,20 @@ def _header(reader: _Reader) -> GgufHeader:
         number = metadata.get("split.no", 0)
         which = number + 1 if isinstance(number, int) else "one"
         raise UserError(f"{file} is part {which} of {parts}: merge them first (llama-gguf-split does)")
-    announced = [reader.tensor() for _ in range(tensors)]
+    entries = [reader.tensor() for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or isinstance(alignment, bool) or not 0 < alignment <= 1 << 20:
         raise reader.fail("its alignment makes no sense")
     base = -(-reader.place // alignment) * alignment
-    return GgufHeader(file, metadata, tuple(_tensors(reader, announced, base)), spans, version)
+    return GgufHeader(file, metadata, tuple(_tensors(reader, entries, base)), spans, version)
 
 
-def _tensors(
-    reader: _Reader, announced: list[tuple[str, int, tuple[int, ...], int]], base: int
-) -> Iterator[GgufTensor]:
-    seen: set[str] = set()
-    for name, kind, shape, offset in announced:
-        if name in seen:
+def _tensors(reader: _Reader, entries: list[tuple[str, int, tuple[int, ...], int]], base: int) -> Iterator[GgufTensor]:
+    names: set[str] = set()
+    for name, kind, shape, offset in entries:
+        if name in names:
             raise reader.fail(f"the tensor {name[:80]} twice")
-        seen.add(name)
+        names.add(name)
         if kind not in BLOCKS:
             raise UserError(
                 f"{reader.file}: {name[:80]} has the type {kind}, which is not read: convert the model to another one"
@@ -236,21 +241,21 @@ def _tensors(
         yield GgufTensor(name, label, shape, start, end)
 
 
-def copy_without(header: GgufHeader, keys: list[str], added: dict[str, int], target: Path, *, data: bool) -> Path:
+def copy_without(header: GgufHeader, keys: list[str], additions: dict[str, int], target: Path, *, data: bool) -> Path:
     """Write the same file without some keys, and with further ones that are 32-bit numbers.
 
     Without ``data`` its weights are a hole.
 
     Reading every word of a vocabulary takes libraries most of a minute; for what else they tell it is not needed.
     """
-    kept = [name for name in header.metadata if name not in keys and name not in added]
+    names = [name for name in header.metadata if name not in keys and name not in additions]
     with header.file.open("rb") as source, target.open("wb") as out:
-        out.write(MAGIC + struct.pack("<IQQ", header.version, len(header.tensors), len(kept) + len(added)))
-        for name in kept:
+        out.write(MAGIC + struct.pack("<IQQ", header.version, len(header.tensors), len(names) + len(additions)))
+        for name in names:
             start, end = header.spans[name]
             source.seek(start)
             out.write(source.read(end - start))
-        for name, value in added.items():
+        for name, value in additions.items():
             out.write(struct.pack("<Q", len(name.encode())) + name.encode() + struct.pack("<II", 4, value))
         first = min((tensor.start for tensor in header.tensors), default=0)
         numbers = {label: kind for kind, (label, _, _) in BLOCKS.items()}

@@ -31,40 +31,42 @@ def file_hashes(files: Iterable[Path]) -> dict[Path, str]:
         UserError: a file that cannot be read, or is being changed.
     """
     files = list(dict.fromkeys(files))
-    known = {file: _known(file) for file in files}
-    unread = [file for file, found in known.items() if found is None]
+    hashes = {file: _known_hash(file) for file in files}
+    unread = [file for file, digest in hashes.items() if digest is None]
     total = sum(file.stat().st_size for file in unread if file.exists()) // 10**6
-    shown = meter("hashing the weights, MB", total) if total > LARGE_FILE else nullcontext(Meter("", total))
+    progress = meter("hashing the weights, MB", total) if total > LARGE_FILE else nullcontext(Meter("", total))
     if unread:
-        with shown as done, ThreadPoolExecutor(THREADS) as workers:
-            known |= zip(unread, workers.map(lambda file: _hashed(file, done.add), unread), strict=True)
-    return {file: str(known[file]) for file in files}
+        with progress as done, ThreadPoolExecutor(THREADS) as workers:
+            hashes |= zip(unread, workers.map(lambda file: _hash_file(file, done.add), unread), strict=True)
+    return {file: str(hashes[file]) for file in files}
 
 
 def remember(hashes: dict[Path, str]) -> None:
     """Keep hashes of files that were just written, and of which they are known."""
-    for file, found in hashes.items():
+    for file, digest in hashes.items():
         with suppress(OSError):
-            _keep(file.resolve(), {"file": str(file.resolve()), "stat": _stat(file.resolve()), "sha256": found})
+            _keep(file.resolve(), {"file": str(file.resolve()), "stat": _stat(file.resolve()), "sha256": digest})
 
 
-def _known(file: Path) -> str | None:
+def _known_hash(file: Path) -> str | None:
     """The hash without reading the file: by its name in the Hub's cache, or as it was kept."""
     real = file.resolve()
     if file.is_symlink() and real.parent.name == "blobs" and BLOB.fullmatch(real.name):
         return real.name
     with suppress(OSError, ValueError, AttributeError):
-        kept = json.loads(_place(real).read_text(encoding="utf-8"))
-        if kept.get("stat") == _stat(real) and BLOB.fullmatch(str(kept.get("sha256"))):
-            return kept["sha256"]
+        record = json.loads(_place(real).read_text(encoding="utf-8"))
+        if record.get("stat") == _stat(real) and BLOB.fullmatch(str(record.get("sha256"))):
+            return record["sha256"]
     return None
 
 
-def _hashed(file: Path, tell: Callable[[int], None]) -> str:
+def _hash_file(file: Path, tell: Callable[[int], None]) -> str:
     real = file.resolve()
-    digest, buffer = hashlib.sha256(), bytearray(HASH_PIECE)
+    digest = hashlib.sha256()
+    buffer = bytearray(HASH_PIECE)
     try:
-        before, since = _stat(real), 0
+        before = _stat(real)
+        since = 0
         with real.open("rb", buffering=0) as stream:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -86,13 +88,13 @@ def _hashed(file: Path, tell: Callable[[int], None]) -> str:
 
 
 def _stat(file: Path) -> dict[str, int]:
-    found = file.stat()
+    status = file.stat()
     return {
-        "size": found.st_size,
-        "mtime": found.st_mtime_ns,
-        "ctime": found.st_ctime_ns,
-        "inode": found.st_ino,
-        "device": found.st_dev,
+        "size": status.st_size,
+        "mtime": status.st_mtime_ns,
+        "ctime": status.st_ctime_ns,
+        "inode": status.st_ino,
+        "device": status.st_dev,
     }
 
 

@@ -149,8 +149,8 @@ def _read_sharded(folder: Path, where: dict[str, str]) -> dict[str, TensorEntry]
     for name, shard in where.items():
         if name not in headers[shard]:
             raise UserError(f"{INDEX} says that {name} is in {shard}, which does not hold it: download it again")
-    for shard, held in headers.items():
-        for name in held:
+    for shard, header in headers.items():
+        for name in header:
             if where.get(name) != shard:
                 what = f"says that {name} is in {where[name]}" if name in where else f"does not name {name}"
                 raise UserError(

@@ -27,7 +27,7 @@ from ..errors import DiskError, argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from .files import disk_errors, made_parents, remove_own, write_atomic
-from .locks import locked
+from .locks import acquire_lock
 
 JOURNAL_SECONDS = float(
     os.environ.get("SHALLOWER_JOURNAL_SECONDS", "5")
@@ -43,8 +43,10 @@ class _Beside:
     """The hidden folder beside one output; made, and locked against other commands, once something is to be kept."""
 
     def __init__(self, out: Path):
-        self.out, self.folder, self.lock = out, out.parent / f".{out.name}.journal", None
-        self.made: list[Path] = []
+        self.out = out
+        self.folder = out.parent / f".{out.name}.journal"
+        self.lock = None
+        self.new_folders: list[Path] = []
 
     def claim(self) -> Path:
         """The folder, ours until the process ends.
@@ -53,12 +55,12 @@ class _Beside:
             UserError: another process writes to the same output.
         """
         if distributed.rank() == 0 and self.lock is None:
-            self.made = [folder for folder in self.folder.parents if not folder.exists()]
+            self.new_folders = [folder for folder in self.folder.parents if not folder.exists()]
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
                 try:
                     busy = f"another process is writing {self.out}: wait for it or give another {argument('out')}"
-                    self.lock = locked(self.folder, busy)
+                    self.lock = acquire_lock(self.folder, busy)
                 except OSError:
                     with suppress(OSError):
                         self.folder.rmdir()
@@ -69,7 +71,7 @@ class _Beside:
         if self.lock is not None:
             if drop or (not any(self.folder.rglob("done.json")) and not any(self.folder.rglob("*.safetensors"))):
                 remove_own(self.folder, OWN_JOURNALS)
-                for folder in self.made:  # made for this folder; what has come into them since keeps them
+                for folder in self.new_folders:  # what has come into them since keeps them
                     with suppress(OSError):
                         folder.rmdir()
             self.lock.release()
@@ -90,7 +92,7 @@ def journaled(out: str | Path | None) -> Iterator[None]:
     token = _beside.set(beside)
     try:
         yield
-        distributed.gathered(None)  # all are done with it
+        distributed.all_gather(None)  # all are done with it
         beside.close(drop=True)
     except Exception as error:
         beside.close(drop=not isinstance(error, PASSING))
@@ -118,23 +120,23 @@ class Journal:
     """
 
     def __init__(self, key: dict | None = None):
-        beside, self.folder, self.resumed = _beside.get(), None, False
+        beside = _beside.get()
+        self.folder = None
+        self.resumed = False
         self.done: dict[str, Any] = {}
-        self.started, self.before = (
-            time.monotonic(),
-            0.0,
-        )  # before: seconds that earlier processes spent on what is kept
+        self.started = time.monotonic()
+        self.before = 0.0  # before: seconds that earlier processes spent on what is kept
         if key is None or beside is None:
             return
         text = json.dumps(key, sort_keys=True, default=str)
         self.folder = beside.claim() / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.resumed = all(distributed.gathered((self.folder / "about.json").is_file()))
+        self.resumed = all(distributed.all_gather((self.folder / "about.json").is_file()))
         if self.resumed:
             with suppress(OSError, ValueError):
                 self.done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
         elif distributed.rank() == 0:
             write_atomic(self.folder / "about.json", text + "\n")
-        self.done = distributed.gathered(self.done)[0]
+        self.done = distributed.all_gather(self.done)[0]
 
     def memo(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of ``compute``, from the journal where it was finished before.
@@ -163,7 +165,7 @@ class Journal:
         if self.folder is not None:
             remove_own(self.folder, INSIDE)
 
-    def spent(self) -> float:
+    def seconds_spent(self) -> float:
         """Seconds of work in what is kept and in this process."""
         return self.before + time.monotonic() - self.started
 
@@ -175,7 +177,7 @@ class Journal:
         """
         return JournalPart(self, label, total, which, lasting)
 
-    def spilled(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def spill(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The same tensors in a file, read from there only where they are used.
 
         One that has several names is written once.
@@ -184,7 +186,8 @@ class Journal:
         """
         if self.folder is None or distributed.size() > 1:
             return None
-        path, first = self.folder / f"{name}.spilled", {}
+        path = self.folder / f"{name}.spilled"
+        first = {}
         same = {key: first.setdefault((one.data_ptr(), one.shape, one.stride()), key) for key, one in tensors.items()}
         with disk_errors(path):
             try:
@@ -219,8 +222,13 @@ class JournalPart:
     """
 
     def __init__(self, journal: Journal, label: str, total: int, which: str, lasting: bool):
-        self.journal, self.label, self.total, self.lasting = journal, label, total, lasting
-        self.kept, self.saved, self.took = 0, time.monotonic(), 0.0
+        self.journal = journal
+        self.label = label
+        self.total = total
+        self.lasting = lasting
+        self.kept = 0
+        self.saved = time.monotonic()
+        self.took = 0.0
         name = re.sub(r"[^a-z0-9]+", "-", f"{label} {which}".lower())
         self.pattern = f"{name}.*.{distributed.rank()}.safetensors"
 
@@ -230,9 +238,10 @@ class JournalPart:
         if folder is None or not self.journal.resumed:
             return State()
         readable = {step: state for step, path in self._files().items() if (state := _read(path)) is not None}
-        common = set.intersection(*map(set, distributed.gathered(list(readable))))
+        common = set.intersection(*map(set, distributed.all_gather(list(readable))))
         state = readable[max(common)] if common else State()
-        self.kept, self.journal.before = state.step, max(self.journal.before, state.spent)
+        self.kept = state.step
+        self.journal.before = max(self.journal.before, state.spent)
         say(f"resuming at {self.label} {state.step} of {self.total}")
         return state
 
@@ -243,7 +252,7 @@ class JournalPart:
         started = time.monotonic()
         name = self.pattern.replace("*", str(step))
         target, beside = self.journal.folder / name, self.journal.folder / f".{name}"
-        header = {"state": json.dumps({"step": step, "notes": notes, "spent": self.journal.spent()})}
+        header = {"state": json.dumps({"step": step, "notes": notes, "spent": self.journal.seconds_spent()})}
         with disk_errors(
             target, f"; {self.kept} of {self.total} steps are kept, and the same command goes on from there"
         ):
@@ -252,7 +261,7 @@ class JournalPart:
                 os.replace(beside, target)
             finally:
                 beside.unlink(missing_ok=True)
-        distributed.gathered(None)  # only now may the older state go: every process has this one
+        distributed.all_gather(None)  # only now may the older state go: every process has this one
         for other, path in self._files().items():
             if other != step:
                 path.unlink(missing_ok=True)
@@ -261,7 +270,7 @@ class JournalPart:
 
     def _due(self) -> bool:
         return bool(
-            distributed.gathered(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))[0]
+            distributed.all_gather(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))[0]
         )
 
     def _files(self) -> dict[int, Path]:
@@ -285,17 +294,17 @@ class JournalPart:
 
 def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
     own: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    storages: set[int] = set()
     for key, tensor in tensors.items():  # the format wants contiguous tensors that share no memory
         place = tensor.untyped_storage().data_ptr()
-        own[key] = tensor.clone(memory_format=torch.contiguous_format) if place in taken else tensor.contiguous()
-        taken.add(place)
+        own[key] = tensor.clone(memory_format=torch.contiguous_format) if place in storages else tensor.contiguous()
+        storages.add(place)
     try:
         save_file(own, path, header)
     except SafetensorError as error:  # it wraps what the disk said
         raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> State | None:

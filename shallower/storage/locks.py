@@ -7,7 +7,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ..errors import UserError
 
 
-def locked(folder: Path, busy: str) -> BaseFileLock:
+def acquire_lock(folder: Path, busy: str) -> BaseFileLock:
     """The lock of a folder, held until it is released or the process ends.
 
     Args:

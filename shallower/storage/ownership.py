@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, argument
-from .paths import files_below, kind_of, listed, parse_json, place
+from .paths import files_below, kind_of, parse_json, place, short_list
 
 OUTPUT_MARKS = {
     "shallower.json": "pruned",
@@ -39,13 +39,13 @@ def own_files(folder: Path) -> set[str] | None:
     if not marks:
         return None
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
-    listed_there: set[str] = set()
+    record_names: set[str] = set()
     for name in marks:
         with contextlib.suppress(UserError, OSError):
             content = parse_json((folder / name).read_bytes(), name)
-            found = content.get("files") if isinstance(content, dict) else None
-            listed_there |= {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
-    own = {name for name in names if name in marks or (name in listed_there if listed_there else OURS.fullmatch(name))}
+            entries = content.get("files") if isinstance(content, dict) else None
+            record_names |= {one for one in entries if isinstance(one, str)} if isinstance(entries, list) else set()
+    own = {name for name in names if name in marks or (name in record_names if record_names else OURS.fullmatch(name))}
     return {name for name in own if name != CARD or CARD_MARK in _start(folder / name)}
 
 
@@ -118,7 +118,7 @@ def check_replaceable(folder: Path, names: Iterable[str], ours: Callable[[Path],
     there = list(folder.iterdir()) if folder.is_dir() else []
     if there and not any(ours(path) for path in there):
         raise UserError(
-            f"{folder} exists and holds other things ({listed(sorted(path.name for path in there))}): give "
+            f"{folder} exists and holds other things ({short_list(sorted(path.name for path in there))}): give "
             f"{argument('out')} another name"
         )
     for name in names:
@@ -153,10 +153,10 @@ def check_file(target: Path, kind: str) -> None:
         return
     if target.is_symlink() or not target.is_file():
         raise UserError(f"{argument('out', target)} is not a plain file; give the name of a .json file")
-    found = kind_of(target)
-    if target.stat().st_size and found != kind:
+    present_kind = kind_of(target)
+    if target.stat().st_size and present_kind != kind:
         raise UserError(
-            f"{argument('out', target)} holds something else ({found or 'no artifact'}); only older {kind} are "
+            f"{argument('out', target)} holds something else ({present_kind or 'no artifact'}); only older {kind} are "
             "replaced: give another name"
         )
 

@@ -44,10 +44,10 @@ def kind_of(path: Path) -> str | None:
     """The kind of an artifact; None for other files."""
     try:
         with path.open("rb") as file:
-            found = KIND.match(file.read(100))
+            match = KIND.match(file.read(100))
     except OSError:
         return None
-    return found[1].decode() if found else None
+    return match[1].decode() if match else None
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -59,10 +59,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        found = json.loads(text)
+        content = json.loads(text)
         if SURROGATE.search(text):
-            json.dumps(found, ensure_ascii=False).encode()
-        return found
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except (ValueError, RecursionError) as error:
         what = "half a character in it" if isinstance(error, UnicodeEncodeError) else " ".join(str(error).split())[:80]
         raise UserError(f"{where} is not JSON ({what}): write or download it again") from error
@@ -70,15 +70,15 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 def files_below(folder: Path) -> list[Path]:
     """All files and links below a folder, none of the links followed."""
-    found = []
+    files = []
     for parent, folders, names in os.walk(folder):
-        found += [
+        files += [
             Path(parent, name) for name in (*names, *(name for name in folders if Path(parent, name).is_symlink()))
         ]
-    return sorted(found)
+    return sorted(files)
 
 
-def listed(names: Iterable[str], most: int = 4) -> str:
+def short_list(names: Iterable[str], most: int = 4) -> str:
     """The first of some names, and how many there are beyond."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -91,7 +91,8 @@ def _range(entry: TensorEntry, start: int, end: int) -> Iterator[bytes]:
 
 def _cut_pieces(entry: TensorEntry, cut: Cut, rows: int, part: int) -> Iterator[bytes]:
     """What stays of each row (what lies along the cut axis and behind it); short rows are read many at a time."""
-    row, runs = part * cut.of, [(first * part, end * part) for first, end in cut.runs()]
+    row = part * cut.of
+    runs = [(first * part, end * part) for first, end in cut.runs()]
     if row > COPY_BYTES:
         for start in range(entry.start, entry.end, row):
             for low, high in runs:
@@ -101,11 +102,11 @@ def _cut_pieces(entry: TensorEntry, cut: Cut, rows: int, part: int) -> Iterator[
     with entry.file.open("rb") as stream:
         stream.seek(entry.start)
         for first in range(0, rows, together):
-            wanted = min(together, rows - first) * row
-            block = memoryview(stream.read(wanted))
-            if len(block) != wanted:
+            length = min(together, rows - first) * row
+            block = memoryview(stream.read(length))
+            if len(block) != length:
                 raise UserError(f"{entry.file} ended early while it was copied: is it being changed?")
-            yield b"".join(block[start + low : start + high] for start in range(0, wanted, row) for low, high in runs)
+            yield b"".join(block[start + low : start + high] for start in range(0, length, row) for low, high in runs)
 
 
 def write_shards(
@@ -135,10 +136,11 @@ def write_shards(
         filled += content.bytes
     total = len(shards)
     names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
-    total_bytes, written = sum(content.bytes for content in contents.values()), written or {}
+    total_bytes = sum(content.bytes for content in contents.values())
+    written = written or {}
     before = sum(written.values())
-    counted = meter("writing MB", total_bytes // 10**6, before // 10**6)
-    with counted as done, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as syncer:
+    progress = meter("writing MB", total_bytes // 10**6, before // 10**6)
+    with progress as done, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as syncer:
         workers = reader, syncer
         ends = [
             _File(folder / file, shard, mark, workers).write(written.get(file, 0), done)
@@ -165,23 +167,28 @@ class _File:
         mark: Callable[[str, int], None],
         workers: tuple[Executor, Executor],
     ):
-        self.path, self.shard, self.mark, (self.reader, self.syncer) = path, shard, mark, workers
-        self.marked, self.syncing = 0, None
-        self.sources, self.reading = ExitStack(), None
+        self.path = path
+        self.shard = shard
+        self.mark = mark
+        self.reader, self.syncer = workers
+        self.marked = 0
+        self.syncing = None
+        self.sources = ExitStack()
+        self.reading = None
         self.buffers = tuple(memoryview(bytearray(COPY_BYTES)) for _ in range(2))
         self.digest = hashlib.sha256()
 
     def header(self) -> bytes:
-        described: dict = {"__metadata__": {"format": "pt"}}
+        entries: dict = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, content in self.shard.items():
-            described[name] = {
+            entries[name] = {
                 "dtype": content.dtype,
                 "shape": list(content.shape),
                 "data_offsets": [offset, offset + content.bytes],
             }
             offset += content.bytes
-        raw = json.dumps(described, separators=(",", ":")).encode()
+        raw = json.dumps(entries, separators=(",", ":")).encode()
         raw += b" " * (-(8 + len(raw)) % 64)  # the tensors then start aligned, as mapped memory likes it
         return struct.pack("<Q", len(raw)) + raw
 
@@ -191,7 +198,8 @@ class _File:
         On the disk, and closed, when the future gives its hash.
         """
         going_on = start and self.path.is_file() and self.path.stat().st_size >= start
-        header, self.marked = self.header(), start if going_on else 0
+        header = self.header()
+        self.marked = start if going_on else 0
         with ExitStack() as unfinished, ExitStack() as self.sources:
             out = unfinished.enter_context(self.path.open("r+b" if going_on else "wb", buffering=0))
             if going_on:
@@ -211,7 +219,7 @@ class _File:
                     else:
                         _all(out, piece)
             self.buffers = ()
-            end = self.syncer.submit(self._ended, unfinished.pop_all(), out.fileno(), position)
+            end = self.syncer.submit(self._finish, unfinished.pop_all(), out.fileno(), position)
         return end
 
     def _pieces(self, position: int, start: int) -> Iterator[memoryview | bytes | Content]:
@@ -237,11 +245,11 @@ class _File:
                 self.digest.update(piece)
                 end -= len(piece)
 
-    def _ended(self, opened: ExitStack, handle: int, position: int) -> str:
-        with opened:  # the next file is being copied meanwhile
+    def _finish(self, file: ExitStack, handle: int, position: int) -> str:
+        with file:  # the next file is being copied meanwhile
             if self.syncing is not None:
                 self.syncing.result()
-            self._synced(handle, position)
+            self._flush(handle, position)
         return self.digest.hexdigest()
 
     def _range(self, entry: TensorEntry) -> Iterator[memoryview]:
@@ -249,7 +257,8 @@ class _File:
 
         A copy inside the kernel was measured to be no faster.
         """
-        source, start = self._opened(entry.file), entry.start
+        source = self._handle(entry.file)
+        start = entry.start
         while start < entry.end:
             buffer, other = self.buffers
             self.buffers = other, buffer
@@ -259,7 +268,7 @@ class _File:
             yield buffer[:count]
             start += count
 
-    def _opened(self, file: Path) -> int:
+    def _handle(self, file: Path) -> int:
         """The handle of a source, kept from tensor to tensor: the system reads ahead of a handle as far as it has seen
         it read in order.
         """
@@ -275,9 +284,10 @@ class _File:
             return
         if self.syncing is not None:
             self.syncing.result()
-        self.marked, self.syncing = position, self.syncer.submit(self._synced, handle, position)
+        self.marked = position
+        self.syncing = self.syncer.submit(self._flush, handle, position)
 
-    def _synced(self, handle: int, position: int) -> None:
+    def _flush(self, handle: int, position: int) -> None:
         os.fsync(handle)
         self.mark(self.path.name, position)
 

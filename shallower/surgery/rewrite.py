@@ -17,7 +17,7 @@ from ..anatomy.loading import FLOATS, parse_dtype
 from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
-from ..anatomy.quantised import StackNames, refuse, renumbered, stack_names
+from ..anatomy.quantised import StackNames, refuse, renumber_modules, stack_names
 from ..anatomy.sources import open_checkpoint
 from ..artifacts import Plan, Pruned, RepairReport, Unverified, dumps, published
 from ..errors import Refusal, argument
@@ -30,7 +30,7 @@ from ..storage.hashes import remember
 from ..storage.index import ITEM_BYTES, TensorEntry
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
-from ..storage.paths import files_below, listed
+from ..storage.paths import files_below, short_list
 from ..storage.writer import Content, Cut, stored_content, write_shards
 from .proof import verify
 from .side_files import carry_side_files
@@ -70,7 +70,7 @@ def checked_removal(
         refuse(checkpoint.source, checkpoint.quantised, why)
     solved = model.solver.solve(plan.removal.layers)
     renaming = rename(
-        checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved(plan.kept)
+        checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved_tensors(plan.kept)
     )
     return solved, renaming
 
@@ -165,7 +165,7 @@ def prune_files(
             raise
     remember({out / name: found for name, found in hashes.items()})
     if left:
-        say(f"left behind, as nothing tells whether they hold for the pruned model: {listed(left)}")
+        say(f"left behind, as nothing tells whether they hold for the pruned model: {short_list(left)}")
     return pruned
 
 
@@ -231,7 +231,7 @@ class LayerNumbers:
         self._names: StackNames | None = None
 
     def renumbered(self, value: Any) -> Any:
-        return renumbered(value, self.names, self.kept)
+        return renumber_modules(value, self.names, self.kept)
 
     @property
     def names(self) -> StackNames:

@@ -37,7 +37,7 @@ from ..results.healing import losses
 from ..runtime.progress import say
 from ..storage.files import new_folder
 from ..storage.hashes import remember
-from ..storage.paths import files_below, listed
+from ..storage.paths import files_below, short_list
 from ..storage.writer import write_shards
 from ..training.checkpoints import write_tensors
 from .proof import LOGITS_TOLERANCE
@@ -89,7 +89,7 @@ def write_healed(model: Model, told: Callable[..., Healing], how: TrainedOutput)
         model.module.requires_grad_(False).eval()
         contents, meant = trained_contents(checkpoint, model.module)
         if kept := kept_as_they_were(checkpoint, meant):
-            say(f"not part of the model, carried as they were: {listed(kept)}")
+            say(f"not part of the model, carried as they were: {short_list(kept)}")
         hashes = write_shards(folder, contents, max_bytes=TRAINED_SHARD)
         contents.clear()
         left = carry_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
@@ -115,7 +115,7 @@ def write_healed(model: Model, told: Callable[..., Healing], how: TrainedOutput)
             (folder / SIDE_FILE).write_text(dumps(published(pruned)), encoding="utf-8")
     remember({how.out / name: found for name, found in hashes.items()})
     if left:
-        say(f"left behind, as nothing tells whether they hold for the trained model: {listed(left)}")
+        say(f"left behind, as nothing tells whether they hold for the trained model: {short_list(left)}")
     return result
 
 

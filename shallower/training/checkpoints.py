@@ -25,7 +25,7 @@ from ..errors import Stopped, UserError, argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from ..storage.files import disk_errors, made_parents, remove_own, write_atomic
-from ..storage.locks import locked
+from ..storage.locks import acquire_lock
 from .sharding import like, whole
 
 KEPT = 2
@@ -61,7 +61,7 @@ class Checkpointer:
         if first:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
-                lock = locked(
+                lock = acquire_lock(
                     self.folder,
                     f"another process trains in {self.folder}: wait for it or give another {argument('out')}",
                 )
@@ -69,9 +69,9 @@ class Checkpointer:
             if first:
                 self._check(resume)
                 write_atomic(self.folder / "about.json", json.dumps(self.key, indent=2) + "\n")
-            distributed.gathered(None)
+            distributed.all_gather(None)
             yield
-            distributed.gathered(None)
+            distributed.all_gather(None)
             if first:
                 remove_own(self.folder, OWN_CHECKPOINTS)
         except KeyboardInterrupt as stop:
@@ -162,7 +162,7 @@ class Checkpointer:
             _restore(tensors, trained, optimizer)
             step = number
             break
-        distributed.gathered(None)
+        distributed.all_gather(None)
         if distributed.rank() == 0 and step:
             say(f"resuming at step {step}")
         self._shorten(step)
@@ -184,7 +184,7 @@ class Checkpointer:
         """Keep the figures of the dense model, which was trained first, for a second start."""
         if distributed.rank() == 0:
             write_atomic(self._control, json.dumps(rows))
-        distributed.gathered(None)
+        distributed.all_gather(None)
 
     def control(self) -> list[dict[str, Any]]:
         """What ``keep_control`` kept, or nothing."""

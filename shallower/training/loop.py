@@ -150,7 +150,7 @@ def train(run: TrainingRun) -> Outcome:
                 row |= run.watch(step)
             note(row)
             _tell(shown, row, step)
-            asked = max(distributed.gathered(stop_asked()))
+            asked = max(distributed.all_gather(stop_asked()))
             if step < run.schedule.steps and (asked or _due(run, step, saved)):
                 _keep(run, step, row["seconds"], (trained, optimizer), saved)
                 saved = (step, time.monotonic())
@@ -226,7 +226,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = run.schedule.lr(step)
     mine = Rows(*(part[distributed.rank() :: distributed.size()] for part in run.data.rows(step, run.schedule.batch)))
-    bearing = int(distributed.added(mine.bearing.sum()))
+    bearing = int(distributed.all_sum(mine.bearing.sum()))
     while True:
         try:
             sums = _gradients(run, accelerator, objective, mine, (step, bearing))
@@ -246,7 +246,7 @@ def _step(
         torch.cuda.empty_cache()  # here, where the traceback no longer holds the forward's tensors
     norm = accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip)
     norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    told = (distributed.added(sums.double().cpu()) / bearing).tolist()
+    told = (distributed.all_sum(sums.double().cpu()) / bearing).tolist()
     if math.isfinite(told[0]) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
@@ -373,7 +373,7 @@ def _due(run: TrainingRun, step: int, saved: tuple[int, float]) -> bool:
     """Whether a checkpoint is to be written; the first process's clock decides. The first one of all comes early."""
     by_steps = bool(run.checkpoint_steps) and step % run.checkpoint_steps == 0
     wait = 60 * run.checkpoint_minutes if saved[0] else min(EARLY, 60 * run.checkpoint_minutes)
-    return bool(distributed.gathered(by_steps or time.monotonic() - saved[1] >= wait)[0])
+    return bool(distributed.all_gather(by_steps or time.monotonic() - saved[1] >= wait)[0])
 
 
 def _keep(
@@ -389,5 +389,5 @@ def _tell(shown: Meter, row: dict[str, Any], step: int) -> None:
     every, bearing = row["all_tokens_per_second"], row["tokens_per_second"]
     answers = f" ({bearing:.0f} of answers)" if bearing < MOST * every else ""
     shown.add(1, f"loss {row['loss']:.3f}, {every:.0f} tokens/s{answers}, lr {row['lr']:.1e}")
-    if step - shown.first == FIRST_STEPS and shown.left() > 30:
-        say(f"about {shown.left() / 60:.1f} minutes for the rest, by the first {FIRST_STEPS} steps")
+    if step - shown.first == FIRST_STEPS and shown.seconds_left() > 30:
+        say(f"about {shown.seconds_left() / 60:.1f} minutes for the rest, by the first {FIRST_STEPS} steps")

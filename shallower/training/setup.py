@@ -184,13 +184,15 @@ def _perplexities(
         total, count = torch.zeros(2, dtype=torch.float64)
         mine = segments.tokens[rank::size].split(micro)
         for number in range(
-            len(mine) if alone else max(distributed.gathered(len(mine)))
+            len(mine) if alone else max(distributed.all_gather(len(mine)))
         ):  # a split model must be called equally often by all
             rows = mine[number] if number < len(mine) else segments.tokens[:1]
             bearing = torch.full_like(rows, number < len(mine), dtype=torch.bool)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 total += objective(rows.to(device), None, bearing.to(device))[0].double().cpu()
             count += bearing[:, 1:].sum()
-        nll = float(total if alone else distributed.added(total)) / float(count if alone else distributed.added(count))
+        nll = float(total if alone else distributed.all_sum(total)) / float(
+            count if alone else distributed.all_sum(count)
+        )
         found[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
     return found

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal, JournalPart, State
-from .batching import halved, rounds
+from .batching import batches_by_half, rounds
 from .evidence import Streams
 from .removals import replay_of
 from .replay import Replay
@@ -49,11 +49,11 @@ class StreamTap:
         self.totals.setdefault(key, Sums())
         self.totals[key] += Sums.of(self.measure(Streams(*span, before, after)))
 
-    def found(self) -> dict[Span, Halves]:
+    def totals_by_span(self) -> dict[Span, Halves]:
         """Span -> its totals, summed over processes."""
         both = len({half for half, *_ in self.totals}) > 1
         spans = sorted({tuple(span) for _, *span in self.totals})
-        return {span: Halves.of([self.totals[half, *span].added() for half in range(1 + both)]) for span in spans}
+        return {span: Halves.of([self.totals[half, *span].all_sum() for half in range(1 + both)]) for span in spans}
 
 
 @dataclass
@@ -79,22 +79,22 @@ class _Taps:
         for tap in self.taps:
             if not tap.spans:
                 tap.add(half, (index, index + 1), *((one[:, -1:] if tap.last else one) for one in (before, after)))
-        if self.spanning:
+        if self.spanning_taps:
             self._spans(batch, index, before, after, half)
 
     @property
-    def spanning(self) -> list[StreamTap]:
+    def spanning_taps(self) -> list[StreamTap]:
         return [tap for tap in self.taps if tap.spans]
 
     def _spans(self, batch: int, index: int, before: Tensor, after: Tensor, half: int) -> None:
-        if all(tap.last for tap in self.spanning):
+        if all(tap.last for tap in self.spanning_taps):
             before, after = before[:, -1:].clone(), after[:, -1:].clone()
         while len(self.kept) <= batch:
             self.kept.append({})
         places = self.kept[batch]
         places.setdefault(index, before)
         places[index + 1] = after
-        for tap in self.spanning:
+        for tap in self.spanning_taps:
             for start in range(index + 1):
                 tap.add(
                     half, (start, index + 1), *((one[:, -1:] if tap.last else one) for one in (places[start], after))
@@ -121,14 +121,14 @@ def stream_sums(
     every = any(tap.spans and not tap.last for tap in taps)
     stays = removal.stays(len(model.stack))
     pieces = rounds(model, tokens, len(model.stack) + 2 if every else 2) if replay else [distributed.share(tokens)]
-    seeing = _Taps(model, taps)
+    collector = _Taps(model, taps)
     with journal.part("layers", len(pieces) * len(stays)) as part, fast_products(model.module):
         if replay is None:
-            parts, seeing.first = halved(model, pieces[0])
-            _whole(seeing, parts, removal)
+            parts, collector.first = batches_by_half(model, pieces[0])
+            _whole(collector, parts, removal)
         else:
-            _layer_by_layer(seeing, replay, pieces, stays, part)
-    return [tap.found() for tap in taps]
+            _layer_by_layer(collector, replay, pieces, stays, part)
+    return [tap.totals_by_span() for tap in taps]
 
 
 def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: list[int], part: JournalPart) -> None:
@@ -137,7 +137,7 @@ def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: li
     _restore(taps, state)
     with meter("activations", len(pieces) * len(stays), state.step) as done:
         for number in range(first, len(pieces)):
-            parts, taps.first = halved(taps.model, pieces[number])
+            parts, taps.first = batches_by_half(taps.model, pieces[number])
             recordings = [replay.record(batch) for batch in parts]
             streams = [recording.entering for recording in recordings]
             resumed = number == first and done_before

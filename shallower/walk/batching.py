@@ -22,12 +22,14 @@ def batches(model: Model, tokens: Int[Tensor, "sample position"], limit: int | N
     return [part.to(model.device) for part in tokens.tensor_split(-(-len(tokens) // rows))]
 
 
-def halved(model: Model, tokens: Int[Tensor, "sample position"], limit: int | None = None) -> tuple[list[Tensor], int]:
+def batches_by_half(
+    model: Model, tokens: Int[Tensor, "sample position"], limit: int | None = None
+) -> tuple[list[Tensor], int]:
     """``batches`` of which none holds samples of both halves, and how many of them are of the first half.
 
     Where some process has one sample only, none keeps halves apart, and all batches are of the first.
     """
-    if not all(distributed.gathered(len(tokens) > 1)):
+    if not all(distributed.all_gather(len(tokens) > 1)):
         whole = batches(model, tokens, limit)
         return whole, len(whole)
     parts = [batches(model, half, limit) for half in tokens.tensor_split(2) if len(half)]

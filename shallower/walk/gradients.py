@@ -20,7 +20,7 @@ from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, Journal
-from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, chunks, halved, part_of, total_predictions
+from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, batches_by_half, chunks, part_of, total_predictions
 from .evidence import Flows, Gradients
 from .removals import replay_of
 from .replay import Recording, Replay
@@ -58,7 +58,8 @@ def gradient_sums(
     parts, first = _parts(model, tokens, weights=True)
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
-        layer, totals = model.layer(index), _Totals(index, measure, condense, first)
+        layer = model.layer(index)
+        totals = _Totals(index, measure, condense, first)
         for i, recording in enumerate(recordings):
             gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
             flowing[i] = gradients.pop(
@@ -85,22 +86,25 @@ def flow_sums(
 
     No weight gets a gradient.
     """
-    replay, stack = replay_of(model), model.stack
+    replay = replay_of(model)
+    stack = model.stack
     if replay is None:
         return _whole_flows(model, tokens, measure, removal)
     parts, first = _parts(model, tokens)
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
-        _, totals = model.layer(index), [Sums(), Sums()]
+        model.layer(index)  # has its weights in memory from here on
+        totals = [Sums(), Sums()]
         for i, recording in enumerate(recordings):
-            before, gradient = entering[i].to(model.device).detach().requires_grad_(), flowing[i]
+            before = entering[i].to(model.device).detach().requires_grad_()
+            gradient = flowing[i]
             with torch.enable_grad():
                 after = replay.step(recording, index, before)
             flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
             entering[i] = None
             streams = (stack.tokens_first(stream.detach()) for stream in (before, after, gradient))
             totals[i >= first] += Sums.of(measure(Flows(index, *streams)))
-        return [half.added() for half in totals if half]
+        return [half.all_sum() for half in totals if half]
 
     return {
         index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removal, journal).items()
@@ -121,13 +125,13 @@ def _reverse(
     stays = removal.stays(len(model.stack))
     with journal.part("gradients", len(stays)) as part, fast_products(model.module):
         state = part.resume()
-        found = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
-        back = list(reversed(stays))[len(found) :]
+        totals = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
+        back = list(reversed(stays))[len(totals) :]
         recordings = [replay.record(batch) for batch in parts]
         with meter(
-            "gradients", 4 * len(stays), 4 * len(found)
+            "gradients", 4 * len(stays), 4 * len(totals)
         ) as done:  # a layer costs a forward and about three on the way back
-            if found:
+            if totals:
                 inputs = _way_up(replay, recordings, stays[: max(0, len(back) - 1)], done)
                 flowing = [state.tensors[f"flowing/{i}"].to(model.device) for i in range(len(parts))]
             else:
@@ -139,10 +143,12 @@ def _reverse(
                 del tops
             model.release()
             for index in back:
-                found[index] = visit(index, recordings, inputs.pop(), flowing)
+                totals[index] = visit(index, recordings, inputs.pop(), flowing)
                 done.add(3, f"layer {index}")
-                part.keep(len(found), {f"flowing/{i}": gradient for i, gradient in enumerate(flowing)}, _numbers(found))
-    return dict(sorted(found.items()))
+                part.keep(
+                    len(totals), {f"flowing/{i}": gradient for i, gradient in enumerate(flowing)}, _numbers(totals)
+                )
+    return dict(sorted(totals.items()))
 
 
 def _parts(model: Model, tokens: Int[Tensor, "sample position"], *, weights: bool = False) -> tuple[list[Tensor], int]:
@@ -153,19 +159,20 @@ def _parts(model: Model, tokens: Int[Tensor, "sample position"], *, weights: boo
     Args:
         weights: sums as large as weights are held, of one layer and half.
     """
-    share, limit = distributed.share(tokens), GRADIENT_BATCHES * model.batch_tokens
+    share = distributed.share(tokens)
+    limit = GRADIENT_BATCHES * model.batch_tokens
     plain = batches(model, share, limit)
     largest = max(model.record.layer_parameters)
     apart = not weights or len(plain) > 1 or 8 * largest <= total_memory(model.device) // ROOM
-    if not all(distributed.gathered(apart and len(share) > 1)):
+    if not all(distributed.all_gather(apart and len(share) > 1)):
         return plain, len(plain)
-    return halved(model, share, limit)
+    return batches_by_half(model, share, limit)
 
 
-def _numbers(found: dict[int, list[Sums]]) -> dict:
+def _numbers(totals: dict[int, list[Sums]]) -> dict:
     return {
         str(index): [{name: value.tolist() for name, value in sums.items()} for sums in several]
-        for index, several in found.items()
+        for index, several in totals.items()
     }
 
 
@@ -178,11 +185,11 @@ def _halves(numbers: list[Sums]) -> Halves:
 def _way_up(replay: Replay, recordings: list[Recording], through: list[int], done: Meter) -> list[list[Tensor]]:
     """The streams of all batches in front of each of these layers and, last, after them."""
     streams = [recording.entering for recording in recordings]
-    kept = _away if _large(streams, len(through)) else list
-    inputs = [kept(streams)]
+    store = _away if _large(streams, len(through)) else list
+    inputs = [store(streams)]
     for index in through:
         streams = [replay.step(recording, index, stream) for recording, stream in zip(recordings, streams, strict=True)]
-        inputs.append(kept(streams))
+        inputs.append(store(streams))
         done.add()
     return inputs
 
@@ -227,8 +234,8 @@ def _layer_back(
     entering = entering.detach().requires_grad_()
     with trainable(weights.values()), torch.enable_grad():
         leaving = replay.step(recording, index, entering)
-        found = torch.autograd.grad(leaving, [entering, *weights.values()], flowing, allow_unused=True)
-    return dict(zip((STREAM, *weights), found, strict=True))
+        gradients = torch.autograd.grad(leaving, [entering, *weights.values()], flowing, allow_unused=True)
+    return dict(zip((STREAM, *weights), gradients, strict=True))
 
 
 class _Totals:
@@ -240,7 +247,10 @@ class _Totals:
     """
 
     def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense, first: int):
-        self.index, self.measure, self.condense, self.first = index, measure, condense, first
+        self.index = index
+        self.measure = measure
+        self.condense = condense
+        self.first = first
         self.sums: dict[tuple[str, bool], Sums] = {}
         self.numbers: list[Sums] = []
 
@@ -259,13 +269,13 @@ class _Totals:
                 self._condense(name)
 
     def _condense(self, name: str) -> None:
-        halves = [self.sums.pop((name, second)).added() for second in (False, True) if (name, second) in self.sums]
+        halves = [self.sums.pop((name, second)).all_sum() for second in (False, True) if (name, second) in self.sums]
         apart = [Sums.of(self.condense(half)) for half in halves] if len(halves) > 1 else []
         for other in halves[1:]:
             halves[0] += other
-        found = [Sums.of(self.condense(halves[0])), *apart]
-        self.numbers = self.numbers or [Sums() for _ in found]
-        for total, numbers in zip(self.numbers, found, strict=True):
+        results = [Sums.of(self.condense(halves[0])), *apart]
+        self.numbers = self.numbers or [Sums() for _ in results]
+        for total, numbers in zip(self.numbers, results, strict=True):
             total += numbers
 
 
@@ -301,7 +311,8 @@ def _whole_gradients(
 ) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch."""
     _check_whole(model)
-    (parts, first), scale = _parts(model, tokens, weights=True), 1 / total_predictions(tokens)
+    parts, first = _parts(model, tokens, weights=True)
+    scale = 1 / total_predictions(tokens)
     layers = {i: model.stack.layers[i] for i in removal.stays(len(model.stack))}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
     totals = {index: _Totals(index, *method, first) for index in layers}
@@ -309,9 +320,9 @@ def _whole_gradients(
         for number, batch in enumerate(parts):
             with without(model.stack, removal), trainable(every), torch.enable_grad():
                 loss = _whole_loss(model, batch, scale)
-                found = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
+                by_weight = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
-                gradients = {name: found[id(weight)] for name, weight in layer.named_parameters()}
+                gradients = {name: by_weight[id(weight)] for name, weight in layer.named_parameters()}
                 totals[index].add(layer, gradients, number, last=batch is parts[-1])
             done.add()
     return {index: _halves(total.numbers) for index, total in totals.items()}
@@ -322,7 +333,9 @@ def _whole_flows(
 ) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
     _check_whole(model)
-    stack, (parts, first), scale = model.stack, _parts(model, tokens), 1 / total_predictions(tokens)
+    stack = model.stack
+    parts, first = _parts(model, tokens)
+    scale = 1 / total_predictions(tokens)
     stays = removal.stays(len(stack))
     totals = {index: [Sums(), Sums()] for index in stays}
     streams: dict[int, tuple[Tensor, Tensor]] = {}
@@ -342,12 +355,12 @@ def _whole_flows(
             for number, batch in enumerate(parts):
                 with without(stack, removal), trainable(embedding.parameters()), torch.enable_grad():
                     loss = _whole_loss(model, batch, scale)
-                    found = torch.autograd.grad(loss, [streams[index][1] for index in stays])
-                for index, gradient in zip(stays, found, strict=True):
+                    gradients = torch.autograd.grad(loss, [streams[index][1] for index in stays])
+                for index, gradient in zip(stays, gradients, strict=True):
                     around = (stack.tokens_first(stream.detach()) for stream in (*streams[index], gradient))
                     totals[index][number >= first] += Sums.of(measure(Flows(index, *around)))
                 done.add()
     finally:
         for handle in handles:
             handle.remove()
-    return {index: Halves.of([half.added() for half in halves if half]) for index, halves in totals.items()}
+    return {index: Halves.of([half.all_sum() for half in halves if half]) for index, halves in totals.items()}

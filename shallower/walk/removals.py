@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.progress import Meter, meter, say
 from ..storage.journal import NO_JOURNAL, Journal
-from .batching import batches, chunks, halved, rounds, total_predictions
+from .batching import batches, batches_by_half, chunks, rounds, total_predictions
 from .logits import head_kl, head_logits, head_nll, log_probabilities, token_kl, token_nll
 from .replay import Recording, Replay
 
@@ -60,31 +60,34 @@ def all_nll(
     Args:
         journal: keeps what has been found, after as many samples as are walked at once.
     """
-    replay, stays = replay_of(model), removal.stays(len(model.stack))
+    replay = replay_of(model)
+    stays = removal.stays(len(model.stack))
     pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
     if not model.layered:  # there a further round costs nothing, and what has been found is kept in between
         pieces = [part[at : at + BATCHES_TOGETHER] for part in pieces for at in range(0, len(part), BATCHES_TOGETHER)]
     each = 1 if replay is None else len(stays) + 1
     with journal.part(label, len(pieces), lasting=True) as part, fast_products(model.module):
         state = part.resume()
-        found = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
+        losses = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
         past = [len(batch) for piece in pieces[: state.step] for batch in piece]
         start = sum(past)
         with meter(label, sum(map(len, pieces)) * each, len(past) * each) as done:
             for step, piece in enumerate(pieces[state.step :], state.step + 1):
-                walked = (
+                nlls = (
                     _whole(model, piece, removal, done)
                     if replay is None
-                    else _walked(model, replay, piece, stays, done)
+                    else _layer_by_layer(model, replay, piece, stays, done)
                 )
-                for nll in walked:
-                    found[start : start + len(nll)] = nll.cpu()
+                for nll in nlls:
+                    losses[start : start + len(nll)] = nll.cpu()
                     start += len(nll)
-                part.keep(step, {"nll": found}, {}, now=step == len(pieces))
-    return found
+                part.keep(step, {"nll": losses}, {}, now=step == len(pieces))
+    return losses
 
 
-def _walked(model: Model, replay: Replay, part: list[Tensor], stays: list[int], done: Meter) -> Iterator[Tensor]:
+def _layer_by_layer(
+    model: Model, replay: Replay, part: list[Tensor], stays: list[int], done: Meter
+) -> Iterator[Tensor]:
     recordings = [replay.record(batch) for batch in part]
     streams = [recording.entering for recording in recordings]
     for index in stays:
@@ -146,12 +149,15 @@ class _Round:
         """One layer on every stream, in even batches: small rounds run several streams at once, large ones are cut."""
         if not streams:
             return []
-        axis, rows, count, layer = self.replay.axes[0], len(self.tokens), len(streams), self.replay.stack.layers[index]
+        axis = self.replay.axes[0]
+        rows = len(self.tokens)
+        count = len(streams)
+        layer = self.replay.stack.layers[index]
         fits = max(1, self.limit // self.tokens.shape[1])
         if fits < 2 * rows:
             cuts = [(int(cut[0]), int(cut[-1]) + 1) for cut in torch.arange(rows).tensor_split(-(-rows // fits))]
             with packed_weights(layer, count * len(cuts)):
-                return [self._cut(index, stream, axis, cuts) for stream in streams]
+                return [self._run_cut(index, stream, axis, cuts) for stream in streams]
         after: list[Tensor] = []
         groups = torch.arange(count).tensor_split(-(-count // (fits // rows)))
         with packed_weights(layer, len(groups)):
@@ -163,7 +169,7 @@ class _Round:
                 ]  # a view would keep its neighbours alive
         return after
 
-    def _cut(self, index: int, stream: Tensor, axis: int, cuts: list[tuple[int, int]]) -> Tensor:
+    def _run_cut(self, index: int, stream: Tensor, axis: int, cuts: list[tuple[int, int]]) -> Tensor:
         pieces = [self.replay.step(self.recording(a, b, 1), index, stream.narrow(axis, a, b - a)) for a, b in cuts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
@@ -176,11 +182,11 @@ class _Round:
         """
         first = max(0, min(block[0].stop, -(-len(self.tokens) // 2)) - block[0].start)
         if objective == "loss":
-            found = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
+            losses = (head_nll(self.replay, streams[key], self.tokens, block) for key in keys)
         else:
             dense = log_probabilities(head_logits(self.replay, streams[(WHOLE,) * len(keys[0])], block))
-            found = (head_kl(self.replay, streams[key], dense, block) for key in keys)
-        wide = (values.double() for values in found)
+            losses = (head_kl(self.replay, streams[key], dense, block) for key in keys)
+        wide = (values.double() for values in losses)
         return [(float(values.sum()), float(values[:first].sum())) for values in wide]
 
 
@@ -204,7 +210,9 @@ class LossWalk:
     """
 
     def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], journal: Journal = NO_JOURNAL):
-        self.model, self.tokens, self.journal = model, tokens, journal
+        self.model = model
+        self.tokens = tokens
+        self.journal = journal
         self.predictions = total_predictions(tokens)
 
     def __call__(
@@ -245,12 +253,12 @@ class LossWalk:
         which = hashlib.sha256(repr((objective, int(bounded), [*map(_text, keys)])).encode()).hexdigest()[:16]
         walk = _Walk(label, which, bounded if distributed.size() == 1 else 0, objective)
         variants = dict(zip(keys, removals, strict=True))
-        found = self.journal.memo(f"losses {which}", lambda: self._walk(variants, walk))
-        both = torch.tensor([found[_text(key)] for key in keys], dtype=torch.float64)
+        sums = self.journal.memo(f"losses {which}", lambda: self._walk(variants, walk))
+        both = torch.tensor([sums[_text(key)] for key in keys], dtype=torch.float64)
         total = both[:, 0]
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
-        return both, int(found[_text(COUNTS)][1])
+        return both, int(sums[_text(COUNTS)][1])
 
     @torch.no_grad()
     def _walk(self, variants: dict[Key, Removal], walk: _Walk) -> dict[str, list[float]]:
@@ -258,35 +266,37 @@ class LossWalk:
         order = sorted(variants)
         with fast_products(self.model.module):
             if replay is None:
-                found = self._variants({key: variants[key] for key in order}, walk)
+                totals = self._variants({key: variants[key] for key in order}, walk)
             else:
-                found = self._shared(replay, order, walk)
-        total = distributed.added(torch.tensor([found[key] for key in (*order, COUNTS)], dtype=torch.float64))
+                totals = self._shared_streams(replay, order, walk)
+        total = distributed.all_sum(torch.tensor([totals[key] for key in (*order, COUNTS)], dtype=torch.float64))
         return dict(zip(map(_text, (*order, COUNTS)), total.tolist(), strict=True))  # of all samples, of the first half
 
     def _variants(self, variants: dict[Key, Removal], walk: _Walk) -> dict[Key, Both]:
         """Every variant by whole forwards; for divergences each time beside the dense one."""
         with self.journal.part(walk.label, len(variants), walk.which) as part:
             state = part.resume()
-            found: dict[Key, Both] = _read(state.notes.get("found", {}))
-            with meter(walk.label, len(variants), len(found)) as done:
-                for key, removal in [*variants.items()][len(found) :]:
-                    mine, first = halved(self.model, distributed.share(self.tokens))
+            totals: dict[Key, Both] = _by_key(state.notes.get("found", {}))
+            with meter(walk.label, len(variants), len(totals)) as done:
+                for key, removal in [*variants.items()][len(totals) :]:
+                    parts, first = batches_by_half(self.model, distributed.share(self.tokens))
                     values = [
-                        float(v.double().sum()) for v in _whole(self.model, mine, removal, Meter("", 0), walk.objective)
+                        float(v.double().sum())
+                        for v in _whole(self.model, parts, removal, Meter("", 0), walk.objective)
                     ]
-                    found[key] = sum(values), sum(values[:first])
-                    part.keep(len(found), {}, {"found": _written(found)})
+                    totals[key] = sum(values), sum(values[:first])
+                    part.keep(len(totals), {}, {"found": _by_text(totals)})
                     done.add()
-        mine, first = halved(self.model, distributed.share(self.tokens))
-        return found | {COUNTS: (sum(map(total_predictions, mine)), sum(map(total_predictions, mine[:first])))}
+        parts, first = batches_by_half(self.model, distributed.share(self.tokens))
+        return totals | {COUNTS: (sum(map(total_predictions, parts)), sum(map(total_predictions, parts[:first])))}
 
-    def _shared(self, replay: Replay, order: list[Key], walk: _Walk) -> dict[Key, Both]:
-        depth, total = len(order[0]), dict.fromkeys(order, (0.0, 0.0))
-        walked = set(order) | ({(WHOLE,) * depth} if walk.objective == "kl" else set())
-        pieces = rounds(self.model, self.tokens, len(walked) + 2)
-        wanted = [{key[:k] for key in walked} for k in range(depth + 1)]
-        runs = [sum(key[-1] != GONE for key in level) for level in wanted[1:]]  # of each layer
+    def _shared_streams(self, replay: Replay, order: list[Key], walk: _Walk) -> dict[Key, Both]:
+        depth = len(order[0])
+        total = dict.fromkeys(order, (0.0, 0.0))
+        keys = set(order) | ({(WHOLE,) * depth} if walk.objective == "kl" else set())
+        pieces = rounds(self.model, self.tokens, len(keys) + 2)
+        prefixes = [{key[:k] for key in keys} for k in range(depth + 1)]
+        runs = [sum(key[-1] != GONE for key in level) for level in prefixes[1:]]  # of each layer
         forwards = sum(runs)
         head = max(
             1,
@@ -296,7 +306,7 @@ class LossWalk:
         )
         with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
             state = part.resume()
-            total |= _read(state.notes.get("total", {}))
+            total |= _by_key(state.notes.get("total", {}))
             first, level = divmod(state.step, depth + 1)
             past = first * (forwards + head * len(order)) + sum(runs[:level])
             with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
@@ -308,14 +318,14 @@ class LossWalk:
                     state.tensors = {}
                     base = number * (depth + 1)
                     for k in range(level if number == first else 0, depth):
-                        streams = _layer(work, k, streams, wanted[k + 1])
+                        streams = _layer(work, k, streams, prefixes[k + 1])
                         done.add(runs[k], f"layer {k + 1} of {depth}, {len(streams)} variants")
-                        part.keep(base + k + 1, _written(streams), {"total": _written(total)})
+                        part.keep(base + k + 1, _by_text(streams), {"total": _by_text(total)})
                     bounded = walk.bounded if number == len(pieces) - 1 else 0
                     now = replace(walk, bounded=bounded)
                     with packed_weights(self.model.module.get_output_embeddings(), len(order)):
                         total = self._heads(work, streams, total, now, lambda new, note: done.add(head * new, note))
-                    part.keep(base + depth + 1, {}, {"total": _written(total)})
+                    part.keep(base + depth + 1, {}, {"total": _by_text(total)})
         each = self.tokens.shape[1] - 1
         return total | {COUNTS: (each * sum(map(len, pieces)), each * sum(-(-len(piece) // 2) for piece in pieces))}
 
@@ -328,7 +338,7 @@ class LossWalk:
         )  # log-probabilities are float32
         blocks = chunks(self.model.vocabulary, work.tokens, size)
 
-        def grown(values: dict[Key, Both], block: tuple[slice, slice]) -> dict[Key, Both]:
+        def add_block(values: dict[Key, Both], block: tuple[slice, slice]) -> dict[Key, Both]:
             keys = list(values)
             more = work.values(streams, keys, block, walk.objective)
             return {
@@ -336,28 +346,29 @@ class LossWalk:
                 for key, (whole, first) in zip(keys, more, strict=True)
             }
 
-        begun = grown(total, blocks[0])
-        keys = sorted(begun, key=lambda key: begun[key][0]) if walk.bounded else list(begun)
+        first_totals = add_block(total, blocks[0])
+        keys = sorted(first_totals, key=lambda key: first_totals[key][0]) if walk.bounded else list(first_totals)
         step = 1 if walk.objective == "loss" else KL_VARIANTS
-        limit, found = math.inf, {}
+        limit = math.inf
+        results = {}
         for place in range(0, len(keys), step):
-            group = {key: begun[key] for key in keys[place : place + step]}
+            group = {key: first_totals[key] for key in keys[place : place + step]}
             for block in blocks[1:]:
                 alive = {key: both for key, both in group.items() if both[0] <= limit}  # exact: values only grow
-                group |= grown(alive, block) if alive else {}
-            found |= {key: both if both[0] <= limit else (math.inf, math.inf) for key, both in group.items()}
-            if 0 < walk.bounded <= len(found):
-                limit = sorted(whole for whole, _ in found.values())[walk.bounded - 1]
-            advance(len(group), f"logits of variant {len(found)} of {len(total)}")
-        return found
+                group |= add_block(alive, block) if alive else {}
+            results |= {key: both if both[0] <= limit else (math.inf, math.inf) for key, both in group.items()}
+            if 0 < walk.bounded <= len(results):
+                limit = sorted(whole for whole, _ in results.values())[walk.bounded - 1]
+            advance(len(group), f"logits of variant {len(results)} of {len(total)}")
+        return results
 
 
-def _layer(work: _Round, index: int, streams: dict[Key, Tensor], wanted: set[Key]) -> dict[Key, Tensor]:
+def _layer(work: _Round, index: int, streams: dict[Key, Tensor], prefixes: set[Key]) -> dict[Key, Tensor]:
     """Every stream that some variant still needs after this layer, by the states of the layers so far."""
-    after = {(*key, GONE): stream for key, stream in streams.items() if (*key, GONE) in wanted}
-    stepped = [key for key in streams if (*key, WHOLE) in wanted]
-    ran = work.run(index, [streams[key] for key in stepped])
-    after |= {(*key, WHOLE): stream for key, stream in zip(stepped, ran, strict=True)}
+    after = {(*key, GONE): stream for key, stream in streams.items() if (*key, GONE) in prefixes}
+    keys = [key for key in streams if (*key, WHOLE) in prefixes]
+    outputs = work.run(index, [streams[key] for key in keys])
+    after |= {(*key, WHOLE): stream for key, stream in zip(keys, outputs, strict=True)}
     return dict(sorted(after.items()))
 
 
@@ -370,9 +381,9 @@ def _key(text: str) -> Key:
     return tuple(text.split("."))
 
 
-def _written(values: dict[Key, Any]) -> dict[str, Any]:
+def _by_text(values: dict[Key, Any]) -> dict[str, Any]:
     return {_text(key): value for key, value in values.items()}
 
 
-def _read(values: dict[str, Any]) -> dict[Key, Both]:
+def _by_key(values: dict[str, Any]) -> dict[Key, Both]:
     return {_key(text): tuple(both) for text, both in values.items()}

@@ -92,8 +92,8 @@ class Replay:
             interface = self.stack.interfaces[index]
 
             def forward(*args, **kwargs):
-                given = stream if index == last else interface.stream_in(args, kwargs)
-                return interface.output(given, args, kwargs)
+                out = stream if index == last else interface.stream_in(args, kwargs)
+                return interface.output(out, args, kwargs)
 
             return forward
 
@@ -116,8 +116,8 @@ class Replay:
         It does not for models with weights or state across layers or operations between them; those are run whole
         instead.
         """
-        owned = [{id(parameter) for parameter in layer.parameters()} for layer in self.stack.layers]
-        if sum(map(len, owned)) > len(set().union(*owned)):
+        own_weights = [{id(parameter) for parameter in layer.parameters()} for layer in self.stack.layers]
+        if sum(map(len, own_weights)) > len(set().union(*own_weights)):
             return False  # a weight that serves several layers has its gradient from all of them
         tokens = sound_tokens(self.module, dry_tokens(self.module.get_input_embeddings().weight.shape[0]))
         some = Removal.of_layers((0, len(self.stack) // 2))

@@ -43,7 +43,7 @@ class Asked:
         return evidence(self.settings) if evidence else self.criterion.EVIDENCE
 
     def own(self, function: Callable) -> Callable:
-        return function if self.settings is None else lambda given: function(given, self.settings)
+        return function if self.settings is None else lambda evidence: function(evidence, self.settings)
 
     @property
     def measure(self) -> Callable:
@@ -96,22 +96,22 @@ def gather(
         "weights": _of_weights,
         "place": _of_places,
     }
-    found: dict[int, Gathered] = {}
+    results: dict[int, Gathered] = {}
     for kind in dict.fromkeys(one.kind for one in criteria):
         places = [place for place, one in enumerate(criteria) if one.kind == kind]
         group = [criteria[place] for place in places]
-        found |= zip(places, collect[kind](group, model, tokens, removal, journal), strict=True)
+        results |= zip(places, collect[kind](group, model, tokens, removal, journal), strict=True)
     for place, one in enumerate(criteria):
-        for index, value in found[place].scores.items():
+        for index, value in results[place].scores.items():
             if not math.isfinite(value):
                 raise UserError(
                     f"the {one.name} score of layer {index} is {value}: are the weights whole, and does the "
                     "dtype suffice?"
                 )
-    return [found[place] for place in range(len(criteria))]
+    return [results[place] for place in range(len(criteria))]
 
 
-def _scored(one: Asked, totals: dict[int, Halves]) -> Gathered:
+def _from_totals(one: Asked, totals: dict[int, Halves]) -> Gathered:
     """Scores from totals by layer."""
     scores = {index: one.score(totals[index].total) for index in sorted(totals)}
     parts = min((len(halves.parts) for halves in totals.values()), default=0)
@@ -129,15 +129,15 @@ def _streams(
     for one, tap, totals in zip(
         group, taps, stream_sums(model, tokens, taps, removal=removal, journal=journal), strict=True
     ):
-        scored = _scored(one, {start: halves for (start, end), halves in totals.items() if end == start + 1})
+        result = _from_totals(one, {start: halves for (start, end), halves in totals.items() if end == start + 1})
         if not tap.spans:
-            yield scored
+            yield result
             continue
         layers = len(model.stack)
         whole = {span: halves.total for span, halves in totals.items()}
-        apart = [{span: halves.parts[half] for span, halves in totals.items()} for half in range(len(scored.halves))]
+        apart = [{span: halves.parts[half] for span, halves in totals.items()} for half in range(len(result.halves))]
         windows = [_windows(part, one.score, layers) for part in (whole, *apart)]
-        yield Gathered(scored.scores, windows[0], scored.halves, windows[1:])
+        yield Gathered(result.scores, windows[0], result.halves, windows[1:])
 
 
 def _spans(one: Asked, removal: Removal) -> bool:
@@ -163,7 +163,7 @@ class _Joint:
 
     def condense(self, sums: Sums) -> dict:
         parts = [(place, one.condense(self.part(sums, place))) for place, one in enumerate(self.group)]
-        return {f"{place}/{name}": value for place, found in parts for name, value in found.items()}
+        return {f"{place}/{name}": value for place, numbers in parts for name, value in numbers.items()}
 
     @staticmethod
     def part(sums: Sums, place: int) -> Sums:
@@ -171,20 +171,20 @@ class _Joint:
         mark = f"{place}/"
         return Sums({name.removeprefix(mark): value for name, value in sums.items() if name.startswith(mark)})
 
-    def scored(self, totals: dict[int, Halves]) -> Iterator[Gathered]:
+    def scores_of(self, totals: dict[int, Halves]) -> Iterator[Gathered]:
         for place, one in enumerate(self.group):
             own = {
                 index: Halves(self.part(halves.total, place), tuple(self.part(half, place) for half in halves.parts))
                 for index, halves in totals.items()
             }
-            yield _scored(one, own)
+            yield _from_totals(one, own)
 
 
 def _gradients(
     group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scored(
+    yield from joint.scores_of(
         gradient_sums(model, tokens, joint.measure, joint.condense, removal=removal, journal=journal)
     )
 
@@ -193,13 +193,14 @@ def _flows(
     group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scored(flow_sums(model, tokens, joint.measure, removal=removal, journal=journal))
+    yield from joint.scores_of(flow_sums(model, tokens, joint.measure, removal=removal, journal=journal))
 
 
 def _of_losses(
     group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
-    walk, stays = LossWalk(model, tokens, journal), removal.stays(len(model.stack))
+    walk = LossWalk(model, tokens, journal)
+    stays = removal.stays(len(model.stack))
     both, count = walk.halves([removal.plus(Unit(index)) for index in stays])
     counts = (walk.predictions, count, walk.predictions - count)
     for one in group:
@@ -212,26 +213,27 @@ def _of_losses(
                 if tokens
             ]
             totals[index] = Halves(sums[0], tuple(sums[1:]) if len(sums) == 3 else ())
-        yield _scored(one, totals)
+        yield _from_totals(one, totals)
 
 
 def _of_weights(
     group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
-    joint, stays = _Joint(group), removal.stays(len(model.stack))
+    joint = _Joint(group)
+    stays = removal.stays(len(model.stack))
     totals = {}
     for index in track(stays, "weights", len(stays)):
         weights = Weights(
             index, {name: parameter.detach() for name, parameter in model.layer(index).named_parameters()}
         )
         totals[index] = Halves(Sums.of(joint.measure(weights)))
-    yield from joint.scored(totals)
+    yield from joint.scores_of(totals)
 
 
 def _of_places(
     group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
 ) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scored(
+    yield from joint.scores_of(
         {index: Halves(Sums.of(joint.measure(LayerPlace(index)))) for index in removal.stays(model.record.layers)}
     )

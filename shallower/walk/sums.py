@@ -46,10 +46,10 @@ class Sums(dict[str, Tensor]):
     """Name -> total. ``+=`` merges; both sides must hold the same names."""
 
     @classmethod
-    def of(cls, measured: dict) -> "Sums":
+    def of(cls, measurement: dict) -> "Sums":
         """Totals of one measurement: numbers and tensors, in float64 unless as large as a weight matrix."""
         total = cls()
-        for name, value in measured.items():
+        for name, value in measurement.items():
             tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             total[name] = tensor.float() if tensor.numel() > LARGE_SUM else tensor.to("cpu", torch.float64)
         return total
@@ -63,8 +63,8 @@ class Sums(dict[str, Tensor]):
             )  # not in place: the first value may be somebody's own
         return self
 
-    def added(self) -> "Sums":
+    def all_sum(self) -> "Sums":
         """These totals over all processes."""
         for name in sorted(self):
-            self[name] = distributed.added(self[name])
+            self[name] = distributed.all_sum(self[name])
         return self

@@ -67,9 +67,9 @@ def test_decoding_by_hand_is_the_plain_forward(name, cache, opened) -> None:
     for _ in range(2):  # a second time with the same static cache
         steps = [decoder.prefill(tokens[:, :8]), *(decoder.step(tokens[:, at : at + 1]) for at in range(8, 12))]
         assert (torch.stack(steps, 1) - full[:, 7:]).abs().max() < 1e-3 * full.abs().max()
-    assert decoder.held > 0
+    assert decoder.cached_bytes > 0
     decoder.rest()
-    assert (decoder.held > 0) == (cache == "static")
+    assert (decoder.cached_bytes > 0) == (cache == "static")
 
 
 def test_bytes_of_a_cache() -> None:

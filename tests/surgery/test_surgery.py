@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from shallower import UserError, drop, prune
 from shallower.anatomy.model import Model
-from shallower.anatomy.quantised import renumbered
+from shallower.anatomy.quantised import renumber_modules
 from shallower.storage import writer
 from shallower.storage.index import read_header, read_index
 from shallower.storage.writer import Cut, stored_content, write_shards
@@ -164,7 +164,7 @@ def test_prediction_layers_after_the_stack_are_left_out(saved, tmp_path) -> None
 def test_layer_numbers_inside_a_quantisation_config(entry, wanted, saved) -> None:
     model = Model(saved("llama"), device="cpu")
     names = rewrite.LayerNumbers(model, [0, 2, 3, 5, 6, 7]).names
-    assert renumbered({"ignore": ["a", entry], "bits": 8}, names, [0, 2, 3, 5, 6, 7]) == {
+    assert renumber_modules({"ignore": ["a", entry], "bits": 8}, names, [0, 2, 3, 5, 6, 7]) == {
         "ignore": ["a", *wanted],
         "bits": 8,
     }

@@ -36,24 +36,26 @@ class Settings:
 
 
 def select(problem: Problem) -> Choice:
-    width, greedy = problem.settings.width, problem.start.order
+    width = problem.settings.width
+    greedy = problem.start.order
     beam: list[tuple[int, ...]] = [()]
-    seen: dict[frozenset[int], float] = {}
+    losses: dict[frozenset[int], float] = {}
     for step in range(1, problem.amount + 1):
-        label, last = f"beam, layer {step} of {problem.amount}", step == problem.amount
+        label = f"beam, layer {step} of {problem.amount}"
+        last = step == problem.amount
         paths = _longer(beam, problem.allowed, {frozenset(greedy): greedy} if last else {})
         if not problem.affords(len(paths)):
             say(f"the time ends before {label}: greedy's choice stays")
             return problem.start
         values = problem.values(paths, label, bounded=1 if last else width)
-        beam = [paths[removed] for removed in sorted(values, key=values.__getitem__)[:width]]
-        seen |= values
-    return Choice(beam[0], _trace(beam[0], seen))
+        beam = [paths[layers] for layers in sorted(values, key=values.__getitem__)[:width]]
+        losses |= values
+    return Choice(beam[0], _trace(beam[0], losses))
 
 
-def _longer(beam: list[tuple[int, ...]], allowed: tuple[int, ...], known: Paths) -> Paths:
+def _longer(beam: list[tuple[int, ...]], allowed: tuple[int, ...], first_paths: Paths) -> Paths:
     """Every set that is one layer larger than one of the beam, with the first path that leads there."""
-    paths = dict(known)
+    paths = dict(first_paths)
     for order in beam:
         for index in allowed:
             if index not in order:
@@ -61,6 +63,6 @@ def _longer(beam: list[tuple[int, ...]], allowed: tuple[int, ...], known: Paths)
     return paths
 
 
-def _trace(order: tuple[int, ...], seen: dict[frozenset[int], float]) -> tuple[float, ...]:
-    values = tuple(seen.get(frozenset(order[:count]), math.inf) for count in range(1, len(order) + 1))
+def _trace(order: tuple[int, ...], losses: dict[frozenset[int], float]) -> tuple[float, ...]:
+    values = tuple(losses.get(frozenset(order[:count]), math.inf) for count in range(1, len(order) + 1))
     return values if math.isfinite(sum(values)) else values[-1:]

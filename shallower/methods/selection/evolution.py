@@ -41,10 +41,13 @@ class Settings:
 
 
 def select(problem: Problem) -> Choice:
-    settings, order = problem.settings, problem.start.order
-    chance, greedy = random.Random(settings.seed), frozenset(order)
+    settings = problem.settings
+    order = problem.start.order
+    chance = random.Random(settings.seed)
+    greedy = frozenset(order)
     values: dict[frozenset[int], float] = {}
-    best, trace = [greedy], []
+    best = [greedy]
+    trace = []
     for generation in range(1, settings.generations + 1):
         label = f"evolution, generation {generation} of {settings.generations}"
         first = [] if values else [greedy]
@@ -58,8 +61,8 @@ def select(problem: Problem) -> Choice:
         values |= problem.values(new, label)
         best = sorted(values, key=values.__getitem__)[: settings.population]
         trace.append(values[best[0]])
-    kept = [index for index in order if index in best[0]]
-    return Choice((*kept, *sorted(best[0].difference(kept))), tuple(trace) or problem.start.trace)
+    common = [index for index in order if index in best[0]]
+    return Choice((*common, *sorted(best[0].difference(common))), tuple(trace) or problem.start.trace)
 
 
 def _children(
@@ -69,13 +72,13 @@ def _children(
 
     Fewer where few are left. Better parents (they stand first) are drawn more often.
     """
-    found: dict[frozenset[int], None] = {}
+    children: dict[frozenset[int], None] = {}
     for _ in range(TRIES * count):
         one, other = (parents[min(chance.randrange(len(parents)), chance.randrange(len(parents)))] for _ in range(2))
         child = _child(problem.allowed, one, other, chance)
-        if child not in known and len(found) < count:
-            found[child] = None
-    return list(found)
+        if child not in known and len(children) < count:
+            children[child] = None
+    return list(children)
 
 
 def _child(

@@ -19,7 +19,7 @@ def select(problem: Problem) -> Choice:
     trace: list[float] = []
     while len(order) < problem.amount:
         if problem.iterative and order:
-            scores = problem.rescored(order)
+            scores = problem.scores_without(order)
         lowest = min(
             (index for index in problem.allowed if index not in order), key=lambda index: (scores[index], index)
         )

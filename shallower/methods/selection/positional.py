@@ -24,18 +24,20 @@ class Settings:
 
 
 def select(problem: Problem) -> Choice:
-    allowed, size = problem.allowed, problem.amount
-    first, count = allowed[0], len(allowed)
+    allowed = problem.allowed
+    size = problem.amount
+    first = allowed[0]
+    count = len(allowed)
     middle = min(max((problem.layers - size) // 2 - first, 0), count - size)
     near = (size + 1) // 2
-    chosen = {
+    strategies = {
         "max-gap": lambda: _spread(problem),
         "input": lambda: allowed[:size],
         "output": lambda: allowed[count - size :],
         "middle": lambda: allowed[middle : middle + size],
         "both": lambda: allowed[:near] + allowed[count - (size - near) :],
     }
-    return Choice(tuple(chosen[problem.settings.strategy]()))
+    return Choice(tuple(strategies[problem.settings.strategy]()))
 
 
 def _spread(problem: Problem) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ NEEDS = "scores"
 
 
 def select(problem: Problem) -> Choice:
-    size, allowed = problem.amount, set(problem.allowed)
+    size = problem.amount
+    allowed = set(problem.allowed)
     starts = [s for s in range(problem.layers - size + 1) if allowed.issuperset(range(s, s + size))]
     if not starts:
         raise UserError(
