@@ -60,6 +60,6 @@ def check_report(out: Path, figures: Path) -> None:
 
 def html(summary: Summary, parts: list[Section]) -> str:
     """The whole page."""
-    days = sorted(item.record.provenance.created[:10] for item in summary.dossier.found)
+    days = sorted(item.record.provenance.created[:10] for item in summary.collection.artifacts)
     page = TEMPLATES.get_template("report.html.jinja")
     return page.render(summary=summary, sections=parts, palette=palette_css(), days=days)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES = 2000
+LEVEL = 0.95
 FEWEST = 10  # segments or items; from fewer an interval would be far too narrow
 DRAWS_AT_ONCE = 4_000_000  # draws at a time
 SEED = 20160822
@@ -23,11 +24,12 @@ def resampled_sums(values: Float[np.ndarray, "item column"], key: str) -> Float[
         key: seeds the draws, so that they do not depend on what else is compared.
     """
     generator = np.random.default_rng([SEED, zlib.crc32(key.encode())])
-    count, sums = len(values), []
+    count = len(values)
+    sums = []
     for start in range(0, RESAMPLES, size := max(1, DRAWS_AT_ONCE // count)):
         rows = min(size, RESAMPLES - start)
-        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        indices = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(indices.ravel(), minlength=rows * count).reshape(rows, count)
         sums.append(times.astype(np.float64) @ values)
     return np.concatenate(sums)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Speed, model_of, read
+from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Removal, Speed, model_of, read
 from ..errors import UserError, argument
 from ..runtime.progress import say
 from ..storage.paths import parse_json
@@ -30,20 +30,26 @@ class CollectedArtifact:
 
 
 @dataclass(frozen=True)
-class Removal:
-    """Layers that went, in the numbering of the root; ``pruned`` is None where nothing was written."""
+class Pruning:
+    """Pruning of the root or of what came from it: the plan, and what the root lost by it.
+
+    Attributes:
+        removal: what went, in the numbering of the root.
+        order: the layers in the order of removal, numbered alike.
+        pruned: None where nothing was written.
+    """
 
     name: str
     plan: Plan
-    removed: list[int]
+    removal: Removal
     order: list[int]
     pruned: Pruned | None = None
 
     @property
     def repair(self) -> str | None:
         """The methods that changed weights afterwards."""
-        told = self.pruned.compensation if self.pruned else None
-        names = [told.method] if told and told.changed else []
+        report = self.pruned.compensation if self.pruned else None
+        names = [report.method] if report and report.changed else []
         names += [item.method for item in (self.pruned.healing if self.pruned else ())]
         return ", ".join(names) or None
 
@@ -53,47 +59,47 @@ class Collection:
     """Artifacts that belong together."""
 
     name: str
-    found: list[CollectedArtifact]
+    artifacts: list[CollectedArtifact]
 
     def of(self, kind: str) -> list[CollectedArtifact]:
         """The artifacts of a kind, in the order of their paths."""
-        return [item for item in self.found if item.record.kind == kind]
+        return [item for item in self.artifacts if item.record.kind == kind]
 
     @cached_property
     def root(self) -> ModelRecord | None:
         """The dense model: of those that were pruned, else of all, the one with most layers."""
         plans = [model_of(item.record) for kind in ("plan", "pruned") for item in self.of(kind)]
-        models = plans or [model for item in self.found for model in _models(item.record)]
+        models = plans or [model for item in self.artifacts for model in _models(item.record)]
         return max(models, key=lambda model: model.layers, default=None)
 
     @cached_property
-    def removals(self) -> list[Removal]:
+    def prunings(self) -> list[Pruning]:
         """Every written model, then every plan that none of them followed."""
-        made = [self._removal(item.folder or self.name, item.record.plan, item.record) for item in self.of("pruned")]
-        done = {(removal.plan.model.fingerprint, tuple(removal.plan.removed)) for removal in made}
+        written = [self._pruning(item.folder or self.name, item.record.plan, item.record) for item in self.of("pruned")]
+        done = {(pruning.plan.model.fingerprint, tuple(pruning.plan.removed)) for pruning in written}
         open_plans = [
             item for item in self.of("plan") if (item.record.model.fingerprint, tuple(item.record.removed)) not in done
         ]
-        return made + [self._removal(item.path, item.record) for item in open_plans]
+        return written + [self._pruning(item.path, item.record) for item in open_plans]
 
-    def removal_of(self, model: ModelRecord) -> Removal | None:
+    def pruning_of(self, model: ModelRecord) -> Pruning | None:
         """The pruning that a model came from.
 
         By its fingerprint, else (it was trained further) by the folder and its layers.
         """
-        written = [removal for removal in self.removals if removal.pruned]
-        exact = (removal for removal in written if removal.pruned.fingerprint == model.fingerprint)
+        written = [pruning for pruning in self.prunings if pruning.pruned]
+        exact = (pruning for pruning in written if pruning.pruned.fingerprint == model.fingerprint)
         return next(exact, None) or next(
-            (removal for removal in written if _continues(model, removal.name, removal.pruned)), None
+            (pruning for pruning in written if _continues(model, pruning.name, pruning.pruned)), None
         )
 
-    def _removal(self, name: str, plan: Plan, pruned: Pruned | None = None) -> Removal:
+    def _pruning(self, name: str, plan: Plan, pruned: Pruned | None = None) -> Pruning:
         places = {original: index for index, original in enumerate(self.root.original)}
         own = plan.model.original
         kept = {places.get(own[index]) for index in plan.kept}
-        removed = [index for index in range(self.root.layers) if index not in kept]
+        removal = Removal.of_layers(index for index in range(self.root.layers) if index not in kept)
         order = [places[own[index]] for index in plan.order if own[index] in places]
-        return Removal(name, plan, removed, order, pruned)
+        return Pruning(name, plan, removal, order, pruned)
 
 
 def collect(folder: str | Path) -> Collection:
@@ -109,15 +115,15 @@ def collect(folder: str | Path) -> Collection:
         raise UserError(
             f"no folder {folder}: give the folder in which artifacts such as scores.json or a pruned model lie"
         )
-    found = [item for path in _files(folder) if (item := _artifact(path, path.relative_to(folder).as_posix()))]
-    if not found:
+    artifacts = [item for path in _files(folder) if (item := _artifact(path, path.relative_to(folder).as_posix()))]
+    if not artifacts:
         kinds = ", ".join(RECORDS)
         raise UserError(
             f"{folder} holds no artifacts of shallower, looked for JSON files of the kinds {kinds}: give "
             f"{argument('out')} to a stage first"
         )
-    _check_one_model(found)
-    return Collection(folder.resolve().name, found)
+    _check_one_model(artifacts)
+    return Collection(folder.resolve().name, artifacts)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -170,22 +176,23 @@ def _continues(model: ModelRecord, folder: str, pruned: Pruned) -> bool:
     return same and PurePosixPath(model.source).name == folder
 
 
-def _check_one_model(found: list[CollectedArtifact]) -> None:
+def _check_one_model(artifacts: list[CollectedArtifact]) -> None:
     """Raise a UserError unless all fingerprints hang together by prunings, further training and comparisons."""
-    groups = [(set(_fingerprints(item.record)), item) for item in found]
-    for item in found:
+    groups = [(set(_fingerprints(item.record)), item) for item in artifacts]
+    for item in artifacts:
         if isinstance(item.record, Pruned):
-            names = {
+            fingerprints = {
                 m.fingerprint
-                for other in found
+                for other in artifacts
                 for m in _models(other.record)
                 if _continues(m, item.folder, item.record)
             }
-            groups.append(({item.record.fingerprint, *names}, item))
-    known, rest = set(groups[0][0]), groups[1:]
-    while joined := [group for group in rest if group[0] & known]:
-        known |= set().union(*(names for names, _ in joined))
-        rest = [group for group in rest if group not in joined]
+            groups.append(({item.record.fingerprint, *fingerprints}, item))
+    known = set(groups[0][0])
+    rest = groups[1:]
+    while related := [group for group in rest if group[0] & known]:
+        known |= set().union(*(fingerprints for fingerprints, _ in related))
+        rest = [group for group in rest if group not in related]
     if rest:
         one, other = groups[0][1], rest[0][1]
         raise UserError(

@@ -57,10 +57,10 @@ class ComparedColumn:
         """The figure of a place, with its intervals."""
         low, high = interval(self.value_samples[place]) if place in self.value_samples else (None, None)
         delta = self.effects.get(place) if place else None
-        drawn = place and place in self.effect_samples
-        delta_low, delta_high = interval(self.effect_samples[place]) if drawn else (None, None)
+        sampled = place and place in self.effect_samples
+        delta_low, delta_high = interval(self.effect_samples[place]) if sampled else (None, None)
         none = 1.0 if self.effect == "ratio" else 0.0
-        clear = not delta_low <= none <= delta_high if drawn else None
+        clear = not delta_low <= none <= delta_high if sampled else None
         return Figure(
             value=self.values[place],
             low=low,
@@ -155,17 +155,18 @@ def _names(entries: Sequence[ComparisonEntry], kind: str) -> list[str]:
 
 def _comparable(entries: Sequence[ComparisonEntry], kind: str, name: str, notes: list[str]) -> dict[int, Any]:
     """Place -> item, of all that were measured like the first that has it; the others are named in a note."""
-    found = {place: getattr(entry, kind)[name] for place, entry in enumerate(entries) if name in getattr(entry, kind)}
-    first, *others = found
+    results = {place: getattr(entry, kind)[name] for place, entry in enumerate(entries) if name in getattr(entry, kind)}
+    first, *others = results
     for place in others:
-        was, now = found[first].identity(), found[place].identity()
+        was, now = results[first].identity(), results[place].identity()
         if other := [label for label in was if was[label] != now[label]]:
             what = "perplexity " + name if kind == "texts" else name
-            value, base = found.pop(place).value, entries[first].name
+            value = results.pop(place).value
+            base = entries[first].name
             notes.append(
                 f"{what}: {entries[place].name} ({value:.4g}) is not held against {base}: other {', '.join(other)}"
             )
-    return found
+    return results
 
 
 def _resampled(column: ComparedColumn, parts: dict[int, list], count: int, notes: list[str]) -> dict[int, ItemSamples]:
@@ -189,20 +190,21 @@ def _text_columns(
     entries: Sequence[ComparisonEntry], notes: list[str]
 ) -> tuple[list[ComparedColumn], list[ComparedColumn]]:
     """(perplexity per text, bits per byte of texts that some tokenize differently)."""
-    perplexities, bytes_columns = [], []
+    perplexities = []
+    bytes_columns = []
     for name in _names(entries, "texts"):
-        found = _comparable(entries, "texts", name, notes)
-        column = ComparedColumn(f"perplexity {name}", values={place: item.value for place, item in found.items()})
-        samples = _resampled(column, {place: item.parts or [] for place, item in found.items()}, 2, notes)
-        column.value_samples = {place: np.exp(np.minimum(drawn, LARGEST_NLL)) for place, drawn in samples.items()}
-        if 0 in found:
-            column.effects = {place: perplexity_of(item.nll - found[0].nll) for place, item in found.items()}
+        results = _comparable(entries, "texts", name, notes)
+        column = ComparedColumn(f"perplexity {name}", values={place: item.value for place, item in results.items()})
+        samples = _resampled(column, {place: item.parts or [] for place, item in results.items()}, 2, notes)
+        column.value_samples = {place: np.exp(np.minimum(values, LARGEST_NLL)) for place, values in samples.items()}
+        if 0 in results:
+            column.effects = {place: perplexity_of(item.nll - results[0].nll) for place, item in results.items()}
         if 0 in samples:
             column.effect_samples = {
-                place: np.exp(np.minimum(drawn - samples[0], LARGEST_NLL)) for place, drawn in samples.items()
+                place: np.exp(np.minimum(values - samples[0], LARGEST_NLL)) for place, values in samples.items()
             }
         perplexities.append(column)
-        bytes_columns += _bytes_column(entries, name, found, notes)
+        bytes_columns += _bytes_column(entries, name, results, notes)
     return perplexities, bytes_columns
 
 
@@ -213,13 +215,13 @@ def _bytes_column(
     texts = {place: entry.texts[name] for place, entry in enumerate(entries) if name in entry.texts}
     first = texts[next(iter(alike))]
     same = {place: item for place, item in texts.items() if place in alike or _same_text(first, item)}
-    found = {place: item.bits_per_byte for place, item in same.items() if item.bits_per_byte}
-    if len(found) < 2 or found.keys() <= alike.keys():
+    bits = {place: item.bits_per_byte for place, item in same.items() if item.bits_per_byte}
+    if len(bits) < 2 or bits.keys() <= alike.keys():
         return []
     notes.append(
         f"{title('bits_per_byte')} {name}: tokenizers differ, so segments do not pair and there are no intervals"
     )
-    return [_of_values(f"bits_per_byte {name}", found)]
+    return [_of_values(f"bits_per_byte {name}", bits)]
 
 
 def _same_text(one: Perplexity, other: Perplexity) -> bool:
@@ -260,26 +262,27 @@ def _mean_ratio(texts: Sequence[ComparedColumn], notes: list[str]) -> list[Compa
     """The mean over texts of the perplexity's ratio to that of the base."""
     if not (shared := _shared(texts, "mean perplexity ratio", notes)):
         return []
-    ratios, drawn = _mean(shared, "effects"), _mean(shared, "effect_samples")
-    drawn.pop(0, None)  # 1 by definition
+    ratios = _mean(shared, "effects")
+    samples = _mean(shared, "effect_samples")
+    samples.pop(0, None)  # 1 by definition
     return [
-        ComparedColumn("perplexity_ratio", values=ratios, effects=ratios, value_samples=drawn, effect_samples=drawn)
+        ComparedColumn("perplexity_ratio", values=ratios, effects=ratios, value_samples=samples, effect_samples=samples)
     ]
 
 
 def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list[ComparedColumn]:
     columns = []
     for name in _names(entries, "tasks"):
-        found = _comparable(entries, "tasks", name, notes)
-        better = "lower" if next(iter(found.values())).metric in LOSSES else "higher"
+        results = _comparable(entries, "tasks", name, notes)
+        better = "lower" if next(iter(results.values())).metric in LOSSES else "higher"
         column = ComparedColumn(
-            f"task {name}", better, "difference", {place: item.value for place, item in found.items()}
+            f"task {name}", better, "difference", {place: item.value for place, item in results.items()}
         )
-        column.value_samples = _resampled(column, {place: item.items for place, item in found.items()}, 1, notes)
-        if 0 in found:
-            column.effects = {place: item.value - found[0].value for place, item in found.items()}
+        column.value_samples = _resampled(column, {place: item.items for place, item in results.items()}, 1, notes)
+        if 0 in results:
+            column.effects = {place: item.value - results[0].value for place, item in results.items()}
         if (base := column.value_samples.get(0)) is not None:
-            column.effect_samples = {place: drawn - base for place, drawn in column.value_samples.items()}
+            column.effect_samples = {place: values - base for place, values in column.value_samples.items()}
         columns.append(column)
     return columns
 
@@ -304,15 +307,16 @@ def _speed_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list
     if not places:
         return []
     chosen = min(places, key=lambda key: (-len(places[key]), 0 not in places[key], key[1], key[0]))
-    found, (conditions, (batch, prompt, new)) = places[chosen], chosen
+    timings = places[chosen]
+    conditions, (batch, prompt, new) = chosen
     notes.append(f"speed: {', '.join(filter(None, conditions))}; batch {batch}, prompt {prompt}, {new} new tokens")
-    if len({timing.created for timing in found.values()}) > 1:
+    if len({timing.created for timing in timings.values()}) > 1:
         notes.append("speed: measured in several runs, so that the machine's state may differ between them")
     for place, entry in enumerate(entries):
-        if entry.timings and place not in found:
+        if entry.timings and place not in timings:
             notes.append(f"speed: {entry.name} was not measured under the same conditions and setting")
     values = {
-        key: {place: value for place, timing in found.items() if (value := read(timing))}
+        key: {place: value for place, timing in timings.items() if (value := read(timing))}
         for key, read in TIME_COLUMNS.items()
     }
     return [

@@ -52,18 +52,18 @@ def _difference(value: float) -> tuple[str, str]:
     return "", f"{value:+.4f}"
 
 
-def cells(found: Comparison) -> list[list[tuple[list[str], bool]]]:
+def cells(comparison: Comparison) -> list[list[tuple[list[str], bool]]]:
     """Per row and column the lines of the cell and whether it is the best."""
     none = (["-"], False)
     return [
         [
             (cell(name, row.figures[name]), row.figures[name].best) if name in row.figures else none
-            for name in found.columns
+            for name in comparison.columns
         ]
-        for row in found.rows
+        for row in comparison.rows
     ]
 
 
-def remarks(found: Comparison) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What stands below the table: how models were made, and the notes."""
-    return [*(f"{row.name}: {row.how}" for row in found.rows if row.how), *found.notes]
+    return [*(f"{row.name}: {row.how}" for row in comparison.rows if row.how), *comparison.notes]

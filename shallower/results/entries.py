@@ -10,7 +10,7 @@ from .sources import MODEL_FILES, SAME, CompareArgument, ComparisonEntry, timing
 Key = tuple[str, tuple[int, ...]]
 
 
-def entries_of(givens: Sequence[CompareArgument]) -> tuple[list[ComparisonEntry], list[str]]:
+def entries_of(arguments: Sequence[CompareArgument]) -> tuple[list[ComparisonEntry], list[str]]:
     """(one entry per model, the base first, and notes on what was not taken).
 
     Within an argument the largest model comes first. A model that an earlier argument has shown already is not shown
@@ -19,29 +19,34 @@ def entries_of(givens: Sequence[CompareArgument]) -> tuple[list[ComparisonEntry]
     entries: list[ComparisonEntry] = []
     owners: list[CompareArgument] = []
     notes: list[str] = []
-    for given in givens:
+    for argument in arguments:
         grouped: dict[Key, list[Evaluation]] = {}
-        for found in sorted(given.evaluations, key=lambda found: found.provenance.created):
-            grouped.setdefault((found.model.fingerprint, tuple(sorted(set(found.removed)))), []).append(found)
-        made = {key: ComparisonEntry("", group[-1].model, key[1]) for key, group in grouped.items()}
-        for key in sorted(made, key=lambda key: (-made[key].parameters, key)):
-            earlier = next((entry for entry in entries if entry.key == key), None) if len(made) > 1 else None
-            entry = earlier or made[key]
+        for evaluation in sorted(argument.evaluations, key=lambda evaluation: evaluation.provenance.created):
+            grouped.setdefault((evaluation.model.fingerprint, tuple(sorted(set(evaluation.removed)))), []).append(
+                evaluation
+            )
+        new = {key: ComparisonEntry("", group[-1].model, key[1]) for key, group in grouped.items()}
+        for key in sorted(new, key=lambda key: (-new[key].parameters, key)):
+            earlier = next((entry for entry in entries if entry.key == key), None) if len(new) > 1 else None
+            entry = earlier or new[key]
             if earlier is None:
                 entries.append(entry)
-                owners.append(given)
-            for found in grouped[key]:
-                _add(entry, found, notes)
-    _add_speeds(givens, entries, owners, notes)
+                owners.append(argument)
+            for evaluation in grouped[key]:
+                _add(entry, evaluation, notes)
+    _add_speeds(arguments, entries, owners, notes)
     _name(entries, owners)
-    _describe(givens, entries)
+    _describe(arguments, entries)
     return entries, [_with_names(note, entries) for note in notes]
 
 
-def _add(entry: ComparisonEntry, found: Evaluation, notes: list[str]) -> None:
+def _add(entry: ComparisonEntry, evaluation: Evaluation, notes: list[str]) -> None:
     """Take the figures of an evaluation; of a figure that is there already the newest counts."""
-    entry.dtypes.add(found.dtype)
-    for kind, mine, more in (("perplexity", entry.texts, found.perplexity), ("task", entry.tasks, found.tasks)):
+    entry.dtypes.add(evaluation.dtype)
+    for kind, mine, more in (
+        ("perplexity", entry.texts, evaluation.perplexity),
+        ("task", entry.tasks, evaluation.tasks),
+    ):
         for name, item in more.items():
             if name in mine and (difference := _difference(mine[name], item)):
                 notes.append(
@@ -70,28 +75,31 @@ def _with_names(note: str, entries: Sequence[ComparisonEntry]) -> str:
 
 
 def _add_speeds(
-    givens: Sequence[CompareArgument], entries: list[ComparisonEntry], owners: list[CompareArgument], notes: list[str]
+    arguments: Sequence[CompareArgument],
+    entries: list[ComparisonEntry],
+    owners: list[CompareArgument],
+    notes: list[str],
 ) -> None:
     """To the models of the same argument, else to those of others.
 
     A model with nothing but its speed gets an entry last.
     """
-    for given in givens:
-        for found in given.speeds:
-            for side, model in (("against", found.against), ("model", found.model)):
+    for argument in arguments:
+        for speed in argument.speeds:
+            for side, model in (("against", speed.against), ("model", speed.model)):
                 if model is None:
                     continue
                 same = [place for place, entry in enumerate(entries) if entry.key == (model.fingerprint, ())]
-                mine = [place for place in same if owners[place] is given] or same
-                if not mine and given.evaluations:
+                mine = [place for place in same if owners[place] is argument] or same
+                if not mine and argument.evaluations:
                     notes.append(f"the speed of {Path(model.source).name} is left out: no evaluation of it was given")
                     continue
                 if not mine:
                     mine = [len(entries)]
                     entries.append(ComparisonEntry("", model))
-                    owners.append(given)
+                    owners.append(argument)
                 for place in mine:
-                    entries[place].timings += timings_of(found, side)
+                    entries[place].timings += timings_of(speed, side)
 
 
 def _name(entries: list[ComparisonEntry], owners: Sequence[CompareArgument]) -> None:
@@ -100,9 +108,11 @@ def _name(entries: list[ComparisonEntry], owners: Sequence[CompareArgument]) -> 
     alone = [rows[id(owner)] == 1 for owner in owners]
     ways: list[Callable[[int], str]] = [
         lambda place: (
-            owners[place].name or stem(owners[place].path) if alone[place] else _of_many(owners[place], entries[place])
+            owners[place].name or stem(owners[place].path)
+            if alone[place]
+            else _name_of_many(owners[place], entries[place])
         ),
-        lambda place: f"{_above(owners[place].path)}/{entries[place].name}",
+        lambda place: f"{_parent(owners[place].path)}/{entries[place].name}",
         lambda place: f"{entries[place].name} ({place + 1})",
     ]
     for way in ways:
@@ -113,7 +123,7 @@ def _name(entries: list[ComparisonEntry], owners: Sequence[CompareArgument]) -> 
                 entry.name = way(place)
 
 
-def _of_many(owner: CompareArgument, entry: ComparisonEntry) -> str:
+def _name_of_many(owner: CompareArgument, entry: ComparisonEntry) -> str:
     name = stem(entry.model.source) + (f" without {','.join(map(str, entry.removed))}" if entry.removed else "")
     return f"{owner.name} {name}" if owner.name else name
 
@@ -124,19 +134,19 @@ def stem(path: str) -> str:
     return name.removesuffix(".json").removesuffix(MODEL_FILES[0]) or path
 
 
-def _above(path: str) -> str:
+def _parent(path: str) -> str:
     return Path(path).absolute().parent.name or "/"
 
 
-def _describe(givens: Sequence[CompareArgument], entries: Sequence[ComparisonEntry]) -> None:
+def _describe(arguments: Sequence[CompareArgument], entries: Sequence[ComparisonEntry]) -> None:
     """How pruned models were made, where their own record was found."""
-    made = {record.fingerprint: record for given in givens for record in given.pruned}
+    records = {record.fingerprint: record for argument in arguments for record in argument.pruned}
     for entry in entries:
-        if not entry.removed and entry.model.fingerprint in made:
-            entry.how = _how(made[entry.model.fingerprint])
+        if not entry.removed and entry.model.fingerprint in records:
+            entry.how = _origin(records[entry.model.fingerprint])
 
 
-def _how(record: Pruned) -> str:
+def _origin(record: Pruned) -> str:
     plan = record.plan
     chosen = f"{plan.selection}{' by ' + plan.criterion if plan.criterion else ''}"
     repair = f", repaired by {record.compensation.method}" if record.compensation else ""

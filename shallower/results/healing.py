@@ -16,40 +16,41 @@ def perplexity_times(loss: HeldOutLoss) -> tuple[float, float]:
     return before, after
 
 
-def losses(found: Healing) -> tuple[float, float]:
+def losses(healing: Healing) -> tuple[float, float]:
     """Means of the training loss over the first and the last tenth of the steps, in nats."""
-    values = [row.loss for row in found.rows if row.loss is not None]
+    values = [row.loss for row in healing.rows if row.loss is not None]
     part = max(1, len(values) // 10)
     return sum(values[:part]) / part, sum(values[-part:]) / part
 
 
-def perplexities(found: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
+def perplexities(healing: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
     """Text -> (step, perplexity) wherever it was measured, of the healed model or of the control."""
-    rows = (found.control or ()) if control else found.rows
+    rows = (healing.control or ()) if control else healing.rows
     measured = [(row.step, row.eval) for row in rows if row.eval]
     names = measured[0][1] if measured else ()
     return {name: [(step, one[name].value) for step, one in measured if name in one] for name in names}
 
 
-def gaps(found: Healing) -> dict[str, tuple[float, float]]:
+def gaps(healing: Healing) -> dict[str, tuple[float, float]]:
     """Text -> how much of the gap in log-perplexity to the dense model is closed.
 
     To it as it was, and to it trained the same.
     """
-    closed, control = {}, perplexities(found, control=True)
-    for name, values in perplexities(found).items():
+    shares = {}
+    control = perplexities(healing, control=True)
+    for name, values in perplexities(healing).items():
         if name in control:
             (before, after), (plain, trained) = (
                 [math.log(one[at][1]) for at in (0, -1)] for one in (values, control[name])
             )
             if before > plain:
-                closed[name] = (before - after) / (before - plain), 1 - (after - trained) / (before - plain)
-    return closed
+                shares[name] = (before - after) / (before - plain), 1 - (after - trained) / (before - plain)
+    return shares
 
 
-def gap_closed(found: Healing, name: str) -> str:
+def gap_closed(healing: Healing, name: str) -> str:
     """That in words; nothing where there is no control."""
-    if name not in gaps(found):
+    if name not in gaps(healing):
         return ""
-    plain, trained = gaps(found)[name]
+    plain, trained = gaps(healing)[name]
     return f"{plain:.0%} of the gap to the dense model, {trained:.0%} of it when that is trained on the same tokens"

@@ -10,9 +10,9 @@ from ..errors import UserError
 from ..storage.paths import kind_of
 from ..storage.paths import place as expanded
 
-USED = ("evaluation", "speed", "pruned")
+COMPARED_KINDS = ("evaluation", "speed", "pruned")
 MODEL_FILES = (".gguf",)
-HOW = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
+TIMING_OPTIONS = ("cache", "compiled", "repeated", "typical")  # settings of a Speed that make its figures others
 SAME = 1e-6  # relative difference of one figure measured twice
 
 
@@ -74,28 +74,28 @@ class ComparisonEntry:
         return self.model.parameters - sum(self.model.layer_parameters[index] for index in self.removed)
 
 
-def read_given(text: str | Path) -> CompareArgument:
+def read_argument(text: str | Path) -> CompareArgument:
     """One argument: ``NAME=PATH`` or ``PATH``, a folder with artifacts, an evaluation or speed .json, or a model.
 
     Raises:
         UserError: nothing of use there, or a broken artifact.
     """
-    name, path = _named(str(text))
+    name, path = _split_name(str(text))
     place = expanded(path)
     if place.is_dir():
-        used = [(file, kind) for file, kind in artifacts_below(place) if kind in USED]
+        used = [(file, kind) for file, kind in artifacts_below(place) if kind in COMPARED_KINDS]
         model = (place / "config.json").is_file()
         files = (*(file for file, _ in used), *((place,) if model else ()))
-        given = _sorted_out(CompareArgument(path, name, files=files), [load(file, kind) for file, kind in used])
-        if not model and not given.evaluations and not given.speeds:
+        argument = _with_artifacts(CompareArgument(path, name, files=files), [load(file, kind) for file, kind in used])
+        if not model and not argument.evaluations and not argument.speeds:
             raise UserError(
                 f"{path} holds no evaluation and no model: give a folder that evaluate wrote to, an evaluation "
                 "file or a model"
             )
-        return replace(given, missing=model and not given.evaluations)
+        return replace(argument, missing=model and not argument.evaluations)
     if path.endswith(".json"):
         kind = "speed" if place.is_file() and kind_of(place) == "speed" else "evaluation"
-        return _sorted_out(CompareArgument(path, name, files=(place,)), [load(place, kind)])
+        return _with_artifacts(CompareArgument(path, name, files=(place,)), [load(place, kind)])
     if place.is_file() and not path.endswith(MODEL_FILES):
         raise UserError(
             f"{path} is neither a folder nor a .json or .gguf file: give a run, an evaluation file or a model"
@@ -110,7 +110,7 @@ def artifacts_below(folder: Path) -> list[tuple[Path, str]]:
     return [(path, kind) for path in shown if (kind := kind_of(path))]
 
 
-def _named(text: str) -> tuple[str | None, str]:
+def _split_name(text: str) -> tuple[str | None, str]:
     name, equals, path = text.partition("=")
     if not equals or expanded(text).exists():
         return None, text
@@ -119,30 +119,35 @@ def _named(text: str) -> tuple[str | None, str]:
     return name.strip(), path
 
 
-def _sorted_out(given: CompareArgument, records: list) -> CompareArgument:
-    parts = {kind: [record for record in records if record.kind == kind] for kind in USED}
-    return replace(given, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
+def _with_artifacts(argument: CompareArgument, records: list) -> CompareArgument:
+    parts = {kind: [record for record in records if record.kind == kind] for kind in COMPARED_KINDS}
+    return replace(argument, evaluations=parts["evaluation"], speeds=parts["speed"], pruned=parts["pruned"])
 
 
-def check_several(givens: Sequence[CompareArgument]) -> None:
+def check_several(arguments: Sequence[CompareArgument]) -> None:
     """Raise a UserError for two arguments of the same name, or a single model."""
-    names = [given.name for given in givens if given.name]
+    names = [argument.name for argument in arguments if argument.name]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two models are named {twice[0]}; give each a name of its own")
-    if sum(max(1, len(given.evaluations), 2 * len(given.speeds)) for given in givens) < 2:
+    if sum(max(1, len(argument.evaluations), 2 * len(argument.speeds)) for argument in arguments) < 2:
         raise UserError("nothing to compare: give at least two models, runs or evaluation files; the first is the base")
 
 
-def completed(givens: Sequence[CompareArgument], evaluate: Callable[[str], Evaluation]) -> list[CompareArgument]:
+def evaluate_missing(
+    arguments: Sequence[CompareArgument], evaluate: Callable[[str], Evaluation]
+) -> list[CompareArgument]:
     """The same with every model evaluated that has no evaluation."""
-    return [replace(given, evaluations=[evaluate(given.path)]) if given.missing else given for given in givens]
+    return [
+        replace(argument, evaluations=[evaluate(argument.path)]) if argument.missing else argument
+        for argument in arguments
+    ]
 
 
-def timings_of(found: Speed, side: Side) -> list[Timing]:
+def timings_of(speed: Speed, side: Side) -> list[Timing]:
     """The rows of one side; settings that ran out of memory have none."""
-    told = {key: value for key in HOW if (value := getattr(found.settings, key))}
-    how = [key if value is True else f"{key} {value}" for key, value in told.items()]
-    conditions = (found.device, f"{found.threads} threads", f"protocol {found.protocol}", *how)
-    weights = found.analytic[side].weight_bytes if side in found.analytic else None
-    where = (conditions, weights, found.settings.typical, found.provenance.created)
-    return [Timing(row, *where) for row in found.measured if row.of == side]
+    options = {key: value for key in TIMING_OPTIONS if (value := getattr(speed.settings, key))}
+    labels = [key if value is True else f"{key} {value}" for key, value in options.items()]
+    conditions = (speed.device, f"{speed.threads} threads", f"protocol {speed.protocol}", *labels)
+    weights = speed.analytic[side].weight_bytes if side in speed.analytic else None
+    where = (conditions, weights, speed.settings.typical, speed.provenance.created)
+    return [Timing(row, *where) for row in speed.measured if row.of == side]

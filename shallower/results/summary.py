@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Perplexity, Speed
 from ..artifacts.record import Settings
 from ..runtime.format import Number, layers, millions, short
-from .collection import CollectedArtifact, Collection, Removal
+from .collection import CollectedArtifact, Collection, Pruning
 from .timings import setting
 
 TextColumn = tuple[str, str]  # name of a text, hash of its tokens
@@ -20,13 +20,13 @@ class EvaluationRow:
 
     label: str
     detail: str
-    found: CollectedArtifact
+    artifact: CollectedArtifact
     dense: bool = False
-    removal: Removal | None = None
+    pruning: Pruning | None = None
 
     @property
     def evaluation(self) -> Evaluation:
-        return self.found.record
+        return self.artifact.record
 
     def at(self, column: TextColumn) -> Perplexity | None:
         """The perplexity on a text, where it was measured on the same tokens."""
@@ -35,44 +35,46 @@ class EvaluationRow:
 
 
 class Summary:
-    """A dossier, read."""
+    """Summary of a collection."""
 
-    def __init__(self, dossier: Collection):
-        self.dossier = dossier
-        self.root = dossier.root
+    def __init__(self, collection: Collection):
+        self.collection = collection
+        self.root = collection.root
 
     @property
     def name(self) -> str:
         """The name of the dense model."""
-        return model_name(self.root) if self.root else PurePosixPath(self.dossier.of("comparison")[0].record.base).name
+        return (
+            model_name(self.root) if self.root else PurePosixPath(self.collection.of("comparison")[0].record.base).name
+        )
 
     @cached_property
     def rows(self) -> list[EvaluationRow]:
         """Every evaluation: first the dense model, then by layers left, then by path."""
-        rows = [self._row(item) for item in self.dossier.of("evaluation")]
+        rows = [self._row(item) for item in self.collection.of("evaluation")]
         return sorted(
             rows,
             key=lambda row: (
                 not row.dense,
                 len(row.evaluation.removed) - row.evaluation.model.layers,
-                row.removal is not None,
+                row.pruning is not None,
             ),
         )
 
-    def _row(self, found: CollectedArtifact) -> EvaluationRow:
-        record = found.record
-        removal = self.dossier.removal_of(record.model)
+    def _row(self, artifact: CollectedArtifact) -> EvaluationRow:
+        record = artifact.record
+        pruning = self.collection.pruning_of(record.model)
         if record.removed:
-            told = layers(record.removed)
-            what = told if len(told) <= 20 else f"{len(record.removed)} layers"
-            return EvaluationRow(f"without {what}", "left out virtually, nothing repaired", found)
-        if removal:
-            trained = removal.pruned.fingerprint != record.model.fingerprint
-            repaired = f"repaired by {removal.repair}" if removal.repair else "not repaired"
-            return EvaluationRow(removal.name, "trained further" if trained else repaired, found, removal=removal)
+            text = layers(record.removed)
+            what = text if len(text) <= 20 else f"{len(record.removed)} layers"
+            return EvaluationRow(f"without {what}", "left out virtually, nothing repaired", artifact)
+        if pruning:
+            trained = pruning.pruned.fingerprint != record.model.fingerprint
+            repaired = f"repaired by {pruning.repair}" if pruning.repair else "not repaired"
+            return EvaluationRow(pruning.name, "trained further" if trained else repaired, artifact, pruning=pruning)
         dense = record.model.fingerprint == self.root.fingerprint
         return EvaluationRow(
-            "dense" if dense else model_name(record.model), f"{record.model.layers} layers", found, dense=dense
+            "dense" if dense else model_name(record.model), f"{record.model.layers} layers", artifact, dense=dense
         )
 
     @cached_property
@@ -96,19 +98,19 @@ class Summary:
         return (math.exp(sum(map(math.log, ratios)) / len(ratios)), len(ratios)) if ratios and not row.dense else None
 
     @cached_property
-    def main(self) -> Removal | None:
+    def main(self) -> Pruning | None:
         """The pruning that the headline speaks of.
 
         Where several removed the same layers, the one with the lowest perplexity.
         """
-        return min(self.dossier.removals, key=self._order, default=None)
+        return min(self.collection.prunings, key=self._order, default=None)
 
     @cached_property
     def main_row(self) -> EvaluationRow | None:
         """Its evaluation; where there is none, that of the virtual removal."""
         if self.main is None:
             return None
-        own = [row for row in self.rows if row.removal is self.main and row.evaluation.perplexity]
+        own = [row for row in self.rows if row.pruning is self.main and row.evaluation.perplexity]
         virtual = [
             row
             for row in self.rows
@@ -118,15 +120,15 @@ class Summary:
             own, key=lambda row: (self.mean_ratio(row) or (math.inf, 0))[0], default=virtual[0] if virtual else None
         )
 
-    def _order(self, removal: Removal) -> tuple[bool, int, float]:
-        ratios = [ratio[0] for row in self.rows if row.removal is removal and (ratio := self.mean_ratio(row))]
-        return removal.pruned is None, -len(removal.removed), min(ratios, default=math.inf)
+    def _order(self, pruning: Pruning) -> tuple[bool, int, float]:
+        ratios = [ratio[0] for row in self.rows if row.pruning is pruning and (ratio := self.mean_ratio(row))]
+        return pruning.pruned is None, -len(pruning.removal), min(ratios, default=math.inf)
 
     @property
-    def sets(self) -> list[Removal]:
-        """One removal for each set of removed layers, the main one first."""
-        ordered = sorted(self.dossier.removals, key=lambda removal: removal is not self.main)
-        return list({tuple(removal.removed): removal for removal in reversed(ordered)}.values())[::-1]
+    def sets(self) -> list[Pruning]:
+        """One pruning for each set of removed layers, the main one first."""
+        ordered = sorted(self.collection.prunings, key=lambda pruning: pruning is not self.main)
+        return list({pruning.removal: pruning for pruning in reversed(ordered)}.values())[::-1]
 
     def headline(self) -> str:
         """One line, such as: 6 of 30 layers removed, −15.8 % parameters, perplexity ×1.22."""
@@ -136,27 +138,28 @@ class Summary:
                 if self.root
                 else "Models side by side"
             )
-        counts = sorted({len(removal.removed) for removal in self.dossier.removals})
+        counts = sorted({len(pruning.removal) for pruning in self.collection.prunings})
         if len(counts) > 1:
             return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} of {self.root.layers} layers removed"
-        gone = "removed" if any(removal.pruned for removal in self.dossier.removals) else "would be removed"
+        gone = "removed" if any(pruning.pruned for pruning in self.collection.prunings) else "would be removed"
         parts = [
             f"{counts[0]} of {self.root.layers} layers {gone}",
             f"{percent(self.parameters_left(self.main))} parameters",
         ]
-        if self.main_row and (found := self.mean_ratio(self.main_row)):
-            parts.append(f"perplexity ×{found[0]:.2f}" + (f" (mean of {found[1]} texts)" if found[1] > 1 else ""))
+        if self.main_row and (mean := self.mean_ratio(self.main_row)):
+            parts.append(f"perplexity ×{mean[0]:.2f}" + (f" (mean of {mean[1]} texts)" if mean[1] > 1 else ""))
         return ", ".join(parts)
 
-    def parameters_left(self, removal: Removal) -> float:
+    def parameters_left(self, pruning: Pruning) -> float:
         """The share of the root's parameters that a pruning left."""
-        return removal.plan.params_after / self.root.parameters
+        return pruning.plan.params_after / self.root.parameters
 
     def key_figures(self) -> list[tuple[str, str]]:
         """(figure, what it is) for the cards at the top."""
         if self.main is None:
             return []
-        plan, repair = self.main.plan, self.main.repair
+        plan = self.main.plan
+        repair = self.main.repair
         cards = [
             (
                 f"{self.root.layers} → {len(plan.kept)}",
@@ -177,8 +180,8 @@ class Summary:
                         f"perplexity, {column[0]}" + (f", repaired by {repair}" if repair else ""),
                     )
                 )
-        for found in self.dossier.of("speed"):
-            cards += speed_cards(found.record)
+        for artifact in self.collection.of("speed"):
+            cards += speed_cards(artifact.record)
         if self.main.pruned and self.main.pruned.proof:
             cards.append(
                 (
@@ -189,13 +192,13 @@ class Summary:
         return cards[:6]
 
 
-def speed_cards(found: Speed) -> list[tuple[str, str]]:
+def speed_cards(speed: Speed) -> list[tuple[str, str]]:
     """The first setting's decoding speed-up, and the change of peak memory."""
     cards = []
-    if found.speedups:
-        cards.append((f"×{found.speedups[0].decode:.2f}", f"decoding speed, {setting(found.speedups[0])}"))
-    for row in found.measured:
-        twins = (other for other in found.measured if other.of == "against" and setting(other) == setting(row))
+    if speed.speedups:
+        cards.append((f"×{speed.speedups[0].decode:.2f}", f"decoding speed, {setting(speed.speedups[0])}"))
+    for row in speed.measured:
+        twins = (other for other in speed.measured if other.of == "against" and setting(other) == setting(row))
         twin = next(twins, None)
         if row.of == "model" and row.peak_memory_bytes and twin and twin.peak_memory_bytes:
             cards.append((percent(row.peak_memory_bytes / twin.peak_memory_bytes), f"peak memory, {setting(row)}"))

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..reporting.comparison_table import comparison_files
 from ..results.comparison import compare_entries
 from ..results.entries import entries_of
-from ..results.sources import check_several, completed, read_given
+from ..results.sources import check_several, evaluate_missing, read_argument
 from ..runtime.progress import say
 from ..runtime.provenance import device_name, versions
 from ..settings.compute import Compute
@@ -49,7 +49,7 @@ def compare(
     """
     (compute,) = taken(plain, "compare", compute=(Compute, compute))
     out = place(out) if out is not None else None
-    givens = [read_given(source) for source in sources]
+    givens = [read_argument(source) for source in sources]
     check_several(givens)
     inputs = [path for given in givens for path in given.files]
     if out is not None:
@@ -57,7 +57,7 @@ def compare(
     models = {
         given.path: open_model(given.path, compute) for given in givens if given.missing
     }  # all, before any is evaluated
-    given = completed(givens, lambda path: _evaluated(models[path]))
+    given = evaluate_missing(givens, lambda path: _evaluated(models[path]))
     found = compare_entries(*entries_of(given))
     if out is not None:
         contents = comparison_files(found)

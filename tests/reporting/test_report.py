@@ -211,10 +211,10 @@ def test_a_pruning_of_a_pruned_model_is_told_in_the_first_numbering(tmp_path) ->
     records = {name: hand.everything()[name] for name in ("model/shallower.json", "quality/dense.json")} | {
         "again/shallower.json": again
     }
-    found = Summary(collection.collect(hand.write(tmp_path / "run", records)))
-    assert found.root == hand.DENSE
-    assert [removal.removed for removal in found.dossier.removals] == [[0, 3, 4, 5], [3, 5]]
-    assert found.dossier.removals[0].order == [4, 0]
+    summary = Summary(collection.collect(hand.write(tmp_path / "run", records)))
+    assert summary.root == hand.DENSE
+    assert [str(pruning.removal) for pruning in summary.collection.prunings] == ["0, 3-5", "3, 5"]
+    assert summary.collection.prunings[0].order == [4, 0]
 
 
 def test_a_model_trained_further_belongs_to_its_pruning(tmp_path) -> None:

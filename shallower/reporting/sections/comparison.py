@@ -10,7 +10,7 @@ from ..page import Cell, Part, Section, Table, Text
 def section(summary: Summary) -> Section | None:
     """The table of every comparison between its base and its remarks."""
     parts: list[Part] = []
-    for item in summary.dossier.of("comparison"):
+    for item in summary.collection.of("comparison"):
         found: Comparison = item.record
         rows = [
             [row.name, *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]

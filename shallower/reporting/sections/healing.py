@@ -15,7 +15,7 @@ CAPTION = "Mean NLL of the next token: on what is trained on, and on texts that 
 def section(summary: Summary) -> Section | None:
     """All healed models side by side, then every one under its method and path."""
     parts: list[Part] = [*_beside(summary)]
-    for number, item in enumerate(summary.dossier.of("healing"), 1):
+    for number, item in enumerate(summary.collection.of("healing"), 1):
         figure = Figure(learning_figure(item.record, numbered("healing", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _trained(item.record)], "pair")]
     return Section("Healing by training", parts) if parts else None
@@ -25,7 +25,9 @@ def _beside(summary: Summary) -> list[Box]:
     """All healed models in one figure, against tokens and against seconds, for every text that two of them were
     measured on.
     """
-    items = [(f"{item.record.method}, {Path(item.path).parent}", item.record) for item in summary.dossier.of("healing")]
+    items = [
+        (f"{item.record.method}, {Path(item.path).parent}", item.record) for item in summary.collection.of("healing")
+    ]
     texts = dict.fromkeys(name for _, found in items for name in perplexities(found))
     parts: list[Box] = []
     for text in texts:

@@ -8,19 +8,21 @@ from ..page import Box, Figure, Section, Text, numbered
 
 def section(summary: Summary) -> Section | None:
     """Importance per layer, a figure for each set of scores."""
-    drawn = [_figure(summary, item.record, number) for number, item in enumerate(summary.dossier.of("scores"), 1)]
-    note, main = "The lower a layer's score, the less the criterion says it is needed.", summary.main
+    figures = [_figure(summary, item.record, number) for number, item in enumerate(summary.collection.of("scores"), 1)]
+    note = "The lower a layer's score, the less the criterion says it is needed."
+    main = summary.main
     if main:  # other criteria would choose other layers
-        went, by = "went" if main.pruned else "would go", main.plan.criterion or main.plan.selection
+        went = "went" if main.pruned else "would go"
+        by = main.plan.criterion or main.plan.selection
         note += f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
-    return Section("Importance per layer", [Text(note, "note"), Box(drawn, "pair")]) if drawn else None
+    return Section("Importance per layer", [Text(note, "note"), Box(figures, "pair")]) if figures else None
 
 
 def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
     main = summary.main
-    gone = main.removed if main and scores.model.original == summary.root.original else []
+    removed = main.removal.layers if main and scores.model.original == summary.root.original else ()
     settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
-    used = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
+    tokens = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
     cost = f"{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}"
-    drawing = importance_figure(numbered("importance", number), scores, gone)
-    return Figure(drawing, f"{scores.criterion}{settings}: {used}{cost}.")
+    drawing = importance_figure(numbered("importance", number), scores, removed)
+    return Figure(drawing, f"{scores.criterion}{settings}: {tokens}{cost}.")

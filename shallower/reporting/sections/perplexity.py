@@ -11,20 +11,22 @@ NOTE = "Below each figure: the ratio to the dense model on the same tokens. Lowe
 
 def section(summary: Summary) -> Section | None:
     """Perplexity of every model on every text, and of every sweep."""
-    columns, sweeps = summary.columns, summary.dossier.of("sweep")
+    columns = summary.columns
+    sweeps = summary.collection.of("sweep")
     if not columns and not sweeps:
         return None
-    told = _perplexities(summary) if columns else None
+    table = _perplexities(summary) if columns else None
     if sweeps:
-        drawn = [_sweep(summary, item, number) for number, item in enumerate(sweeps, 1)]
+        figures = [_sweep(summary, item, number) for number, item in enumerate(sweeps, 1)]
     else:
-        drawn = [_bars(summary, column, number) for number, column in enumerate(columns[:4], 1)]
+        figures = [_bars(summary, column, number) for number, column in enumerate(columns[:4], 1)]
     wide = len(columns) > 2  # then the table gets the whole width
-    return Section("Perplexity", [told, Box(drawn, "pair")] if wide else [Box([told, *drawn], "pair")])
+    return Section("Perplexity", [table, Box(figures, "pair")] if wide else [Box([table, *figures], "pair")])
 
 
 def _perplexities(summary: Summary) -> Box:
-    columns, measured = summary.columns, [row for row in summary.rows if row.evaluation.perplexity]
+    columns = summary.columns
+    measured = [row for row in summary.rows if row.evaluation.perplexity]
     head: list[object] = ["model", "parameters"]
     for column in columns:
         item = next(item for row in measured if (item := row.at(column)))
@@ -43,38 +45,43 @@ def _parameters(row: EvaluationRow) -> str:
 
 
 def _value(summary: Summary, row: EvaluationRow, column: TextColumn) -> Cell | str:
-    item, ratio = row.at(column), summary.ratio(row, column)
+    item = row.at(column)
+    ratio = summary.ratio(row, column)
     if item is None:
         return "—"
     return Cell(perplexity_text(item.value), f"×{ratio:.2f}" if ratio and not row.dense else None)
 
 
 def _bars(summary: Summary, column: TextColumn, number: int) -> Figure:
-    shown = []
+    bars = []
     for row in summary.rows:
         if item := row.at(column):
             colour = "soft" if row.dense else "kept" if row is summary.main_row else "gone"
-            shown.append((f"{row.label} ({row.detail})", item.value, colour))
-    caption, base = f"Perplexity on {column[0]}; dashed: the dense model.", summary.base(column) or 0.0
+            bars.append((f"{row.label} ({row.detail})", item.value, colour))
+    caption = f"Perplexity on {column[0]}; dashed: the dense model."
+    base = summary.base(column) or 0.0
     name = numbered("perplexity", number)
-    return Figure(bars_figure(name, caption, shown, y_label="perplexity, lower is better", base=base), caption)
+    return Figure(bars_figure(name, caption, bars, y_label="perplexity, lower is better", base=base), caption)
 
 
 def _sweep(summary: Summary, item: CollectedArtifact, number: int) -> Figure:
     sweep = item.record
     texts = list(dict.fromkeys(name for row in sweep.rows for name in row.perplexity))
-    series, points = [], []
+    series = []
+    points = []
     for text in texts:
         rows = [row for row in sweep.rows if text in row.perplexity]
         values = [row.perplexity[text].value for row in rows]
         series.append((text, [float(row.removed) for row in rows], values))
-        column, which = (text, rows[0].perplexity[text].hash), f", {text}" if len(texts) > 1 else ""
+        column = (text, rows[0].perplexity[text].hash)
+        which = f", {text}" if len(texts) > 1 else ""
         points += [
-            (f"{row.label}, {row.detail}{which}", float(len(row.removal.removed)), same.value)
+            (f"{row.label}, {row.detail}{which}", float(len(row.pruning.removal)), same.value)
             for row in summary.rows
-            if row.removal and (same := row.at(column))
+            if row.pruning and (same := row.at(column))
         ]
     how = sweep.selection + (f", {sweep.criterion}" if sweep.criterion else "")
     caption = f"Perplexity against layers removed ({how})" + ("; circles: written models." if points else ".")
-    name, labels = numbered("sweep", number), {"x_label": "layers removed", "y_label": "perplexity"}
+    name = numbered("sweep", number)
+    labels = {"x_label": "layers removed", "y_label": "perplexity"}
     return Figure(curves_figure(name, caption, series, points=points, **labels), caption)

@@ -11,7 +11,7 @@ from ..page import Section, Table, Text
 
 def section(summary: Summary) -> Section:
     """Commands, models, tokens, files and versions."""
-    found = summary.dossier.found
+    found = summary.collection.artifacts
     titled = {"Models": _models(found), "Tokens": _tokens(found), "Files": _files(found), "Versions": _versions(found)}
     shown = [part for name, content in titled.items() if content for part in (Text(name, "heading"), content)]
     return Section("Provenance", [*_commands(found), *shown], "origins")

@@ -14,7 +14,7 @@ CAPTION = (
 def section(summary: Summary) -> Section | None:
     """Every repair under its method and path."""
     parts: list[Part] = []
-    for number, item in enumerate(summary.dossier.of("compensation"), 1):
+    for number, item in enumerate(summary.collection.of("compensation"), 1):
         figure = Figure(drift_figure(item.record, numbered("repair", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _repaired(item.record)], "pair")]
     return Section("Repair without training", parts) if parts else None

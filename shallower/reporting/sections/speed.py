@@ -17,7 +17,7 @@ HEAD = ("model", "setting", "prefill, ms", "decoding, ms/step", "whole, ms", "to
 def section(summary: Summary) -> Section | None:
     """Every measurement: its table, how many times as fast, and what was counted."""
     parts: list[Part | None] = []
-    for number, item in enumerate(summary.dossier.of("speed"), 1):
+    for number, item in enumerate(summary.collection.of("speed"), 1):
         found: Speed = item.record
         about = f"{found.device}, {found.threads} threads, {found.dtype}; protocol {found.protocol}"
         parts += [Text(about, "note"), _measured(found)]
