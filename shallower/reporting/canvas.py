@@ -141,7 +141,7 @@ class Drawing:
 
     def svg(self) -> str:
         """The drawing as SVG, for a page that holds ``palette_css`` and tells its title."""
-        return self._wrapped(f'viewBox="0 0 {WIDTH:g} {self.height:g}"', "")
+        return self._element(f'viewBox="0 0 {WIDTH:g} {self.height:g}"', "")
 
     def file(self) -> str:
         """The drawing as an SVG file by itself, under its title."""
@@ -155,7 +155,7 @@ class Drawing:
             f'<text x="0" y="{at:g}" class="f-ink" font-size="{SIZE}">{html.escape(line)}</text>'
             for at, line in self._heading()
         ]
-        return self._wrapped(size, f"<style>{palette_css()}</style>{paper}{''.join(lines)}")
+        return self._element(size, f"<style>{palette_css()}</style>{paper}{''.join(lines)}")
 
     def png(self) -> bytes:
         """The drawing as PNG, on white, under its title. It can be drawn once."""
@@ -170,13 +170,13 @@ class Drawing:
         ]
         for artist in heading + self._artists:
             axes.add_artist(artist)
-        drawn = io.BytesIO()
+        buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-            figure.savefig(drawn, format="png", metadata={"Software": MAKER, "Description": self.title})
-        return drawn.getvalue()
+            figure.savefig(buffer, format="png", metadata={"Software": MAKER, "Description": self.title})
+        return buffer.getvalue()
 
-    def _wrapped(self, attributes: str, before: str) -> str:
+    def _element(self, attributes: str, before: str) -> str:
         body = "\n".join(self._svg)
         title = f"<title>{html.escape(self.title)}</title>"
         return f'<svg {attributes} role="img" font-family="system-ui,sans-serif">{title}{before}\n{body}\n</svg>\n'
@@ -231,11 +231,11 @@ class Scale:
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
-                found = [digit * 10.0**power for power in powers for digit in digits]
-                found = [value for value in found if self.low <= value <= self.high]
-                if len(found) <= count + 2:
-                    return found
-            return found[:: -(-len(found) // count)]
+                values = [digit * 10.0**power for power in powers for digit in digits]
+                values = [value for value in values if self.low <= value <= self.high]
+                if len(values) <= count + 2:
+                    return values
+            return values[:: -(-len(values) // count)]
         rough = (self.high - self.low) / count
         unit = 10.0 ** math.floor(math.log10(rough))
         step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= 0.999 * rough)

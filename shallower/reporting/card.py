@@ -68,10 +68,10 @@ def metadata(text: str) -> dict[str, Any]:
     """The front matter of a card; empty where there is none, or none that can be read."""
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|$)", text, re.S)
     try:
-        found = yaml.safe_load(match[1]) if match else None
+        content = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _plain(value: Any) -> Any:
@@ -91,21 +91,22 @@ def card_text(
         evaluations: of it, of its base, or of its base without these layers.
         code: loading it runs code that comes with it.
     """
-    plan, base_name = pruned.plan, model_name(pruned.plan.model)
+    plan = pruned.plan
+    base_name = model_name(plan.model)
     went = f"{len(plan.removed)} of its {plan.model.layers} layers"
     parts = [
-        _front(base, name, [found for found in evaluations if _is_of(found, pruned)]),
+        _front(base, name, [evaluation for evaluation in evaluations if _is_of(evaluation, pruned)]),
         MARK,
         f"# {plain(name)}",
-        f"{_linked(base, base_name)} without {went}: {millions(plan.params_before)} parameters became "
+        f"{_link(base, base_name)} without {went}: {millions(plan.params_before)} parameters became "
         f"{millions(plan.params_after)} "
-        f"({percent(1 - plan.share)}).{_repair(pruned)} Made by shallower; loading it needs nothing of it.",
+        f"({percent(1 - plan.share)}).{_repair_text(pruned)} Made by shallower; loading it needs nothing of it.",
         "## Figures",
         _figures(pruned, evaluations),
         "## How to load it",
-        _loading(name, code),
+        _loading_code(name, code),
         "## How it was made",
-        _making(pruned),
+        _provenance(pruned),
         "## Limits",
         "What holds for the base holds here: its licence, its intended use, its weaknesses. With fewer layers "
         "a model knows and reasons "
@@ -118,23 +119,23 @@ def card_text(
 def _front(base: Base, name: str, evaluations: Sequence[Evaluation]) -> str:
     """Metadata for the Hub, with the results that were measured of this very model."""
     carried = {key: _plain(base.metadata.get(key)) for key in CARRIED_METADATA}
-    given = {"base_model": base.model, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    given |= {key: value for key, value in carried.items() if value is not None} | {"tags": list(TAGS)}
-    results = [result for found in evaluations for result in _results(found)]
+    fields = {"base_model": base.model, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields |= {key: value for key, value in carried.items() if value is not None} | {"tags": list(TAGS)}
+    results = [result for evaluation in evaluations for result in _results(evaluation)]
     if results:
-        given |= {"model_name": name, "eval_results": results}
-    return f"---\n{ModelCardData(**given).to_yaml()}\n---"
+        fields |= {"model_name": name, "eval_results": results}
+    return f"---\n{ModelCardData(**fields).to_yaml()}\n---"
 
 
-def _results(found: Evaluation) -> list[EvalResult]:
+def _results(evaluation: Evaluation) -> list[EvalResult]:
     """The figures of an evaluation in the Hub's form."""
-    made = []
-    for name, item in found.perplexity.items():
-        how = f"perplexity, length {item.length}, BOS {item.bos}"
-        made.append(_result(name, "perplexity", how, item.value))
-    for name, item in found.tasks.items():
-        made.append(_result(name, item.metric, f"{item.metric}, {item.count} items", item.value))
-    return made
+    results = []
+    for name, perplexity in evaluation.perplexity.items():
+        how = f"perplexity, length {perplexity.length}, BOS {perplexity.bos}"
+        results.append(_result(name, "perplexity", how, perplexity.value))
+    for name, task in evaluation.tasks.items():
+        results.append(_result(name, task.metric, f"{task.metric}, {task.count} items", task.value))
+    return results
 
 
 def _result(name: str, metric: str, how: str, value: float) -> EvalResult:
@@ -153,36 +154,38 @@ def plain(text: Any) -> str:
     return html.escape(" ".join(str(text).split()), quote=False).translate(ESCAPED_SIGNS)
 
 
-def _is_of(found: Evaluation, pruned: Pruned) -> bool:
+def _is_of(evaluation: Evaluation, pruned: Pruned) -> bool:
     """Whether an evaluation is of the written model, as a whole."""
-    return found.model.fingerprint == pruned.fingerprint and not found.removed
+    return evaluation.model.fingerprint == pruned.fingerprint and not evaluation.removed
 
 
-def _linked(base: Base, name: str) -> str:
+def _link(base: Base, name: str) -> str:
     return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else plain(name)
 
 
-def _repair(pruned: Pruned) -> str:
-    told, text = pruned.compensation, ""
-    if told and told.changed:
-        was = "was" if len(told.changed) == 1 else "were"
-        weights = count_text(len(told.changed), "weight")
-        text = f" {weights} of what is left {was} refitted without training ({code(told.method)})."
+def _repair_text(pruned: Pruned) -> str:
+    report = pruned.compensation
+    text = ""
+    if report and report.changed:
+        was = "was" if len(report.changed) == 1 else "were"
+        weights = count_text(len(report.changed), "weight")
+        text = f" {weights} of what is left {was} refitted without training ({code(report.method)})."
     for item in pruned.healing:
         text += f" It was then trained on {item.train_tokens:,} tokens ({code(item.method)})."
     return text
 
 
 def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
-    plan, told = pruned.plan, pruned.compensation
+    plan = pruned.plan
+    report = pruned.compensation
     rows = [
         ("layers", str(plan.model.layers), str(len(plan.kept))),
         ("parameters", f"{plan.params_before:,}", f"{plan.params_after:,} ({percent(1 - plan.share)})"),
-        *_stored(pruned),
-        *_measured(pruned, evaluations),
+        *_weight_rows(pruned),
+        *_quality_rows(pruned, evaluations),
     ]
-    if told:
-        loss = told.loss
+    if report:
+        loss = report.loss
         before, after = perplexity_times(loss)
         values = f"{loss.after:.4f}, ×{after:.3f} in perplexity (×{before:.3f} before the repair)"
         rows.append(("loss on held-out calibration tokens, nats", f"{loss.dense:.4f}", values))
@@ -191,7 +194,7 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
     return table + ("" if any(item.model.fingerprint == pruned.fingerprint for item in evaluations) else missing)
 
 
-def _stored(pruned: Pruned) -> list[tuple[str, str, str]]:
+def _weight_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
     """Bytes of the weights as they are stored; of a .gguf file what it holds too."""
     before, after = pruned.plan.bytes_before, pruned.weight_bytes or pruned.plan.bytes_after
     if not before or not after:
@@ -201,47 +204,45 @@ def _stored(pruned: Pruned) -> list[tuple[str, str, str]]:
     return [("weights as stored", f"{byte_count(before)} ({plain(model.storage)}{packed})", byte_count(after))]
 
 
-def _measured(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
+def _quality_rows(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """A row per text and task: the base, and this model."""
     own = [item for item in evaluations if item.model.fingerprint == pruned.fingerprint and not item.removed]
     others = [
         item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removed
     ]
     rows = []
-    for found in own:
-        for text, item in found.perplexity.items():
-            base = next(
-                (same for other in others if (same := other.perplexity.get(text)) and same.hash == item.hash),
-                None,
-            )
-            ratio = f" (×{item.value / base.value:.3f})" if base else ""
-            what = f"perplexity, {plain(text)}, length {plain(item.length)}"
-            rows.append((what, perplexity_text(base.value) if base else "", perplexity_text(item.value) + ratio))
-        for task, item in found.tasks.items():
-            base = next(
-                (same for other in others if (same := other.tasks.get(task)) and same.count == item.count),
-                None,
-            )
-            rows.append((f"{plain(task)}, {plain(item.metric)}", _with_error(base) if base else "", _with_error(item)))
+    for evaluation in own:
+        for text, perplexity in evaluation.perplexity.items():
+            twins = (twin for other in others if (twin := other.perplexity.get(text)) and twin.hash == perplexity.hash)
+            base = next(twins, None)
+            ratio = f" (×{perplexity.value / base.value:.3f})" if base else ""
+            what = f"perplexity, {plain(text)}, length {plain(perplexity.length)}"
+            rows.append((what, perplexity_text(base.value) if base else "", perplexity_text(perplexity.value) + ratio))
+        for name, task in evaluation.tasks.items():
+            peers = (peer for other in others if (peer := other.tasks.get(name)) and peer.count == task.count)
+            dense = next(peers, None)
+            what = f"{plain(name)}, {plain(task.metric)}"
+            rows.append((what, _with_error(dense) if dense else "", _with_error(task)))
     return rows
 
 
-def _with_error(item: TaskResult) -> str:
-    return f"{item.value:.3f} ± {item.stderr or 0:.3f}"
+def _with_error(task: TaskResult) -> str:
+    return f"{task.value:.3f} ± {task.stderr or 0:.3f}"
 
 
-def _loading(name: str, code: bool) -> str:
-    given = json.dumps(name, ensure_ascii=False) + (", trust_remote_code=True" if code else "")
-    return _fenced(
+def _loading_code(name: str, code: bool) -> str:
+    arguments = json.dumps(name, ensure_ascii=False) + (", trust_remote_code=True" if code else "")
+    return _code_block(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({given})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({given})",
+        f"model = AutoModelForCausalLM.from_pretrained({arguments})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({arguments})",
         "python",
     )
 
 
-def _making(pruned: Pruned) -> str:
-    plan, told = pruned.plan, pruned.compensation
+def _provenance(pruned: Pruned) -> str:
+    plan = pruned.plan
+    report = pruned.compensation
     by = f" by {code(plan.criterion)}" if plan.criterion else ""
     numbering = (
         ""
@@ -256,22 +257,23 @@ def _making(pruned: Pruned) -> str:
         if plan.calibration
         else "",
         f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
-        f"repair: {code(told.method)}, {count_text(len(told.changed), 'weight')} changed; what it did is in "
+        f"repair: {code(report.method)}, {count_text(len(report.changed), 'weight')} changed; what it did is in "
         "`compensation.json`"
-        if told
+        if report
         else "",
-        *(_healed(item) for item in pruned.healing),
-        _proof(pruned),
+        *(_healing_line(item) for item in pruned.healing),
+        _proof_line(pruned),
         f"versions: {plain(', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items()))}",
     ]
     text = "\n".join(f"- {line}" for line in lines if line)
     command = pruned.provenance.command
-    shown = "\n\n" + _fenced(safe_command(command, paths=False)) if command.startswith("shallower ") else ""
+    shown = "\n\n" + _code_block(safe_command(command, paths=False)) if command.startswith("shallower ") else ""
     return f"{text}{shown}\n\nThe plan, the scores and the proof are in `shallower.json`."
 
 
-def _healed(item: HealingReport) -> str:
-    loss, source = item.loss, plain(item.source)
+def _healing_line(item: HealingReport) -> str:
+    loss = item.loss
+    source = plain(item.source)
     return (
         f"healing: {code(item.method)} on {item.train_tokens:,} tokens of {source} in {item.steps} "
         "steps, training loss "
@@ -281,7 +283,7 @@ def _healed(item: HealingReport) -> str:
     )
 
 
-def _proof(pruned: Pruned) -> str:
+def _proof_line(pruned: Pruned) -> str:
     proof = pruned.verified
     if isinstance(proof, Unverified):
         return f"not verified ({plain(proof.skipped)})"
@@ -293,7 +295,7 @@ def _proof(pruned: Pruned) -> str:
     )
 
 
-def _fenced(text: str, language: str = "") -> str:
+def _code_block(text: str, language: str = "") -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -317,10 +319,10 @@ def check_card(folder: Path, pruned: Pruned, evaluations: dict[str, Evaluation])
         raise UserError(
             f"{path} was written by somebody else (or its mark was taken out): move it away to have it made anew"
         )
-    for name, found in evaluations.items():
-        if found.model.fingerprint not in (pruned.fingerprint, pruned.plan.model.fingerprint):
+    for name, evaluation in evaluations.items():
+        if evaluation.model.fingerprint not in (pruned.fingerprint, pruned.plan.model.fingerprint):
             raise UserError(
-                f"{name} is of another model ({found.model.source}, fingerprint {found.model.fingerprint}) "
+                f"{name} is of another model ({evaluation.model.source}, fingerprint {evaluation.model.fingerprint}) "
                 f"than {folder} "
                 f"(fingerprint {pruned.fingerprint}) and its base: give evaluations of these two"
             )

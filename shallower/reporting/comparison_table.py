@@ -10,27 +10,27 @@ ESCAPED = str.maketrans(
 )
 
 
-def markdown(found: Comparison, picture: str | None = None) -> str:
+def markdown(comparison: Comparison, picture: str | None = None) -> str:
     """The table with its notes.
 
     Args:
         picture: the file that is shown below it.
     """
-    titles = [title(name).translate(ESCAPED) for name in found.columns]
+    titles = [title(name).translate(ESCAPED) for name in comparison.columns]
     lines = [["model", *titles], ["---", *["--:"] * len(titles)]]
-    for row, line in zip(found.rows, cells(found), strict=True):
+    for row, line in zip(comparison.rows, cells(comparison), strict=True):
         texts = [" ".join([f"**{parts[0]}**" if best else parts[0], *parts[1:]]) for parts, best in line]
         lines.append([row.name.translate(ESCAPED), *texts])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in remarks(found))
-    shown = f"\n![quality against cost]({picture})\n" if picture else ""
-    return f"# Compared with {found.base.translate(ESCAPED)}\n\n{table}\n\n{LEGEND}\n{shown}" + (
+    notes = "".join(f"- {note.translate(ESCAPED)}\n" for note in remarks(comparison))
+    image = f"\n![quality against cost]({picture})\n" if picture else ""
+    return f"# Compared with {comparison.base.translate(ESCAPED)}\n\n{table}\n\n{LEGEND}\n{image}" + (
         f"\n{notes}" if notes else ""
     )
 
 
-def comparison_files(found: Comparison) -> dict[str, bytes]:
+def comparison_files(comparison: Comparison) -> dict[str, bytes]:
     """File name -> content: the record, the table and, where there is quality to be drawn, the pictures."""
-    pictures = pareto_pictures(found)
-    page = markdown(found, next(iter(pictures), None))
-    return {"comparison.json": dumps(found).encode(), "comparison.md": page.encode(), **pictures}
+    pictures = pareto_pictures(comparison)
+    page = markdown(comparison, next(iter(pictures), None))
+    return {"comparison.json": dumps(comparison).encode(), "comparison.md": page.encode(), **pictures}

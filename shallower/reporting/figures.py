@@ -21,22 +21,23 @@ def stack_figure(
     name: str,
     title: str,
     *,
-    gone: dict[int, int | None],
-    kept_for_sure: Iterable[int],
+    removed: dict[int, int | None],
+    protected: Iterable[int],
     scores: Sequence[Number] | None,
     count: int,
 ) -> Drawing:
     """The stack, layer by layer from the input down, with the scores that decided.
 
     Args:
-        gone: removed layer -> its place in the order of removal, or None.
-        kept_for_sure: protected layers.
+        removed: layer -> its place in the order of removal, or None.
+        protected: layers that were kept for sure.
         count: the layers of the dense model.
     """
     columns = -(-count // STACK_ROWS)
-    rows, width = -(-count // columns), WIDTH / columns
+    rows = -(-count // columns)
+    width = WIDTH / columns
     drawing = Drawing(name, title, 34 + rows * ROW + 26)
-    protected = set(kept_for_sure)
+    protected = set(protected)
     block = width - 34 if scores is None else 0.36 * (width - 30)
     scale = Scale.over(list(scores or ()), 0, width - 30 - block - (56 if columns == 1 else 12), zero=True)
     for column in range(columns):
@@ -45,28 +46,33 @@ def stack_figure(
             label = "score" + (", log scale" if scale.log else "")
             drawing.text(column * width + 34 + block, 12, label, colour="soft", size=10.5)
     for index in range(count):
-        left, y = index // rows * width, 22 + index % rows * ROW
-        drawing.text(left + 22, y + 10, str(index), colour="gone" if index in gone else "soft", anchor="end", size=10.5)
-        colour = "gone" if index in gone else "pale" if index in protected else "kept"
-        state = "removed" if index in gone else "protected" if index in protected else "kept"
+        left = index // rows * width
+        y = 22 + index % rows * ROW
+        drawing.text(
+            left + 22, y + 10, str(index), colour="gone" if index in removed else "soft", anchor="end", size=10.5
+        )
+        colour = "gone" if index in removed else "pale" if index in protected else "kept"
+        state = "removed" if index in removed else "protected" if index in protected else "kept"
         value = f", score {short(scores[index])}" if scores is not None else ""
         hint = f"layer {index}: {state}{value}"
-        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in gone, hint=hint)
-        if gone.get(index) is not None:
-            middle_x, place = left + 28 + block / 2, ordinal(gone[index] + 1)
-            drawing.text(middle_x, y + 10, place, colour="gone", anchor="middle", size=9.5)
+        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in removed, hint=hint)
+        if removed.get(index) is not None:
+            place = ordinal(removed[index] + 1)
+            drawing.text(left + 28 + block / 2, y + 10, place, colour="gone", anchor="middle", size=9.5)
         if scores is not None:
-            _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, told=columns == 1)
+            _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, labelled=columns == 1)
     items = [("kept", "kept", False), ("protected", "pale", False), ("removed, in this order", "gone", True)]
     drawing.legend(drawing.height - 8, items if protected else [items[0], items[2]])
     return drawing
 
 
-def _score_bar(drawing: Drawing, scale: Scale, value: Number, x: Number, y: Number, colour: str, *, told: bool) -> None:
+def _score_bar(
+    drawing: Drawing, scale: Scale, value: Number, x: Number, y: Number, colour: str, *, labelled: bool
+) -> None:
     zero = 0.0 if scale.log or scale.low > 0 else scale(0.0)
     end = scale(value)
     drawing.box(x + min(zero, end), y + 3, max(abs(end - zero), 1), ROW - 7, colour)
-    if told:
+    if labelled:
         drawing.text(x + max(zero, end) + 5, y + 10.5, f"{value:#.3g}".rstrip("."), colour="soft", size=10)
 
 
@@ -76,19 +82,21 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def importance_figure(name: str, found: Scores, gone: Iterable[int]) -> Drawing:
+def importance_figure(name: str, scores: Scores, removed: Iterable[int]) -> Drawing:
     """One bar per layer; those of removed layers stand out."""
-    drawing = Drawing(name, f"Importance of every layer by {found.criterion}", 210)
-    gone, values = set(gone), found.scores
+    drawing = Drawing(name, f"Importance of every layer by {scores.criterion}", 210)
+    removed = set(removed)
+    values = scores.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
-    frame(drawing, x, y, x_label="layer", y_label=f"{found.criterion}: low goes first")
-    wide = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
+    frame(drawing, x, y, x_label="layer", y_label=f"{scores.criterion}: low goes first")
+    width = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
     foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
     for index, value in enumerate(values):
-        top, colour = y(value), "gone" if index in gone else "kept"
-        hint = f"layer {index}: {short(value)}" + (", removed" if index in gone else "")
-        drawing.box(x(index) - wide / 2, min(top, foot), wide, max(abs(foot - top), 1), colour, hint=hint)
+        top = y(value)
+        colour = "gone" if index in removed else "kept"
+        hint = f"layer {index}: {short(value)}" + (", removed" if index in removed else "")
+        drawing.box(x(index) - width / 2, min(top, foot), width, max(abs(foot - top), 1), colour, hint=hint)
     return drawing
 
 
@@ -116,7 +124,7 @@ def curves_figure(
 
 
 def _lines(
-    drawing: Drawing, series: list[Curve], x: Scale, y: Scale, *, told: bool = True, gap: Number = math.inf
+    drawing: Drawing, series: list[Curve], x: Scale, y: Scale, *, legend: bool = True, gap: Number = math.inf
 ) -> None:
     """Lines with dots; they are broken where two places are further apart than ``gap``."""
     for number, (label, xs, ys) in enumerate(series):
@@ -129,19 +137,19 @@ def _lines(
                 drawing.line(path, colour, dashed=number >= len(SERIES))
         for one, other in points:
             drawing.dot(x(one), y(other), colour, size=2.6, hint=f"{label}, {short(one)}: {short(other)}")
-        if told:
+        if legend:
             _entry(drawing, y.start + 50 + 15 * number, label, colour, hollow=False)
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """First and last of every run of neighbours."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
+        if spans and number == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], number)
         else:
-            found.append((number, number))
-    return found
+            spans.append((number, number))
+    return spans
 
 
 def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool) -> None:
@@ -151,53 +159,55 @@ def _entry(drawing: Drawing, y: Number, label: str, colour: str, *, hollow: bool
     drawing.text(LEFT + 15, y, label if len(label) < 56 else label[:54] + "…", colour="soft")
 
 
-def drift_figure(found: Compensation, name: str = "repair") -> Drawing:
+def drift_figure(compensation: Compensation, name: str = "repair") -> Drawing:
     """Shift and error of the stream behind every retained layer, before and after the repair.
 
     Removed layers are shaded.
     """
-    drawing = Drawing(name, f"How far the pruned stream is from the dense one, before and after {found.method}", 410)
-    x = Scale(-0.5, max([item.layer for item in found.layers] + found.removed) + 0.5, LEFT, RIGHT)
+    drawing = Drawing(
+        name, f"How far the pruned stream is from the dense one, before and after {compensation.method}", 410
+    )
+    x = Scale(-0.5, max([item.layer for item in compensation.layers] + compensation.removed) + 0.5, LEFT, RIGHT)
     for key, top in (("shift", 30.0), ("error", 212.0)):
-        series = [_positive(found, side, key) for side in ("after", "before")]
+        series = [_drift_curve(compensation, side, key) for side in ("after", "before")]
         y = Scale.over([value for _, _, values in series for value in values], top + 130, top)
-        for start, end in runs(found.removed):
+        for start, end in runs(compensation.removed):
             drawing.box(x(start - 0.5), y.end, x(end + 0.5) - x(start - 0.5), y.start - y.end, "grid")
         label = {"shift": "distance of the mean streams", "error": "relative error of the stream"}[key]
         last = key == "error"
         frame(drawing, x, y, x_label="layer (shaded: removed)" if last else "", y_label=label)
-        _lines(drawing, series, x, y, told=last, gap=1)
+        _lines(drawing, series, x, y, legend=last, gap=1)
     return drawing
 
 
-def learning_figure(found: Healing, name: str = "healing") -> Drawing:
+def learning_figure(healing: Healing, name: str = "healing") -> Drawing:
     """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by
     step.
     """
-    rows = [row for row in found.rows if row.loss is not None]
-    wide = -(-len(rows) // 150)
-    parts = [rows[start : start + wide] for start in range(0, len(rows), wide)]
+    rows = [row for row in healing.rows if row.loss is not None]
+    size = -(-len(rows) // 150)
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     means = [sum(row.loss for row in part) / len(part) for part in parts]
     series = [("training", [part[-1].step for part in parts], means)]
     for note, control in (("", False), (", dense", True)):
-        for text, values in perplexities(found, control).items():
+        for text, values in perplexities(healing, control).items():
             series.append((text + note, [step for step, _ in values], [math.log(value) for _, value in values]))
-    title = f"Loss while healing by {found.method}"
+    title = f"Loss while healing by {healing.method}"
     return curves_figure(name, title, series, x_label="step", y_label="nats per token")
 
 
-def progress(found: list[tuple[str, Healing]], text: str, by: str, name: str) -> Drawing:
+def progress_figure(healings: list[tuple[str, Healing]], text: str, by: str, name: str) -> Drawing:
     """Perplexity of one text while several models heal, ``by`` tokens or seconds."""
     series = []
-    for label, one in found:
-        rows = [row for row in one.rows if text in (row.eval or {})]
+    for label, healing in healings:
+        rows = [row for row in healing.rows if text in (row.eval or {})]
         series.append((label, [getattr(row, by) or 0 for row in rows], [row.eval[text].value for row in rows]))
     return curves_figure(name, f"Perplexity of {text} by {by}", series, x_label=by, y_label="perplexity")
 
 
-def _positive(found: Compensation, side: str, key: str) -> Curve:
+def _drift_curve(compensation: Compensation, side: str, key: str) -> Curve:
     """The layers where the streams differ, for a scale that has no zero."""
-    values = [(float(item.layer), getattr(getattr(item, side), key)) for item in found.layers]
+    values = [(float(item.layer), getattr(getattr(item, side), key)) for item in compensation.layers]
     points = [(place, value) for place, value in values if value > 0]
     return side, [place for place, _ in points], [value for _, value in points]
 
@@ -226,7 +236,8 @@ def tasks_figure(name: str, rows: list[tuple[str, list[tuple[str, Number, Number
     heights = [16 + 13 * len(items) for _, items in rows]
     drawing = Drawing(name, "Tasks with 95 % intervals", 36 + sum(heights) + 15 * len(models) + 20)
     ends = [value + side * 1.96 * error for _, items in rows for _, value, error in items for side in (-1, 1)]
-    x, y = Scale.over([max(0.0, min(ends)), max(ends)], 110, RIGHT), 22.0
+    x = Scale.over([max(0.0, min(ends)), max(ends)], 110, RIGHT)
+    y = 22.0
     bottom = 22 + sum(heights)
     for value in x.ticks():
         drawing.line([(x(value), 16), (x(value), bottom)], "grid", width=1)
@@ -234,7 +245,8 @@ def tasks_figure(name: str, rows: list[tuple[str, list[tuple[str, Number, Number
     for (task, items), height in zip(rows, heights, strict=True):
         drawing.text(0, y + height / 2, task if len(task) < 18 else task[:16] + "…")
         for number, (model, value, error) in enumerate(items):
-            colour, at = SERIES[models.index(model) % len(SERIES)], y + 6 + 13 * number
+            colour = SERIES[models.index(model) % len(SERIES)]
+            at = y + 6 + 13 * number
             drawing.line([(x(max(x.low, value - 1.96 * error)), at), (x(value + 1.96 * error), at)], colour, width=1.6)
             drawing.dot(x(value), at, colour, size=3.4, hint=f"{task}, {model}: {short(value)} ± {short(error)}")
         y += height
@@ -251,20 +263,21 @@ PHASES = {
 }
 
 
-def speedups_figure(name: str, found: Speed) -> Drawing:
+def speedups_figure(name: str, speed: Speed) -> Drawing:
     """How many times as fast as the model that it is held against, per setting and phase.
 
     And what the bytes read would allow.
     """
-    groups = [(setting(row), [(key, getattr(row, key)) for key in PHASES]) for row in found.speedups]
-    title = f"Times as fast as the model that it is held against, on {found.device}"
+    groups = [(setting(row), [(key, getattr(row, key)) for key in PHASES]) for row in speed.speedups]
+    title = f"Times as fast as the model that it is held against, on {speed.device}"
     drawing = Drawing(name, title, 6 + sum(30 + 16 * len(rows) for _, rows in groups))
     scale = Scale(0, max([value for _, rows in groups for _, value in rows] + [1.0]), 58, WIDTH - 44)
     y = 0.0
     for heading, rows in groups:
         drawing.text(0, y + 14, heading)
         for number, (key, value) in enumerate(rows):
-            at, (label, colour) = y + 21 + 16 * number, PHASES[key]
+            at = y + 21 + 16 * number
+            label, colour = PHASES[key]
             drawing.text(0, at + 9, label, colour="soft", size=10.5)
             hint = f"{heading}, {label}: {value:.3f} times as fast"
             drawing.box(58, at, max(scale(value) - 58, 1), 10, colour, hint=hint)

@@ -11,12 +11,13 @@ def section(summary: Summary) -> Section | None:
     """The table of every comparison between its base and its remarks."""
     parts: list[Part] = []
     for item in summary.collection.of("comparison"):
-        found: Comparison = item.record
+        comparison: Comparison = item.record
         rows = [
             [row.name, *(Cell(first, " ".join(rest), best) for (first, *rest), best in line)]
-            for row, line in zip(found.rows, cells(found), strict=True)
+            for row, line in zip(comparison.rows, cells(comparison), strict=True)
         ]
-        shown = Table(["model", *map(title, found.columns)], rows, numbers=range(1, 1 + len(found.columns)))
-        parts += [Text(f"Base: {found.base}. {LEGEND}", "note"), shown]
-        parts += [Text(line, "note") for line in remarks(found)]
+        head = ["model", *map(title, comparison.columns)]
+        table = Table(head, rows, numbers=range(1, 1 + len(comparison.columns)))
+        parts += [Text(f"Base: {comparison.base}. {LEGEND}", "note"), table]
+        parts += [Text(line, "note") for line in remarks(comparison)]
     return Section("Side by side", parts) if parts else None

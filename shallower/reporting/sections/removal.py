@@ -30,7 +30,7 @@ def _stack(summary: Summary, pruning: Pruning, number: int) -> Figure:
     scores = plan.scores if own else None
     title = f"The {count} layers from the input down" + (f", with their scores by {plan.criterion}" if scores else "")
     name = numbered("stack", number)
-    drawing = stack_figure(name, title, gone=removed, kept_for_sure=protected, scores=scores, count=count)
+    drawing = stack_figure(name, title, removed=removed, protected=protected, scores=scores, count=count)
     return Figure(drawing, title + ".")
 
 

@@ -16,30 +16,34 @@ def section(summary: Summary) -> Section | None:
     parts: list[Part] = []
     for number, item in enumerate(summary.collection.of("compensation"), 1):
         figure = Figure(drift_figure(item.record, numbered("repair", number)), CAPTION)
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _repaired(item.record)], "pair")]
+        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _details(item.record)], "pair")]
     return Section("Repair without training", parts) if parts else None
 
 
-def _repaired(found: Compensation) -> Box:
-    names = Box([Text(", ".join(found.changed))], "details", "the changed weights") if found.changed else None
-    return Box([_facts(found), names])
+def _details(compensation: Compensation) -> Box:
+    names = (
+        Box([Text(", ".join(compensation.changed))], "details", "the changed weights") if compensation.changed else None
+    )
+    return Box([_facts(compensation), names])
 
 
-def _facts(found: Compensation) -> Facts:
-    dense, before, after = found.loss.dense, found.loss.before, found.loss.after
-    several = found.by_source.items() if len(found.by_source) > 1 else ()
-    used = f"{found.fitted_tokens} fitted on, {found.held_out_tokens} held out; {tokens_used(found.calibration)}"
+def _facts(compensation: Compensation) -> Facts:
+    loss = compensation.loss
+    dense, before, after = loss.dense, loss.before, loss.after
+    several = compensation.by_source.items() if len(compensation.by_source) > 1 else ()
+    tokens = f"{compensation.fitted_tokens} fitted on, {compensation.held_out_tokens} held out"
+    memory = gigabytes(compensation.peak_memory_bytes)
     nothing = "nothing: it did not lower the held-out loss"
     return Facts(
         {
             "held-out loss": f"{before:.4f} → {after:.4f} nats, dense {dense:.4f}",
-            "against the dense": f"{_times(found.loss)} in perplexity, on held-out text",
-            **{f"on {name}": _times(loss) for name, loss in several},
+            "against the dense": f"{_times(loss)} in perplexity, on held-out text",
+            **{f"on {name}": _times(part) for name, part in several},
             "of the gap": f"{(before - after) / (before - dense):.0%} closed" if before > dense else None,
-            "changed": f"{len(found.changed)} weights" if found.changed else nothing,
-            "settings": settings_of(found.settings),
-            "tokens": used,
-            "cost": f"{seconds(found.seconds)}, peak memory {gigabytes(found.peak_memory_bytes)}, {found.dtype}",
+            "changed": f"{len(compensation.changed)} weights" if compensation.changed else nothing,
+            "settings": settings_of(compensation.settings),
+            "tokens": f"{tokens}; {tokens_used(compensation.calibration)}",
+            "cost": f"{seconds(compensation.seconds)}, peak memory {memory}, {compensation.dtype}",
         }
     )
 

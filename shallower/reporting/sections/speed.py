@@ -18,23 +18,25 @@ def section(summary: Summary) -> Section | None:
     """Every measurement: its table, how many times as fast, and what was counted."""
     parts: list[Part | None] = []
     for number, item in enumerate(summary.collection.of("speed"), 1):
-        found: Speed = item.record
-        about = f"{found.device}, {found.threads} threads, {found.dtype}; protocol {found.protocol}"
-        parts += [Text(about, "note"), _measured(found)]
-        if found.speedups:
-            parts.append(Figure(speedups_figure(numbered("speed", number), found), CAPTION))
-        parts.append(_analytic(found))
+        speed: Speed = item.record
+        conditions = f"{speed.device}, {speed.threads} threads, {speed.dtype}; protocol {speed.protocol}"
+        parts += [Text(conditions, "note"), _table(speed)]
+        if speed.speedups:
+            parts.append(Figure(speedups_figure(numbered("speed", number), speed), CAPTION))
+        parts.append(_analytic(speed))
     return Section("Speed and memory", parts) if parts else None
 
 
-def _measured(found: Speed) -> Table:
-    against = f"{found.against.layers} layers" if found.against else "against"
-    names, rows = {"model": f"{found.model.layers} layers", "against": against}, []
-    for row in found.rows:
+def _table(speed: Speed) -> Table:
+    against = f"{speed.against.layers} layers" if speed.against else "against"
+    names = {"model": f"{speed.model.layers} layers", "against": against}
+    rows = []
+    for row in speed.rows:
         if isinstance(row, FailedRow):
             cells = [row.error, *["—"] * 5]
         else:
-            peak, bound = row.peak_memory_bytes, row.bound
+            peak = row.peak_memory_bytes
+            bound = row.bound
             cells = [*map(_milliseconds, (row.prefill, row.decode, row.latency)), short(row.tokens_per_second)]
             cells += [gigabytes(peak) if peak else "—", f"{bound:.0%}" if bound else "—"]
         rows.append([names[row.of], setting(row), *cells])
@@ -45,10 +47,10 @@ def _milliseconds(spread: Spread) -> Cell:
     return Cell(f"{1e3 * spread.median:.4g}", f"{1e3 * spread.p10:.4g} to {1e3 * spread.p90:.4g}")
 
 
-def _analytic(found: Speed) -> Box | None:
-    sides = {side: plain(found.analytic[side]) for side in ("model", "against") if side in found.analytic}
+def _analytic(speed: Speed) -> Box | None:
+    sides = {side: plain(speed.analytic[side]) for side in ("model", "against") if side in speed.analytic}
     keys = list(next(iter(sides.values()), ()))
-    rows = [[key.replace("_", " "), *(f"{one[key]:,.0f}" for one in sides.values())] for key in keys]
-    bandwidth = f"; measured memory bandwidth {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
-    inside = Table(["", *sides], rows, numbers=range(1, 1 + len(sides)))
-    return Box([inside], "details", f"Counted, not measured{bandwidth}") if rows else None
+    rows = [[key.replace("_", " "), *(f"{figures[key]:,.0f}" for figures in sides.values())] for key in keys]
+    bandwidth = f"; measured memory bandwidth {speed.bandwidth / 1e9:.1f} GB/s" if speed.bandwidth else ""
+    table = Table(["", *sides], rows, numbers=range(1, 1 + len(sides)))
+    return Box([table], "details", f"Counted, not measured{bandwidth}") if rows else None

@@ -14,7 +14,8 @@ def section(summary: Summary) -> Section | None:
     names = list(dict.fromkeys(name for row in rows for name in row.evaluation.tasks))
     if not names:
         return None
-    lines, drawn = [], []
+    lines = []
+    series = []
     for name in names:
         items = [row.evaluation.tasks.get(name) for row in rows]
         known = next(filter(None, items))
@@ -25,12 +26,12 @@ def section(summary: Summary) -> Section | None:
             for row, item in zip(rows, items, strict=True)
             if item
         ]
-        drawn.append((name, values))
+        series.append((name, values))
     head = ["task", *(Cell(row.label, row.detail) for row in rows)]
-    told = Box([Text(NOTE, "note"), Table(head, lines, numbers=range(1, 1 + len(rows)))])
-    figure = Figure(tasks_figure("tasks", drawn), "The same with 95 % intervals.")
+    table = Box([Text(NOTE, "note"), Table(head, lines, numbers=range(1, 1 + len(rows)))])
+    figure = Figure(tasks_figure("tasks", series), "The same with 95 % intervals.")
     wide = len(rows) > 3  # then the table gets the whole width
-    return Section("Tasks", [told, Box([figure], "pair")] if wide else [Box([told, figure], "pair")])
+    return Section("Tasks", [table, Box([figure], "pair")] if wide else [Box([table, figure], "pair")])
 
 
 def _value(item: TaskResult | None) -> str:
