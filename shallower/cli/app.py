@@ -14,7 +14,7 @@ from .. import methods
 from ..errors import UserError, arguments_as_options
 from ..runtime.signals import terminable
 from . import commands, measurement_commands
-from .options import Command, Ended, UsageError
+from .options import Command, CommandEnd, UsageError
 
 INTERRUPTED = 130
 SHARED_VERBS = ("score", "plan", "heal")  # the verbs that many processes can share
@@ -47,8 +47,8 @@ for verb in VERBS:
     app.command(cls=Command)(verb)
 
 
-def _version(asked: bool | None) -> None:
-    if asked:
+def _version(show: bool | None) -> None:
+    if show:
         print("shallower", importlib.import_module("importlib.metadata").version("shallower"))
         raise typer.Exit
 
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a formula must not fail on a terminal that knows only ASCII
     with arguments_as_options(_options(arguments)):
-        _guarded(arguments)
+        _run_guarded(arguments)
 
 
 def _options(arguments: list[str]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _options(arguments: list[str]) -> dict[str, str]:
     return next((verb.options for verb in VERBS if arguments and verb.__name__ == arguments[0]), {})
 
 
-def _guarded(arguments: list[str]) -> None:
+def _run_guarded(arguments: list[str]) -> None:
     """Run one command; an error of the user's and an interruption end the process with one line."""
     try:
         _run(arguments or ["--help"])
@@ -99,13 +99,13 @@ def _guarded(arguments: list[str]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as head does
     except (UserError, UsageError) as error:
-        if _told(arguments, "--verbose", "-v"):
+        if _has_flag(arguments, "--verbose", "-v"):
             importlib.import_module("traceback").print_exc()
         text = error.format_message() if isinstance(error, UsageError) else str(error)
         print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if _told(arguments, "--verbose", "-v"):
+        if _has_flag(arguments, "--verbose", "-v"):
             importlib.import_module("traceback").print_exc()
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
@@ -116,12 +116,12 @@ def _guarded(arguments: list[str]) -> None:
         print(f"error: the GPU's memory is full ({' '.join(str(error).split())[:160]}): try {less}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort) as stop:
-        told = getattr(stop, "kept", "") or "nothing was left half-written; run the same command again"
-        print(f"{'stopped' if getattr(stop, 'signal', 0) == SIGTERM else 'interrupted'}: {told}", file=sys.stderr)
+        text = getattr(stop, "kept", "") or "nothing was left half-written; run the same command again"
+        print(f"{'stopped' if getattr(stop, 'signal', 0) == SIGTERM else 'interrupted'}: {text}", file=sys.stderr)
         sys.exit(getattr(stop, "status", INTERRUPTED))
 
 
-def _told(arguments: list[str], *flags: str) -> bool:
+def _has_flag(arguments: list[str], *flags: str) -> bool:
     return any(flag in arguments for flag in flags)
 
 
@@ -138,5 +138,5 @@ def _run(arguments: list[str]) -> None:
     with terminable():
         try:
             app(args=arguments, standalone_mode=False, prog_name="shallower")
-        except Ended as end:
+        except CommandEnd as end:
             raise end.__cause__ from None

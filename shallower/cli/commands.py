@@ -21,7 +21,7 @@ from ..stages.repair_options import FITTED, RepairOptions
 from ..stages.selection_options import Scoring, SelectionOptions
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import place
-from .method_settings import criteria_named, one_criterion, settings_by_criterion, split_settings
+from .method_settings import criteria_of, one_criterion, settings_by_criterion, split_settings
 from .options import (
     As,
     EvalText,
@@ -38,13 +38,13 @@ from .options import (
 )
 from .prune_options import PruneOptions
 
-SCORED = {
+SCORING_FLAGS = {
     flag_of(field).partition("/")[0] for kind in (Scoring, Calibration, Compute) for field in options_of(kind).values()
 } | {"--set"}
-CHOSEN = {
+CHOICE_FLAGS = {
     flag_of(field).partition("/")[0] for kind in (Amount, SelectionOptions) for field in options_of(kind).values()
 }
-COMPUTED = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
+COMPUTE_FLAGS = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
 OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method"}))
 RemoteCode = As(only=frozenset({"trust_remote_code"}))
 
@@ -71,18 +71,20 @@ def score(
 
     The lowest is removed first. Several criteria are scored in one pass and shown side by side.
     """
-    names = criteria_named(scoring.criterion)
-    own = settings_by_criterion(key_values(settings), names)
+    names = criteria_of(scoring.criterion)
+    own_settings = settings_by_criterion(key_values(settings), names)
     check_readable(calibration.texts)
     if len(names) == 1:
         artifact_place(out, "scores", calibration.files)
     with running():
         if len(names) == 1:
-            given = {"criterion": names[0], "settings": own[names[0]]}
-            finish(api.score(model, **given, calibration=calibration, compute=compute, out=out), json, "scores", out)
+            options = {"criterion": names[0], "settings": own_settings[names[0]]}
+            finish(api.score(model, **options, calibration=calibration, compute=compute, out=out), json, "scores", out)
             return
-        found = api.score(model, criterion=names, settings=own, calibration=calibration, compute=compute, out=out)
-        finish(found, json, "several_scores", out)
+        scores = api.score(
+            model, criterion=names, settings=own_settings, calibration=calibration, compute=compute, out=out
+        )
+        finish(scores, json, "several_scores", out)
 
 
 @command
@@ -105,23 +107,33 @@ def plan(
     criterion = one_criterion(scoring.criterion)
     from_scores = source.endswith(".json")
     if from_scores:
-        given.refuse(SCORED, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
+        given.refuse(SCORING_FLAGS, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
         if not place(source).is_file():
             raise UserError(f"no scores file at {source}: give the file that score wrote, or a model")
-    _needs_increase(amount, texts)
+    _check_texts(amount, texts)
     choosing = choosing if from_scores else choosing.for_criterion(criterion)  # scores know by which criterion they are
-    mine, its, _ = split_settings(key_values(settings), criterion, choosing.selection)
+    criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
     artifact_place(out, "plan", [*calibration.files, *(texts or ()), source])
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     with running():
-        how = (
+        options = (
             {}
             if from_scores
-            else {"criterion": criterion, "settings": mine, "calibration": calibration, "compute": compute}
+            else {
+                "criterion": criterion,
+                "settings": criterion_settings,
+                "calibration": calibration,
+                "compute": compute,
+            }
         )
         result = api.plan(
-            source, amount=amount, choosing=with_settings(choosing, its), texts=texts or (), out=out, **how
+            source,
+            amount=amount,
+            choosing=with_settings(choosing, selection_settings),
+            texts=texts or (),
+            out=out,
+            **options,
         )
         finish(result, json, "plan", out)
 
@@ -144,21 +156,22 @@ def prune(
     """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
     way = own.way(amount)
     if amount is None:
-        silent = (SCORED | CHOSEN) - COMPUTED - ({"--set"} if repair else set())
+        unused = (SCORING_FLAGS | CHOICE_FLAGS) - COMPUTE_FLAGS - ({"--set"} if repair else set())
         keep = {flag_of(field) for field in options_of(Calibration).values()} if repair else set()
         given.refuse(
-            silent - keep | ({"--samples"} if repair else set()) | {"--eval-text"}, f"{way} says which layers go"
+            unused - keep | ({"--samples"} if repair else set()) | {"--eval-text"}, f"{way} says which layers go"
         )
     if repair is None and own.compensate_samples is not None:
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
-    dropped, texts = own.dropped(), listed_paths(own.texts)
+    layers = own.layer_numbers()
+    texts = listed_paths(own.texts)
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
-    mine, its, theirs = split_settings(
+    criterion_settings, selection_settings, repair_settings = split_settings(
         key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair
     )
-    fitting = replace(calibration, samples=own.compensate_samples or FITTED, at_most=True)
-    how = RepairOptions(repair.method, theirs, fitting) if repair is not None else None
+    fit_calibration = replace(calibration, samples=own.compensate_samples or FITTED, at_most=True)
+    compensating = RepairOptions(repair.method, repair_settings, fit_calibration) if repair is not None else None
     check_readable(calibration.texts)
     check_readable(texts, "texts")
     check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
@@ -166,14 +179,16 @@ def prune(
     with running():
         journaled = importlib.import_module("shallower.storage.journal").journaled
         with journaled(out):
-            opened = api.open_model(model, compute)
-            chosen: Any = own.plan
-            if dropped:
-                chosen = api.drop(opened, dropped)
+            dense = api.open_model(model, compute)
+            choice: Any = own.plan
+            if layers:
+                choice = api.drop(dense, layers)
             elif amount is not None:
-                scored = {"criterion": criterion, "settings": mine, "calibration": calibration}
-                chosen = api.plan(opened, amount=amount, choosing=with_settings(choosing, its), texts=texts, **scored)
-            result = api.prune(opened, chosen, out=out, compensating=how, writing=writing)
+                options = {"criterion": criterion, "settings": criterion_settings, "calibration": calibration}
+                choice = api.plan(
+                    dense, amount=amount, choosing=with_settings(choosing, selection_settings), texts=texts, **options
+                )
+            result = api.prune(dense, choice, out=out, compensating=compensating, writing=writing)
         finish(result, json, "pruned", out)
 
 
@@ -192,14 +207,16 @@ def compensate(
 ) -> None:
     """Remove what a plan says, repair what is left without training, write it and prove it."""
     samples = calibration.samples if "--samples" in given else FITTED
-    how = RepairOptions(repair.method, key_values(settings), replace(calibration, samples=samples, at_most=True))
+    compensating = RepairOptions(
+        repair.method, key_values(settings), replace(calibration, samples=samples, at_most=True)
+    )
     check_readable(calibration.texts)
     check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, model])
     if not place(plan).is_file():
         raise UserError(f"no plan file at {plan}: give the file that plan wrote")
     with running():
         with importlib.import_module("shallower.storage.journal").journaled(out):
-            result = api.compensate(model, plan, compensating=how, out=out, writing=writing, compute=compute)
+            result = api.compensate(model, plan, compensating=compensating, out=out, writing=writing, compute=compute)
         finish(result, json, "pruned", out)
 
 
@@ -232,19 +249,19 @@ def heal(
     check_readable(training.eval_texts, "eval_texts")
     check_free(out, overwrite=overwrite, inputs=[*(data or ()), *training.eval_texts, training.optimizer_from, model])
     with running():
-        how = {
+        options = {
             "method": method,
             "settings": key_values(settings),
             "training": training,
             "compute": replace(compute, layered=False),
         }
         result = api.heal(
-            model, data=data or (), dataset=dataset, train_tokens=train_tokens, out=out, overwrite=overwrite, **how
+            model, data=data or (), dataset=dataset, train_tokens=train_tokens, out=out, overwrite=overwrite, **options
         )
         finish(result, json, "healing", out)
 
 
-def _needs_increase(amount: Amount, texts: list[str] | None) -> None:
+def _check_texts(amount: Amount, texts: list[str] | None) -> None:
     if texts and amount.max_ppl_increase is None:
         raise UserError("--eval-text is what --max-ppl-increase is measured on; give that, or leave it out")
 

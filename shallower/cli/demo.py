@@ -57,7 +57,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     """
     if not (overwrite and from_a_demo(out)):
         check_free(out, overwrite=overwrite)
-    started = time.monotonic()
+    start = time.monotonic()
     say("opening SmolLM2-135M-Instruct (the first time it is turned from GGUF into a plain model in your cache)")
     dense = open_model(demo_model())
     scores = score(dense, criterion="angular", out=out / "scores.json")
@@ -76,7 +76,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     show(proof, values, samples, scores.seconds)
     page = report(out)
     plain_console().print(f"the report: {page.resolve()}", soft_wrap=True)
-    plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    plain_console().print(f"everything is in {out.resolve()} ({time.monotonic() - start:.0f} s)", soft_wrap=True)
 
 
 def from_a_demo(out: Path) -> bool:
@@ -85,19 +85,19 @@ def from_a_demo(out: Path) -> bool:
     Its scores, which come first, or their journal.
     """
     names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
-    begun = kind_of(out / "scores.json") == "scores" or ".scores.json.journal" in names
-    return begun and all(map(DEMO_FILES.fullmatch, names))
+    has_scores = kind_of(out / "scores.json") == "scores" or ".scores.json.journal" in names
+    return has_scores and all(map(DEMO_FILES.fullmatch, names))
 
 
 @torch.no_grad()
 def answer(model: Model) -> str:
     """What the model says to the question, greedily."""
     chat = [{"role": "user", "content": QUESTION}]
-    given = model.tokenizer.apply_chat_template(
+    inputs = model.tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
-    produced = model.module.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return model.tokenizer.decode(produced[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    output = model.module.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return model.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def show(proof: Pruned, perplexities: list[float], samples: dict[str, str], seconds: float) -> None:

@@ -36,20 +36,21 @@ def grid(
     Args:
         spare: columns that can go, first the one that goes first.
     """
-    gone: list[str] = []
+    left_out: list[str] = []
     for last in (*spare, None):
-        names = [name for name in columns if name not in gone]
+        names = [name for name in columns if name not in left_out]
         table = Table(*names)
         for column in table.columns:
             column.no_wrap = True
-        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+        table.columns[0].no_wrap = False
+        table.columns[0].overflow = "fold"
         for column in table.columns[1:]:
             column.justify = "left" if column.header in LEFT else "right"
         for row in rows:
-            table.add_row(*(Text(cell) for name, cell in zip(columns, row, strict=True) if name not in gone))
-        if console.measure(table).minimum <= console.width and _whole(table, console):
+            table.add_row(*(Text(cell) for name, cell in zip(columns, row, strict=True) if name not in left_out))
+        if console.measure(table).minimum <= console.width and _fits(table, console):
             break
-        gone += [last] if last else []
+        left_out += [last] if last else []
     else:
         table = None
     if heading:
@@ -63,11 +64,11 @@ def grid(
             console.print(f"  {' '.join(name.split())}: {cell}", soft_wrap=True)
 
 
-def _whole(table: Table, console: Console) -> bool:
+def _fits(table: Table, console: Console) -> bool:
     """Whether every column but the first gets all the room that it asks for."""
-    wide = console.options.update(width=10_000)
-    asked = [
-        max(console.measure(cell, options=wide).maximum for cell in (column.header, *column.cells))
+    unbounded = console.options.update(width=10_000)
+    widths = [
+        max(console.measure(cell, options=unbounded).maximum for cell in (column.header, *column.cells))
         for column in table.columns
     ]
-    return min(asked[0], 12) + sum(asked[1:]) + 3 * len(asked) + 1 <= console.width
+    return min(widths[0], 12) + sum(widths[1:]) + 3 * len(widths) + 1 <= console.width

@@ -63,9 +63,9 @@ def evaluate(
 ) -> None:
     """Perplexity, with its protocol, and zero-shot tasks."""
     if tasks is not None and texts is None and tokens is None:
-        cut = {flag_of(field) for field in options_of(Protocol).values()}
+        flags = {flag_of(field) for field in options_of(Protocol).values()}
         given.refuse(
-            cut, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
+            flags, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
         )
     layers = numbers_of(removed, "removed") if removed is not None else ()
     check_readable(listed_paths(texts), "texts")
@@ -103,18 +103,20 @@ def sweep(
     """Perplexity against layers removed: scores once, then evaluates every size by virtual removal."""
     criterion = one_criterion(scoring.criterion)
     choosing = choosing.for_criterion(criterion)
-    mine, its, _ = split_settings(key_values(settings), criterion, choosing.selection)
+    criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     artifact_place(out, "sweep", [*calibration.files, *(texts or ())])
     with running():
-        how = {
+        options = {
             "criterion": criterion,
-            "settings": mine,
-            "choosing": with_settings(choosing, its),
+            "settings": criterion_settings,
+            "choosing": with_settings(choosing, selection_settings),
             "calibration": calibration,
         }
-        result = api.sweep(model, sizes=sizes, texts=texts or (), protocol=protocol, compute=compute, out=out, **how)
+        result = api.sweep(
+            model, sizes=sizes, texts=texts or (), protocol=protocol, compute=compute, out=out, **options
+        )
         finish(result, json, "sweep", out)
 
 
@@ -185,8 +187,8 @@ def report(
 ) -> None:
     """One self-contained HTML page from the artifacts in a folder, with its figures as SVG and PNG beside it."""
     with running():
-        made = api.report(folder, out=out)
-        _printed(f"written to {made}, its figures to {made.with_suffix('')}")
+        page = api.report(folder, out=out)
+        _print(f"written to {page}, its figures to {page.with_suffix('')}")
 
 
 @command
@@ -198,7 +200,7 @@ def card(
 ) -> None:
     """Write the model card of a pruned model anew, with what was measured since."""
     with running():
-        _printed(f"written to {api.card(folder, evaluations or ())}")
+        _print(f"written to {api.card(folder, evaluations or ())}")
 
 
 @command
@@ -216,5 +218,5 @@ def demo(
         importlib.import_module("shallower.cli.demo").run_demo(out, overwrite=overwrite)
 
 
-def _printed(text: str) -> None:
+def _print(text: str) -> None:
     importlib.import_module("shallower.cli.grid").plain_console().print(text, soft_wrap=True)

@@ -19,10 +19,11 @@ from .tables import saved_note
 BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
 
-def sweep_table(found: Sweep, out: Path | None = None) -> None:
-    console, dense = plain_console(), found.rows[0]
+def sweep_table(sweep: Sweep, out: Path | None = None) -> None:
+    console = plain_console()
+    dense = sweep.rows[0]
     rows = []
-    for row in found.rows:
+    for row in sweep.rows:
         values = [
             f"{item.value:.2f} ({item.value / dense.perplexity[name].value:.2f}x)"
             for name, item in row.perplexity.items()
@@ -32,96 +33,103 @@ def sweep_table(found: Sweep, out: Path | None = None) -> None:
         console,
         ["removed", "parameters", *dense.perplexity, "layers removed"],
         rows,
-        heading=Path(found.model.source).name,
+        heading=Path(sweep.model.source).name,
         spare=("parameters",),
     )
     saved_note(console, out)
 
 
-def healing_table(found: Healing, out: Path | None = None) -> None:
-    console, (first, last) = plain_console(), losses(found)
+def healing_table(healing: Healing, out: Path | None = None) -> None:
+    console = plain_console()
+    first, last = losses(healing)
     console.print(
-        f"{found.method}: {millions(found.trained_parameters)} of {millions(found.model.parameters)} "
+        f"{healing.method}: {millions(healing.trained_parameters)} of {millions(healing.model.parameters)} "
         "parameters trained on "
-        f"{millions(found.train_tokens)} tokens of {found.data.source} in {found.steps} steps",
+        f"{millions(healing.train_tokens)} tokens of {healing.data.source} in {healing.steps} steps",
         soft_wrap=True,
     )
     console.print(f"training loss {first:.4f} -> {last:.4f} nats (first and last tenth of the steps)", soft_wrap=True)
-    for name, values in perplexities(found).items():
+    for name, values in perplexities(healing).items():
         console.print(
-            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({found.data.length} tokens a segment)",
+            f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({healing.data.length} tokens a segment)",
             soft_wrap=True,
         )
-        if closed := gap_closed(found, name):
+        if closed := gap_closed(healing, name):
             console.print(f"  {closed}", soft_wrap=True)
     console.print(
-        f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}; "
-        f"reloaded logits equal {found.reloaded.logits}",
+        f"{healing.seconds:.1f} s, peak memory {healing.peak_memory_bytes / 2**30:.2f} GiB, {healing.dtype}; "
+        f"reloaded logits equal {healing.reloaded.logits}",
         soft_wrap=True,
     )
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
 
 
-def evaluation_table(found: Evaluation, out: Path | None = None) -> None:
-    console, heading = plain_console(), Path(found.model.source).name
-    if found.removed:
-        heading += f" without layers {layers(found.removed)}"
-    if found.perplexity:
+def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
+    console = plain_console()
+    heading = Path(evaluation.model.source).name
+    if evaluation.removed:
+        heading += f" without layers {layers(evaluation.removed)}"
+    if evaluation.perplexity:
         rows = []
-        for name, item in found.perplexity.items():
-            bits = f"{item.bits_per_byte:.4f}" if item.bits_per_byte else "-"
-            cut = [str(one) for one in (item.tokens, item.length, item.stride, item.bos)]
-            rows.append([name, f"{item.value:.3f}", bits, *cut])
+        for name, perplexity in evaluation.perplexity.items():
+            bits = f"{perplexity.bits_per_byte:.4f}" if perplexity.bits_per_byte else "-"
+            protocol = (perplexity.tokens, perplexity.length, perplexity.stride, perplexity.bos)
+            rows.append([name, f"{perplexity.value:.3f}", bits, *map(str, protocol)])
         columns = ("text", "perplexity", "bits per byte", "tokens", "length", "stride", "bos")
         grid(console, columns, rows, heading=heading, spare=("bos", "stride", "length", "tokens", "bits per byte"))
-    if found.tasks:
+    if evaluation.tasks:
         rows = []
-        for name, item in found.tasks.items():
-            error = f"{item.stderr:.4f}" if item.stderr is not None else "-"
-            rows.append([name, item.metric, f"{item.value:.4f}", error, str(item.count)])
-        rows.append(["mean", "", f"{mean_of(found.tasks):.4f}", "", ""])
+        for name, task in evaluation.tasks.items():
+            error = f"{task.stderr:.4f}" if task.stderr is not None else "-"
+            rows.append([name, task.metric, f"{task.value:.4f}", error, str(task.count)])
+        rows.append(["mean", "", f"{mean_of(evaluation.tasks):.4f}", "", ""])
         grid(console, ("task", "metric", "value", "±", "items"), rows, heading=heading, spare=("items", "metric"))
     saved_note(console, out)
 
 
-def comparison_table(found: Comparison, out: Path | None = None) -> None:
+def comparison_table(comparison: Comparison, out: Path | None = None) -> None:
     """As many columns side by side as fit; the best of each is bold."""
     console = plain_console()
-    wide = console.options.update(width=10_000)
-    shown = [[Text("\n".join(lines), style="bold" if best else "") for lines, best in line] for line in cells(found)]
-    titles = list(map(title, found.columns))
+    unbounded = console.options.update(width=10_000)
+    body = [
+        [Text("\n".join(lines), style="bold" if best else "") for lines, best in line] for line in cells(comparison)
+    ]
+    titles = list(map(title, comparison.columns))
     while titles:
         count = len(titles)
         while (
-            count > 1 and console.measure(_columns(found, titles[:count], shown), options=wide).maximum > console.width
+            count > 1
+            and console.measure(_table(comparison, titles[:count], body), options=unbounded).maximum > console.width
         ):
             count -= 1
-        console.print(_columns(found, titles[:count], shown))
-        titles, shown = titles[count:], [line[count:] for line in shown]
+        console.print(_table(comparison, titles[:count], body))
+        titles = titles[count:]
+        body = [line[count:] for line in body]
     console.print(LEGEND, soft_wrap=True)
-    for note in remarks(found):
+    for note in remarks(comparison):
         console.print("-", note, soft_wrap=True)
     saved_note(console, out)
 
 
-def _columns(found: Comparison, titles: Sequence[str], shown: Sequence[Sequence[Text]]) -> Table:
+def _table(comparison: Comparison, titles: Sequence[str], body: Sequence[Sequence[Text]]) -> Table:
     table = Table("model", *titles)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row, line in zip(found.rows, shown, strict=True):
+    for row, line in zip(comparison.rows, body, strict=True):
         table.add_row(Text(row.name), *line[: len(titles)])
     return table
 
 
-def speed_table(found: Speed, out: Path | None = None) -> None:
-    console, typical = plain_console(), found.settings.typical
-    names = _speed_names(found)
-    for key, record in (("model", found.model), ("against", found.against)):
+def speed_table(speed: Speed, out: Path | None = None) -> None:
+    console = plain_console()
+    typical = speed.settings.typical
+    names = _speed_names(speed)
+    for key, record in (("model", speed.model), ("against", speed.against)):
         if record is not None:
-            console.print(f"{names[key]}: {_analytic(found.analytic[key])}", soft_wrap=True)
-    read = f", which reads its memory at {found.bandwidth / 1e9:.1f} GB/s" if found.bandwidth else ""
-    console.print(f"{found.dtype} on {found.device} with {found.threads} threads{read}", soft_wrap=True)
-    console.print(f"protocol {found.protocol}: {typical} [10 to 90 % of the runs], milliseconds", soft_wrap=True)
+            console.print(f"{names[key]}: {_analytic(speed.analytic[key])}", soft_wrap=True)
+    bandwidth = f", which reads its memory at {speed.bandwidth / 1e9:.1f} GB/s" if speed.bandwidth else ""
+    console.print(f"{speed.dtype} on {speed.device} with {speed.threads} threads{bandwidth}", soft_wrap=True)
+    console.print(f"protocol {speed.protocol}: {typical} [10 to 90 % of the runs], milliseconds", soft_wrap=True)
     columns = (
         "model",
         "batch",
@@ -134,32 +142,32 @@ def speed_table(found: Speed, out: Path | None = None) -> None:
         "runs",
     )
     rows = []
-    for row in found.rows:
-        rows.append([names[row.of], str(row.batch), f"{row.prompt} + {row.new}", *_measured(row, typical)])
+    for row in speed.rows:
+        rows.append([names[row.of], str(row.batch), f"{row.prompt} + {row.new}", *_speed_cells(row, typical)])
     grid(console, columns, rows, spare=("runs", "of bandwidth", "peak GiB"))
-    for row in found.speedups:
-        gained = ", ".join(
+    for row in speed.speedups:
+        gains = ", ".join(
             f"{getattr(row, key):.3f} in {what}"
             for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all"))
         )
         expected = f"expected of decode by the bytes that a step reads {row.ideal:.3f}"
         console.print(
-            f"batch {row.batch}, {row.prompt} + {row.new} tokens, times faster: {gained}; {expected}",
+            f"batch {row.batch}, {row.prompt} + {row.new} tokens, times faster: {gains}; {expected}",
             soft_wrap=True,
         )
-    if found.device.startswith("cpu") and found.settings.load > BUSY * found.threads:
+    if speed.device.startswith("cpu") and speed.settings.load > BUSY * speed.threads:
         busy = (
-            f"the machine was busy (load {found.settings.load:.1f} on {found.threads} threads): take these "
+            f"the machine was busy (load {speed.settings.load:.1f} on {speed.threads} threads): take these "
             "times with care"
         )
         console.print(busy, soft_wrap=True)
-    console.print(f"{found.seconds:.0f} s", soft_wrap=True)
+    console.print(f"{speed.seconds:.0f} s", soft_wrap=True)
     saved_note(console, out)
 
 
-def _speed_names(found: Speed) -> dict[str, str]:
+def _speed_names(speed: Speed) -> dict[str, str]:
     """The models by the last part of their sources, in full where these are the same."""
-    sources = {"model": found.model.source} | ({"against": found.against.source} if found.against else {})
+    sources = {"model": speed.model.source} | ({"against": speed.against.source} if speed.against else {})
     short = {key: Path(source).name or source for key, source in sources.items()}
     return (
         short
@@ -170,11 +178,12 @@ def _speed_names(found: Speed) -> dict[str, str]:
     )
 
 
-def _measured(row: SpeedRow | FailedRow, typical: Typical) -> list[str]:
+def _speed_cells(row: SpeedRow | FailedRow, typical: Typical) -> list[str]:
     if isinstance(row, FailedRow):
         return [row.error, *["-"] * 5]
     step, low, high = (f"{one * 1e3:.1f}" for one in (row.decode.of(typical), row.decode.p10, row.decode.p90))
-    memory, runs = f"{row.peak_memory_bytes / 2**30:.2f}", str(row.runs)
+    memory = f"{row.peak_memory_bytes / 2**30:.2f}"
+    runs = str(row.runs)
     prefill = f"{row.prefill.of(typical) * 1e3:.1f}"
     return [prefill, f"{step} [{low}-{high}]", f"{row.tokens_per_second:.1f}", memory, f"{row.bound:.0%}", runs]
 

@@ -48,7 +48,7 @@ COMMON = {"quiet": Quiet, "verbose": Verbose}
 LOUD: ContextVar[tuple[bool, bool]] = ContextVar("loud", default=(False, False))  # quiet, verbose
 
 
-class Ended(Exception):
+class CommandEnd(Exception):
     """Carries what typer would turn into a bare exit status.
 
     An interruption, or a reader of the output that has gone.
@@ -111,53 +111,54 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """The function with its settings spread out as options, for typer."""
     hints = typing.get_type_hints(function, include_extras=True)
     plain: list[inspect.Parameter] = []
-    spread: dict[str, tuple[type, As]] = {}
-    told = None
+    kinds: dict[str, tuple[type, As]] = {}
+    given_name = None
     for name, parameter in inspect.signature(function).parameters.items():
         kind, how = _settings(hints[name])
         if hints[name] is GivenOptions:
-            told = name
+            given_name = name
         elif kind is None:
             plain.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
         else:
-            spread[name] = kind, how
+            kinds[name] = kind, how
             plain += [_option(name, field, how, kind) for field in options_of(kind).values() if how.shows(field.name)]
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in COMMON.items()
     ]
-    mine = {parameter.name: _own_option(parameter) for parameter in plain if "__" not in parameter.name}
+    own_flags = {parameter.name: _own_option(parameter) for parameter in plain if "__" not in parameter.name}
     flags = {
-        f"{name}__{field}": _flag(kind, field, how)
-        for name, (kind, how) in spread.items()
-        for field in options_of(kind)
+        f"{name}__{field}": _flag(kind, field, how) for name, (kind, how) in kinds.items() for field in options_of(kind)
     }
 
     def call(**values: Any) -> None:
         loud = tuple(values.pop(name) for name in COMMON)
         given = {key: value for key, value in values.items() if key in flags and value is not None and value != []}
         own = {key: value for key, value in values.items() if key not in flags}
-        if told:
-            own[told] = GivenOptions({flags[key]: value for key, value in given.items()} | _own_flags(own, mine))
-        for name, (kind, how) in spread.items():
-            its = {key.partition("__")[2]: value for key, value in given.items() if key.partition("__")[0] == name}
-            own[name] = None if how.optional and not its else kind(**its)
+        if given_name:
+            own[given_name] = GivenOptions(
+                {flags[key]: value for key, value in given.items()} | _given_flags(own, own_flags)
+            )
+        for name, (kind, how) in kinds.items():
+            fields = {key.partition("__")[2]: value for key, value in given.items() if key.partition("__")[0] == name}
+            own[name] = None if how.optional and not fields else kind(**fields)
         token = LOUD.set(loud)
         try:
-            function(**{key: _expanded(value) for key, value in own.items()})
+            function(**{key: _expand(value) for key, value in own.items()})
         except (KeyboardInterrupt, BrokenPipeError) as error:
-            raise Ended from error
+            raise CommandEnd from error
         finally:
             LOUD.reset(token)
 
-    call.options = _by_argument(spread) | mine
-    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    call.options = _by_argument(kinds) | own_flags
+    call.__name__ = function.__name__
+    call.__doc__ = function.__doc__
     call.__signature__ = inspect.Signature([*plain, *common])
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *common)}
     return call
 
 
-def _own_flags(values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
+def _given_flags(values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
     """The options that a command has by itself, and that were given."""
     return {
         options[name]: value
@@ -173,16 +174,16 @@ def _own_option(parameter: inspect.Parameter) -> str:
     return next((name for name in names if isinstance(name, str) and name.startswith("--")), about.metavar)
 
 
-def _by_argument(spread: dict[str, tuple[type, As]]) -> dict[str, str]:
+def _by_argument(kinds: dict[str, tuple[type, As]]) -> dict[str, str]:
     """Field -> option of all settings; where two have a field of one name it is the first's."""
-    found: dict[str, str] = {}
-    for kind, how in spread.values():
+    options: dict[str, str] = {}
+    for kind, how in kinds.values():
         for name, field in options_of(kind).items():
-            found.setdefault(name, how.renamed.get(name) or flag_of(field))
-    return found
+            options.setdefault(name, how.renamed.get(name) or flag_of(field))
+    return options
 
 
-def _expanded(value: Any) -> Any:
+def _expand(value: Any) -> Any:
     return place(value) if isinstance(value, Path) else value
 
 
@@ -194,7 +195,8 @@ def _settings(hint: Any) -> tuple[type | None, As]:
         how = next((one for one in more if isinstance(one, As)), how)
     options = [one for one in typing.get_args(hint) if one is not type(None)]
     if options and len(options) < len(typing.get_args(hint)):
-        hint, how = options[0], dataclasses.replace(how, optional=True)
+        hint = options[0]
+        how = dataclasses.replace(how, optional=True)
     return (hint, how) if dataclasses.is_dataclass(hint) and hint is not As else (None, how)
 
 
@@ -205,23 +207,23 @@ def _flag(kind: type, name: str, how: As) -> str:
 def _option(name: str, field: dataclasses.Field, how: As, kind: type) -> inspect.Parameter:
     about = field.metadata
     flag = how.renamed.get(field.name) or flag_of(field)
-    read = about["kind"] or _read_as(field)
-    annotation = list[str] | None if read is list else read | None
+    value_type = about["kind"] or _value_type(field)
+    annotation = list[str] | None if value_type is list else value_type | None
     default = field.default if field.default not in (dataclasses.MISSING, None, (), False, True) else None
-    shown = about["help"] + (f" [{default}]" if default is not None else "")
+    help_text = about["help"] + (f" [{default}]" if default is not None else "")
     group = sys.modules[kind.__module__].GROUP
-    how_shown = {"help": shown, "rich_help_panel": group, "show_default": False}
-    if about["metavar"] and read is not bool:
-        how_shown["metavar"] = about["metavar"]
+    arguments = {"help": help_text, "rich_help_panel": group, "show_default": False}
+    if about["metavar"] and value_type is not bool:
+        arguments["metavar"] = about["metavar"]
     return inspect.Parameter(
         f"{name}__{field.name}",
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[annotation, typer.Option(flag, **how_shown)],
+        annotation=Annotated[annotation, typer.Option(flag, **arguments)],
     )
 
 
-def _read_as(field: dataclasses.Field) -> type:
+def _value_type(field: dataclasses.Field) -> type:
     hint = field.type
     options = [one for one in typing.get_args(hint) if one is not type(None)] or [hint]
     return next(one for one in (bool, int, float, str) if one in options)
@@ -237,12 +239,12 @@ def running() -> Iterator[None]:
     names = ("runtime.distributed", "runtime.progress", "anatomy.loading")
     distributed, progress, loading = (importlib.import_module(f"{package}.{name}") for name in names)
     quiet, verbose = LOUD.get()
-    with contextlib.ExitStack() as inside:
-        inside.enter_context(progress.stdout_to_stderr())
-        inside.enter_context(distributed.process_group())
-        inside.enter_context(progress.shown(distributed.rank() == 0 and not quiet))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(progress.stdout_to_stderr())
+        stack.enter_context(distributed.process_group())
+        stack.enter_context(progress.shown(distributed.rank() == 0 and not quiet))
         if not verbose:
-            inside.enter_context(loading.quiet())
+            stack.enter_context(loading.quiet())
         yield
 
 
@@ -267,12 +269,12 @@ def finish(result: Any, json: bool, table: str, out: Path | None) -> None:
 
 def key_values(settings: list[str] | None) -> dict[str, str]:
     """``--set key=value`` as a dictionary."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for item in settings or ():
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"--set {item!r}: write key=value")
-        if key in found:
+        if key in values:
             raise UserError(f"--set {key} was given twice; it takes one value")
-        found[key] = value
-    return found
+        values[key] = value
+    return values

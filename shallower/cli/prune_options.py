@@ -40,20 +40,20 @@ class PruneOptions:
         Raises:
             UserError: in no way or in several.
         """
-        given = (("--plan", self.plan), ("--drop", self.layers), ("an amount", amount))
-        ways = [name for name, value in given if value is not None]
+        sources = (("--plan", self.plan), ("--drop", self.layers), ("an amount", amount))
+        ways = [name for name, value in sources if value is not None]
         if len(ways) != 1:
             what = f"{' and '.join(ways)} were given" if ways else "say what to remove"
             raise UserError(f"{what}: give one of --plan, --drop, --remove, --ratio and the targets (see --help)")
         return ways[0]
 
-    def dropped(self) -> tuple[int, ...]:
+    def layer_numbers(self) -> tuple[int, ...]:
         """The layers named by --drop, each once."""
-        found = numbers_of(self.layers, "layers") if self.layers is not None else ()
-        twice = next((index for index in found if found.count(index) > 1), None)
+        numbers = numbers_of(self.layers, "layers") if self.layers is not None else ()
+        twice = next((index for index in numbers if numbers.count(index) > 1), None)
         if twice is not None:
             raise UserError(f"--drop names layer {twice} twice; name each layer once")
-        return found
+        return numbers
 
     def check_plan(self) -> None:
         """Raise a UserError where the plan's file is not there."""

@@ -16,18 +16,21 @@ from ..runtime.format import byte_count, count_text, layers, millions
 from .grid import grid, plain_console
 
 BAR = 20  # characters of the longest bar
-TOLD_SHARE = 0.2  # of the layers, for which the agreement of scores is told
+AGREEMENT_SHARE = 0.2  # of the layers, for which the agreement of scores is shown
 
 
-def inspection_table(found: Inspection, out: Path | None = None) -> None:
-    console, model = plain_console(), found.model
+def inspection_table(inspection: Inspection, out: Path | None = None) -> None:
+    console = plain_console()
+    model = inspection.model
     share = sum(model.layer_parameters) / model.parameters
-    tied = "tied" if found.tied_embeddings else "untied"
+    tied = "tied" if inspection.tied_embeddings else "untied"
     console.print(model.source, soft_wrap=True)
-    console.print(f"{model.family} ({found.architecture}), {model.layers} layers in {found.stack}", soft_wrap=True)
+    console.print(
+        f"{model.family} ({inspection.architecture}), {model.layers} layers in {inspection.stack}", soft_wrap=True
+    )
     console.print(
         f"{millions(model.parameters)} parameters, {share:.1%} of them in the layers; "
-        f"{stored_text(model, found.dtype)}; {tied} embeddings",
+        f"{stored_text(model, inspection.dtype)}; {tied} embeddings",
         soft_wrap=True,
     )
     pruned = model.original != list(range(model.layers))
@@ -41,26 +44,33 @@ def inspection_table(found: Inspection, out: Path | None = None) -> None:
         "can go",
     ]
     rows = []
-    for same in _equal_layers(found):
+    for same in _equal_layers(inspection):
         count = model.layer_parameters[same[0]]
         size = byte_count(model.layer_bytes[same[0]]) if model.layer_bytes else "-"
-        kind, legal = found.layer_kinds[same[0]], "yes" if same[0] in found.removable else "no"
+        kind = inspection.layer_kinds[same[0]]
+        legal = "yes" if same[0] in inspection.removable else "no"
         original = [layers([model.original[index] for index in same])] if pruned else []
         rows.append([layers(same), *original, kind, millions(count), size, f"{count / model.parameters:.2%}", legal])
     grid(console, columns, rows, spare=("share each", "bytes each"))
-    for refusal in found.refusals.values():
+    for refusal in inspection.refusals.values():
         console.print("-", refusal, soft_wrap=True)
     saved_note(console, out)
 
 
-def _equal_layers(found: Inspection) -> list[list[int]]:
+def _equal_layers(inspection: Inspection) -> list[list[int]]:
     """Neighbouring layers that are alike, one list for each run of them."""
-    model = found.model
+    model = inspection.model
 
     def looks(index: int) -> tuple[Any, ...]:
         size = model.layer_bytes[index] if model.layer_bytes else 0
         follows = model.original[index] - index  # where the numbering of the dense model makes a step, a new row begins
-        return found.layer_kinds[index], model.layer_parameters[index], size, index in found.removable, follows
+        return (
+            inspection.layer_kinds[index],
+            model.layer_parameters[index],
+            size,
+            index in inspection.removable,
+            follows,
+        )
 
     return [list(same) for _, same in itertools.groupby(range(model.layers), looks)]
 
@@ -74,94 +84,102 @@ def stored_text(model: ModelRecord, dtype: str = "") -> str:
     return f"{size}stored as {model.storage or dtype}"
 
 
-def scores_table(found: Scores, out: Path | None = None) -> None:
-    console, ranks = plain_console(), found.ranks
+def scores_table(scores: Scores, out: Path | None = None) -> None:
+    console = plain_console()
+    ranks = scores.ranks
+    size = _default_size(scores)
     first, last = protection(len(ranks))
     rows = [
         (str(index), f"{value:.6g}", str(ranks[index]), _bar(ranks[index], len(ranks)))
-        for index, value in enumerate(found.scores)
+        for index, value in enumerate(scores.scores)
     ]
-    heading = f"{found.criterion} on {Path(found.model.source).name}"
-    grid(console, ("layer", found.criterion, "rank (1 goes first)", "sooner"), rows, heading=heading, spare=("sooner",))
-    soonest = ", ".join(map(str, _first(found.scores, _some(found), first, last)))
+    heading = f"{scores.criterion} on {Path(scores.model.source).name}"
+    grid(
+        console, ("layer", scores.criterion, "rank (1 goes first)", "sooner"), rows, heading=heading, spare=("sooner",)
+    )
+    soonest = ", ".join(map(str, _lowest(scores.scores, size, first, last)))
     console.print(
         f"goes first: {soonest} (plan protects the first {first} and the last {last} if not told otherwise)",
         soft_wrap=True,
     )
-    if len(found.halves) == 2:
-        told, size = _common([_first(half, _some(found), first, last) for half in found.halves]), _some(found)
+    if len(scores.halves) == 2:
+        agreed = len(_shared([_lowest(half, size, first, last) for half in scores.halves]))
         console.print(
-            f"the two halves of the samples agree on {len(told)} of these {size}{_shaky(len(told), size)}",
+            f"the two halves of the samples agree on {agreed} of these {size}{_warning(agreed, size)}",
             soft_wrap=True,
         )
-    used = (
-        f" on {found.calibration.samples} x {found.calibration.length} tokens of {found.calibration.source}"
-        if found.calibration
+    tokens = (
+        f" on {scores.calibration.samples} x {scores.calibration.length} tokens of {scores.calibration.source}"
+        if scores.calibration
         else ""
     )
     console.print(
-        f"{found.seconds:.1f} s, peak memory {found.peak_memory_bytes / 2**30:.2f} GiB, {found.dtype}{used}",
+        f"{scores.seconds:.1f} s, peak memory {scores.peak_memory_bytes / 2**30:.2f} GiB, {scores.dtype}{tokens}",
         soft_wrap=True,
     )
     saved_note(console, out)
     if out is not None:
-        console.print(
-            f"next: shallower plan {shlex.quote(str(out))} --remove {_some(found)} --out plan.json", soft_wrap=True
-        )
+        console.print(f"next: shallower plan {shlex.quote(str(out))} --remove {size} --out plan.json", soft_wrap=True)
 
 
-def several_scores_table(found: Sequence[Scores], out: Path | None = None) -> None:
+def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> None:
     """Ranks by several criteria side by side, and how far they agree."""
-    console, count = plain_console(), len(found[0].scores)
+    console = plain_console()
+    count = len(scores[0].scores)
     first, last = protection(count)
-    size = _some(found[0])
-    names = _names_of(found)
-    rows = [[str(index), *(str(one.ranks[index]) for one in found)] for index in range(count)]
-    grid(console, ["layer", *names], rows, heading=f"ranks on {Path(found[0].model.source).name} (1 goes first)")
-    chosen = [_first(one.scores, size, first, last) for one in found]
-    for name, mine in zip(names, chosen, strict=True):
+    size = _default_size(scores[0])
+    names = _names_of(scores)
+    rows = [[str(index), *(str(one.ranks[index]) for one in scores)] for index in range(count)]
+    grid(console, ["layer", *names], rows, heading=f"ranks on {Path(scores[0].model.source).name} (1 goes first)")
+    choices = [_lowest(one.scores, size, first, last) for one in scores]
+    for name, mine in zip(names, choices, strict=True):
         console.print(f"{name}: goes first {layers(mine)}", soft_wrap=True)
-    for (one, mine), (other, theirs) in itertools.combinations(zip(names, chosen, strict=True), 2):
-        same = len(_common([mine, theirs]))
-        alike = _alike(found[names.index(one)].ranks, found[names.index(other)].ranks)
-        console.print(f"{one} and {other}: {same} of {size} the same, rank correlation {alike:.2f}", soft_wrap=True)
-    agreed = _common(chosen)
+    for (one, mine), (other, theirs) in itertools.combinations(zip(names, choices, strict=True), 2):
+        same = len(_shared([mine, theirs]))
+        correlation = _rank_correlation(scores[names.index(one)].ranks, scores[names.index(other)].ranks)
+        console.print(
+            f"{one} and {other}: {same} of {size} the same, rank correlation {correlation:.2f}", soft_wrap=True
+        )
+    agreed = _shared(choices)
     console.print(f"all agree on {layers(agreed)} (of {size}, first {first} and last {last} protected)", soft_wrap=True)
-    used = {(one.calibration.hash, one.calibration.samples, one.calibration.length) for one in found if one.calibration}
-    if len(used) > 1:
+    tokens = {
+        (one.calibration.hash, one.calibration.samples, one.calibration.length) for one in scores if one.calibration
+    }
+    if len(tokens) > 1:
         console.print(
             "note: they were scored on different tokens, so a difference need not come from the criterion",
             soft_wrap=True,
         )
-    if len({one.model.fingerprint for one in found}) > 1:
+    if len({one.model.fingerprint for one in scores}) > 1:
         console.print("note: these are scores of different models", soft_wrap=True)
     saved_note(console, out)
 
 
-def _names_of(found: Sequence[Scores]) -> list[str]:
+def _names_of(scores: Sequence[Scores]) -> list[str]:
     """A name for each: its criterion, with the number of samples or a counter where that is not enough."""
-    names = [one.criterion for one in found]
+    names = [one.criterion for one in scores]
     if len(set(names)) < len(names):
         names = [
-            f"{one.criterion}, {one.calibration.samples} samples" if one.calibration else one.criterion for one in found
+            f"{one.criterion}, {one.calibration.samples} samples" if one.calibration else one.criterion
+            for one in scores
         ]
     return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _some(found: Scores) -> int:
-    return max(1, round(TOLD_SHARE * len(found.scores)))
+def _default_size(scores: Scores) -> int:
+    return max(1, round(AGREEMENT_SHARE * len(scores.scores)))
 
 
-def _first(values: Sequence[float], size: int, first: int, last: int) -> list[int]:
+def _lowest(values: Sequence[float], size: int, first: int, last: int) -> list[int]:
     """The layers with the lowest scores, the protected ones left out."""
     return sorted(range(first, len(values) - last), key=values.__getitem__)[:size]
 
 
-def _common(chosen: Sequence[Sequence[int]]) -> list[int]:
-    return sorted(set(chosen[0]).intersection(*chosen[1:]))
+def _shared(choices: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(set(choices[0]).intersection(*choices[1:]))
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> float:
+def _rank_correlation(one: Sequence[int], other: Sequence[int]) -> float:
     """Spearman's rank correlation."""
     count = len(one)
     return (
@@ -175,81 +193,81 @@ def _bar(rank: int, count: int) -> str:
     return "#" * max(1, round(BAR * (count - rank + 1) / count))
 
 
-def _shaky(agreed: int, size: int) -> str:
+def _warning(agreed: int, size: int) -> str:
     """A warning where the choice hangs on which samples were drawn."""
     return (
         ": the choice depends on the samples, take more of them or more kinds of text" if agreed < size * 2 / 3 else ""
     )
 
 
-def plan_table(found: Plan, out: Path | None = None) -> None:
+def plan_table(plan: Plan, out: Path | None = None) -> None:
     console = plain_console()
-    _removal(console, found)
+    _print_plan(console, plan)
     saved_note(console, out)
     if out is not None:
-        source = shlex.quote(found.model.source)
+        source = shlex.quote(plan.model.source)
         console.print(f"next: shallower prune {source} --plan {shlex.quote(str(out))} --out pruned", soft_wrap=True)
 
 
-def _removal(console: Console, found: Plan) -> None:
+def _print_plan(console: Console, plan: Plan) -> None:
     """What a plan removes, why, and what is saved by it."""
-    by = f"by {found.criterion}, {found.selection}" if found.criterion else f"by {found.selection}"
+    by = f"by {plan.criterion}, {plan.selection}" if plan.criterion else f"by {plan.selection}"
     console.print(
-        f"remove {len(found.removed)} of {found.model.layers} layers: {layers(found.removed)} ({by})", soft_wrap=True
+        f"remove {len(plan.removed)} of {plan.model.layers} layers: {layers(plan.removed)} ({by})", soft_wrap=True
     )
-    if found.order != found.removed:
-        console.print(f"order of removal: {', '.join(map(str, found.order))}", soft_wrap=True)
-    protected = (
-        f"first {found.keep_first} and last {found.keep_last} protected"
-        if found.selection != "drop"
+    if plan.order != plan.removed:
+        console.print(f"order of removal: {', '.join(map(str, plan.order))}", soft_wrap=True)
+    protection_text = (
+        f"first {plan.keep_first} and last {plan.keep_last} protected"
+        if plan.selection != "drop"
         else "no layer protected"
     )
     console.print(
-        f"parameters {millions(found.params_before)} -> {millions(found.params_after)}, {found.share:.2%} of "
-        f"all; {protected}",
+        f"parameters {millions(plan.params_before)} -> {millions(plan.params_after)}, {plan.share:.2%} of "
+        f"all; {protection_text}",
         soft_wrap=True,
     )
-    if found.bytes_after:
+    if plan.bytes_after:
         console.print(
-            f"weights {byte_count(found.bytes_before)} -> {byte_count(found.bytes_after)} as {found.model.storage}",
+            f"weights {byte_count(plan.bytes_before)} -> {byte_count(plan.bytes_after)} as {plan.model.storage}",
             soft_wrap=True,
         )
-        if found.model.packed_bytes:
+        if plan.model.packed_bytes:
             console.print(
-                f"  the .gguf file has {byte_count(found.model.packed_bytes)}: what is written is a plain "
+                f"  the .gguf file has {byte_count(plan.model.packed_bytes)}: what is written is a plain "
                 "model, not packed; "
                 "--save-dtype bf16 makes it smaller",
                 soft_wrap=True,
             )
     console.print(
-        f"expected by the weights that a token reads: decoding {found.expected_speedup:.2f}x as fast", soft_wrap=True
+        f"expected by the weights that a token reads: decoding {plan.expected_speedup:.2f}x as fast", soft_wrap=True
     )
-    if found.agreement is not None:
-        size = len(found.removed)
-        told = (
-            f"the two halves of the calibration samples agree on {found.agreement} of "
-            f"{size}{_shaky(found.agreement, size)}"
+    if plan.agreement is not None:
+        size = len(plan.removed)
+        text = (
+            f"the two halves of the calibration samples agree on {plan.agreement} of "
+            f"{size}{_warning(plan.agreement, size)}"
         )
-        console.print(told, soft_wrap=True)
-    if found.assumed:
-        console.print(f"assumed: {found.assumed}", soft_wrap=True)
+        console.print(text, soft_wrap=True)
+    if plan.assumed:
+        console.print(f"assumed: {plan.assumed}", soft_wrap=True)
 
 
-def pruned_table(found: Pruned, out: Path | None = None) -> None:
+def pruned_table(pruned: Pruned, out: Path | None = None) -> None:
     console = plain_console()
-    _removal(console, found.plan)
-    for change in found.config_changes:
+    _print_plan(console, pruned.plan)
+    for change in pruned.config_changes:
         console.print("config:", change, soft_wrap=True)
-    if found.compensation:
-        count = len(found.compensation.changed)
+    if pruned.compensation:
+        count = len(pruned.compensation.changed)
         what = (
             f"{count_text(count, 'weight')} changed"
             if count
             else "nothing changed, as the loss on held-out text did not fall"
         )
-        console.print(f"{found.compensation.method}: {what}", soft_wrap=True)
-        _held_out(console, found.compensation)
-    proof = found.verified
+        console.print(f"{pruned.compensation.method}: {what}", soft_wrap=True)
+        _print_held_out(console, pruned.compensation)
+    proof = pruned.verified
     if isinstance(proof, Unverified):
         console.print(f"not verified: {proof.skipped}", soft_wrap=True)
     else:
@@ -262,11 +280,11 @@ def pruned_table(found: Pruned, out: Path | None = None) -> None:
     console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
 
 
-def _held_out(console: Console, told: RepairReport) -> None:
+def _print_held_out(console: Console, report: RepairReport) -> None:
     """Perplexity on calibration text that nothing was fitted on, as a multiple of the dense model's, in all and per
     source.
     """
-    losses_of = {"all": told.loss, **told.by_source}
+    losses_of = {"all": report.loss, **report.by_source}
     if len(losses_of) == 2:
         losses_of.pop("all")
     rows = []
