@@ -24,7 +24,7 @@ from ..settings.writing import Writing
 from ..storage.journal import journaled
 from ..storage.ownership import check_free
 from ..storage.paths import place
-from ..surgery.rewrite import Beside, checked_removal, prune_files
+from ..surgery.rewrite import Beside, prune_files, solve_removal
 from .common import ModelSource, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
 from .repair_options import RepairOptions
@@ -74,7 +74,7 @@ def prune(
         "prove": WRITE if writing.verify else 0,
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
-        checked_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
+        solve_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
