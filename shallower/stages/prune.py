@@ -15,7 +15,7 @@ from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
 from ..artifacts import Compensation, Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
-from ..repair.fit import compensated
+from ..repair.fit import fit_compensation
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
 from ..runtime.progress import parts
@@ -100,10 +100,10 @@ def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOpti
 def fit_repair(model: Model, removal: Removal, how: RepairOptions) -> tuple[Patch, Compensation]:
     """Changes of weights that repair the model after a removal, and the record of how they were found.
 
-    See ``compensated``.
+    See ``fit_compensation``.
     """
     method = methods.find("compensation", how.method)
-    return compensated(model, removal, method, methods.configure(method, how.settings), how.calibration)
+    return fit_compensation(model, removal, method, methods.configure(method, how.settings), how.calibration)
 
 
 def compensate(
