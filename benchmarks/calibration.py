@@ -54,7 +54,7 @@ from shallower.runtime.memory import Peak
 from shallower.runtime.progress import shown
 from shallower.runtime.provenance import versions
 from shallower.settings.quantities import seconds_of
-from shallower.stages.prune import repaired
+from shallower.stages.prune import fit_repair
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 
@@ -368,7 +368,7 @@ class CalibrationBench:
         model, (tokens, _) = self.model(name), self.drawn(name, kind, size)
         gone = Removal.of_layers(self.pieces[self.chosen(name)]["plans"]["window block_influence"]["removed"])
         with shown():
-            patch, report = repaired(model, gone, RepairOptions("sequential", {}, tokens))
+            patch, report = fit_repair(model, gone, RepairOptions("sequential", {}, tokens))
             with model.patched(patch):
                 told = {
                     text: perplexity(model, segments_of_tokens(self.evaluated(name, text)), removal=gone).nll

@@ -39,7 +39,7 @@ from shallower import (
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
 from shallower.artifacts import Removal, plain
-from shallower.stages.prune import repaired as fitted_repair
+from shallower.stages.prune import fit_repair
 from shallower.storage.journal import journaled
 
 TEXTS = ("wikitext2.valid.txt", "emma_158.txt")  # of the folder that SHALLOWER_DATA names, where it has them
@@ -239,7 +239,7 @@ def repaired(model: Model, removed: Iterable[int], method: str, tokens: Path, be
         beside: keep a journal beside this output, as ``prune`` does: changes of weights then lie on the disk.
     """
     with journaled(beside):
-        report = fitted_repair(
+        report = fit_repair(
             model, Removal.of_layers(removed), RepairOptions(method, {}, Calibration(tokens=str(tokens)))
         )[1]
     found = {name: plain(getattr(report, name)) for name in ("loss", "seconds", "fitted_tokens", "held_out_tokens")}

@@ -50,7 +50,7 @@ from shallower.repair.ridge import Normal
 from shallower.runtime.memory import Peak
 from shallower.runtime.progress import shown
 from shallower.runtime.provenance import versions
-from shallower.stages.prune import repaired
+from shallower.stages.prune import fit_repair
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 
@@ -382,7 +382,7 @@ class Quality(Bench):
         how = RepairOptions(name, calibration=Calibration(tokens=f"{self.folder.name}/fitting.npy"))
         try:
             with shown(), clocked() as parts:
-                changes, report = repaired(self.model, Removal.of_layers(removed), how)
+                changes, report = fit_repair(self.model, Removal.of_layers(removed), how)
         except (UserError, torch.linalg.LinAlgError) as error:
             return made | {"refused": " ".join(str(error).split())}
         began = time.monotonic()

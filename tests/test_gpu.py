@@ -6,7 +6,7 @@ import zoo
 
 import shallower
 from shallower.artifacts import Removal
-from shallower.stages.prune import repaired
+from shallower.stages.prune import fit_repair
 from shallower.walk.removals import replay_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -63,7 +63,7 @@ def test_a_compensation_lowers_the_loss_as_on_the_cpu(method, layered, saved) ->
     losses = {}
     for device in ("cpu", "cuda"):
         model = shallower.open_model(saved("llama"), shallower.Compute(device=device, layered=layered))
-        losses[device] = repaired(model, Removal.of_layers((2, 5)), how)[1].loss
+        losses[device] = fit_repair(model, Removal.of_layers((2, 5)), how)[1].loss
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)
 
 

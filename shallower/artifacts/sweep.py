@@ -63,8 +63,9 @@ class Sweep(Part):
     def _check(self) -> "Sweep":
         if not self.rows or self.rows[0].removed:
             raise ValueError("rows must begin with the model as it is")
-        known, named = set(range(self.model.layers)), [self.order, *(row.layers for row in self.rows)]
-        if not all(set(layers) < known for layers in named):
+        known = set(range(self.model.layers))
+        removals = [self.order, *(row.layers for row in self.rows)]
+        if not all(set(layers) < known for layers in removals):
             raise ValueError(f"layers beyond the {self.model.layers} of the model are named")
         return self
 

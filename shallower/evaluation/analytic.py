@@ -42,7 +42,8 @@ class Watch(TorchDispatchMode):
     @property
     def bytes(self) -> int:
         """Bytes read: of every parameter the part that was used, once, however often it was used."""
-        total, end = self.gathered, 0
+        total = self.gathered
+        end = 0
         for start, stop in sorted(self.spans):
             total += max(0, stop - max(start, end))
             end = max(end, stop)
@@ -52,16 +53,17 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._overloadpacket.__name__
-        given, made = _tensors((args, kwargs)), _tensors(out)
-        weights = [tensor for tensor in given if _place(tensor) in self.stored]
-        copied = any(_place(tensor) in self.copies for tensor in given)
-        self.copies -= {_place(tensor) for tensor in made} - {
-            _place(tensor) for tensor in given
+        inputs = _tensors((args, kwargs))
+        outputs = _tensors(out)
+        weights = [tensor for tensor in inputs if _place(tensor) in self.stored]
+        copied = any(_place(tensor) in self.copies for tensor in inputs)
+        self.copies -= {_place(tensor) for tensor in outputs} - {
+            _place(tensor) for tensor in inputs
         }  # memory that is used anew
         if (weights or copied) and name in GATHERS | CASTS:
-            self.copies |= {_place(tensor) for tensor in made}
-        if weights and any(_place(tensor) not in self.stored for tensor in made):  # else a view, which reads nothing
-            self._read(name, weights, made, args, kwargs)
+            self.copies |= {_place(tensor) for tensor in outputs}
+        if weights and any(_place(tensor) not in self.stored for tensor in outputs):  # else a view, which reads nothing
+            self._read(name, weights, outputs, args, kwargs)
         if weights or copied:
             self.flops += _flops(func, name, args, kwargs, out)
         return out
@@ -128,19 +130,20 @@ def analytic(model: Model) -> Analytic:
       which grows with it, and what is done element by element are left out.
     """
     module = model.module
-    decoder, token = Decoder(module), dry_tokens(model.vocabulary, 1, 1).to(model.device)
+    decoder = Decoder(module)
+    token = dry_tokens(model.vocabulary, 1, 1).to(model.device)
     decoder.prefill(dry_tokens(model.vocabulary, 1, PROMPT).to(model.device))
     decoder.step(token)
-    held = cache_bytes(decoder.cache)
+    bytes_before = cache_bytes(decoder.cache)
     with Watch(module) as watch:
         decoder.step(token)
-    grown = cache_bytes(decoder.cache) - held
+    growth = cache_bytes(decoder.cache) - bytes_before
     return Analytic(
         parameters=model.record.parameters,
         weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
         read_bytes_per_token=watch.bytes,
-        kv_bytes_per_token=grown,
-        state_bytes=max(0, held - grown * (PROMPT + 1)),
+        kv_bytes_per_token=growth,
+        state_bytes=max(0, bytes_before - growth * (PROMPT + 1)),
         flops_per_token=watch.flops,
     )
 

@@ -13,17 +13,17 @@ from ..errors import argument
 @torch.no_grad()
 def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal = NOTHING) -> str:
     """One clause that names the first layer whose output holds NaN or infinity, and what to try."""
-    found: list[int] = []
+    broken: list[int] = []
 
-    def watch(index: int):
+    def check(index: int):
         def hook(_module, _inputs, output) -> None:
             stream = output if isinstance(output, Tensor) else output[0]
-            if not found and not stream.isfinite().all():
-                found.append(index)
+            if not broken and not stream.isfinite().all():
+                broken.append(index)
 
         return hook
 
-    handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(model.stack.layers)]
+    handles = [layer.register_forward_hook(check(index)) for index, layer in enumerate(model.stack.layers)]
     try:
         with without(model.stack, removal):
             model.module(tokens.to(model.device), use_cache=False)
@@ -31,8 +31,8 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: 
         for handle in handles:
             handle.remove()
     where = (
-        f"layer {found[0]} is the first whose output is not finite"
-        if found
+        f"layer {broken[0]} is the first whose output is not finite"
+        if broken
         else "every layer's output is finite, so it is the head"
     )
     return f"{where}; are its weights whole, and does the dtype suffice (try {argument('dtype', 'fp32')})?"

@@ -58,9 +58,10 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
         UserError: the text is shorter than one segment.
     """
     bos = bos_rule(protocol.bos, tokenizer, every=False)
-    ids, sizes = _encoded(tokenizer, text, protocol.max_tokens)
+    ids, sizes = _encode(tokenizer, text, protocol.max_tokens)
     if bos == "first":
-        ids, sizes = [tokenizer.bos_token_id, *ids], None if sizes is None else np.concatenate([[0], sizes])
+        ids = [tokenizer.bos_token_id, *ids]
+        sizes = None if sizes is None else np.concatenate([[0], sizes])
     body = protocol.length - (bos == "every")
     stride = min(protocol.stride or body, body)
     starts = range(0, len(ids) - body + 1, stride)
@@ -75,31 +76,31 @@ def segments_of_text(text: str, tokenizer, protocol: Protocol, name: str) -> Seg
     counted = torch.ones(len(tokens), protocol.length - 1, dtype=torch.bool)
     if stride < body:
         counted[1:, : protocol.length - 1 - stride] = False
-    described = {"length": protocol.length, "stride": stride, "bos": bos, "hash": token_hash(tokens)}
+    description = {"length": protocol.length, "stride": stride, "bos": bos, "hash": token_hash(tokens)}
     if sizes is None:
-        return Segments(tokens, counted, described)
+        return Segments(tokens, counted, description)
     spans = np.stack([sizes[start : start + body] for start in starts])[:, (bos != "every") :]
-    return Segments(tokens, counted, described, int(spans[counted.numpy()].sum()))
+    return Segments(tokens, counted, description, int(spans[counted.numpy()].sum()))
 
 
-def _encoded(tokenizer, text: str, most: int | None) -> tuple[list[int], np.ndarray | None]:
+def _encode(tokenizer, text: str, most: int | None) -> tuple[list[int], np.ndarray | None]:
     """The first tokens of a text, and the bytes of UTF-8 from each to the next, (token,).
 
     None where the tokenizer cannot tell.
     """
     if not tokenizer.is_fast:
         return encode(tokenizer, text)[:most], None
-    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    encoding = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     before = np.concatenate([[0], np.cumsum([len(character.encode()) for character in text])])
-    starts = before[[start for start, _ in found.offset_mapping] + [len(text)]]
-    return found.input_ids[:most], np.diff(starts)[:most]
+    starts = before[[start for start, _ in encoding.offset_mapping] + [len(text)]]
+    return encoding.input_ids[:most], np.diff(starts)[:most]
 
 
 def segments_of_tokens(tokens: Int[Tensor, "segment position"]) -> Segments:
     """Given tokens exactly as they are: every row a segment."""
     length = tokens.shape[1]
-    described = {"length": length, "stride": length, "bos": "as given", "hash": token_hash(tokens)}
-    return Segments(tokens, torch.ones(len(tokens), length - 1, dtype=torch.bool), described)
+    description = {"length": length, "stride": length, "bos": "as given", "hash": token_hash(tokens)}
+    return Segments(tokens, torch.ones(len(tokens), length - 1, dtype=torch.bool), description)
 
 
 def evaluation_segments(

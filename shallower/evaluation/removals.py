@@ -12,7 +12,7 @@ from .perplexity import Segments, figures_of
 
 
 def removals_perplexity(
-    model: Model, named: dict[str, Segments], removals: Sequence[Removal], label: str
+    model: Model, segments_by_name: dict[str, Segments], removals: Sequence[Removal], label: str
 ) -> list[dict[str, Perplexity]]:
     """Perplexity by text, for every removal.
 
@@ -20,7 +20,7 @@ def removals_perplexity(
         UserError: segments that overlap, or a model that yields NaN.
     """
     rows: list[dict[str, Perplexity]] = [{} for _ in removals]
-    for name, segments in named.items():
+    for name, segments in segments_by_name.items():
         if not segments.counted.all():
             raise UserError(
                 f"{argument('stride')} has no meaning here: many removals are measured on segments that do not overlap"

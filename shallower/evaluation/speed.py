@@ -70,11 +70,13 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
     Raises:
         UserError: a model cannot decode so, or yields NaN.
     """
-    described = SpeedSettings(**grid.as_record(), load=os.getloadavg()[0])
+    record = SpeedSettings(**grid.as_record(), load=os.getloadavg()[0])
     figures = {name: _figures(model) for name, model in models.items()}
     speed = bandwidth(models["model"].device)
-    rows, speedups = [], []
-    settings, deadline = grid.settings, time.monotonic() + (grid.seconds or float("inf"))
+    rows = []
+    speedups = []
+    settings = grid.settings
+    deadline = time.monotonic() + (grid.seconds or float("inf"))
     spent: set[tuple[str, int, int]] = set()  # (model, prompt, new) that ran out of memory at a smaller batch
     each = (grid.warmup + grid.repeats) * len(models)
     with meter("speed", each * len(settings)) as done:
@@ -91,7 +93,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
             spent |= {(name, prompt, new) for name, lane in lanes.items() if lane.full}
             if len(lanes) == 2 and not any(lane.full for lane in lanes.values()):
                 speedups.append(_speedup(*(lanes[name] for name in ("model", "against"))))
-    return {"settings": described, "analytic": figures, "bandwidth": speed, "rows": rows, "speedups": speedups}
+    return {"settings": record, "analytic": figures, "bandwidth": speed, "rows": rows, "speedups": speedups}
 
 
 def _figures(model: Model) -> Analytic:
@@ -124,7 +126,11 @@ class Lane:
     def __init__(
         self, name: str, models: dict[str, Model], grid: Grid, setting: tuple[int, int, int], figures: Analytic
     ):
-        self.name, self.model, self.grid, self.setting, self.figures = name, models[name], grid, setting, figures
+        self.name = name
+        self.model = models[name]
+        self.grid = grid
+        self.setting = setting
+        self.figures = figures
         self.runs: list[TimedRun] = []
         self.others = sum(
             _weight_bytes(model)
@@ -153,9 +159,9 @@ class Lane:
         """
         try:
             with Peak(self.model.device) as peak:
-                found = self._run()
+                prefill, step, latency, cache = self._run()
             if kept:
-                self.runs.append(TimedRun(*found[:3], peak.bytes - self.others - beside, found[3]))
+                self.runs.append(TimedRun(prefill, step, latency, peak.bytes - self.others - beside, cache))
             self.decoder.rest()
             return
         except UserError:
@@ -172,13 +178,15 @@ class Lane:
     @torch.no_grad()
     def _run(self) -> tuple[float, float, float, float]:
         """(seconds of the prefill, of a step, of the whole, bytes of the cache on average)."""
-        device, (batch, prompt, new) = self.model.device, self.setting
+        device = self.model.device
+        batch, prompt, new = self.setting
         tokens = prompts(self.vocabulary, batch, prompt, repeated=self.grid.repeated).to(device)
         synchronize(device)
         started = time.perf_counter()
         token = self.decoder.prefill(tokens).argmax(-1, keepdim=True)
         synchronize(device)
-        prefill, before = time.perf_counter() - started, self.decoder.cached_bytes
+        prefill = time.perf_counter() - started
+        before = self.decoder.cached_bytes
         started = time.perf_counter()
         for _ in range(new - 1):
             logits = self.decoder.step(token)
@@ -241,9 +249,9 @@ def ratios(seconds: list[float], against: list[float]) -> list[float]:
 
 
 def _speedup(model: Lane, against: Lane) -> Speedup:
-    found = {key: float(np.median(ratios(model.seconds(key), against.seconds(key)))) for key in PHASES_TIMED}
+    ratio_by_phase = {key: float(np.median(ratios(model.seconds(key), against.seconds(key)))) for key in PHASES_TIMED}
     batch, prompt, new = model.setting
-    return Speedup(batch, prompt, new, **found, ideal=against.step_bytes / model.step_bytes)
+    return Speedup(batch, prompt, new, **ratio_by_phase, ideal=against.step_bytes / model.step_bytes)
 
 
 def summary(values: list[float]) -> Spread:
@@ -259,13 +267,13 @@ def prompts(vocabulary: int, batch: int, length: int, *, repeated: bool) -> Int[
 
 def is_out_of_memory(error: Exception) -> bool:
     """CUDA says so by type, the CPU's allocator by its message, a compiler by what its own error came from."""
-    told: BaseException | None = error
-    while told is not None:
-        if isinstance(told, (torch.OutOfMemoryError, MemoryError)) or re.search(
-            "can't allocate memory|out of memory", str(told)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or re.search(
+            "can't allocate memory|out of memory", str(cause)
         ):
             return True
-        told = told.__cause__ or told.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 

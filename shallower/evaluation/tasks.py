@@ -37,7 +37,8 @@ from .items import check_items
 
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
-PARTS, FEWEST = 50, 512  # into how many parts requests are divided to be kept, and the fewest of one
+PARTS = 50  # into how many parts requests are divided to be kept
+FEWEST = 512  # requests of one part
 
 
 def check_tasks(tasks: Tasks) -> None:
@@ -73,11 +74,11 @@ def zero_shot(
         manager = _manager()
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, without(model.stack, removal):
-            ready = [task for name in tasks.every() for task in _loaded(manager, name, tasks.data, Path(place))]
-            found = harness.simple_evaluate(
-                _wrapped(model, removal, journal), tasks=ready, limit=tasks.limit, task_manager=manager
+            ready = [task for name in tasks.every() for task in _load(manager, name, tasks.data, Path(place))]
+            results = harness.simple_evaluate(
+                _wrap(model, removal, journal), tasks=ready, limit=tasks.limit, task_manager=manager
             )
-    return {name: _result(name, found) for name in found["samples"]}
+    return {name: _result(name, results) for name in results["samples"]}
 
 
 def mean_of(tasks: dict[str, TaskResult]) -> float | None:
@@ -110,13 +111,14 @@ def _check_names(names: list[str], known: list[str]) -> None:
             )
 
 
-def _loaded(manager: Any, name: str, data: Path | None, place: Path) -> list[Any]:
+def _load(manager: Any, name: str, data: Path | None, place: Path) -> list[Any]:
     """lm-eval's tasks of a name, with their data; a group is many.
 
     Args:
         place: an empty folder that outlives the tasks, for the configs and tables made of local data.
     """
-    spec, source = name, "the Hub"
+    spec = name
+    source = "the Hub"
     if data is not None:
         source = check_items(data, name)
         entry = manager.task_index[name]
@@ -156,7 +158,7 @@ def _local(name: str, base: Path, data: Path, place: Path) -> dict[str, Any]:
     }
 
 
-def _wrapped(model: Model, removal: Removal, journal: Callable[..., Journal]) -> Any:
+def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> Any:
     """The open model as lm-eval's own model class, batched by length within a number of tokens."""
     from lm_eval.models.huggingface import HFLM
 
@@ -176,29 +178,30 @@ def _wrapped(model: Model, removal: Removal, journal: Callable[..., Journal]) ->
                 range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place])
             )  # as they are batched
             size = max(FEWEST, -(-len(requests) // PARTS))
-            kept, found = journal(requests=_digest(requests)), [(0.0, False)] * len(requests)
-            past = min(size * len(kept.done), len(requests))
-            if kept.resumed:
+            request_journal = journal(requests=_digest(requests))
+            answers = [(0.0, False)] * len(requests)
+            past = min(size * len(request_journal.done), len(requests))
+            if request_journal.resumed:
                 say(f"resuming at task requests {past} of {len(requests)}")
             with meter("task requests", len(requests), past) as self.done:
                 for start in range(0, len(requests), size):
                     part = order[start : start + size]
-                    values = kept.memo(
+                    values = request_journal.memo(
                         str(start), partial(self.answers, [requests[place] for place in part], override_bs)
                     )
                     for place, (value, likeliest) in zip(part, values, strict=True):
-                        found[place] = value, likeliest
-            return found
+                        answers[place] = value, likeliest
+            return answers
 
         def answers(self, requests: list, override_bs: int | None) -> list[tuple[float, bool]]:
-            found = super()._loglikelihood_tokens(requests, True, override_bs)
-            for (_, context, answer), (value, _) in zip(requests, found, strict=True):
+            values = super()._loglikelihood_tokens(requests, True, override_bs)
+            for (_, context, answer), (value, _) in zip(requests, values, strict=True):
                 if not math.isfinite(value):
                     tokens = torch.tensor([(context + answer)[-self.max_length :]])
                     raise UserError(
                         f"the model yields NaN or infinite losses on a task: {first_broken(model, tokens, removal)}"
                     )
-            return [(float(value), bool(likeliest)) for value, likeliest in found]
+            return [(float(value), bool(likeliest)) for value, likeliest in values]
 
         def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
             logits = super()._model_call(inps, **options)
@@ -231,16 +234,17 @@ def batch_sizes(lengths: list[int], most: int) -> list[int]:
 
     Padded, at most ``most`` tokens, at least one.
     """
-    found: list[int] = []
-    while len(found) < len(lengths):
-        size = min(max(1, most // lengths[len(found)]), len(lengths) - len(found))
-        found += [size] * size
-    return found
+    sizes: list[int] = []
+    while len(sizes) < len(lengths):
+        size = min(max(1, most // lengths[len(sizes)]), len(lengths) - len(sizes))
+        sizes += [size] * size
+    return sizes
 
 
-def _result(name: str, found: dict[str, Any]) -> TaskResult:
+def _result(name: str, results: dict[str, Any]) -> TaskResult:
     """What the artifact keeps of a task."""
-    row, samples = found["results"][name], found["samples"][name]
+    row = results["results"][name]
+    samples = results["samples"][name]
     figures = {key.partition(",")[0]: value for key, value in row.items() if "," in key and not isinstance(value, str)}
     metrics = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
     metric = METRICS.get(name, "acc_norm" if "acc_norm" in metrics else next(iter(metrics)))
@@ -251,7 +255,7 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
         stderr=figures.get(f"{metric}_stderr"),
         metric=metric,
         count=len(samples),
-        version=found["versions"].get(name),
+        version=results["versions"].get(name),
         metrics={key: float(value) for key, value in figures.items()},
         hash=digest[:16],
         items=[round(float(item), 6) for item in items if isinstance(item, (int, float))],
@@ -262,17 +266,19 @@ def _result(name: str, found: dict[str, Any]) -> TaskResult:
 def _quiet(evaluator: ModuleType) -> Iterator[None]:
     """Silence what the harness and its data sets log, draw and warn of; what matters here is raised or metered."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "huggingface_hub")]
-    levels, drawn = [logger.level for logger in loggers], tqdm.__init__
-    asked = evaluator.get_git_commit_hash
+    levels = [logger.level for logger in loggers]
+    make_bar = tqdm.__init__
+    read_commit = evaluator.get_git_commit_hash
     try:
         evaluator.get_git_commit_hash = str  # git would complain of a working directory that is no repository
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        tqdm.__init__ = lambda bar, *args, **options: drawn(bar, *args, **options | {"disable": True})
+        tqdm.__init__ = lambda bar, *args, **options: make_bar(bar, *args, **options | {"disable": True})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__, evaluator.get_git_commit_hash = drawn, asked
+        tqdm.__init__ = make_bar
+        evaluator.get_git_commit_hash = read_commit
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -72,13 +72,18 @@ def best_of(
     Returns:
         The changes, their loss, the chosen label or None, and every candidate's loss.
     """
-    patch, best = before[0], case.before if before[1] is None else before[1]
-    chosen, tried = None, []
+    patch, loss_before = before
+    best = case.before if loss_before is None else loss_before
+    chosen = None
+    tried = []
     for label, further in candidates:
-        loss = case.loss(before[0] | further)
+        changes = before[0] | further
+        loss = case.loss(changes)
         tried.append({"candidate": label, "loss": loss})
         if loss < best:
-            patch, best, chosen = before[0] | further, loss, label
+            patch = changes
+            best = loss
+            chosen = label
     return patch, best, chosen, tried
 
 

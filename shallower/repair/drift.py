@@ -11,28 +11,31 @@ from .paired import PairedBatch, PairedWalk, part_of_layer
 
 def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[StreamDrift]:
     """The drift behind every retained layer of the pruned model with these changes."""
-    found, walk = [], PairedWalk(model, tokens, removal)
-    for step in walk:
+    drifts = []
+    for step in PairedWalk(model, tokens, removal):
         step.take(part_of_layer(model, patch, step.index))
         sums = DriftSums()
         for batch in step.batches():
             sums.add(batch)
-        found.append(sums.of(step.index))
-    return found
+        drifts.append(sums.of(step.index))
+    return drifts
 
 
 class DriftSums:
     """Sums of streams in float64, from which the drift behind one layer is read."""
 
     def __init__(self):
-        self.count, self.distance, self.length = 0, 0.0, 0.0
+        self.count = 0
+        self.distance = 0.0
+        self.length = 0.0
         self.pruned: Tensor | float = 0.0
         self.same: Tensor | float = 0.0
 
     def add(self, batch: PairedBatch) -> None:
         pruned, same = batch.after.double(), batch.same.double()
         self.count += len(pruned)
-        self.pruned, self.same = self.pruned + pruned.sum(0), self.same + same.sum(0)
+        self.pruned = self.pruned + pruned.sum(0)
+        self.same = self.same + same.sum(0)
         self.distance += float((pruned - same).square().sum())
         self.length += float(same.square().sum())
 

@@ -30,7 +30,7 @@ TRIES = 7  # candidates that are held against each other at the end, at most
 FITTING = 2.5  # layers run for every layer, and the sums and solutions
 
 
-def compensated(
+def fit_compensation(
     model: Model, removal: Removal, method: ModuleType, settings: Any, calibration: Calibration
 ) -> tuple[Patch, Compensation]:
     """Find the changes of weights that repair the model after a removal.
@@ -47,7 +47,8 @@ def compensated(
     samples = samples_of(model, calibration)
     width = _widest(model) if getattr(method, "FITS", "stream") == "inputs" else model.outline.width
     fitted, held_out = _split(samples.tokens, width)
-    own, layers = vars(settings) if settings else {}, model.record.layers
+    own = vars(settings) if settings else {}
+    layers = model.record.layers
     journal = journal_of(model, samples.record, compensation=name, settings=own, removed=removal.layers)
     with (
         timed(model) as peak,
@@ -56,8 +57,8 @@ def compensated(
         parts(_costs(layers, len(removal), fitted.numel(), held_out.numel())) as stretch,
     ):
         fit = _Fit(model, removal, fitted, held_out, journal, part, stretch)
-        found = fit.found(method, settings)
-        patch, losses, drifts = fit.decided(name, found)
+        proposal = fit.propose(method, settings)
+        patch, losses, drifts = fit.decide(name, proposal)
     by_source = samples.by_source(range(len(fitted), len(samples.tokens)))
     report = Compensation(
         method=name,
@@ -70,7 +71,7 @@ def compensated(
         loss=HeldOutLoss(**{state: fmean(values) for state, values in losses.items()}),
         changed=sorted(patch),
         layers=drifts,
-        notes=json.loads(json.dumps(found.notes)),  # strengths are keys, which JSON has as text
+        notes=json.loads(json.dumps(proposal.notes)),  # strengths are keys, which JSON has as text
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
@@ -112,37 +113,39 @@ class _Fit:
         """The losses without changes."""
         return self.journal.memo("before", lambda: self.losses({}))
 
-    def found(self, method: ModuleType, settings: Any) -> Fitted:
-        """What the method proposes; a killed run goes on where it was."""
-        layers, part = self.model.record.layers, self.part
+    def propose(self, method: ModuleType, settings: Any) -> Fitted:
+        """Proposal of the method; a killed run goes on where it was."""
+        layers = self.model.record.layers
+        part = self.part
         state = RepairState.of(part.resume(), part)
         state.tensors = {name: tensor.to(self.model.device) for name, tensor in state.tensors.items()}
         with self.stretch("loss before"):
             before = fmean(self.plain)
 
-        def asked(patch: Patch) -> float:
-            """The loss; a method asks in the same order whenever it is begun anew, so that the number of the question
+        def ask(patch: Patch) -> float:
+            """Loss; a method asks in the same order whenever it is begun anew, so that the number of the question
             is its name.
             """
-            state.asked = number = state.asked + 1
+            number = state.asked + 1
+            state.asked = number
             with self.stretch(f"candidate {min(number, TRIES)}"):
                 return self.journal.memo(f"loss {number}", lambda: fmean(self.losses(patch)))
 
         if state.step <= layers:
             how = {"settings": settings, "state": state, "part": part}
-            case = Case(self.model, self.removal, self.fitted, self.held_out, asked, before, **how)
+            case = Case(self.model, self.removal, self.fitted, self.held_out, ask, before, **how)
             with self.stretch("fitting"):
                 fitted = method.fit(case)
-            state = RepairState(fitted.patch, told=fitted.notes, files=state.files)
+            state = RepairState(fitted.patch, conclusion=fitted.notes, files=state.files)
             state.keep(part, layers + 1, {}, now=True)
-        return Fitted(state.patch, state.told)
+        return Fitted(state.patch, state.conclusion)
 
-    def decided(self, name: str, found: Fitted) -> tuple[Patch, dict[str, list[float]], list[LayerDrift]]:
-        """The proposal, or nothing where it does not help; the losses of all three models, and the drift by layer."""
+    def decide(self, name: str, proposal: Fitted) -> tuple[Patch, dict[str, list[float]], list[LayerDrift]]:
+        """Proposal, or nothing where it does not help; the losses of all three models, and the drift by layer."""
         with self.stretch("loss after"):
-            after = self.journal.memo("after", lambda: self.losses(found.patch)) if found.patch else self.plain
+            after = self.journal.memo("after", lambda: self.losses(proposal.patch)) if proposal.patch else self.plain
         helps = fmean(after) < fmean(self.plain)
-        patch = found.patch if helps else {}
+        patch = proposal.patch if helps else {}
         if not patch:
             say(f"{name} does not lower the held-out loss ({fmean(self.plain):.4f} nats): nothing is changed")
         with self.stretch("drift"):

@@ -77,8 +77,11 @@ class PairedWalk:
         state: RepairState | None = None,
         part: JournalPart | None = None,
     ):
-        self.model, self.removal, self.middles = model, removal, middles
-        self.state, self.part = state or RepairState(), part or NO_JOURNAL.part("", 0)
+        self.model = model
+        self.removal = removal
+        self.middles = middles
+        self.state = state or RepairState()
+        self.part = part or NO_JOURNAL.part("", 0)
         replay = replay_of(model)
         if replay is None:
             raise UserError(
@@ -96,7 +99,8 @@ class PairedWalk:
         self.known: dict[int, tuple[Writer, ...]] = {}
 
     def __iter__(self) -> Iterator["LayerStep"]:
-        layers, index = len(self.model.stack), self.state.step
+        layers = len(self.model.stack)
+        index = self.state.step
         with (
             torch.no_grad(),
             fast_products(self.model.module),
@@ -104,7 +108,8 @@ class PairedWalk:
         ):
             while index < layers and self.removal.gone(index):  # removed ones in front of all retained ones
                 self._dense(index)
-                index, _ = index + 1, done.add()
+                index += 1
+                done.add()
             while index < layers:
                 following = next((i for i in range(index + 1, layers) if not self.removal.gone(i)), layers)
                 entering = self.dense
@@ -135,29 +140,31 @@ class PairedWalk:
         return self.state.tensors[f"{note['layer']}/{name}"]
 
     def _streams(self) -> dict[str, Tensor]:
-        found = {f"dense/{i}": stream for i, stream in enumerate(self.dense)}
-        apart = enumerate(zip(self.dense, self.pruned, strict=True))
-        return found | {f"pruned/{i}": pruned for i, (dense, pruned) in apart if pruned is not dense}
+        streams = {f"dense/{i}": stream for i, stream in enumerate(self.dense)}
+        pairs = enumerate(zip(self.dense, self.pruned, strict=True))
+        return streams | {f"pruned/{i}": pruned for i, (dense, pruned) in pairs if pruned is not dense}
 
     def _dense(self, index: int, *, middles: bool = False) -> list[list[Tensor]]:
         """Take the dense streams through a layer.
 
         With ``middles``, the streams behind each writer but the last, per batch.
         """
-        layer, found = self.model.layer(index), []
+        layer = self.model.layer(index)
+        middle_streams = []
         writers = self.writers(index)[:-1] if middles else ()
         streams = []
         with packed_weights(layer, len(self.recordings)):
             for recording, stream in zip(self.recordings, self.dense, strict=True):
-                with captured(layer, writers) as seen:
+                with capture(layer, writers) as seen:
                     streams.append(self.replay.step(recording, index, stream))
-                between, place = [], stream
+                between = []
+                place = stream
                 for writer, (_, output) in zip(writers, seen, strict=True):
                     place = place + writer.scale * output.view(place.shape)
                     between.append(place)
-                found.append(between)
+                middle_streams.append(between)
         self.dense = streams
-        return found
+        return middle_streams
 
     def probe_call(self, index: int) -> Callable[[], Tensor]:
         """The layer on a few tokens of the pruned stream that enters it."""
@@ -170,7 +177,8 @@ class PairedWalk:
             Refusal: it has none into which a map folds; names the layer.
         """
         if index not in self.known:
-            layer, interface = self.model.layer(index), self.model.stack.interfaces[index]
+            layer = self.model.layer(index)
+            interface = self.model.stack.interfaces[index]
             args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
             try:
                 self.known[index] = find_writers(layer, interface, args, kwargs)
@@ -201,8 +209,12 @@ class LayerStep:
         same: list[Tensor],
         middles: list[list[Tensor]],
     ):
-        self.walk, self.index, self.gap = walk, index, gap
-        self.entering, self.same, self.middles = entering, same, middles
+        self.walk = walk
+        self.index = index
+        self.gap = gap
+        self.entering = entering
+        self.same = same
+        self.middles = middles
         self.wanted = walk.dense
         self.after: list[Tensor] | None = None
         self.patch: Patch = {}
@@ -222,11 +234,14 @@ class LayerStep:
             writers: the layer's writers up to and with the one to look at, in order, or that one alone; none for
                 streams only.
         """
-        walk, after, last = self.walk, [], not writers or len(writers) > len(self.middles[0])
-        layer, rows = walk.model.layer(self.index), self._rows
-        with self._changed(), packed_weights(layer, len(walk.recordings)):
+        walk = self.walk
+        after = []
+        last = not writers or len(writers) > len(self.middles[0])
+        layer = walk.model.layer(self.index)
+        rows = self._rows
+        with self._apply_patch(), packed_weights(layer, len(walk.recordings)):
             for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
-                with captured(layer, writers) as seen:
+                with capture(layer, writers) as seen:
                     leaving = walk.replay.step(recording, self.index, stream)
                 after.append(leaving)
                 outputs = [
@@ -275,8 +290,8 @@ class LayerStep:
         """(full name, axis) of the weights into which a map of the writer's output folds."""
         return [(self.name(name), axis) for name, axis in writer.weights]
 
-    def added(self, writer: Writer, change: Tensor) -> Patch:
-        """The change that adds ``change``, (stream features, features), to a writer that is one plain product."""
+    def addition(self, writer: Writer, change: Tensor) -> Patch:
+        """Change that adds ``change``, (stream features, features), to a writer that is one plain product."""
         for name, axis in self.weights(writer):
             if self.walk.model.module.get_parameter(name).dim() == 2:
                 return {name: Edit("add", change if axis == 0 else change.T.contiguous())}
@@ -317,7 +332,7 @@ class LayerStep:
         return self.after
 
     @contextmanager
-    def _changed(self) -> Iterator[None]:
+    def _apply_patch(self) -> Iterator[None]:
         with patched(self.walk.model.module, self.patch):
             self.walk.model.layer(self.index)
             yield
@@ -332,7 +347,7 @@ def _features(given: Tensor, stack: Stack) -> Tensor:
 
 
 @contextmanager
-def captured(layer: nn.Module, writers: tuple[Writer, ...]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def capture(layer: nn.Module, writers: tuple[Writer, ...]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """What enters and leaves each writer's module during one call of the layer."""
     seen: list = [None] * len(writers)
 

@@ -18,7 +18,8 @@ class Normal:
     """
 
     def __init__(self, left: Tensor | None = None, right: Tensor | None = None) -> None:
-        self.left, self.right = left, right
+        self.left = left
+        self.right = right
 
     def add(self, x: Float[Tensor, "row feature"], rest: Float[Tensor, "row output"]) -> None:
         """Add rows: what the correction may use, and what it should make of it."""
@@ -49,5 +50,5 @@ class Normal:
 
 def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
     """P = I + Dᵀ, float32: Pᵀ = (MᵀM/T + λI)⁻¹ (MᵀY/T + λI) with Y = M + R."""
-    found = normal.solve(strength).T
-    return (found + torch.eye(len(found), dtype=found.dtype, device=found.device)).float()
+    change = normal.solve(strength).T
+    return (change + torch.eye(len(change), dtype=change.dtype, device=change.device)).float()

@@ -12,6 +12,7 @@ from ..runtime.progress import say
 from ..storage.journal import JournalPart, State
 
 SPILLED = 1 << 20  # bytes of changes of a layer from which on they are kept on the disk, where there is a journal
+OWN_FIELDS = {"notes": "notes", "loss": "loss", "asked": "asked", "told": "conclusion"}  # key in the journal -> field
 ON_GPU = 8  # unless all changes together take less than this part of a GPU's memory
 
 
@@ -29,7 +30,7 @@ class RepairState:
         tensors: sums of such layers, ``LAYER/NAME``.
         loss: mean NLL of the pruned model with the changes on held-out tokens, where it has been asked for.
         asked: how many losses have been asked for.
-        told: what the method tells at its end; None before.
+        conclusion: what the method tells at its end; None before.
         step: the layer at which the walk begins.
         streams: of both models in front of it.
         files: name of a changed weight -> the file of the journal that holds its change.
@@ -40,7 +41,7 @@ class RepairState:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     loss: float | None = None
     asked: int = 0
-    told: dict[str, Any] | None = None
+    conclusion: dict[str, Any] | None = None
     step: int = 0
     streams: dict[str, Tensor] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -54,19 +55,21 @@ class RepairState:
         for key, tensor in state.tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor
-        about, files = state.notes["patch"], state.notes["files"]
+        about = state.notes["patch"]
+        files = state.notes["files"]
         try:
             for file in dict.fromkeys(files.values()):
                 groups["patch"] |= part.journal.from_spilled(file)
         except OSError:  # after a power failure, say: the streams alone are of no use
-            part.kept, part.journal.before = 0, 0.0
+            part.kept = 0
+            part.journal.before = 0.0
             say(f"a file of {part.journal.folder} is not whole: beginning anew")
             return cls()
         patch = {
             name: Edit(kind, groups["patch"][name], axis, strength) for name, (kind, axis, strength) in about.items()
         }
-        own = {"tensors": groups["own"], "streams": groups["stream"], "step": state.step}
-        return cls(patch, files=files, **own, **state.notes["own"])
+        own = {name: state.notes["own"][key] for key, name in OWN_FIELDS.items()}
+        return cls(patch, files=files, tensors=groups["own"], streams=groups["stream"], step=state.step, **own)
 
     def keep(self, part: JournalPart, step: int, streams: dict[str, Tensor], *, now: bool = False) -> None:
         """Give it to the journal, if it is time to."""
@@ -75,7 +78,7 @@ class RepairState:
         tensors |= {f"own/{name}": tensor for name, tensor in self.tensors.items()}
         tensors |= {f"stream/{name}": tensor for name, tensor in streams.items()}
         patch = {name: [edit.kind, edit.axis, edit.strength] for name, edit in self.patch.items()}
-        own = {name: getattr(self, name) for name in ("notes", "loss", "asked", "told")}
+        own = {key: getattr(self, name) for key, name in OWN_FIELDS.items()}
         part.keep(step, tensors, {"own": own, "patch": patch, "files": files}, now=now)
 
     def keep_largest(self, key: str, count: int) -> None:

@@ -28,9 +28,11 @@ class SuffixLoss:
     """
 
     def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], removal: Removal):
-        self.model, self.replay = model, replay_of(model)
+        self.model = model
+        self.replay = replay_of(model)
         self.retained = removal.stays(len(model.stack))
-        self.batches, self.predictions = batches(model, tokens), total_predictions(tokens)
+        self.batches = batches(model, tokens)
+        self.predictions = total_predictions(tokens)
         self.recordings = [self.replay.record(batch) for batch in self.batches]
         self.streams = [recording.entering for recording in self.recordings]
         self.place = 0

@@ -13,7 +13,7 @@ from ..settings.compute import Compute
 from ..settings.speed import Grid
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, load_weights
-from .common import ModelSource, kept, open_model, taken
+from .common import ModelSource, open_model, resolve_settings, save_artifact
 
 
 def bench(
@@ -34,7 +34,7 @@ def bench(
         grid: batches, lengths and repeats, or the name of a protocol; its fields are keywords too.
     """
     grid = Grid(grid) if isinstance(grid, str) else grid
-    grid, compute = taken(plain, "bench", grid=(Grid, grid), compute=(Compute, compute))
+    grid, compute = resolve_settings(plain, "bench", grid=(Grid, grid), compute=(Compute, compute))
     out = artifact_place(out, "speed")
     models = {
         name: open_model(source, compute)
@@ -45,7 +45,7 @@ def bench(
     for opened in models.values():
         load_weights(opened)
     started = time.monotonic()
-    found = measure(models, grid)
+    figures = measure(models, grid)
     result = Speed(
         model=models["model"].record,
         against=models["against"].record if against is not None else None,
@@ -54,6 +54,6 @@ def bench(
         threads=torch.get_num_threads(),
         seconds=time.monotonic() - started,
         dtype=dtype_name(models["model"]),
-        **found,
+        **figures,
     )
-    return kept(result, out)
+    return save_artifact(result, out)

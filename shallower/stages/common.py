@@ -28,7 +28,7 @@ def open_model(source: ModelSource, compute: Compute | None = None, **plain: Any
     return Model(source, **vars(compute))
 
 
-def taken(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple[Any, ...]:
+def resolve_settings(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple[Any, ...]:
     """The settings that a verb takes, in order, each from what was given for it and from plain keywords.
 
     Args:
@@ -36,9 +36,9 @@ def taken(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple
         wanted: name of the argument -> (kind of settings, what was given for it).
     """
     left = dict(plain)
-    found = tuple(settings_from(kind, given, left, name) for name, (kind, given) in wanted.items())
+    settings = tuple(settings_from(kind, given, left, name) for name, (kind, given) in wanted.items())
     check_spent(left, tuple(kind for kind, _ in wanted.values()), verb)
-    return found
+    return settings
 
 
 def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
@@ -50,8 +50,8 @@ def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
         )
 
 
-def kept(record, out: str | Path | None):
-    """Save an artifact, in the first process."""
+def save_artifact(record, out: str | Path | None):
+    """Artifact, handed through; the first process saves it."""
     if out is not None and distributed.rank() == 0:
         save(record, out)
     return record

@@ -21,7 +21,7 @@ from ..storage.files import new_folder
 from ..storage.ownership import check_free
 from ..storage.paths import cache_folder, place
 from ..walk.run import dtype_name
-from .common import open_model, taken
+from .common import open_model, resolve_settings
 from .evaluate import evaluate
 
 
@@ -47,7 +47,7 @@ def compare(
         UserError: fewer than two models, one that cannot be opened, nothing that two of them share, or a broken
             artifact; nothing is written.
     """
-    (compute,) = taken(plain, "compare", compute=(Compute, compute))
+    (compute,) = resolve_settings(plain, "compare", compute=(Compute, compute))
     out = place(out) if out is not None else None
     givens = [read_argument(source) for source in sources]
     check_several(givens)
@@ -57,17 +57,17 @@ def compare(
     models = {
         given.path: open_model(given.path, compute) for given in givens if given.missing
     }  # all, before any is evaluated
-    given = evaluate_missing(givens, lambda path: _evaluated(models[path]))
-    found = compare_entries(*entries_of(given))
+    given = evaluate_missing(givens, lambda path: _cached_evaluation(models[path]))
+    comparison = compare_entries(*entries_of(given))
     if out is not None:
-        contents = comparison_files(found)
+        contents = comparison_files(comparison)
         with new_folder(out, overwrite=overwrite, inputs=inputs) as folder:
             for name, content in contents.items():
                 (folder / name).write_bytes(content)
-    return found
+    return comparison
 
 
-def _evaluated(model: Model) -> Evaluation:
+def _cached_evaluation(model: Model) -> Evaluation:
     """The model's evaluation by the defaults, from the cache if it was made before; it is kept there."""
     key = {
         "fingerprint": model.record.fingerprint,
@@ -76,16 +76,16 @@ def _evaluated(model: Model) -> Evaluation:
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    kept = cache_folder() / "evaluations" / f"{name}.json"
+    path = cache_folder() / "evaluations" / f"{name}.json"
     with suppress(UserError):
-        if kept.is_file():
-            found = load(kept, "evaluation")
-            if found.model.fingerprint == model.record.fingerprint:
-                say(f"{model.checkpoint.source} was evaluated on {found.provenance.created[:10]}: {kept}")
-                return found
-    found = evaluate(model)
+        if path.is_file():
+            evaluation = load(path, "evaluation")
+            if evaluation.model.fingerprint == model.record.fingerprint:
+                say(f"{model.checkpoint.source} was evaluated on {evaluation.provenance.created[:10]}: {path}")
+                return evaluation
+    evaluation = evaluate(model)
     model.unload()
     with suppress(UserError, OSError):
-        save(found, kept)
-        say(f"kept in {kept}")
-    return found
+        save(evaluation, path)
+        say(f"kept in {path}")
+    return evaluation

@@ -1,22 +1,23 @@
 """Evaluation: perplexity by a stated protocol, and zero-shot tasks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Evaluation, Removal
+from ..anatomy.model import Model
+from ..artifacts import Evaluation, Perplexity, Removal
 from ..data.readers import check_readable
-from ..evaluation.perplexity import evaluation_segments, perplexity
+from ..evaluation.perplexity import Segments, evaluation_segments, perplexity
 from ..evaluation.tasks import check_tasks, zero_shot
 from ..settings.calibration import Paths, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol, Tasks
 from ..settings.quantities import numbers_of
-from ..storage.journal import journaled
+from ..storage.journal import Journal, journaled
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, journal_of, timed
-from .common import ModelSource, kept, open_model, taken
+from .common import ModelSource, open_model, resolve_settings, save_artifact
 
 
 def evaluate(
@@ -46,30 +47,39 @@ def evaluate(
     """
     tasks = tasks if tasks is None or isinstance(tasks, Tasks) else Tasks(tasks)
     protocol = Protocol(name=protocol) if isinstance(protocol, str) else protocol
-    protocol, compute = taken(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
+    protocol, compute = resolve_settings(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
     removal = Removal.of_layers(numbers_of(removed, "removed") if removed or removed == 0 else ())
     out = artifact_place(out, "evaluation", [*listed_paths(texts), tokens])
     check_readable(listed_paths(texts), "texts")
     if tasks is not None:
         check_tasks(tasks)
     model = open_model(model, compute)
-    named = evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
-    found, solved = {}, {}
+    segments_by_name = (
+        evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
+    )
     with journaled(out), timed(model) as peak:
         journal = partial(journal_of, model, None, removed=removal.layers)
-        for name, segments in named.items():
-            keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
-            with model.check_length(segments.tokens.shape[1]):
-                found[name] = perplexity(model, segments, removal=removal, **keeping)
-        if tasks:
-            solved = zero_shot(model, tasks, removal=removal, journal=journal)
+        perplexities = _perplexities(model, segments_by_name, removal, journal)
+        task_results = zero_shot(model, tasks, removal=removal, journal=journal) if tasks else {}
     result = Evaluation(
         model=model.record,
-        perplexity=found,
-        tasks=solved,
+        perplexity=perplexities,
+        tasks=task_results,
         removed=list(removal.layers),
-        protocol=protocol.name if found else "",
+        protocol=protocol.name if perplexities else "",
         seconds=peak.seconds,
         dtype=dtype_name(model),
     )
-    return kept(result, out)
+    return save_artifact(result, out)
+
+
+def _perplexities(
+    model: Model, texts: dict[str, Segments], removal: Removal, journal: Callable[..., Journal]
+) -> dict[str, Perplexity]:
+    """Perplexity by text, each with a journal of its own."""
+    figures = {}
+    for name, segments in texts.items():
+        keeping = {"label": f"perplexity {name}", "journal": journal(text=segments.description)}
+        with model.check_length(segments.tokens.shape[1]):
+            figures[name] = perplexity(model, segments, removal=removal, **keeping)
+    return figures

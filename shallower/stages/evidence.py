@@ -104,6 +104,7 @@ class Evidence:
 
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
-        before, removal = self._dense, choice.removal
+        before = self._dense
+        removal = choice.removal
         after = self.perplexities([removal], f"without {len(removal)}")[0]
         return max(after[name].value / before[name].value - 1 for name in before)

@@ -44,7 +44,7 @@ from ..training.schedule import fitted
 from ..training.setup import Setup, announce, check_batch, eval_steps, measured, run_of
 from ..training.sharding import by_hand, shard_layers, split_by_launcher
 from ..walk.run import load_weights
-from .common import ModelSource, taken
+from .common import ModelSource, resolve_settings
 from .lineage import dense_model, state_from
 
 
@@ -78,7 +78,7 @@ def heal(
         UserError: bad data, a loss that is not finite or diverges, another run's checkpoint; nothing is left at
             ``out``.
     """
-    training, compute = taken(plain, "heal", training=(Training, training), compute=(Compute, compute))
+    training, compute = resolve_settings(plain, "heal", training=(Training, training), compute=(Compute, compute))
     request = Request(model, listed_paths(data), dataset, train_tokens, place(out), method, settings or {}, overwrite)
     job = HealingJob(request, training, compute)
     job.check()
@@ -113,7 +113,9 @@ class HealingJob:
     """
 
     def __init__(self, request: Request, training: Training, compute: Compute):
-        self.request, self.training, self.compute = request, training, compute
+        self.request = request
+        self.training = training
+        self.compute = compute
         self.teacher: Model | None = None
         self.dense: Model | None = None
         self.rows: list[dict[str, Any]] | None = None  # of the control
@@ -129,7 +131,7 @@ class HealingJob:
         self.budget = tokens_of(request.train_tokens, "train_tokens")
         self.own = methods.configure(self.way, request.settings)
         self._settle_compute()
-        self.model = _opened(request.model, self.compute, request.out)
+        self.model = _open_in_fp32(request.model, self.compute, request.out)
         self._open_others()
         self._settle_data()
         self._settle_schedule()
@@ -179,7 +181,8 @@ class HealingJob:
         )
 
     def _settle_schedule(self) -> None:
-        training, recipe = self.training, self.way.recipe(self.own)
+        training = self.training
+        recipe = self.way.recipe(self.own)
         recipe = recipe if training.lr is None else replace(recipe, lr=training.lr)
         self.schedule, self.smaller = fitted(recipe, self.budget, self.data.about.length, training.batch_tokens)
         check_batch(self.schedule, shard=training.shard)
@@ -227,7 +230,7 @@ class HealingJob:
         say("the dense model first, as the control for what the text alone gives")
         with beside.claimed(resume=True):
             load_weights(dense)
-            _, run = _prepared(dense, way, own, self.setup, beside)
+            _, run = _prepare_run(dense, way, own, self.setup, beside)
             rows = [row for row in train(run).rows if "eval" in row]
             self.keeper.keep_control(rows)
         dense.unload()
@@ -235,16 +238,17 @@ class HealingJob:
 
     def train(self) -> None:
         """Train, from the last checkpoint where there is one."""
-        self.prepared, self.run = _prepared(self.model, self.way, self.own, self.setup, self.keeper, self.teacher)
-        self.run.state, self.run.tracker = self.state, self.tracker
+        self.prepared, self.run = _prepare_run(self.model, self.way, self.own, self.setup, self.keeper, self.teacher)
+        self.run.state = self.state
+        self.run.tracker = self.tracker
         announce(self.model, self.run, self.smaller, self.teacher)
         count = sum(parameter.numel() for parameter in self.model.module.parameters() if parameter.requires_grad)
         with Peak(self.device) as peak:
             self.outcome: Outcome = train(self.run)
-        self.told = self._record(count, peak)
+        self.make_record = self._record(count, peak)
 
     def _record(self, trained_parameters: int, peak: Peak) -> Callable[..., Healing]:
-        """The record, but for what the written files settle."""
+        """Record of the healing, but for what the written files settle."""
         schedule = self.schedule
         return partial(
             Healing,
@@ -270,14 +274,17 @@ class HealingJob:
         """Write the trained model, reload it and measure what the files give."""
         measure = partial(measured, texts=self.texts, device=self.device, bf16=self.bf16, micro=self.run.micro)
         self.run.objective = self.teacher = None  # the teacher's memory, and weights that it shares
-        weights, model, request = self.outcome.weights, self.model, self.request
+        weights = self.outcome.weights
+        model = self.model
+        request = self.request
         if weights is not None:
-            self.run.layers, self.prepared = (), None
+            self.run.layers = ()
+            self.prepared = None
             model.unload()
         record = None
         if distributed.rank() == 0:
             if weights is not None:
-                self.prepared = _whole_again(model, self.way, self.own, weights)
+                self.prepared = _reload_whole(model, self.way, self.own, weights)
             written = TrainedOutput(
                 out=request.out,
                 finish=partial(self.way.finish, self.prepared),
@@ -289,7 +296,7 @@ class HealingJob:
                 overwrite=request.overwrite,
                 inputs=[model.checkpoint.folder, *model.checkpoint.folder.iterdir(), *self.inputs],
             )
-            record = write_healed(model, self.told, written)
+            record = write_healed(model, self.make_record, written)
         return distributed.all_gather(record)[0]
 
 
@@ -306,7 +313,7 @@ def _documents(model: Model, request: Request, budget: int, seed: int) -> Docume
     )
 
 
-def _whole_again(model: Model, way: ModuleType, own: Any, weights: dict[str, Tensor]) -> Any:
+def _reload_whole(model: Model, way: ModuleType, own: Any, weights: dict[str, Tensor]) -> Any:
     """The trained weights, which had been split, put into the model as it was loaded.
 
     Returns what the method needs to finish.
@@ -321,7 +328,7 @@ def _whole_again(model: Model, way: ModuleType, own: Any, weights: dict[str, Ten
     return prepared
 
 
-def _prepared(
+def _prepare_run(
     model: Model, way: ModuleType, own: Any, setup: Setup, keeper: Checkpointer, teacher: Model | None = None
 ) -> tuple[Any, TrainingRun]:
     """What the method needs to finish, and the run."""
@@ -333,9 +340,9 @@ def _prepared(
     if teacher:
         load_weights(teacher)
         same = shared(model, teacher) if way.freezes(own) and not setup.training.shard else 0
-        every = parameter_count(teacher.module)
+        total = parameter_count(teacher.module)
         say(
-            f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(every)} "
+            f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(total)} "
             "parameters with the student"
         )
         objective = Distillation(model, teacher, way.teaching(own))
@@ -344,7 +351,7 @@ def _prepared(
     return prepared, run_of(model, objective, setup, keeper)
 
 
-def _opened(source: ModelSource, compute: Compute, out: Path) -> Model:
+def _open_in_fp32(source: ModelSource, compute: Compute, out: Path) -> Model:
     """The model in fp32, with its own copy of the weights."""
     given = source.checkpoint if isinstance(source, Model) else None
     trust = compute.trust_remote_code or bool(given and given.trust_remote_code)

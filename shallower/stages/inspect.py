@@ -9,7 +9,7 @@ from ..errors import Refusal
 from ..runtime.progress import track
 from ..settings.compute import Compute
 from ..storage.ownership import artifact_place
-from .common import ModelSource, kept, taken
+from .common import ModelSource, resolve_settings, save_artifact
 
 
 def inspect(
@@ -22,9 +22,10 @@ def inspect(
     Example: ``shallower.inspect("my-model").removable``.
     """
     out = artifact_place(out, "inspection")
-    (compute,) = taken(plain, "inspect", compute=(Compute, compute))
+    (compute,) = resolve_settings(plain, "inspect", compute=(Compute, compute))
     model = model if isinstance(model, Model) else Model(model, **vars(compute), whole=False)
-    record, kinds = model.record, model.solver.kinds()
+    record = model.record
+    kinds = model.solver.kinds()
     refusals = {}
     alike = len(set(kinds)) == 1  # then whichever goes, the same layers are built
     for index in track(
@@ -45,4 +46,4 @@ def inspect(
         removable=[index for index in range(record.layers) if str(index) not in refusals],
         refusals=refusals,
     )
-    return kept(result, out)
+    return save_artifact(result, out)

@@ -29,10 +29,10 @@ def remember_model(model: Model) -> None:
     source = model.checkpoint.source
     place = source if model.checkpoint.hub_id else str(Path(source).expanduser().absolute())
     with suppress(OSError, UserError):
-        write_atomic(_kept(model.record.fingerprint), json.dumps({"source": place}) + "\n")
+        write_atomic(_record_of_place(model.record.fingerprint), json.dumps({"source": place}) + "\n")
 
 
-def _kept(fingerprint: str) -> Path:
+def _record_of_place(fingerprint: str) -> Path:
     return cache_folder() / "models" / f"{fingerprint}.json"
 
 
@@ -43,8 +43,8 @@ def _places(record: ModelRecord, pruned: Path) -> list[str]:
     """
     near = []
     with suppress(OSError, UserError, AttributeError):
-        kept = parse_json(_kept(record.fingerprint).read_bytes(), "the cache").get("source")
-        near += [kept] if isinstance(kept, str) else []
+        remembered = parse_json(_record_of_place(record.fingerprint).read_bytes(), "the cache").get("source")
+        near += [remembered] if isinstance(remembered, str) else []
     near += [record.source, str(pruned.resolve().parent / Path(record.source).name)]
     places = [place for place in near if hub_of(place) or os.path.exists(Path(place).expanduser())]
     return [place for place in dict.fromkeys(places) if Path(place).expanduser().resolve() != pruned.resolve()] or [
@@ -58,7 +58,9 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
     Raises:
         UserError: it is not known or not there, has changed since, or has another vocabulary.
     """
-    side, places, wanted = model.checkpoint.folder / SIDE_FILE, [given], None
+    side = model.checkpoint.folder / SIDE_FILE
+    places = [given]
+    wanted = None
     if not given:
         if not side.is_file():
             raise UserError(
@@ -66,34 +68,40 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
                 f"{argument('settings', {'teacher': 'MODEL'})} says so"
             )
         record = load(side, "pruned").plan.model
-        places, wanted = _places(record, side.parent), record.fingerprint
-    found, failed = None, None
-    for one in places:
+        places = _places(record, side.parent)
+        wanted = record.fingerprint
+    dense = None
+    failure = None
+    for candidate in places:
         try:
-            found = Model(
-                one, dtype=dtype, device=compute.device, trust_remote_code=compute.trust_remote_code, layered=False
+            dense = Model(
+                candidate,
+                dtype=dtype,
+                device=compute.device,
+                trust_remote_code=compute.trust_remote_code,
+                layered=False,
             )
-            if wanted in (None, found.record.fingerprint):
+            if wanted in (None, dense.record.fingerprint):
                 break
         except UserError as error:
-            failed = failed or UserError(
-                f"the dense model {one} cannot be opened ({error}); "
+            failure = failure or UserError(
+                f"the dense model {candidate} cannot be opened ({error}); "
                 f"{argument('settings', {'teacher': 'MODEL'})} names it"
             )
-    if found is None:
-        raise failed
-    source = found.checkpoint.source
-    if wanted and found.record.fingerprint != wanted:
+    if dense is None:
+        raise failure
+    source = dense.checkpoint.source
+    if wanted and dense.record.fingerprint != wanted:
         raise UserError(
             f"{source} is no longer the model that {model.checkpoint.source} was pruned from; "
             f"{argument('settings', {'teacher': 'MODEL'})} names it"
         )
-    if found.vocabulary != model.vocabulary:
+    if dense.vocabulary != model.vocabulary:
         raise UserError(
-            f"{source} knows {found.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it "
+            f"{source} knows {dense.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it "
             "cannot be its teacher"
         )
-    return found
+    return dense
 
 
 def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple[str | None, dict[str, Tensor]]:
@@ -125,10 +133,10 @@ def state_from(folder: str | Path | None, model: Model, recipe: Recipe) -> tuple
         for own, theirs in enumerate(layer_pairs(model, other))
     }
     within = f"model.{other.outline.name}."
-    return other.record.fingerprint, dict(_renamed(tensors, names, within))
+    return other.record.fingerprint, dict(_rename_layers(tensors, names, within))
 
 
-def _renamed(tensors: dict[str, Tensor], names: dict[str, str], within: str) -> Any:
+def _rename_layers(tensors: dict[str, Tensor], names: dict[str, str], within: str) -> Any:
     """Labels with the numbers of this model's layers; of layers that it has not, nothing."""
     for label, tensor in tensors.items():
         kind, _, name = label.removeprefix(STATE).partition(":")

@@ -22,9 +22,9 @@ from ..settings.evaluation import Protocol
 from ..settings.quantities import numbers_of
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
-from .common import ModelSource, kept, open_model, taken
+from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
-from .score import scores_of, seeded
+from .score import scores_of, seeded_settings
 from .selection_options import CRITERION, SelectionOptions
 
 
@@ -56,7 +56,7 @@ def plan(
     """
     scores = scores_of(source)
     if scores is not None:
-        _check_silent(scores, criterion, calibration, compute, plain)
+        _check_unsettled(scores, criterion, calibration, compute, plain)
     if isinstance(choosing, str):
         choosing = SelectionOptions(choosing)
     if amount is not None:
@@ -66,7 +66,7 @@ def plan(
         "calibration": (Calibration, calibration_of(calibration)),
         "compute": (Compute, compute),
     }
-    amount, choosing, calibration, compute = taken(plain, "plan", amount=(Amount, amount), **kinds)
+    amount, choosing, calibration, compute = resolve_settings(plain, "plan", amount=(Amount, amount), **kinds)
     inputs = [*calibration.files, *listed_paths(texts), source if isinstance(source, (str, Path)) else None]
     out = artifact_place(out, "plan", inputs)
     check_readable(calibration.texts)
@@ -74,18 +74,19 @@ def plan(
     methods.check_name("criteria", criterion or CRITERION)
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion)
     selection = methods.find("selection", choosing.selection)
-    _check_schedule(selection, choosing, scores)
-    if amount.max_ppl_increase is not None and scores is not None:
-        raise UserError(f"{argument('max_ppl_increase')} runs the model: give MODEL instead of scores")
+    _check_schedule(selection, choosing)
+    _check_runs(selection, choosing, amount, scores)
     model = None if scores else open_model(source, compute)
     evidence = Evidence(model, scores, criterion or CRITERION, settings, calibration, texts, protocol)
     if amount.max_ppl_increase is not None:
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
-        return kept(chosen(evidence, choosing, amount), out)
+        return save_artifact(choose_plan(evidence, choosing, amount), out)
 
 
-def _check_silent(scores: Scores, criterion: str | None, calibration: Any, compute: Any, plain: dict[str, Any]) -> None:
+def _check_unsettled(
+    scores: Scores, criterion: str | None, calibration: Any, compute: Any, plain: dict[str, Any]
+) -> None:
     """Raise a UserError for what scores that were given have settled already."""
     settles = {"calibration": calibration, "compute": compute}
     settles |= {
@@ -105,10 +106,11 @@ def _check_silent(scores: Scores, criterion: str | None, calibration: Any, compu
         )
 
 
-def chosen(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Plan:
+def choose_plan(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Plan:
     """The plan that meets the amount."""
-    method, record = selection_method(choosing, evidence), evidence.record
-    protected = _protected(method, choosing, record)
+    method = selection_method(choosing, evidence)
+    record = evidence.record
+    protected = _protected_ends(method, choosing, record)
     if amount.max_ppl_increase is None:  # refused before anything is scored
         check_amount(
             resolve_amount(amount, record, evidence.dtype)[0], record, range(protected[0], record.layers - protected[1])
@@ -119,7 +121,7 @@ def chosen(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Pl
 def nested_plans(evidence: Evidence, choosing: SelectionOptions, sizes: Sequence[int]) -> Iterator[Plan]:
     """A plan per size, the model scored once."""
     method = selection_method(choosing, evidence)
-    protected = _protected(method, choosing, evidence.record)
+    protected = _protected_ends(method, choosing, evidence.record)
     for size in (min(sizes), max(sizes)):
         check_amount(Amount(remove=size), evidence.record, range(protected[0], evidence.record.layers - protected[1]))
     return _plans(evidence, choosing, method, protected, sizes)
@@ -129,11 +131,13 @@ def selection_method(choosing: SelectionOptions, evidence: Evidence) -> Method:
     """The selection with its settings."""
     selection = methods.find("selection", choosing.selection)
     return Method(
-        selection, methods.find("selection", "greedy"), seeded(selection, choosing.settings, evidence.calibration)
+        selection,
+        methods.find("selection", "greedy"),
+        seeded_settings(selection, choosing.settings, evidence.calibration),
     )
 
 
-def _protected(method: Method, choosing: SelectionOptions, record: ModelRecord) -> tuple[int, int]:
+def _protected_ends(method: Method, choosing: SelectionOptions, record: ModelRecord) -> tuple[int, int]:
     return protection(record.layers, method.selection, choosing.keep_first, choosing.keep_last)
 
 
@@ -149,12 +153,13 @@ def _plans(
     make = partial(
         problem_of, method, evidence.record, evidence, protected, iterative=choosing.iterative, budget=choosing.budget
     )
-    scores, started = evidence.scores if needs == "scores" else None, time.monotonic()
+    scores = evidence.scores if needs == "scores" else None
+    started = time.monotonic()
     if isinstance(wanted, Amount):
-        found = iter([meet(method, wanted, make, evidence, evidence.record)])
+        results = iter([meet(method, wanted, make, evidence, evidence.record)])
     else:
-        found = ((choice, "") for choice in choices(method, make, wanted))
-    for choice, assumed in found:
+        results = ((choice, "") for choice in choices(method, make, wanted))
+    for choice, assumed in results:
         yield replace(
             plan_of(
                 evidence.record,
@@ -178,7 +183,8 @@ def _plans(
         )
 
 
-def _check_schedule(selection: ModuleType, choosing: SelectionOptions, scores: Scores | None) -> None:
+def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
+    """Raise a UserError for a schedule or a budget that the selection has no use for."""
     if choosing.iterative and not getattr(selection, "ITERATIVE", False):
         able = [
             name for name in methods.names("selection") if getattr(methods.find("selection", name), "ITERATIVE", False)
@@ -193,18 +199,26 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions, scores: S
             f"{argument('budget')} has no meaning for {argument('selection', choosing.selection)}; it goes with "
             f"{', '.join(able)}"
         )
-    if scores is not None and (selection.NEEDS == "losses" or choosing.iterative):
+
+
+def _check_runs(selection: ModuleType, choosing: SelectionOptions, amount: Amount, scores: Scores | None) -> None:
+    """Raise a UserError for what runs the model where only scores were given."""
+    if scores is None:
+        return
+    if selection.NEEDS == "losses" or choosing.iterative:
         given = argument("iterative", True) if choosing.iterative else argument("selection", choosing.selection)
         raise UserError(f"{given} runs the model: give MODEL instead of scores")
+    if amount.max_ppl_increase is not None:
+        raise UserError(f"{argument('max_ppl_increase')} runs the model: give MODEL instead of scores")
 
 
 def check_drop(layers: Any) -> tuple[int, ...]:
     """Layers to drop from what was given, each named once; the model need not be open for that."""
-    found = numbers_of(layers, "layers")
-    twice = next((index for index in found if found.count(index) > 1), None)
-    if twice is not None:
-        raise UserError(f"{argument('layers')} names layer {twice} twice; name each layer once")
-    return found
+    indices = numbers_of(layers, "layers")
+    repeated = next((index for index in indices if indices.count(index) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{argument('layers')} names layer {repeated} twice; name each layer once")
+    return indices
 
 
 def drop(
@@ -216,7 +230,7 @@ def drop(
     """
     layers = check_drop(layers)
     out = artifact_place(out, "plan")
-    (compute,) = taken(plain, "drop", compute=(Compute, compute))
+    (compute,) = resolve_settings(plain, "drop", compute=(Compute, compute))
     record = open_model(model, compute).record
     outside = [index for index in layers if not 0 <= index < record.layers]
     if outside:
@@ -226,4 +240,4 @@ def drop(
             f"{argument('layers')} names {len(layers)} of {record.layers} layers; at least one must go and one "
             "must stay"
         )
-    return kept(plan_of(record, tuple(layers), "drop"), out)
+    return save_artifact(plan_of(record, tuple(layers), "drop"), out)

@@ -15,7 +15,7 @@ from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
 from ..artifacts import Compensation, Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
-from ..repair.fit import compensated
+from ..repair.fit import fit_compensation
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
 from ..runtime.progress import parts
@@ -24,8 +24,8 @@ from ..settings.writing import Writing
 from ..storage.journal import journaled
 from ..storage.ownership import check_free
 from ..storage.paths import place
-from ..surgery.rewrite import Beside, checked_removal, prune_files
-from .common import ModelSource, check_same_model, open_model, taken
+from ..surgery.rewrite import Beside, prune_files, solve_removal
+from .common import ModelSource, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
 from .repair_options import RepairOptions
 
@@ -55,8 +55,9 @@ def prune(
             ``out``.
     """
     compensating = RepairOptions(compensating) if isinstance(compensating, str) else compensating
-    writing, compute = taken(plain, "prune", writing=(Writing, writing), compute=(Compute, compute))
-    out, plan_file = place(out), plan if isinstance(plan, (str, Path)) else None
+    writing, compute = resolve_settings(plain, "prune", writing=(Writing, writing), compute=(Compute, compute))
+    out = place(out)
+    plan_file = plan if isinstance(plan, (str, Path)) else None
     used = compensating.calibration if compensating is not None else None
     inputs = [plan_file, None if isinstance(model, Model) else model, *(used.files if used else ())]
     check_free(out, overwrite=writing.overwrite, inputs=inputs)
@@ -73,17 +74,12 @@ def prune(
         "prove": WRITE if writing.verify else 0,
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
-        checked_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
+        solve_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
             with part("repair"):
-                patch, report = repaired(model, plan.removal, compensating)
-            files = {
-                "compensation.json": dumps(published(report)).encode(),
-                "compensation.png": drift_figure(report).png(),
-            }
-            beside = replace(beside, patch=patch, report=report.brief(), files=files)
+                beside = _with_repair(beside, model, plan.removal, compensating)
         model.unload()  # the proof reads the model anew; two of them need not fit
         with part("write"):
             pruned = prune_files(model, plan, out, writing, beside)
@@ -91,13 +87,23 @@ def prune(
     return pruned
 
 
-def repaired(model: Model, removal: Removal, how: RepairOptions) -> tuple[Patch, Compensation]:
+def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOptions) -> Beside:
+    """Additions to the pruned model, with the changes of a repair and its record."""
+    patch, report = fit_repair(model, removal, how)
+    files = {
+        "compensation.json": dumps(published(report)).encode(),
+        "compensation.png": drift_figure(report).png(),
+    }
+    return replace(beside, patch=patch, report=report.brief(), files=files)
+
+
+def fit_repair(model: Model, removal: Removal, how: RepairOptions) -> tuple[Patch, Compensation]:
     """Changes of weights that repair the model after a removal, and the record of how they were found.
 
-    See ``compensated``.
+    See ``fit_compensation``.
     """
     method = methods.find("compensation", how.method)
-    return compensated(model, removal, method, methods.configure(method, how.settings), how.calibration)
+    return fit_compensation(model, removal, method, methods.configure(method, how.settings), how.calibration)
 
 
 def compensate(

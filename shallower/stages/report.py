@@ -39,12 +39,16 @@ def card(folder: str | Path, evaluations: Paths = ()) -> Path:
             f"{folder} is no model that shallower wrote (it has no {SIDE_FILE}); give the folder of a pruned one"
         )
     pruned = load(folder / SIDE_FILE, "pruned")
-    found = {str(path): load(path, "evaluation") for path in listed_paths(evaluations)}
-    check_card(folder, pruned, found)
+    evaluation_by_path = {str(path): load(path, "evaluation") for path in listed_paths(evaluations)}
+    check_card(folder, pruned, evaluation_by_path)
     base = Base.of(folder, hub_of(pruned.plan.model.source))
     try:
         text = card_text(
-            pruned, folder.resolve().name, base, evaluations=list(found.values()), code=any(folder.glob("*.py"))
+            pruned,
+            folder.resolve().name,
+            base,
+            evaluations=list(evaluation_by_path.values()),
+            code=any(folder.glob("*.py")),
         )
     except (
         KeyError,

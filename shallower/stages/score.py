@@ -17,7 +17,7 @@ from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import place
 from ..walk.run import dtype_name, journal_of, samples_of, timed
 from ..walk.scoring import DATA, Asked, Gathered, gather
-from .common import ModelSource, kept, open_model, taken
+from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .selection_options import CRITERION
 
 
@@ -45,19 +45,21 @@ def score(
     """
     several = not isinstance(criterion, str)
     names = list(dict.fromkeys(criterion)) if several else [criterion]
-    calibration, compute = taken(
+    calibration, compute = resolve_settings(
         plain, "score", calibration=(Calibration, calibration_of(calibration)), compute=(Compute, compute)
     )
     own = (settings or {}) if several else {criterion: settings or {}}
-    asked = [Asked(methods.find("criteria", name), configured(name, own.get(name), calibration)) for name in names]
+    asked = [
+        Asked(methods.find("criteria", name), criterion_settings(name, own.get(name), calibration)) for name in names
+    ]
     inputs = [*calibration.files, None if isinstance(model, Model) else model]
     files = _outputs(out, names, inputs) if several else {names[0]: artifact_place(out, "scores", inputs)}
     check_readable(calibration.texts)
     with journaled(place(out) if out is not None else None):
-        found = _scored(open_model(model, compute), asked, calibration)
-        for one in found:
-            kept(one, files[one.criterion])
-    return found if several else found[0]
+        results = _score_all(open_model(model, compute), asked, calibration)
+        for result in results:
+            save_artifact(result, files[result.criterion])
+    return results if several else results[0]
 
 
 def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, Path | None]:
@@ -74,20 +76,24 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
     return {name: artifact_place(folder / f"{name}.json", "scores", inputs) for name in names}
 
 
-def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> list[Scores]:
+def _score_all(model: Model, asked: Sequence[Asked], calibration: Calibration) -> list[Scores]:
     samples = samples_of(model, calibration) if any(one.kind in DATA for one in asked) else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
     names = {one.name: vars(one.settings) if one.settings else {} for one in asked}
     journal = journal_of(model, record, criteria=names) if samples else NO_JOURNAL
 
-    def gathered() -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
         places = all(one.kind == "place" for one in asked)
         with timed(model, load=not places) as peak, model.check_length(tokens.shape[1] if tokens is not None else 0):
-            found = gather(asked, model, tokens, journal=journal)
+            results = gather(asked, model, tokens, journal=journal)
         seconds = journal.before + peak.seconds
-        return {"scores": [_numbers(one) for one in found], "seconds": seconds, "peak_memory_bytes": peak.bytes}
+        return {
+            "scores": [_numbers(gathered) for gathered in results],
+            "seconds": seconds,
+            "peak_memory_bytes": peak.bytes,
+        }
 
-    kept_before = journal.memo("scores", gathered)
+    kept_before = journal.memo("scores", measure)
     parts = zip(asked, kept_before["scores"], strict=True)
     common = {"model": model.record, "dtype": dtype_name(model)}
     common |= {key: kept_before[key] for key in ("seconds", "peak_memory_bytes")}
@@ -97,19 +103,19 @@ def _scored(model: Model, asked: Sequence[Asked], calibration: Calibration) -> l
     ]
 
 
-def _numbers(found: Gathered) -> dict[str, Any]:
-    layers = range(len(found.scores))
+def _numbers(gathered: Gathered) -> dict[str, Any]:
+    layers = range(len(gathered.scores))
     return {
-        "scores": [found.scores[index] for index in layers],
-        "windows": found.windows,
-        "halves": [[half[index] for index in layers] for half in found.halves],
-        "halves_windows": found.halves_windows,
+        "scores": [gathered.scores[index] for index in layers],
+        "windows": gathered.windows,
+        "halves": [[half[index] for index in layers] for half in gathered.halves],
+        "halves_windows": gathered.halves_windows,
     }
 
 
 def rescorer(model: Model, criterion: str, settings: Any, calibration: Calibration):
     """Removal -> scores of the layers that stay, for iterative schedules."""
-    asked = Asked(methods.find("criteria", criterion), configured(criterion, settings, calibration))
+    asked = Asked(methods.find("criteria", criterion), criterion_settings(criterion, settings, calibration))
     samples = samples_of(model, calibration) if asked.kind in DATA else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
 
@@ -117,21 +123,21 @@ def rescorer(model: Model, criterion: str, settings: Any, calibration: Calibrati
         own = vars(asked.settings) if asked.settings else {}
         journal = journal_of(model, record, criterion=criterion, settings=own, removed=removal.layers)
 
-        def gathered() -> dict[str, float]:
-            (found,) = gather([asked], model, tokens, removal=removal, journal=journal)
-            return {str(index): value for index, value in found.scores.items()}
+        def measure() -> dict[str, float]:
+            (gathered,) = gather([asked], model, tokens, removal=removal, journal=journal)
+            return {str(index): value for index, value in gathered.scores.items()}
 
-        return {int(index): value for index, value in journal.memo("scores", gathered).items()}
+        return {int(index): value for index, value in journal.memo("scores", measure).items()}
 
     return rescore
 
 
-def configured(criterion: str, settings: Any, calibration: Calibration | None) -> Any:
+def criterion_settings(criterion: str, settings: Any, calibration: Calibration | None) -> Any:
     """A criterion's Settings."""
-    return seeded(methods.find("criteria", criterion), settings, calibration)
+    return seeded_settings(methods.find("criteria", criterion), settings, calibration)
 
 
-def seeded(method: ModuleType, settings: Any, calibration: Calibration | None) -> Any:
+def seeded_settings(method: ModuleType, settings: Any, calibration: Calibration | None) -> Any:
     """A method's Settings; the common seed also seeds one that has a seed of its own, unless it is set apart."""
     if settings is not None and not isinstance(settings, dict):
         return methods.configure(method, settings)

@@ -65,7 +65,7 @@ class SelectionOptions:
 
     def __post_init__(self) -> None:
         for name in ("keep_first", "keep_last"):
-            set_field(self, name, _kept(name, getattr(self, name)))
+            set_field(self, name, _protected_count(name, getattr(self, name)))
         if self.budget is not None:
             set_field(self, "budget", float(seconds_of(self.budget, "budget")))
             if not 0 <= self.budget < math.inf:
@@ -78,7 +78,7 @@ class SelectionOptions:
         return replace(self, selection="lowest" if self.iterative else SUITED.get(criterion or CRITERION, "lowest"))
 
 
-def _kept(name: str, given: int | str | None) -> int | None:
+def _protected_count(name: str, given: int | str | None) -> int | None:
     if given is None or given == "auto":
         return None
     if isinstance(given, int) and not isinstance(given, bool) and given >= 0:

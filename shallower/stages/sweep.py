@@ -1,9 +1,10 @@
 """Sweep: perplexity against layers removed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import NOTHING, Sweep, SweepRow
+from ..artifacts import NOTHING, Perplexity, Removal, Sweep, SweepRow
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -12,7 +13,7 @@ from ..settings.quantities import sizes_of
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, timed
-from .common import ModelSource, kept, open_model, taken
+from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
 from .plan import nested_plans
 from .selection_options import CRITERION, SelectionOptions
@@ -47,9 +48,10 @@ def sweep(
         "calibration": (Calibration, calibration_of(calibration)),
         "compute": (Compute, compute),
     }
-    choosing, calibration, compute = taken(plain, "sweep", **kinds)
+    choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
     choosing = choosing.for_criterion(criterion)
-    sizes, texts = sizes_of(sizes, "sizes"), listed_paths(texts)
+    sizes = sizes_of(sizes, "sizes")
+    texts = listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable(texts, "texts")
     check_readable(calibration.texts)
@@ -59,14 +61,9 @@ def sweep(
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))
         removals = [NOTHING, *(plan.removal for plan in plans)]
-        found = evidence.perplexities(removals, "sweep")
-    last, before = plans[-1], model.record.parameters
-    rows = [
-        SweepRow(len(removal), list(removal.layers), parameters, perplexities)
-        for removal, parameters, perplexities in zip(
-            removals, [before, *(plan.params_after for plan in plans)], found, strict=True
-        )
-    ]
+        perplexities = evidence.perplexities(removals, "sweep")
+    last = plans[-1]
+    parameters = [model.record.parameters, *(plan.params_after for plan in plans)]
     result = Sweep(
         model=model.record,
         order=last.order,
@@ -74,8 +71,18 @@ def sweep(
         criterion=last.criterion,
         settings=last.settings,
         calibration=last.calibration,
-        rows=rows,
+        rows=_rows(removals, parameters, perplexities),
         seconds=peak.seconds,
         dtype=dtype_name(model),
     )
-    return kept(result, out)
+    return save_artifact(result, out)
+
+
+def _rows(
+    removals: Sequence[Removal], parameters: Sequence[int], perplexities: Sequence[dict[str, Perplexity]]
+) -> list[SweepRow]:
+    """Rows of a sweep, one per removal."""
+    return [
+        SweepRow(len(removal), list(removal.layers), count, by_text)
+        for removal, count, by_text in zip(removals, parameters, perplexities, strict=True)
+    ]

@@ -65,37 +65,37 @@ def verify(
     """
     layered = model.layered or _too_wide(model)
     probe = PROBE_LAYERED if layered else PROOF_PROBE
-    opened = partial(_opened, device=model.device, layered=layered)
-    intended = _intended(model, plan.removal, patch or {}, partial(opened, model.checkpoint), save_dtype, probe)
+    open_module = partial(_open, device=model.device, layered=layered)
+    reference = _reference(model, plan.removal, patch or {}, partial(open_module, model.checkpoint), save_dtype, probe)
     written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
-    pruned, info = opened(written, save_dtype)
+    pruned, info = open_module(written, save_dtype)
     check_whole("the written model", info)
     try:
-        got = _logits(pruned, intended.tokens)
+        got = _logits(pruned, reference.tokens)
     except Exception as error:  # constants by layer that no config field holds
         raise UserError(
             f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
         ) from error
-    _check_unexpected(info, sources, intended.unexpected)
-    difference = _check_logits(intended.logits, got, intended.dtype)
-    cached, _ = _cached(pruned, partial(opened, written), intended.tokens, "the written model", info)
-    within = f"within {LOGITS_TOLERANCE[intended.dtype]:g} of the largest logit"
+    _check_unexpected(info, sources, reference.unexpected)
+    difference = _check_logits(reference.logits, got, reference.dtype)
+    cached, _ = _cached_difference(pruned, partial(open_module, written), reference.tokens, "the written model", info)
+    within = f"within {LOGITS_TOLERANCE[reference.dtype]:g} of the largest logit"
     return Proof(
         logits="bit for bit" if difference == 0 else within,
         logits_difference=difference,
         cached_difference=cached,
-        cached_difference_unpruned=intended.control,
-        cached_tolerance=PACKED_TOLERANCE if max(cached, intended.control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
+        cached_difference_unpruned=reference.control,
+        cached_tolerance=PACKED_TOLERANCE if max(cached, reference.control) > CACHED_TOLERANCE else CACHED_TOLERANCE,
         missing_keys=0,
         unexpected_keys=len(info["unexpected_keys"]),
-        dtype=str(intended.dtype).removeprefix("torch."),
+        dtype=str(reference.dtype).removeprefix("torch."),
         tokens=probe,
         layered=layered,
         changed_weights=len(patch or {}),
     )
 
 
-class _Intended(NamedTuple):
+class _Reference(NamedTuple):
     """What the written model has to be: logits of the virtual removal, and what the dense model does as control."""
 
     tokens: Tensor
@@ -105,20 +105,21 @@ class _Intended(NamedTuple):
     unexpected: set[str]  # weights that it ignores
 
 
-def _intended(
+def _reference(
     model: Model,
     removal: Removal,
     patch: Patch,
-    opened: Callable[..., tuple[nn.Module, dict]],
+    open_module: Callable[..., tuple[nn.Module, dict]],
     save_dtype: torch.dtype | None,
     probe: tuple[int, int],
-) -> _Intended:
+) -> _Reference:
     """Open the dense model, remove virtually, and close it again."""
-    dense, info = opened(save_dtype)
+    dense, info = open_module(save_dtype)
     check_whole(model.checkpoint.source, info)
     if "close" not in info:  # a layered one is seen when it is opened
         check_causal(dense)
-    stack, dtype = model.outline.of(dense), dense.dtype  # the check of the cache turns the model into fp32
+    stack = model.outline.of(dense)
+    dtype = dense.dtype  # the check of the cache turns the model into fp32
     tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
     try:
         with patched(dense, patch), without(stack, removal):
@@ -133,8 +134,8 @@ def _intended(
         reason = f"other layers need what they make ({one_line(error)})"
         raise Refusal(f"the model does not run without layers {removal}: {reason}") from error
     del stack
-    control, info = _cached(dense, opened, tokens, "the dense model", info)
-    return _Intended(tokens, logits, dtype, control, set(info["unexpected_keys"]))
+    control, info = _cached_difference(dense, open_module, tokens, "the dense model", info)
+    return _Reference(tokens, logits, dtype, control, set(info["unexpected_keys"]))
 
 
 def _too_wide(model: Model) -> bool:
@@ -149,7 +150,7 @@ def _too_wide(model: Model) -> bool:
     return not shared_tensors(model.checkpoint.shapes, model.outline.name)
 
 
-def _opened(
+def _open(
     checkpoint: Checkpoint, dtype: torch.dtype | None, *, device: str, layered: bool, lean: Tensor | None = None
 ) -> tuple[nn.Module, dict]:
     """The model of a checkpoint and the report of its loading, which for a layered one grows as layers are read."""
@@ -160,8 +161,8 @@ def _opened(
     return model.module, {"unexpected_keys": model.onloader.unexpected, "close": model.onloader.close}
 
 
-def _cached(
-    module: nn.Module, opened: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict
+def _cached_difference(
+    module: nn.Module, open_module: Callable[..., tuple[nn.Module, dict]], tokens: Tensor, who: str, info: dict
 ) -> tuple[float, dict]:
     """``cached_difference`` of a model in fp32, which a resident one becomes in place.
 
@@ -174,7 +175,7 @@ def _cached(
             return cached_difference(module, tokens, who, PACKED_TOLERANCE), info
         return cached_difference(module.float(), tokens, who), info
     info["close"]()  # both need not fit
-    module, info = opened(torch.float32, lean=tokens)
+    module, info = open_module(torch.float32, lean=tokens)
     difference = cached_difference(module, tokens, who)
     info["close"]()
     return difference, info
@@ -212,7 +213,7 @@ def _check_logits(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> float:
     return difference
 
 
-class _Forced(LogitsProcessor):
+class _ForceTokens(LogitsProcessor):
     """Makes generation follow given tokens."""
 
     def __init__(self, tokens: Tensor):
@@ -238,7 +239,7 @@ def _neutral(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Tensor:
+def _decode(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Tensor:
     """Logits (batch, position, token) of generating the given tokens after a prefix."""
     settings = GenerationConfig(
         max_new_tokens=tokens.shape[1] - PROBE_PREFIX,
@@ -255,7 +256,7 @@ def _decoded(model: nn.Module, tokens: Tensor, who: str, *, cached: bool) -> Ten
                 input_ids=tokens[:, :PROBE_PREFIX],
                 attention_mask=torch.ones_like(tokens[:, :PROBE_PREFIX]),
                 generation_config=settings,
-                logits_processor=LogitsProcessorList([_Forced(tokens)]),
+                logits_processor=LogitsProcessorList([_ForceTokens(tokens)]),
             )
     except Exception as error:  # caches fail in many ways
         reason = f"{who} cannot generate with{'' if cached else 'out'} its cache ({one_line(error)})"
@@ -282,12 +283,12 @@ def cached_difference(model: nn.Module, tokens: Tensor, who: str, tolerance: flo
     """
     tokens = tokens[:1]  # some caches know one row only
     full = _logits(model, tokens)[:, PROBE_PREFIX - 1 : -1].float()
-    step = _decoded(model, tokens, who, cached=True)
+    step = _decode(model, tokens, who, cached=True)
     difference = float((full - step).abs().max() / full.abs().max())
     if (
         not difference <= tolerance
     ):  # generation may number positions otherwise than a bare forward: ask it without cache
-        full = _decoded(model, tokens, who, cached=False)
+        full = _decode(model, tokens, who, cached=False)
         difference = float((full - step).abs().max() / full.abs().max())
     if not difference <= tolerance:
         raise UserError(

@@ -46,10 +46,10 @@ class Renaming:
     dropped_beyond: int
 
 
-def checked_removal(
+def solve_removal(
     model: Model, plan: Plan, out: Path, *, save_dtype: torch.dtype | None = None, changed: bool = False
 ) -> tuple[Solved, Renaming]:
-    """The config and the names of what stays, before any long work begins.
+    """Config and names of what stays, before any long work begins.
 
     Args:
         changed: weights of what stays are going to be changed.
@@ -81,7 +81,7 @@ class Beside:
 
     Attributes:
         patch: changes of kept layers' weights, in the model's own numbering.
-        report: what is to be told about them in ``shallower.json``.
+        report: what is to be said about them in ``shallower.json``.
         files: further files by name, such as pictures.
         card: puts a model card into the folder, given the record; None for none.
     """
@@ -107,40 +107,26 @@ def prune_files(
         Refusal: the config cannot describe the kept layers.
         UserError: the disk, or the proof failed; nothing is left at ``out``.
     """
-    writing, beside = writing or Writing(), beside or Beside()
-    save_dtype, shard = parse_dtype(writing.save_dtype), bytes_of(writing.max_shard_size, "max_shard_size")
-    checkpoint, patch = model.checkpoint, beside.patch
+    writing = writing or Writing()
+    beside = beside or Beside()
+    save_dtype = parse_dtype(writing.save_dtype)
+    shard = bytes_of(writing.max_shard_size, "max_shard_size")
+    checkpoint = model.checkpoint
+    patch = beside.patch
     out = Path(out)
     if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
-    solved, renaming = checked_removal(model, plan, out, save_dtype=save_dtype, changed=bool(patch))
-    cuts = {
-        name: Cut(axis, plan.model.layers, tuple(plan.kept))
-        for name, axis in model.solver.on_disk(solved.tables).items()
-    }
-    key = {
-        "write": list(plan.removed),
-        "model": checkpoint.fingerprint,
-        "dtype": str(save_dtype),
-        "shard": shard,
-        "versions": versions(),
-    }
-    contents = {new: stored_content(checkpoint.tensors[old], cuts.get(old)) for new, old in renaming.sources.items()}
-    wide = model.kept_wide(save_dtype) if save_dtype else set()
-    contents = {
-        name: content if renaming.sources[name] in wide else converted(content, save_dtype)
-        for name, content in contents.items()
-    }
-    for name, edit in edits_on_disk(model, patch, renaming.sources).items():
-        contents[name] = changed(contents[name], edit)
-        key["patch"] = key.get("patch", "") + edit.digest()
+    solved, renaming = solve_removal(model, plan, out, save_dtype=save_dtype, changed=bool(patch))
+    contents = kept_contents(model, plan, solved, renaming, save_dtype)
+    edits = edits_on_disk(model, patch, renaming.sources)
+    contents |= {name: edit_content(contents[name], edit) for name, edit in edits.items()}
     with journaled(out):
-        journal = Journal(key)
+        journal = Journal(_journal_key(model, plan, save_dtype, shard, edits))
         try:
             with new_folder(out, overwrite=writing.overwrite, at=journal.folder) as folder:
                 numbers = LayerNumbers(model, plan.kept)
                 python = checkpoint.trust_remote_code
-                left = carry_side_files(checkpoint.folder, folder, python=python, renumber=numbers.renumbered)
+                left = carry_side_files(checkpoint.folder, folder, python=python, renumber=numbers.renumber)
                 notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype)
                 hashes = _write(folder, contents, shard, journal, out)
                 proof = (
@@ -149,29 +135,68 @@ def prune_files(
                     else Unverified(f"{argument('verify', False)} was given")
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
-                written = replace(written, hashes={folder / name: found for name, found in hashes.items()})
+                written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
                 changes = [*_changes(solved, renaming), *notes]
-                told = {"left_behind": left, "weight_bytes": written.bytes}
-                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **told)
-                for name, content in beside.files.items():
-                    (folder / name).write_bytes(content)
-                if beside.card is not None:
-                    beside.card(folder, pruned)
-                names = {SIDE_FILE, *(path.relative_to(folder).as_posix() for path in files_below(folder))}
-                pruned = published(replace(pruned, files=sorted(names)))
-                (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+                weights = {"left_behind": left, "weight_bytes": written.bytes}
+                pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **weights)
+                pruned = _write_beside(folder, pruned, beside)
         except Exception:
             journal.drop()
             raise
-    remember({out / name: found for name, found in hashes.items()})
+    remember({out / name: digest for name, digest in hashes.items()})
     if left:
         say(f"left behind, as nothing tells whether they hold for the pruned model: {short_list(left)}")
     return pruned
 
 
+def kept_contents(
+    model: Model, plan: Plan, solved: Solved, renaming: Renaming, save_dtype: torch.dtype | None
+) -> dict[str, Content]:
+    """Tensors to write by their new names, cut and converted, but not yet edited."""
+    cuts = {
+        name: Cut(axis, plan.model.layers, tuple(plan.kept))
+        for name, axis in model.solver.on_disk(solved.tables).items()
+    }
+    wide = model.kept_wide(save_dtype) if save_dtype else set()
+    contents = {}
+    for new, old in renaming.sources.items():
+        content = stored_content(model.checkpoint.tensors[old], cuts.get(old))
+        contents[new] = content if old in wide else convert_content(content, save_dtype)
+    return contents
+
+
+def _journal_key(
+    model: Model, plan: Plan, save_dtype: torch.dtype | None, shard: int, edits: dict[str, Edit]
+) -> dict[str, Any]:
+    """Key of the writing's journal: all that decides the written bytes."""
+    key = {
+        "write": list(plan.removed),
+        "model": model.checkpoint.fingerprint,
+        "dtype": str(save_dtype),
+        "shard": shard,
+        "versions": versions(),
+    }
+    if edits:
+        key["patch"] = "".join(edit.digest() for edit in edits.values())
+    return key
+
+
+def _write_beside(folder: Path, pruned: Pruned, beside: Beside) -> Pruned:
+    """Record as it is published, written with the files and the card that go with the weights."""
+    for name, content in beside.files.items():
+        (folder / name).write_bytes(content)
+    if beside.card is not None:
+        beside.card(folder, pruned)
+    names = {SIDE_FILE, *(path.relative_to(folder).as_posix() for path in files_below(folder))}
+    pruned = published(replace(pruned, files=sorted(names)))
+    (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")
+    return pruned
+
+
 def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> dict[str, str]:
     """Write the weights, going on where an interrupted process stood; file -> its SHA-256."""
-    total, written = sum(content.bytes for content in contents.values()), journal.done.get("written", {})
+    total = sum(content.bytes for content in contents.values())
+    written = journal.done.get("written", {})
     if journal.resumed:
         say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
     check_space(out, total - sum(written.values()))
@@ -210,7 +235,8 @@ def rename(
             "which layer"
         )
     new = {old: number for number, old in enumerate(kept)}
-    sources, beyond = {}, set()
+    sources: dict[str, str] = {}
+    beyond: set[int] = set()
     for name in tensors:
         if name not in places:
             sources[name] = name
@@ -227,10 +253,11 @@ class LayerNumbers:
     """The new numbers of the layers that stay, inside quantisation configs."""
 
     def __init__(self, model: Model, kept: list[int]):
-        self.model, self.kept = model, kept
+        self.model = model
+        self.kept = kept
         self._names: StackNames | None = None
 
-    def renumbered(self, value: Any) -> Any:
+    def renumber(self, value: Any) -> Any:
         return renumber_modules(value, self.names, self.kept)
 
     @property
@@ -274,25 +301,24 @@ def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[s
     """
     if not patch:
         return {}
-    tensors, shapes = (
-        model.checkpoint.tensors,
-        {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()},
-    )
+    tensors = model.checkpoint.tensors
+    shapes = {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()}
     known = model.checkpoint.names.memory
     new = {old: name for name, old in sources.items()}
-    found, reached = {}, set()
+    edits: dict[str, Edit] = {}
+    edited_names: set[str] = set()
     for old, name in known.items():
         if name in patch and old in new:
-            found[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
-            reached.add(name)
-    if missing := sorted(patch.keys() - reached):
+            edits[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
+            edited_names.add(name)
+    if missing := sorted(patch.keys() - edited_names):
         raise Refusal(
             f"{missing[0]} is not in the weight files under a name that tells it apart, so it cannot be changed there"
         )
-    return found
+    return edits
 
 
-def changed(content: Content, edit: Edit) -> Content:
+def edit_content(content: Content, edit: Edit) -> Content:
     """The same tensor with an edit applied; it is in memory as a whole while it is written."""
     kind = FLOATS[content.dtype]
 
@@ -303,7 +329,7 @@ def changed(content: Content, edit: Edit) -> Content:
     return Content(content.dtype, content.shape, content.bytes, pieces)
 
 
-def converted(content: Content, dtype: torch.dtype | None) -> Content:
+def convert_content(content: Content, dtype: torch.dtype | None) -> Content:
     """The same tensor in another floating dtype, a piece at a time.
 
     None, and tensors that are no floats, stay as they are.

@@ -38,7 +38,7 @@ MADE_ANEW = (  # by us, of an earlier model
 )
 NAMING = ("tokenizer_config.json", "*processor_config.json")  # may name further files of the tokenizer's
 LARGEST_SIDE_FILE = 256 << 20
-WEIGHTS = ("*.safetensors", "*.gguf", *PICKLES)  # whose copies need not be told one by one
+WEIGHTS = ("*.safetensors", "*.gguf", *PICKLES)  # whose copies need not be named one by one
 
 
 def carry_side_files(
@@ -50,20 +50,20 @@ def carry_side_files(
         python: also code that comes with the model.
         renumber: gives a quantisation config the pruned model's layer numbers.
     """
-    named = _named(source)
+    names = _names_in_configs(source)
     left = []
     for path in _entries(source):
         name = path.relative_to(source).as_posix()
         if name.startswith(".") or any(fnmatch.fnmatchcase(name, one) for one in (*OWN_FILES, *MADE_ANEW)):
             continue
-        known = name in named or name == NUMBERED or any(fnmatch.fnmatchcase(name, one) for one in KNOWN)
+        known = name in names or name == NUMBERED or any(fnmatch.fnmatchcase(name, one) for one in KNOWN)
         known = known or (python and fnmatch.fnmatchcase(name, CODE))
         weights = any(fnmatch.fnmatchcase(name, one) for one in WEIGHTS)
         if not known:
             left += [] if weights else [f"{name}/" if path.is_dir() else name]
             continue
-        if why := _refused(path, source):
-            left.append(f"{name} ({why})")
+        if refusal := _refusal(path, source):
+            left.append(f"{name} ({refusal})")
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name == NUMBERED:
@@ -85,12 +85,13 @@ def _entries(folder: Path) -> list[Path]:
 
 def stays_within(path: Path, folder: Path) -> bool:
     """Whether a file, links followed, lies in the folder, or in the Hub's cache to which the folder belongs."""
-    real, home = path.resolve(), folder.resolve()
+    real = path.resolve()
+    home = folder.resolve()
     roots = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
     return any(real.is_relative_to(root) for root in roots)
 
 
-def _refused(path: Path, folder: Path) -> str:
+def _refusal(path: Path, folder: Path) -> str:
     if not stays_within(path, folder):
         return "a link that leaves the folder"
     if not path.is_file():
@@ -98,9 +99,9 @@ def _refused(path: Path, folder: Path) -> str:
     return f"larger than {LARGEST_SIDE_FILE >> 20} MiB" if path.stat().st_size > LARGEST_SIDE_FILE else ""
 
 
-def _named(folder: Path) -> set[str]:
+def _names_in_configs(folder: Path) -> set[str]:
     """Names of files at the top that the tokenizer's or a processor's config speaks of."""
-    found: set[str] = set()
+    values: set[str] = set()
     for path in folder.iterdir():
         if (
             any(fnmatch.fnmatchcase(path.name, one) for one in NAMING)
@@ -112,9 +113,9 @@ def _named(folder: Path) -> set[str]:
             except (UserError, OSError):
                 continue
             if isinstance(content, dict):
-                found |= {value for value in content.values() if isinstance(value, str) and value and "/" not in value}
+                values |= {value for value in content.values() if isinstance(value, str) and value and "/" not in value}
     return {
         name
-        for name in found
+        for name in values
         if os.path.isfile(folder / name) and not any(fnmatch.fnmatchcase(name, one) for one in WEIGHTS)
     }

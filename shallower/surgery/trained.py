@@ -75,11 +75,11 @@ class TrainedOutput:
     inputs: Iterable[Any] = ()
 
 
-def write_healed(model: Model, told: Callable[..., Healing], how: TrainedOutput) -> Healing:
+def write_healed(model: Model, make_record: Callable[..., Healing], how: TrainedOutput) -> Healing:
     """Write the model, reload it, measure what the files give, and put what is known of it beside it.
 
     Args:
-        told: the record, but for ``rows``, ``fingerprint`` and ``reloaded``, which the written files settle.
+        make_record: makes the record of ``rows``, ``fingerprint`` and ``reloaded``, which the written files settle.
     Raises:
         UserError: the reloaded model is not the trained one; nothing is left at ``how.out``.
     """
@@ -98,28 +98,28 @@ def write_healed(model: Model, told: Callable[..., Healing], how: TrainedOutput)
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
-        written = replace(written, hashes={folder / name: found for name, found in hashes.items()})
-        result = told(fingerprint=written.fingerprint, **_proven(model, written, meant, how))
+        written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
+        result = make_record(fingerprint=written.fingerprint, **_check_written(model, written, meant, how))
         (folder / "healing.png").write_bytes(how.picture(result))
         lines = "".join(json.dumps(plain(row)) + "\n" for row in result.rows)
         (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
         if how.state is not None:
             (folder / STATE_FILE).parent.mkdir()
             write_tensors(how.state, folder / STATE_FILE, {"optimizer": result.recipe.optimizer})
-        pruned = _carried_on(checkpoint, result, folder, how.card)
+        pruned = _carry_record_on(checkpoint, result, folder, how.card)
         names = sorted({*(path.relative_to(folder).as_posix() for path in files_below(folder)), "healing.json"})
         result = published(replace(result, files=names))
         (folder / "healing.json").write_text(dumps(result), encoding="utf-8")
         if pruned is not None:
             pruned = replace(pruned, files=names, left_behind=left, weight_bytes=written.bytes)
             (folder / SIDE_FILE).write_text(dumps(published(pruned)), encoding="utf-8")
-    remember({how.out / name: found for name, found in hashes.items()})
+    remember({how.out / name: digest for name, digest in hashes.items()})
     if left:
         say(f"left behind, as nothing tells whether they hold for the trained model: {short_list(left)}")
     return result
 
 
-def _proven(
+def _check_written(
     model: Model,
     written: Checkpoint,
     meant: dict[str, Callable[[], Tensor]],
@@ -135,12 +135,12 @@ def _proven(
     model.unload()  # two of them need not fit
     reloaded = written.load(dtype=torch.float32, device=model.device)
     dtypes = stored_dtypes(written.tensors)
-    told = _compared(trained, _logits(reloaded, tokens), dtypes)
+    reloading = _compare_logits(trained, _logits(reloaded, tokens), dtypes)
     rows = list(how.rows)
     if rows and rows[-1].eval:
         unrounded = {"eval_unrounded": rows[-1].eval} if dtypes != ["float32"] else {}
         rows[-1] = replace(rows[-1], **how.measure(reloaded), **unrounded)
-    return {"rows": rows, "reloaded": told}
+    return {"rows": rows, "reloaded": reloading}
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -154,7 +154,7 @@ def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
     return module(input_ids=tokens, use_cache=False).logits.float()
 
 
-def _compared(trained: Tensor, got: Tensor, dtypes: list[str]) -> ReloadedModel:
+def _compare_logits(trained: Tensor, got: Tensor, dtypes: list[str]) -> ReloadedModel:
     """How far the logits of the written files, loaded the ordinary way in float32, are from those of the trained model.
 
     Raises:
@@ -173,14 +173,15 @@ def _compared(trained: Tensor, got: Tensor, dtypes: list[str]) -> ReloadedModel:
     return ReloadedModel(logits, difference, weights, dtypes)
 
 
-def _carried_on(
+def _carry_record_on(
     checkpoint: Checkpoint, result: Healing, folder: Path, card: Callable[[Path, Pruned], None]
 ) -> Pruned | None:
     """Carry ``shallower.json`` on, if the model was pruned, and make its card anew."""
     side = checkpoint.folder / SIDE_FILE
     if not side.is_file():
         return None
-    pruned, (first, last) = load(side, "pruned"), losses(result)
+    pruned = load(side, "pruned")
+    first, last = losses(result)
     report = HealingReport(
         method=result.method,
         settings=result.settings,

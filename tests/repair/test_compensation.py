@@ -27,7 +27,7 @@ from shallower.repair.ridge import Normal, map_of
 from shallower.repair.state import RepairState
 from shallower.repair.suffix import SuffixLoss
 from shallower.runtime.progress import shown
-from shallower.stages.prune import repaired
+from shallower.stages.prune import fit_repair
 from shallower.storage.journal import Journal, journaled
 from shallower.surgery.rewrite import Beside, prune_files
 from shallower.walk.removals import all_nll
@@ -312,7 +312,7 @@ def test_few_tokens_are_said_and_give_no_nan(method, saved, tmp_path, capsys) ->
     np.save(tmp_path / "few.npy", TOKENS[:2, :4].numpy())
     how = RepairOptions(method, {}, Calibration(tokens=str(tmp_path / "few.npy")))
     with shown():
-        patch, report = repaired(Model(saved("llama"), device="cpu"), REMOVAL, how)
+        patch, report = fit_repair(Model(saved("llama"), device="cpu"), REMOVAL, how)
     assert re.search(r"4 tokens to fit (64|96) inputs on.* at least \d\d samples of 4 tokens", capsys.readouterr().err)
     assert all(torch.isfinite(edit.value).all() for edit in patch.values())
     assert all(map(math.isfinite, vars(report.loss).values()))

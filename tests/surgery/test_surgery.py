@@ -69,7 +69,7 @@ def test_tables_by_layer_are_cut(kept, save_dtype, buffer, tmp_path, monkeypatch
         name: stored_content(entry, Cut(axes[name], 6, kept) if name in axes else None)
         for name, entry in entries.items()
     }
-    contents = {name: rewrite.converted(content, save_dtype) for name, content in contents.items()}
+    contents = {name: rewrite.convert_content(content, save_dtype) for name, content in contents.items()}
     (tmp_path / "out").mkdir()
     assert len(write_shards(tmp_path / "out", contents, max_bytes=200)) > 1
     for name, entry in read_index(tmp_path / "out").items():

@@ -26,7 +26,8 @@ def fit(case: Case) -> Fitted:
     for step in walk:
         if not step.gap:
             continue
-        writer, normal = step.writers()[-1], Normal()
+        writer = step.writers()[-1]
+        normal = Normal()
         for batch in step.batches(writer):
             normal.add(batch.output, batch.wanted - batch.after)
         grid = [case.settings.strength] if case.settings.strength else GRID

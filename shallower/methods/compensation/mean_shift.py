@@ -38,5 +38,5 @@ def fit(case: Case) -> Fitted:
     moved = walk.notes[0]
     change = edits("add", walk.sums(moved, "difference"), [(moved["bias"], 0)])
     patch, _, chosen, tried = best_of(case, ({}, None), [(moved["layer"], change)])
-    told = {"layer": moved["layer"], "shift": moved["shift"], "taken": chosen is not None, "tried": tried}
-    return Fitted(patch, told)
+    notes = {"layer": moved["layer"], "shift": moved["shift"], "taken": chosen is not None, "tried": tried}
+    return Fitted(patch, notes)

@@ -38,7 +38,8 @@ def fit(case: Case) -> Fitted:
         except Refusal as refusal:
             step.note(refused=str(refusal))
             continue
-        normal, drift = Normal(), DriftSums()
+        normal = Normal()
+        drift = DriftSums()
         for batch in step.batches(writer):
             normal.add(batch.output, batch.same - batch.after)
             drift.add(batch)
@@ -51,9 +52,12 @@ def fit(case: Case) -> Fitted:
     best = sorted((note for note in walk.notes if "shift" in note), key=lambda note: (-note["shift"], note["layer"]))
     if not best:
         raise Refusal(next(iter(refused.values()), "no retained layer follows a removed one, so nothing has moved"))
-    patch, loss, steps = {}, None, []
+    patch = {}
+    loss = None
+    steps = []
     for note in best:
-        normal, weights = Normal(walk.sums(note, "left"), walk.sums(note, "right")), note["weights"]
+        normal = Normal(walk.sums(note, "left"), walk.sums(note, "right"))
+        weights = note["weights"]
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = ((strength, edits("map", map_of(normal, strength), weights)) for strength in grid)
         patch, loss, chosen, tried = best_of(case, (patch, loss), candidates)

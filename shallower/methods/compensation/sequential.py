@@ -28,11 +28,9 @@ from ...repair.ridge import Normal, map_of
 from ...repair.suffix import SuffixLoss
 
 FITS = "inputs"  # of the writers; other methods solve for the features of the stream
-GRID, SHARES, TINY = (
-    (0.1, 0.3, 1.0),
-    (0.0, 0.125, 0.25, 0.5, 0.75, 1.0),
-    1e-6,
-)  # λ; of the fits; the shortest stream divided by
+GRID = (0.1, 0.3, 1.0)  # λ
+SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the fits
+TINY = 1e-6  # the shortest stream divided by
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Settings:
 
 
 def fit(case: Case) -> Fitted:
-    own, tail = case.settings, case.tail() if case.settings.accept == "layer" else None
+    own = case.settings
+    tail = case.tail() if own.accept == "layer" else None
     walk = case.walk(middles=own.attention)
     for step in walk:
         if step.touched:
@@ -51,7 +50,7 @@ def fit(case: Case) -> Fitted:
             for place in range(0 if own.attention else len(writers) - 1, len(writers)):
                 grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
                 fits = _fits(step, writers[: place + 1], grid)
-                step.note(writer=writers[place].module, **_taken(step, fits, tail))
+                step.note(writer=writers[place].module, **_take(step, fits, tail))
         if tail is not None:
             tail.pass_on(step.index, walk.patch)
     if tail is not None:
@@ -64,23 +63,25 @@ def fit(case: Case) -> Fitted:
 
 def _fits(step: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
     """λ -> the change of the last of these writers that it gives."""
-    normal, writer = Normal(), writers[-1]
+    normal = Normal()
+    writer = writers[-1]
     for batch in step.batches(*writers):
         given = batch.features if writer.features else batch.output / writer.scale
         weight = batch.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
         normal.add(given * weight, (batch.target - batch.reached) * weight / writer.scale)
     if not writer.features:
         return {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
-    return {strength: step.added(writer, normal.solve(strength).T.float()) for strength in grid}
+    return {strength: step.addition(writer, normal.solve(strength).T.float()) for strength in grid}
 
 
-def _taken(step: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:
+def _take(step: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:
     """Change the layer as the held-out loss says, or, where it is asked at the end only, by the one fit there is."""
     if tail is None:
         step.take(next(iter(fits.values())))
         return {"strength": next(iter(fits))}
     losses = {strength: tail.loss(step.index, step.patch | patch) for strength, patch in fits.items()}
-    before, best = tail.loss(step.index, step.patch), min(losses, key=losses.get)
+    before = tail.loss(step.index, step.patch)
+    best = min(losses, key=losses.get)
     best = best if losses[best] < before else None
     step.take(fits.get(best, {}))
     return {"strength": best, "loss_before": before, "losses": losses}

@@ -11,15 +11,15 @@ from ...errors import UserError, argument
 
 def targets(module: nn.Module, layers: str, given: str) -> list[str]:
     """Full names of the linear modules within the layers, all or those whose last name is given."""
-    found = [name for name, part in module.named_modules() if name.startswith(f"{layers}.") and _linear(part)]
-    known = sorted({name.rpartition(".")[2] for name in found})
+    linear = [name for name, part in module.named_modules() if name.startswith(f"{layers}.") and _linear(part)]
+    known = sorted({name.rpartition(".")[2] for name in linear})
     wanted = known if given == "all" else given.split("+")
     if missing := [name for name in wanted if name not in known] or ["of any name"] * (not known):
         raise UserError(
             f"lora: targets={given}: no linear module {missing[0]} in the layers; there are "
             f"{', '.join(known) or 'none'}"
         )
-    return [name for name in found if name.rpartition(".")[2] in wanted]
+    return [name for name in linear if name.rpartition(".")[2] in wanted]
 
 
 def _linear(part: nn.Module) -> bool:
@@ -27,7 +27,7 @@ def _linear(part: nn.Module) -> bool:
     return isinstance(part, nn.Linear) or (type(part).__name__ == "Conv1D" and hasattr(part, "nf"))
 
 
-def adapted(
+def add_adapters(
     module: nn.Module,
     layers: str,
     *,
@@ -67,7 +67,7 @@ def adapted(
             ) from error
 
 
-def merged(prepared: Any, folder: Path) -> None:
+def merge_adapters(prepared: Any, folder: Path) -> None:
     """Keep the adapter, then merge it into the weights."""
     prepared.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a form to fill in; the model has a card of its own

@@ -15,10 +15,10 @@ RECIPES = {
 
 def recipe_of(name: str, optimizer: str) -> Recipe:
     """The recipe of that name; Lion comes with LayerCHOP's own figures for it."""
-    found = RECIPES[name]
+    recipe = RECIPES[name]
     if optimizer == "lion":
-        return replace(found, optimizer="lion", lr=2e-4, betas=(0.9, 0.99), weight_decay=1e-4, batch_tokens=2_000_000)
-    return replace(found, optimizer=optimizer)
+        return replace(recipe, optimizer="lion", lr=2e-4, betas=(0.9, 0.99), weight_decay=1e-4, batch_tokens=2_000_000)
+    return replace(recipe, optimizer=optimizer)
 
 
 def train_last(module: nn.Module, layers: str, count: int) -> None:

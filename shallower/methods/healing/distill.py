@@ -29,7 +29,7 @@ from ...errors import UserError
 from ...training.distillation import Teaching
 from ...training.objective import Soft
 from . import continued
-from ._adapters import adapted, merged
+from ._adapters import add_adapters, merge_adapters
 from ._pretraining import recipe_of, train_last
 
 
@@ -86,11 +86,11 @@ def prepare(module: nn.Module, layers: str, settings: Settings) -> Any:
     if settings.rank and settings.last_layers:
         raise UserError(f"distill: rank={settings.rank} and last_layers={settings.last_layers}: give one of them")
     if settings.rank:
-        return adapted(module, layers, rank=settings.rank, alpha=2.0 * settings.rank, dropout=0.05, names="all")
+        return add_adapters(module, layers, rank=settings.rank, alpha=2.0 * settings.rank, dropout=0.05, names="all")
     return train_last(module, layers, settings.last_layers)
 
 
 def finish(prepared: Any, folder: Path) -> None:
     """Adapters are kept and merged."""
     if prepared is not None:
-        merged(prepared, folder)
+        merge_adapters(prepared, folder)

@@ -22,7 +22,7 @@ from torch import nn
 
 from ...artifacts import Recipe
 from ...errors import UserError
-from ._adapters import adapted, merged
+from ._adapters import add_adapters, merge_adapters
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def prepare(module: nn.Module, layers: str, settings: Settings) -> Any:
     if settings.rank < 1 or not 0 <= settings.dropout < 1 or settings.alpha <= 0:
         raise UserError(f"lora: {settings}: rank 1 or more, alpha above 0, dropout from 0 to below 1")
     how = {"dropout": settings.dropout, "names": settings.targets, "rslora": settings.rslora, "dora": settings.dora}
-    return adapted(module, layers, rank=settings.rank, alpha=settings.alpha, **how)
+    return add_adapters(module, layers, rank=settings.rank, alpha=settings.alpha, **how)
 
 
 def finish(prepared: Any, folder: Path) -> None:
     """Keep the adapter, then merge it into the weights."""
-    merged(prepared, folder)
+    merge_adapters(prepared, folder)
