@@ -69,8 +69,8 @@ def _explain(arguments: list[str]) -> bool:
             if arguments[2] in methods.names(kind):
                 print(f"{methods.KINDS[kind]} {arguments[2]}\n\n{methods.describe(methods.find(kind, arguments[2]))}")
                 return True
-        known = "; ".join(f"{kind} are {', '.join(methods.names(kind))}" for kind in methods.KINDS)
-        raise UserError(f"unknown method {arguments[2]!r}: {known}")
+        names = "; ".join(f"{kind} are {', '.join(methods.names(kind))}" for kind in methods.KINDS)
+        raise UserError(f"unknown method {arguments[2]!r}: {names}")
     return False
 
 
@@ -112,8 +112,8 @@ def _run_guarded(arguments: list[str]) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        less = "--layered, a lower --max-batch-tokens or --micro-batch, --dtype bf16, or --device cpu"
-        print(f"error: the GPU's memory is full ({' '.join(str(error).split())[:160]}): try {less}", file=sys.stderr)
+        advice = "--layered, a lower --max-batch-tokens or --micro-batch, --dtype bf16, or --device cpu"
+        print(f"error: the GPU's memory is full ({' '.join(str(error).split())[:160]}): try {advice}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort) as stop:
         text = getattr(stop, "kept", "") or "nothing was left half-written; run the same command again"

@@ -54,8 +54,8 @@ def healing_table(healing: Healing, out: Path | None = None) -> None:
             f"perplexity {name}: {values[0][1]:.3f} -> {values[-1][1]:.3f} ({healing.data.length} tokens a segment)",
             soft_wrap=True,
         )
-        if closed := gap_closed(healing, name):
-            console.print(f"  {closed}", soft_wrap=True)
+        if gap := gap_closed(healing, name):
+            console.print(f"  {gap}", soft_wrap=True)
     console.print(
         f"{healing.seconds:.1f} s, peak memory {healing.peak_memory_bytes / 2**30:.2f} GiB, {healing.dtype}; "
         f"reloaded logits equal {healing.reloaded.logits}",
@@ -150,9 +150,9 @@ def speed_table(speed: Speed, out: Path | None = None) -> None:
             f"{getattr(row, key):.3f} in {what}"
             for key, what in (("prefill", "prefill"), ("decode", "decode"), ("latency", "all"))
         )
-        expected = f"expected of decode by the bytes that a step reads {row.ideal:.3f}"
+        ideal = f"expected of decode by the bytes that a step reads {row.ideal:.3f}"
         console.print(
-            f"batch {row.batch}, {row.prompt} + {row.new} tokens, times faster: {gains}; {expected}",
+            f"batch {row.batch}, {row.prompt} + {row.new} tokens, times faster: {gains}; {ideal}",
             soft_wrap=True,
         )
     if speed.device.startswith("cpu") and speed.settings.load > BUSY * speed.threads:

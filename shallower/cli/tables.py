@@ -23,14 +23,14 @@ def inspection_table(inspection: Inspection, out: Path | None = None) -> None:
     console = plain_console()
     model = inspection.model
     share = sum(model.layer_parameters) / model.parameters
-    tied = "tied" if inspection.tied_embeddings else "untied"
+    embeddings = "tied" if inspection.tied_embeddings else "untied"
     console.print(model.source, soft_wrap=True)
     console.print(
         f"{model.family} ({inspection.architecture}), {model.layers} layers in {inspection.stack}", soft_wrap=True
     )
     console.print(
         f"{millions(model.parameters)} parameters, {share:.1%} of them in the layers; "
-        f"{stored_text(model, inspection.dtype)}; {tied} embeddings",
+        f"{stored_text(model, inspection.dtype)}; {embeddings} embeddings",
         soft_wrap=True,
     )
     pruned = model.original != list(range(model.layers))
@@ -103,7 +103,7 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
         soft_wrap=True,
     )
     if len(scores.halves) == 2:
-        agreed = len(_shared([_lowest(half, size, first, last) for half in scores.halves]))
+        agreed = len(_common_layers([_lowest(half, size, first, last) for half in scores.halves]))
         console.print(
             f"the two halves of the samples agree on {agreed} of these {size}{_warning(agreed, size)}",
             soft_wrap=True,
@@ -135,12 +135,12 @@ def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> N
     for name, mine in zip(names, choices, strict=True):
         console.print(f"{name}: goes first {layers(mine)}", soft_wrap=True)
     for (one, mine), (other, theirs) in itertools.combinations(zip(names, choices, strict=True), 2):
-        same = len(_shared([mine, theirs]))
+        same = len(_common_layers([mine, theirs]))
         correlation = _rank_correlation(scores[names.index(one)].ranks, scores[names.index(other)].ranks)
         console.print(
             f"{one} and {other}: {same} of {size} the same, rank correlation {correlation:.2f}", soft_wrap=True
         )
-    agreed = _shared(choices)
+    agreed = _common_layers(choices)
     console.print(f"all agree on {layers(agreed)} (of {size}, first {first} and last {last} protected)", soft_wrap=True)
     tokens = {
         (one.calibration.hash, one.calibration.samples, one.calibration.length) for one in scores if one.calibration
@@ -175,7 +175,7 @@ def _lowest(values: Sequence[float], size: int, first: int, last: int) -> list[i
     return sorted(range(first, len(values) - last), key=values.__getitem__)[:size]
 
 
-def _shared(choices: Sequence[Sequence[int]]) -> list[int]:
+def _common_layers(choices: Sequence[Sequence[int]]) -> list[int]:
     return sorted(set(choices[0]).intersection(*choices[1:]))
 
 

@@ -118,9 +118,9 @@ def card_text(
 
 def _front(base: Base, name: str, evaluations: Sequence[Evaluation]) -> str:
     """Metadata for the Hub, with the results that were measured of this very model."""
-    carried = {key: _plain(base.metadata.get(key)) for key in CARRIED_METADATA}
+    carried_fields = {key: _plain(base.metadata.get(key)) for key in CARRIED_METADATA}
     fields = {"base_model": base.model, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields |= {key: value for key, value in carried.items() if value is not None} | {"tags": list(TAGS)}
+    fields |= {key: value for key, value in carried_fields.items() if value is not None} | {"tags": list(TAGS)}
     results = [result for evaluation in evaluations for result in _results(evaluation)]
     if results:
         fields |= {"model_name": name, "eval_results": results}
@@ -200,8 +200,8 @@ def _weight_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
     if not before or not after:
         return []
     model = pruned.plan.model
-    packed = f"; as GGUF {byte_count(model.packed_bytes)}" if model.packed_bytes else ""
-    return [("weights as stored", f"{byte_count(before)} ({plain(model.storage)}{packed})", byte_count(after))]
+    packed_text = f"; as GGUF {byte_count(model.packed_bytes)}" if model.packed_bytes else ""
+    return [("weights as stored", f"{byte_count(before)} ({plain(model.storage)}{packed_text})", byte_count(after))]
 
 
 def _quality_rows(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
@@ -267,8 +267,8 @@ def _provenance(pruned: Pruned) -> str:
     ]
     text = "\n".join(f"- {line}" for line in lines if line)
     command = pruned.provenance.command
-    shown = "\n\n" + _code_block(safe_command(command, paths=False)) if command.startswith("shallower ") else ""
-    return f"{text}{shown}\n\nThe plan, the scores and the proof are in `shallower.json`."
+    command_block = "\n\n" + _code_block(safe_command(command, paths=False)) if command.startswith("shallower ") else ""
+    return f"{text}{command_block}\n\nThe plan, the scores and the proof are in `shallower.json`."
 
 
 def _healing_line(item: HealingReport) -> str:

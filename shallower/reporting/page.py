@@ -81,6 +81,6 @@ def drawings(parts: Iterable[Section | Part | None]) -> Iterator[Drawing]:
             yield from drawings(part.parts)
 
 
-def numbered(name: str, number: int) -> str:
+def figure_name(name: str, number: int) -> str:
     """A figure's name: the first of its kind has no number."""
     return name if number == 1 else f"{name}-{number}"

@@ -76,9 +76,11 @@ class Collection:
     def prunings(self) -> list[Pruning]:
         """Every written model, then every plan that none of them followed."""
         written = [self._pruning(item.folder or self.name, item.record.plan, item.record) for item in self.of("pruned")]
-        done = {(pruning.plan.model.fingerprint, tuple(pruning.plan.removed)) for pruning in written}
+        followed_plans = {(pruning.plan.model.fingerprint, tuple(pruning.plan.removed)) for pruning in written}
         open_plans = [
-            item for item in self.of("plan") if (item.record.model.fingerprint, tuple(item.record.removed)) not in done
+            item
+            for item in self.of("plan")
+            if (item.record.model.fingerprint, tuple(item.record.removed)) not in followed_plans
         ]
         return written + [self._pruning(item.path, item.record) for item in open_plans]
 
@@ -95,10 +97,10 @@ class Collection:
 
     def _pruning(self, name: str, plan: Plan, pruned: Pruned | None = None) -> Pruning:
         places = {original: index for index, original in enumerate(self.root.original)}
-        own = plan.model.original
-        kept = {places.get(own[index]) for index in plan.kept}
+        numbering = plan.model.original
+        kept = {places.get(numbering[index]) for index in plan.kept}
         removal = Removal.of_layers(index for index in range(self.root.layers) if index not in kept)
-        order = [places[own[index]] for index in plan.order if own[index] in places]
+        order = [places[numbering[index]] for index in plan.order if numbering[index] in places]
         return Pruning(name, plan, removal, order, pruned)
 
 
@@ -188,19 +190,19 @@ def _check_one_model(artifacts: list[CollectedArtifact]) -> None:
                 if _continues(m, item.folder, item.record)
             }
             groups.append(({item.record.fingerprint, *fingerprints}, item))
-    known = set(groups[0][0])
+    connected = set(groups[0][0])
     rest = groups[1:]
-    while related := [group for group in rest if group[0] & known]:
-        known |= set().union(*(fingerprints for fingerprints, _ in related))
-        rest = [group for group in rest if group not in related]
+    while neighbours := [group for group in rest if group[0] & connected]:
+        connected |= set().union(*(fingerprints for fingerprints, _ in neighbours))
+        rest = [group for group in rest if group not in neighbours]
     if rest:
         one, other = groups[0][1], rest[0][1]
         raise UserError(
-            f"{one.path} and {other.path} are of different models ({_named(one.record)}; {_named(other.record)}): "
+            f"{one.path} and {other.path} are of different models ({_label(one.record)}; {_label(other.record)}): "
             "make a report per model, each from its own folder"
         )
 
 
-def _named(record: Record) -> str:
+def _label(record: Record) -> str:
     model = model_of(record)
     return f"{model.source}, fingerprint {model.fingerprint}" if model else f"{record.base} and others"

@@ -93,13 +93,13 @@ def compare_entries(entries: Sequence[ComparisonEntry], notes: Sequence[str] = (
     notes = list(notes)
     texts, bytes_columns = _text_columns(entries, notes)
     tasks = _task_columns(entries, notes)
-    measured = [*texts, *_mean_ratio(texts, notes), *bytes_columns, *tasks, *_task_mean(tasks, notes)]
-    measured += _speed_columns(entries, notes)
-    if not any(len(column.values) > 1 for column in measured):
-        raise UserError(_nothing_shared(entries))
-    alone = [column for column in measured if len(column.values) == 1]
+    measurements = [*texts, *_mean_ratio(texts, notes), *bytes_columns, *tasks, *_task_mean(tasks, notes)]
+    measurements += _speed_columns(entries, notes)
+    if not any(len(column.values) > 1 for column in measurements):
+        raise UserError(_nothing_shared_text(entries))
+    alone = [column for column in measurements if len(column.values) == 1]
     notes += [f"{title(column.name)}: only {entries[next(iter(column.values))].name} has it" for column in alone]
-    columns = [*_sizes(entries), *(column for column in measured if len(column.values) > 1)]
+    columns = [*_sizes(entries), *(column for column in measurements if len(column.values) > 1)]
     notes += _dtype_note(entries)
     rows = [_row(place, entry, columns) for place, entry in enumerate(entries)]
     return Comparison(entries[0].name, [column.name for column in columns], rows, list(dict.fromkeys(notes)))
@@ -115,8 +115,8 @@ def title(column: str) -> str:
     }
     units = {"decode_ms": "decode, ms/token", "prefill_ms": "prefill, ms", "tokens_per_second": "tokens/s"}
     sizes = {"peak_memory_bytes": "peak memory", "weight_bytes": "weights"}
-    shown = (titles | units | sizes).get(kind, kind)
-    return name if kind == "task" else f"{shown} {name}".strip()
+    label = (titles | units | sizes).get(kind, kind)
+    return name if kind == "task" else f"{label} {name}".strip()
 
 
 def _row(place: int, entry: ComparisonEntry, columns: Sequence[ComparedColumn]) -> ComparedModel:
@@ -169,7 +169,9 @@ def _comparable(entries: Sequence[ComparisonEntry], kind: str, name: str, notes:
     return results
 
 
-def _resampled(column: ComparedColumn, parts: dict[int, list], count: int, notes: list[str]) -> dict[int, ItemSamples]:
+def _resampled_means(
+    column: ComparedColumn, parts: dict[int, list], count: int, notes: list[str]
+) -> dict[int, ItemSamples]:
     """Place -> resampled means, where the items are known and are as many as those of the others."""
     arrays = {place: np.asarray(items, float) for place, items in parts.items() if len(items)}
     if len(arrays) < len(parts) or len({len(array) for array in arrays.values()}) > 1:
@@ -195,7 +197,7 @@ def _text_columns(
     for name in _names(entries, "texts"):
         results = _comparable(entries, "texts", name, notes)
         column = ComparedColumn(f"perplexity {name}", values={place: item.value for place, item in results.items()})
-        samples = _resampled(column, {place: item.parts or [] for place, item in results.items()}, 2, notes)
+        samples = _resampled_means(column, {place: item.parts or [] for place, item in results.items()}, 2, notes)
         column.value_samples = {place: np.exp(np.minimum(values, LARGEST_NLL)) for place, values in samples.items()}
         if 0 in results:
             column.effects = {place: perplexity_of(item.nll - results[0].nll) for place, item in results.items()}
@@ -238,12 +240,12 @@ def _same_text(one: Perplexity, other: Perplexity) -> bool:
     return abs(sizes[0] - sizes[1]) <= 1.5 * segment + 1
 
 
-def _shared(columns: Sequence[ComparedColumn], what: str, notes: list[str]) -> list[ComparedColumn]:
+def _shared_columns(columns: Sequence[ComparedColumn], what: str, notes: list[str]) -> list[ComparedColumn]:
     """The columns that the base and all others have that have any; a note says which where they are not all."""
-    based = [column for column in columns if 0 in column.values and len(column.values) > 1]
-    places = {place for column in based for place in column.values}
-    shared = [column for column in based if column.values.keys() == places]
-    if based and not shared:
+    with_base = [column for column in columns if 0 in column.values and len(column.values) > 1]
+    places = {place for column in with_base for place in column.values}
+    shared = [column for column in with_base if column.values.keys() == places]
+    if with_base and not shared:
         notes.append(f"no {what}: no column is shared by all")
     elif len(shared) < len(columns) and shared:
         notes.append(
@@ -260,7 +262,7 @@ def _mean(columns: Sequence[ComparedColumn], kind: str) -> dict:
 
 def _mean_ratio(texts: Sequence[ComparedColumn], notes: list[str]) -> list[ComparedColumn]:
     """The mean over texts of the perplexity's ratio to that of the base."""
-    if not (shared := _shared(texts, "mean perplexity ratio", notes)):
+    if not (shared := _shared_columns(texts, "mean perplexity ratio", notes)):
         return []
     ratios = _mean(shared, "effects")
     samples = _mean(shared, "effect_samples")
@@ -278,7 +280,9 @@ def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list[
         column = ComparedColumn(
             f"task {name}", better, "difference", {place: item.value for place, item in results.items()}
         )
-        column.value_samples = _resampled(column, {place: item.items for place, item in results.items()}, 1, notes)
+        column.value_samples = _resampled_means(
+            column, {place: item.items for place, item in results.items()}, 1, notes
+        )
         if 0 in results:
             column.effects = {place: item.value - results[0].value for place, item in results.items()}
         if (base := column.value_samples.get(0)) is not None:
@@ -289,7 +293,7 @@ def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list[
 
 def _task_mean(tasks: Sequence[ComparedColumn], notes: list[str]) -> list[ComparedColumn]:
     """The unweighted mean of the tasks; every task is resampled by itself."""
-    shared = _shared([column for column in tasks if column.better == "higher"], "mean of tasks", notes)
+    shared = _shared_columns([column for column in tasks if column.better == "higher"], "mean of tasks", notes)
     kinds = ("values", "effects", "value_samples", "effect_samples")
     return (
         [ComparedColumn("task_mean", "higher", "difference", *(_mean(shared, kind) for kind in kinds))]
@@ -306,9 +310,9 @@ def _speed_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list
             places.setdefault((timing.conditions, timing.setting), {})[place] = timing
     if not places:
         return []
-    chosen = min(places, key=lambda key: (-len(places[key]), 0 not in places[key], key[1], key[0]))
-    timings = places[chosen]
-    conditions, (batch, prompt, new) = chosen
+    key = min(places, key=lambda key: (-len(places[key]), 0 not in places[key], key[1], key[0]))
+    timings = places[key]
+    conditions, (batch, prompt, new) = key
     notes.append(f"speed: {', '.join(filter(None, conditions))}; batch {batch}, prompt {prompt}, {new} new tokens")
     if len({timing.created for timing in timings.values()}) > 1:
         notes.append("speed: measured in several runs, so that the machine's state may differ between them")
@@ -316,8 +320,8 @@ def _speed_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list
         if entry.timings and place not in timings:
             notes.append(f"speed: {entry.name} was not measured under the same conditions and setting")
     values = {
-        key: {place: value for place, timing in timings.items() if (value := read(timing))}
-        for key, read in TIME_COLUMNS.items()
+        key: {place: value for place, timing in timings.items() if (value := value_of(timing))}
+        for key, value_of in TIME_COLUMNS.items()
     }
     return [
         _of_values(key, those, "higher" if key == "tokens_per_second" else "lower")
@@ -327,20 +331,20 @@ def _speed_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list
 
 
 def _dtype_note(entries: Sequence[ComparisonEntry]) -> list[str]:
-    used = {entry.name: " and ".join(sorted(entry.dtypes - {""})) for entry in entries}
-    used = {name: dtype for name, dtype in used.items() if dtype}
-    if len(set(used.values())) < 2:
+    dtypes = {entry.name: " and ".join(sorted(entry.dtypes - {""})) for entry in entries}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype}
+    if len(set(dtypes.values())) < 2:
         return []
-    return ["evaluated in different dtypes: " + ", ".join(f"{name} in {dtype}" for name, dtype in used.items())]
+    return ["evaluated in different dtypes: " + ", ".join(f"{name} in {dtype}" for name, dtype in dtypes.items())]
 
 
-def _nothing_shared(entries: Sequence[ComparisonEntry]) -> str:
+def _nothing_shared_text(entries: Sequence[ComparisonEntry]) -> str:
     def has(entry: ComparisonEntry) -> str:
         texts = [f"perplexity {name} at length {item.length}" for name, item in entry.texts.items()]
         return ", ".join([*texts, *entry.tasks]) or ("speed" if entry.timings else "nothing")
 
-    shown = "; ".join(f"{entry.name} has {has(entry)}" for entry in entries[:4])
+    texts = "; ".join(f"{entry.name} has {has(entry)}" for entry in entries[:4])
     return (
-        f"nothing to compare, no figure is shared: {shown}: evaluate all on the same texts or tasks by the same "
+        f"nothing to compare, no figure is shared: {texts}: evaluate all on the same texts or tasks by the same "
         "protocol"
     )

@@ -20,19 +20,19 @@ def entries_of(arguments: Sequence[CompareArgument]) -> tuple[list[ComparisonEnt
     owners: list[CompareArgument] = []
     notes: list[str] = []
     for argument in arguments:
-        grouped: dict[Key, list[Evaluation]] = {}
+        groups: dict[Key, list[Evaluation]] = {}
         for evaluation in sorted(argument.evaluations, key=lambda evaluation: evaluation.provenance.created):
-            grouped.setdefault((evaluation.model.fingerprint, tuple(sorted(set(evaluation.removed)))), []).append(
+            groups.setdefault((evaluation.model.fingerprint, tuple(sorted(set(evaluation.removed)))), []).append(
                 evaluation
             )
-        new = {key: ComparisonEntry("", group[-1].model, key[1]) for key, group in grouped.items()}
+        new = {key: ComparisonEntry("", group[-1].model, key[1]) for key, group in groups.items()}
         for key in sorted(new, key=lambda key: (-new[key].parameters, key)):
             earlier = next((entry for entry in entries if entry.key == key), None) if len(new) > 1 else None
             entry = earlier or new[key]
             if earlier is None:
                 entries.append(entry)
                 owners.append(argument)
-            for evaluation in grouped[key]:
+            for evaluation in groups[key]:
                 _add(entry, evaluation, notes)
     _add_speeds(arguments, entries, owners, notes)
     _name(entries, owners)
@@ -148,7 +148,7 @@ def _describe(arguments: Sequence[CompareArgument], entries: Sequence[Comparison
 
 def _origin(record: Pruned) -> str:
     plan = record.plan
-    chosen = f"{plan.selection}{' by ' + plan.criterion if plan.criterion else ''}"
+    choice = f"{plan.selection}{' by ' + plan.criterion if plan.criterion else ''}"
     repair = f", repaired by {record.compensation.method}" if record.compensation else ""
     proof = "" if record.proof else ", not verified"
-    return f"{len(plan.removed)} of {plan.model.layers} layers removed ({chosen}){repair}{proof}"
+    return f"{len(plan.removed)} of {plan.model.layers} layers removed ({choice}){repair}{proof}"

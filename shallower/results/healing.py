@@ -26,9 +26,9 @@ def losses(healing: Healing) -> tuple[float, float]:
 def perplexities(healing: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:
     """Text -> (step, perplexity) wherever it was measured, of the healed model or of the control."""
     rows = (healing.control or ()) if control else healing.rows
-    measured = [(row.step, row.eval) for row in rows if row.eval]
-    names = measured[0][1] if measured else ()
-    return {name: [(step, one[name].value) for step, one in measured if name in one] for name in names}
+    evaluations = [(row.step, row.eval) for row in rows if row.eval]
+    names = evaluations[0][1] if evaluations else ()
+    return {name: [(step, one[name].value) for step, one in evaluations if name in one] for name in names}
 
 
 def gaps(healing: Healing) -> dict[str, tuple[float, float]]:

@@ -83,10 +83,12 @@ def read_argument(text: str | Path) -> CompareArgument:
     name, path = _split_name(str(text))
     place = expanded(path)
     if place.is_dir():
-        used = [(file, kind) for file, kind in artifacts_below(place) if kind in COMPARED_KINDS]
+        artifacts = [(file, kind) for file, kind in artifacts_below(place) if kind in COMPARED_KINDS]
         model = (place / "config.json").is_file()
-        files = (*(file for file, _ in used), *((place,) if model else ()))
-        argument = _with_artifacts(CompareArgument(path, name, files=files), [load(file, kind) for file, kind in used])
+        files = (*(file for file, _ in artifacts), *((place,) if model else ()))
+        argument = _with_artifacts(
+            CompareArgument(path, name, files=files), [load(file, kind) for file, kind in artifacts]
+        )
         if not model and not argument.evaluations and not argument.speeds:
             raise UserError(
                 f"{path} holds no evaluation and no model: give a folder that evaluate wrote to, an evaluation "
@@ -106,8 +108,8 @@ def read_argument(text: str | Path) -> CompareArgument:
 def artifacts_below(folder: Path) -> list[tuple[Path, str]]:
     """The artifacts in a folder and below, with their kinds, in a fixed order; what is hidden does not count."""
     files = sorted(path for path in folder.rglob("*.json") if path.is_file())
-    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return [(path, kind) for path in shown if (kind := kind_of(path))]
+    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [(path, kind) for path in visible if (kind := kind_of(path))]
 
 
 def _split_name(text: str) -> tuple[str | None, str]:

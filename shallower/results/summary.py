@@ -70,8 +70,8 @@ class Summary:
             return EvaluationRow(f"without {what}", "left out virtually, nothing repaired", artifact)
         if pruning:
             trained = pruning.pruned.fingerprint != record.model.fingerprint
-            repaired = f"repaired by {pruning.repair}" if pruning.repair else "not repaired"
-            return EvaluationRow(pruning.name, "trained further" if trained else repaired, artifact, pruning=pruning)
+            repair = f"repaired by {pruning.repair}" if pruning.repair else "not repaired"
+            return EvaluationRow(pruning.name, "trained further" if trained else repair, artifact, pruning=pruning)
         dense = record.model.fingerprint == self.root.fingerprint
         return EvaluationRow(
             "dense" if dense else model_name(record.model), f"{record.model.layers} layers", artifact, dense=dense
@@ -89,7 +89,8 @@ class Summary:
 
     def ratio(self, row: EvaluationRow, column: TextColumn) -> float | None:
         """The perplexity as a multiple of that of the dense model on the same tokens."""
-        item, base = row.at(column), self.base(column)
+        item = row.at(column)
+        base = self.base(column)
         return item.value / base if item and base else None
 
     def mean_ratio(self, row: EvaluationRow) -> tuple[float, int] | None:
@@ -127,8 +128,8 @@ class Summary:
     @property
     def sets(self) -> list[Pruning]:
         """One pruning for each set of removed layers, the main one first."""
-        ordered = sorted(self.collection.prunings, key=lambda pruning: pruning is not self.main)
-        return list({pruning.removal: pruning for pruning in reversed(ordered)}.values())[::-1]
+        prunings = sorted(self.collection.prunings, key=lambda pruning: pruning is not self.main)
+        return list({pruning.removal: pruning for pruning in reversed(prunings)}.values())[::-1]
 
     def headline(self) -> str:
         """One line, such as: 6 of 30 layers removed, −15.8 % parameters, perplexity ×1.22."""
@@ -141,9 +142,9 @@ class Summary:
         counts = sorted({len(pruning.removal) for pruning in self.collection.prunings})
         if len(counts) > 1:
             return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} of {self.root.layers} layers removed"
-        gone = "removed" if any(pruning.pruned for pruning in self.collection.prunings) else "would be removed"
+        verb = "removed" if any(pruning.pruned for pruning in self.collection.prunings) else "would be removed"
         parts = [
-            f"{counts[0]} of {self.root.layers} layers {gone}",
+            f"{counts[0]} of {self.root.layers} layers {verb}",
             f"{percent(self.parameters_left(self.main))} parameters",
         ]
         if self.main_row and (mean := self.mean_ratio(self.main_row)):

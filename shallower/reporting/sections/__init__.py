@@ -9,4 +9,4 @@ ORDER = (removal, importance, perplexity, tasks, repair, healing, speed, compari
 
 def sections(summary: Summary) -> list[Section]:
     """The sections that have something to say, as they follow each other."""
-    return [made for module in ORDER if (made := module.section(summary))]
+    return [section for module in ORDER if (section := module.section(summary))]

@@ -7,7 +7,7 @@ from ...results.healing import gap_closed, gaps, losses, perplexities
 from ...results.summary import Summary, gigabytes, seconds, settings_of
 from ...runtime.format import millions
 from ..figures import learning_figure, progress_figure
-from ..page import Box, Facts, Figure, Part, Section, Text, numbered
+from ..page import Box, Facts, Figure, Part, Section, Text, figure_name
 
 CAPTION = "Mean NLL of the next token: on what is trained on, and on texts that are not."
 
@@ -16,7 +16,7 @@ def section(summary: Summary) -> Section | None:
     """All healed models side by side, then every one under its method and path."""
     parts: list[Part] = [*_side_by_side(summary)]
     for number, item in enumerate(summary.collection.of("healing"), 1):
-        figure = Figure(learning_figure(item.record, numbered("healing", number)), CAPTION)
+        figure = Figure(learning_figure(item.record, figure_name("healing", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _facts(item.record)], "pair")]
     return Section("Healing by training", parts) if parts else None
 
@@ -33,7 +33,7 @@ def _side_by_side(summary: Summary) -> list[Box]:
     for text in texts:
         healings = [(label, healing) for label, healing in items if text in perplexities(healing)]
         if len(healings) > 1:
-            names = {by: numbered(f"healing-{by}", len(parts) + 1) for by in ("tokens", "seconds")}
+            names = {by: figure_name(f"healing-{by}", len(parts) + 1) for by in ("tokens", "seconds")}
             drawings = (progress_figure(healings, text, by, name) for by, name in names.items())
             caption = f"Perplexity of {text} by what it cost."
             parts.append(Box([Figure(drawing, caption) for drawing in drawings], "pair"))

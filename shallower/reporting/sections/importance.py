@@ -3,7 +3,7 @@
 from ...artifacts import Scores
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import importance_figure
-from ..page import Box, Figure, Section, Text, numbered
+from ..page import Box, Figure, Section, Text, figure_name
 
 
 def section(summary: Summary) -> Section | None:
@@ -24,5 +24,5 @@ def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
     settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
     tokens = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
     cost = f"{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}"
-    drawing = importance_figure(numbered("importance", number), scores, removed)
+    drawing = importance_figure(figure_name("importance", number), scores, removed)
     return Figure(drawing, f"{scores.criterion}{settings}: {tokens}{cost}.")

@@ -4,7 +4,7 @@ from ...results.collection import CollectedArtifact
 from ...results.summary import EvaluationRow, Summary, TextColumn, perplexity_text
 from ...runtime.format import millions
 from ..figures import bars_figure, curves_figure
-from ..page import Box, Cell, Figure, Section, Table, Text, numbered
+from ..page import Box, Cell, Figure, Section, Table, Text, figure_name
 
 NOTE = "Below each figure: the ratio to the dense model on the same tokens. Lower is better."
 
@@ -60,7 +60,7 @@ def _bars(summary: Summary, column: TextColumn, number: int) -> Figure:
             bars.append((f"{row.label} ({row.detail})", item.value, colour))
     caption = f"Perplexity on {column[0]}; dashed: the dense model."
     base = summary.base(column) or 0.0
-    name = numbered("perplexity", number)
+    name = figure_name("perplexity", number)
     return Figure(bars_figure(name, caption, bars, y_label="perplexity, lower is better", base=base), caption)
 
 
@@ -82,6 +82,6 @@ def _sweep(summary: Summary, item: CollectedArtifact, number: int) -> Figure:
         ]
     how = sweep.selection + (f", {sweep.criterion}" if sweep.criterion else "")
     caption = f"Perplexity against layers removed ({how})" + ("; circles: written models." if points else ".")
-    name = numbered("sweep", number)
+    name = figure_name("sweep", number)
     labels = {"x_label": "layers removed", "y_label": "perplexity"}
     return Figure(curves_figure(name, caption, series, points=points, **labels), caption)

@@ -55,8 +55,8 @@ def _tokens(artifacts: list[CollectedArtifact]) -> Table | None:
             row = (tokens_used(calibration), f"{item.record.kind}: {item.path}", calibration.hash)
             rows.setdefault(calibration.hash, row)
         for name, text in getattr(item.record, "perplexity", {}).items():
-            cut = f"length {text.length}, stride {text.stride}"
-            what = f"{name}: {text.tokens} predicted tokens, {cut}, BOS {text.bos}"
+            protocol = f"length {text.length}, stride {text.stride}"
+            what = f"{name}: {text.tokens} predicted tokens, {protocol}, BOS {text.bos}"
             rows.setdefault(text.hash, (what, f"evaluation: {item.path}", text.hash))
     return Table(("tokens", "first used by", "hash"), rows.values()) if rows else None
 

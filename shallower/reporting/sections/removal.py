@@ -5,7 +5,7 @@ from ...results.collection import Pruning
 from ...results.summary import Summary, percent, seconds, settings_of, tokens_used
 from ...runtime.format import byte_count, millions
 from ..figures import stack_figure
-from ..page import Box, Cell, Facts, Figure, Part, Section, Table, Text, numbered
+from ..page import Box, Cell, Facts, Figure, Part, Section, Table, Text, figure_name
 
 
 def section(summary: Summary) -> Section | None:
@@ -16,20 +16,20 @@ def section(summary: Summary) -> Section | None:
         if len(summary.sets) > 1:
             parts.append(Text(f"{len(pruning.removal)} of {summary.root.layers}: {pruning.name}", "heading"))
         parts.append(Box([_stack(summary, pruning, number), _decision(pruning)], "pair"))
-    done = any(pruning.pruned for pruning in prunings)
-    return Section("What was removed" if done else "What would be removed", parts) if parts else None
+    written = any(pruning.pruned for pruning in prunings)
+    return Section("What was removed" if written else "What would be removed", parts) if parts else None
 
 
 def _stack(summary: Summary, pruning: Pruning, number: int) -> Figure:
     plan = pruning.plan
     count = summary.root.layers
-    own = plan.model.original == summary.root.original
+    same_layers = plan.model.original == summary.root.original
     places = {index: place for place, index in enumerate(pruning.order)}
     removed = {index: places.get(index) for index in pruning.removal.layers}
-    protected = [*range(plan.keep_first), *range(count - plan.keep_last, count)] if own else []
-    scores = plan.scores if own else None
+    protected = [*range(plan.keep_first), *range(count - plan.keep_last, count)] if same_layers else []
+    scores = plan.scores if same_layers else None
     title = f"The {count} layers from the input down" + (f", with their scores by {plan.criterion}" if scores else "")
-    name = numbered("stack", number)
+    name = figure_name("stack", number)
     drawing = stack_figure(name, title, removed=removed, protected=protected, scores=scores, count=count)
     return Figure(drawing, title + ".")
 

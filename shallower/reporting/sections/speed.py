@@ -5,7 +5,7 @@ from ...results.summary import Summary, gigabytes
 from ...results.timings import setting
 from ...runtime.format import short
 from ..figures import speedups_figure
-from ..page import Box, Cell, Figure, Part, Section, Table, Text, numbered
+from ..page import Box, Cell, Figure, Part, Section, Table, Text, figure_name
 
 CAPTION = (
     "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: the limit of "
@@ -22,7 +22,7 @@ def section(summary: Summary) -> Section | None:
         conditions = f"{speed.device}, {speed.threads} threads, {speed.dtype}; protocol {speed.protocol}"
         parts += [Text(conditions, "note"), _table(speed)]
         if speed.speedups:
-            parts.append(Figure(speedups_figure(numbered("speed", number), speed), CAPTION))
+            parts.append(Figure(speedups_figure(figure_name("speed", number), speed), CAPTION))
         parts.append(_analytic(speed))
     return Section("Speed and memory", parts) if parts else None
 

@@ -18,8 +18,8 @@ def section(summary: Summary) -> Section | None:
     series = []
     for name in names:
         items = [row.evaluation.tasks.get(name) for row in rows]
-        known = next(filter(None, items))
-        what = Cell(name, f"{known.metric}, {known.count} items")
+        first = next(filter(None, items))
+        what = Cell(name, f"{first.metric}, {first.count} items")
         lines.append([what, *map(_value, items)])
         values = [
             (f"{row.label} ({row.detail})", item.value, item.stderr or 0.0)
