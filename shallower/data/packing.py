@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..artifacts import TrainingData
 from ..errors import UserError, argument
-from .readers import Row, rows, streamed, text_of
+from .readers import Row, rows, stream_rows, text_of
 from .tokens import bos_rule, encode
 
 CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 
     tokens: Int[Tensor, "sequence place"]
     positions: Int[Tensor, "sequence place"]
-    bearing: Bool[Tensor, "sequence place"]
+    loss_mask: Bool[Tensor, "sequence place"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Packed:
 
     tokens: Int[Tensor, "sequence place"]  # int32
     positions: Int[Tensor, "sequence place"]
-    bearing: Bool[Tensor, "sequence place"]
+    loss_mask: Bool[Tensor, "sequence place"]
     seed: int
     about: TrainingData
 
@@ -87,7 +87,7 @@ class Packed:
     def rows(self, step: int, size: int) -> Rows:
         """The sequences of a step themselves."""
         which = self.batch(step, size)
-        return Rows(self.tokens[which].long(), self.positions[which].long(), self.bearing[which])
+        return Rows(self.tokens[which].long(), self.positions[which].long(), self.loss_mask[which])
 
     def place(self) -> dict[str, int]:
         """Where the next step goes on; the step says it all."""
@@ -123,8 +123,12 @@ def read_documents(
         )
     what = "dataset" if dataset else "data"
     given = dataset or ", ".join(map(str, paths))
-    read = streamed(dataset, seed) if dataset else (row for path in paths for row in rows(path, "data"))
-    end, ids, prompts, count, instructions = tokenizer.eos_token_id, [], [], 0, None
+    read = stream_rows(dataset, seed) if dataset else (row for path in paths for row in rows(path, "data"))
+    end = tokenizer.eos_token_id
+    ids: list[np.ndarray] = []
+    prompts: list[int] = []
+    count = 0
+    instructions = None
     front, back = ends_of(tokenizer)
     for where, row in read:
         instructions = "instruction" in row if instructions is None else instructions
@@ -167,42 +171,45 @@ def _example(where: str, row: Row) -> tuple[str, str]:
     return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
 
 
-def packed_sequences(found: Documents, length: int, seed: int, *, apart: bool) -> Packed:
+def packed_sequences(documents: Documents, length: int, seed: int, *, isolated: bool) -> Packed:
     """The sequences to train on.
 
     Args:
-        apart: the model keeps documents of one row apart where positions start again.
+        isolated: the model keeps documents of one row apart where positions start again.
     Raises:
         UserError: less than one sequence, or no answer within the cut-off.
     """
-    order = [int(index) for index in np.random.default_rng(seed).permutation(len(found.ids))]
-    made, dropped = _examples(found, order, length, apart) if found.instructions else (_whole(found, order, length), 0)
-    tokens, positions, bearing = (torch.from_numpy(part) for part in made)
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in made)).hexdigest()[:16]
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(documents.ids))]
+    if documents.instructions:
+        arrays, dropped = _pack_examples(documents, order, length, isolated)
+    else:
+        arrays, dropped = _cut_texts(documents, order, length), 0
+    tokens, positions, loss_mask = (torch.from_numpy(part) for part in arrays)
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in arrays)).hexdigest()[:16]
     about = TrainingData(
-        source=found.source,
-        kind="instructions" if found.instructions else "text",
-        documents=len(found.ids) - dropped,
+        source=documents.source,
+        kind="instructions" if documents.instructions else "text",
+        documents=len(documents.ids) - dropped,
         dropped=dropped,
         sequences=len(tokens),
         length=tokens.shape[1],
         tokens=int((positions >= 0).sum()),
-        loss_tokens=int(bearing.sum()),
-        apart=apart,
+        loss_tokens=int(loss_mask.sum()),
+        apart=isolated,
         seed=seed,
         hash=digest,
     )
-    return Packed(tokens, positions.clamp(min=0), bearing, seed, about)
+    return Packed(tokens, positions.clamp(min=0), loss_mask, seed, about)
 
 
-def _whole(found: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ids = np.concatenate([found.ids[index] for index in order])
-    places = np.concatenate([np.arange(len(found.ids[index]), dtype=np.int32) for index in order])
+def _cut_texts(documents: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids = np.concatenate([documents.ids[index] for index in order])
+    places = np.concatenate([np.arange(len(documents.ids[index]), dtype=np.int32) for index in order])
     count = len(ids) // length
     if not count:
         raise UserError(
-            f"{argument('data', found.source)} has {len(ids)} tokens, less than one sequence of {length}: give more "
-            f"text or lower {argument('length')}"
+            f"{argument('data', documents.source)} has {len(ids)} tokens, less than one sequence of {length}: "
+            f"give more text or lower {argument('length')}"
         )
     return cut_rows(ids[: count * length], places[: count * length], length)
 
@@ -216,42 +223,44 @@ def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarr
     within = np.arange(length, dtype=np.int32)[None]
     begins = np.where(places == 0, within, 0)  # where the document at hand starts within its row
     positions = within - np.maximum.accumulate(begins, axis=1)
-    bearing = positions > 0
-    return ids, positions, bearing
+    loss_mask = positions > 0
+    return ids, positions, loss_mask
 
 
-def _examples(
-    found: Documents, order: list[int], length: int, apart: bool
+def _pack_examples(
+    documents: Documents, order: list[int], length: int, isolated: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """Rows of whole examples.
 
     Positions below zero mark padding. And how many examples had no answer within the cut-off.
     """
     limit = min(CUT_OFF, length)
-    fits = [index for index in order if found.prompts[index] < limit and len(found.ids[index]) > 1]
+    fits = [index for index in order if documents.prompts[index] < limit and len(documents.ids[index]) > 1]
     if not fits:
         raise UserError(
             f"no example has its answer within {limit} tokens; raise {argument('length')} or shorten the prompts",
-            data=found.source,
+            data=documents.source,
         )
-    width = length if apart else limit
+    width = length if isolated else limit
     rows: list[list[int]] = []
     room = 0
     for index in fits:
-        size = min(len(found.ids[index]), limit)
-        if not rows or not apart or size > room:
+        size = min(len(documents.ids[index]), limit)
+        if not rows or not isolated or size > room:
             rows.append([])
             room = width
         rows[-1].append(index)
         room -= size
-    ids = np.full((len(rows), width), found.end or 0, dtype=np.int32)
-    positions, bearing = np.full((len(rows), width), -1, dtype=np.int32), np.zeros((len(rows), width), dtype=bool)
+    ids = np.full((len(rows), width), documents.end or 0, dtype=np.int32)
+    positions = np.full((len(rows), width), -1, dtype=np.int32)
+    loss_mask = np.zeros((len(rows), width), dtype=bool)
     for row, members in enumerate(rows):
         start = 0
         for index in members:
-            part = found.ids[index][:limit]
+            part = documents.ids[index][:limit]
             stop = start + len(part)
-            ids[row, start:stop], positions[row, start:stop] = part, np.arange(len(part))
-            bearing[row, start + max(1, found.prompts[index]) : stop] = True
+            ids[row, start:stop] = part
+            positions[row, start:stop] = np.arange(len(part))
+            loss_mask[row, start + max(1, documents.prompts[index]) : stop] = True
             start = stop
-    return (ids, positions, bearing), len(order) - len(fits)
+    return (ids, positions, loss_mask), len(order) - len(fits)

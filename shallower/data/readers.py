@@ -32,18 +32,19 @@ def rows(source: str | Path, what: str = "text") -> Iterator[tuple[str, Row]]:
             set that cannot be loaded.
     """
     if what == "dataset":
-        found = _open_dataset(str(source), streaming=False)
-        columns = _known_columns(found.column_names, argument(what, source))
-        yield from _of_dataset(str(source), found.select_columns(columns))
+        dataset = _open_dataset(str(source), streaming=False)
+        columns = _known_columns(dataset.column_names, argument(what, source))
+        yield from _dataset_rows(str(source), dataset.select_columns(columns))
         return
-    path, named = _checked(source, what), argument(what, place(source))
+    path = _readable_file(source, what)
+    named = argument(what, place(source))
     if path.stat().st_size > LARGEST_TEXT:
         raise UserError(f"{named} is larger than {LARGEST_TEXT >> 30} GiB: {_instead()}")
-    read = {".txt": _of_text, ".jsonl": _of_lines, ".parquet": _of_table}[path.suffix]
+    read = {".txt": _text_row, ".jsonl": _line_rows, ".parquet": _table_rows}[path.suffix]
     yield from read(path, named)
 
 
-def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, Row]]:
+def stream_rows(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[tuple[str, Row]]:
     """The rows of a data set as ``rows`` gives them, read as they are needed.
 
     Args:
@@ -52,10 +53,10 @@ def streamed(name: str, seed: int | None = None, skipped: int = 0) -> Iterator[t
     Raises:
         UserError: it cannot be opened, or breaks off.
     """
-    found = _open_dataset(name, streaming=True)
+    dataset = _open_dataset(name, streaming=True)
     if seed is not None:
-        found = found.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    yield from _of_dataset(name, found.skip(skipped) if skipped else found, skipped)
+        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    yield from _dataset_rows(name, dataset.skip(skipped) if skipped else dataset, skipped)
 
 
 def read_text(source: str | Path, what: str = "text") -> str:
@@ -66,8 +67,8 @@ def read_text(source: str | Path, what: str = "text") -> str:
     Raises:
         UserError: as for ``rows``, or a row without the field.
     """
-    found = rows(source, what)
-    return "\n\n".join(text_of(where, row) for where, row in found if what != "dataset" or row.get("text", True))
+    located_rows = rows(source, what)
+    return "\n\n".join(text_of(where, row) for where, row in located_rows if what != "dataset" or row.get("text", True))
 
 
 def text_of(where: str, row: Row, name: str = "text") -> str:
@@ -84,16 +85,17 @@ def text_of(where: str, row: Row, name: str = "text") -> str:
 def check_readable(paths: Iterable[str | Path], what: str = "text") -> None:
     """Raise a UserError where a file is not there or of a kind that is not read, before anything long begins."""
     for path in paths:
-        _checked(path, what)
+        _readable_file(path, what)
 
 
-def _checked(given: str | Path, what: str) -> Path:
+def _readable_file(given: str | Path, what: str) -> Path:
     """The place of a file that is there and of a kind that is read."""
-    path, suffixes = place(given), f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+    path = place(given)
+    suffixes = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
     try:
         there = path.is_file()
     except OSError as error:
-        raise UserError(_unread(error), **{what: str(path)[:200]}) from error
+        raise UserError(_read_error(error), **{what: str(path)[:200]}) from error
     if not there:
         raise UserError(f"no such file; give {suffixes}", **{what: path})
     if path.suffix not in SUFFIXES:
@@ -101,12 +103,12 @@ def _checked(given: str | Path, what: str) -> Path:
     return path
 
 
-def _of_text(path: Path, named: str) -> Iterator[tuple[str, Row]]:
-    yield named, {"text": _decoded(path, named).replace("\r\n", "\n").replace("\r", "\n")}
+def _text_row(path: Path, named: str) -> Iterator[tuple[str, Row]]:
+    yield named, {"text": _decode(path, named).replace("\r\n", "\n").replace("\r", "\n")}
 
 
-def _of_lines(path: Path, named: str) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(_decoded(path, named).split("\n"), 1):
+def _line_rows(path: Path, named: str) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(_decode(path, named).split("\n"), 1):
         if line.strip():
             where = f"{named}: line {number}"
             row = parse_json(line, where)
@@ -115,7 +117,7 @@ def _of_lines(path: Path, named: str) -> Iterator[tuple[str, Row]]:
             yield where, row
 
 
-def _of_table(path: Path, named: str) -> Iterator[tuple[str, Row]]:
+def _table_rows(path: Path, named: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -126,20 +128,21 @@ def _of_table(path: Path, named: str) -> Iterator[tuple[str, Row]]:
         columns = _known_columns(about.schema.to_arrow_schema().names, named)
         if size > LARGEST_TEXT:
             raise UserError(f"{named} unpacks to more than {LARGEST_TEXT >> 30} GiB: {_instead()}")
-        found = parquet.read_table(path, columns=columns).to_pylist()
+        table = parquet.read_table(path, columns=columns).to_pylist()
     except UserError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a broken file
         raise UserError(f"{named} is not a readable .parquet file") from error
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(table, 1):
         if any(value is not None for value in row.values()):
             yield f"{named}: row {number}", row
 
 
-def _of_dataset(name: str, found: Iterable[Row], skipped: int = 0) -> Iterator[tuple[str, Row]]:
-    named, number = argument("dataset", name), skipped
+def _dataset_rows(name: str, dataset_rows: Iterable[Row], skipped: int = 0) -> Iterator[tuple[str, Row]]:
+    named = argument("dataset", name)
+    number = skipped
     try:
-        for number, row in enumerate(found, skipped + 1):
+        for number, row in enumerate(dataset_rows, skipped + 1):
             yield f"{named}: row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -154,7 +157,8 @@ def _open_dataset(name: str, *, streaming: bool) -> Any:
     except ImportError as error:
         raise UserError(f"{argument('dataset')} needs the package datasets; pip install 'shallower[data]'") from error
     parts = name.split(":")
-    config, split = (parts[1] or None if len(parts) > 1 else None), (parts[2] if len(parts) > 2 else "train")
+    config = parts[1] or None if len(parts) > 1 else None
+    split = parts[2] if len(parts) > 2 else "train"
     try:
         return load_dataset(str(place(parts[0])), config, split=split, streaming=streaming)
     except Exception as error:  # the library raises many kinds: offline, unknown, gated, script
@@ -172,16 +176,16 @@ def _known_columns(there: list[str], named: str) -> list[str]:
     return columns
 
 
-def _decoded(path: Path, named: str) -> str:
+def _decode(path: Path, named: str) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{named} is not UTF-8 (byte {error.start}); convert it first") from error
     except OSError as error:
-        raise UserError(f"{named}: {_unread(error)}") from error
+        raise UserError(f"{named}: {_read_error(error)}") from error
 
 
-def _unread(error: OSError) -> str:
+def _read_error(error: OSError) -> str:
     return f"cannot be read ({(error.strerror or 'failed').lower()})"
 
 

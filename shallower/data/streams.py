@@ -10,7 +10,7 @@ import torch
 from ..artifacts import TrainingData
 from ..errors import UserError, argument
 from .packing import Rows, check_known, cut_rows, ends_of
-from .readers import SHUFFLE_BUFFER, streamed, text_of
+from .readers import SHUFFLE_BUFFER, stream_rows, text_of
 from .tokens import encode
 
 START = {"turn": 0, "document": 0, "token": 0}
@@ -25,17 +25,22 @@ class Stream:
     the data, the document in which the next sequence begins, and how many of its tokens are used up.
     """
 
-    def __init__(self, name: str, tokenizer, vocabulary: int, length: int, seed: int, *, apart: bool):
-        self.name, self.tokenizer, self.vocabulary, self.length, self.seed = name, tokenizer, vocabulary, length, seed
+    def __init__(self, name: str, tokenizer, vocabulary: int, length: int, seed: int, *, isolated: bool):
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.length = length
+        self.seed = seed
         self._front, self._back = ends_of(tokenizer)
-        self._at, self._ready = START, None
+        self._at = START
+        self._ready: Future | None = None
         self._worker = ThreadPoolExecutor(1, "stream")
-        self._made: Iterator | None = None
-        texts = (text_of(where, row) for where, row in streamed(name))
+        self._upcoming: Iterator | None = None
+        texts = (text_of(where, row) for where, row in stream_rows(name))
         first = next((text for text in texts if text.strip()), None)
         if first is None:
             raise UserError("only empty texts; give text to train on", dataset=name)
-        hashed = f"{name} {seed} {SHUFFLE_BUFFER} {length} {first}".encode()
+        identity = f"{name} {seed} {SHUFFLE_BUFFER} {length} {first}".encode()
         self.about = TrainingData(
             source=name,
             kind="text",
@@ -46,17 +51,17 @@ class Stream:
             length=length,
             tokens=None,
             loss_tokens=None,
-            apart=apart,
+            apart=isolated,
             seed=seed,
-            hash=hashlib.sha256(hashed).hexdigest()[:16],
+            hash=hashlib.sha256(identity).hexdigest()[:16],
         )
 
     def rows(self, step: int, size: int) -> Rows:
         """The next ``size`` sequences; steps follow each other."""
         future = self._ready or self._worker.submit(self._batch, size)
-        found, self._at = future.result()
-        self._ready: Future | None = self._worker.submit(self._batch, size)
-        return found
+        batch, self._at = future.result()
+        self._ready = self._worker.submit(self._batch, size)
+        return batch
 
     def place(self) -> dict[str, int]:
         """Where the next step goes on."""
@@ -66,13 +71,15 @@ class Stream:
         """Go on at a place that was kept, or begin anew."""
         if self._ready:
             wait([self._ready])
-        self._at, self._made, self._ready = place or START, None, None
+        self._at = place or START
+        self._upcoming = None
+        self._ready = None
 
     def _batch(self, size: int) -> tuple[Rows, dict[str, int]]:
-        self._made = self._made or self._sequences(**self._at)
-        parts, places = zip(*(next(self._made) for _ in range(size)), strict=True)
-        ids, positions, bearing = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        tensors = torch.from_numpy(ids).long(), torch.from_numpy(positions).long(), torch.from_numpy(bearing)
+        self._upcoming = self._upcoming or self._sequences(**self._at)
+        parts, places = zip(*(next(self._upcoming) for _ in range(size)), strict=True)
+        ids, positions, loss_mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        tensors = torch.from_numpy(ids).long(), torch.from_numpy(positions).long(), torch.from_numpy(loss_mask)
         return Rows(*tensors), places[-1]
 
     def _sequences(
@@ -80,26 +87,32 @@ class Stream:
     ) -> Iterator[tuple[tuple[np.ndarray, ...], dict[str, int]]]:
         """(one sequence, where the next begins), without end."""
         while True:
-            held: list[tuple[int, int, np.ndarray]] = []  # document, the first of its tokens that is left, its tokens
+            # document, the first of its tokens that is left, its tokens
+            buffer: list[tuple[int, int, np.ndarray]] = []
             room = some = 0
             for number, ids in self._documents(turn, document):
                 start = token if number == document else 0
-                held.append((number, start, ids))
+                buffer.append((number, start, ids))
                 room += len(ids) - start
                 while room >= self.length:
-                    pieces, places, missing = [], [], self.length
+                    pieces = []
+                    places = []
+                    missing = self.length
                     while missing:
-                        at, start, ids = held[0]
-                        taken = min(missing, len(ids) - start)
-                        pieces.append(ids[start : start + taken])
-                        places.append(np.arange(start, start + taken, dtype=np.int32))
-                        missing -= taken
-                        held[0] = (at, start + taken, ids)
-                        if start + taken == len(ids):
-                            held.pop(0)
-                    room, some = room - self.length, some + 1
+                        index, start, ids = buffer[0]
+                        count = min(missing, len(ids) - start)
+                        pieces.append(ids[start : start + count])
+                        places.append(np.arange(start, start + count, dtype=np.int32))
+                        missing -= count
+                        buffer[0] = (index, start + count, ids)
+                        if start + count == len(ids):
+                            buffer.pop(0)
+                    room -= self.length
+                    some += 1
                     next_one = (
-                        {"document": held[0][0], "token": held[0][1]} if held else {"document": number + 1, "token": 0}
+                        {"document": buffer[0][0], "token": buffer[0][1]}
+                        if buffer
+                        else {"document": number + 1, "token": 0}
                     )
                     yield (
                         cut_rows(np.concatenate(pieces), np.concatenate(places), self.length),
@@ -110,10 +123,11 @@ class Stream:
                     f"{argument('dataset', self.name)} has less than one sequence of {self.length} tokens: give more "
                     f"text or lower {argument('length')}"
                 )
-            turn, document, token = turn + 1, 0, 0
+            turn += 1
+            document = token = 0
 
     def _documents(self, turn: int, document: int) -> Iterator[tuple[int, np.ndarray]]:
-        for number, (where, row) in enumerate(streamed(self.name, self.seed + turn, document), document):
+        for number, (where, row) in enumerate(stream_rows(self.name, self.seed + turn, document), document):
             text = text_of(where, row)
             if text.strip():
                 ids = np.array(self._front + encode(self.tokenizer, text) + self._back, dtype=np.int32)

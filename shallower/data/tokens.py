@@ -40,10 +40,10 @@ class CalibrationSamples:
 
     def by_source(self, which: Iterable[int]) -> dict[str, list[int]]:
         """Source -> the places within ``which`` of the samples that are of it; ``which`` are numbers of samples."""
-        found: dict[str, list[int]] = {}
-        for at, number in enumerate(which):
-            found.setdefault(self.record.sources[self.labels[number]].name, []).append(at)
-        return found
+        places: dict[str, list[int]] = {}
+        for position, number in enumerate(which):
+            places.setdefault(self.record.sources[self.labels[number]].name, []).append(position)
+        return places
 
 
 def sources_of(wanted: Calibration) -> list[TextSource]:
@@ -73,7 +73,8 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
             [(name, len(tokens))], *tokens.shape, seed=None, bos="as given", hash=token_hash(tokens)
         )
         return CalibrationSamples(tokens, (0,) * len(tokens), record)
-    coder, sources = tokenizer(), sources_of(wanted)
+    coder = tokenizer()
+    sources = sources_of(wanted)
     bos = bos_rule(wanted.bos, coder, every=True)
     body = wanted.length - (bos == "every")
     counts = shares(wanted.samples, wanted.mix or [1.0] * len(sources))
@@ -83,7 +84,7 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
         )
     elif wanted.samples < len(sources):
         raise UserError(f"at least one for each of the {len(sources)} sources is needed", samples=wanted.samples)
-    drawn = [_drawn(source, count, body, coder, wanted) for source, count in zip(sources, counts, strict=True)]
+    drawn = [_draw(source, count, body, coder, wanted) for source, count in zip(sources, counts, strict=True)]
     order = _alternating([len(part) for part in drawn])
     tokens = torch.stack([drawn[source][at] for source, at in order])
     tokens = with_bos(tokens, bos, coder)
@@ -93,7 +94,7 @@ def calibration_samples(wanted: Calibration, tokenizer: Callable[[], object], vo
     return CalibrationSamples(tokens, tuple(source for source, _ in order), record)
 
 
-def _drawn(source: TextSource, count: int, body: int, tokenizer, wanted: Calibration) -> Int[Tensor, "sample position"]:
+def _draw(source: TextSource, count: int, body: int, tokenizer, wanted: Calibration) -> Int[Tensor, "sample position"]:
     """So many samples of one source, drawn by the seed from its segments."""
     ids = encode(tokenizer, source.read(), source.name)
     segments = len(ids) // body if body else 0

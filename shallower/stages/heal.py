@@ -18,7 +18,7 @@ from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
 from ..artifacts import Healing, TrainingRow
 from ..data.packing import Documents, packed_sequences, read_documents
-from ..data.readers import check_readable, streamed
+from ..data.readers import check_readable, stream_rows
 from ..data.streams import Stream
 from ..errors import UserError, argument
 from ..evaluation.perplexity import evaluation_segments
@@ -37,11 +37,11 @@ from ..storage.ownership import check_apart, check_free
 from ..storage.paths import place
 from ..surgery.trained import TrainedOutput, write_healed
 from ..training.checkpoints import Checkpointer
-from ..training.distillation import Distillation, shared
+from ..training.distillation import Distillation, share_weights
 from ..training.loop import Outcome, TrainingRun, tracker_of, train
 from ..training.objective import Objective, isolates
-from ..training.schedule import fitted
-from ..training.setup import Setup, announce, check_batch, eval_steps, measured, run_of
+from ..training.schedule import fit_schedule
+from ..training.setup import Setup, announce, check_batch, eval_steps, measure_written, run_of
 from ..training.sharding import by_hand, shard_layers, split_by_launcher
 from ..walk.run import load_weights
 from .common import ModelSource, resolve_settings
@@ -159,7 +159,8 @@ class HealingJob:
             self.dense = dense_model(self.model, getattr(self.own, "teacher", ""), self.compute, "fp32")
 
     def _settle_data(self) -> None:
-        training, model = self.training, self.model
+        training = self.training
+        model = self.model
         documents = _documents(model, self.request, self.budget, training.seed)
         self.texts = (
             evaluation_segments(model, training.eval_texts, None, _protocol(training), "eval_texts")
@@ -172,8 +173,8 @@ class HealingJob:
                 control=True,
             )
         load_weights(model)
-        how = {"length": training.length, "seed": training.seed, "apart": isolates(model.module)}
-        self.apart = how["apart"]
+        how = {"length": training.length, "seed": training.seed, "isolated": isolates(model.module)}
+        self.isolated = how["isolated"]
         self.data = (
             packed_sequences(documents, **how)
             if documents
@@ -184,14 +185,14 @@ class HealingJob:
         training = self.training
         recipe = self.way.recipe(self.own)
         recipe = recipe if training.lr is None else replace(recipe, lr=training.lr)
-        self.schedule, self.smaller = fitted(recipe, self.budget, self.data.about.length, training.batch_tokens)
+        self.schedule, self.smaller = fit_schedule(recipe, self.budget, self.data.about.length, training.batch_tokens)
         check_batch(self.schedule, shard=training.shard)
         self.tracker = tracker_of(training.track, self.request.out)
         self.earlier, self.state = state_from(training.optimizer_from, self.model, self.schedule.recipe)
         self.setup = Setup(
-            self.data, self.schedule, training, self.texts, self.device, apart=self.apart, bf16=self.bf16
+            self.data, self.schedule, training, self.texts, self.device, isolated=self.isolated, bf16=self.bf16
         )
-        self.keeper = Checkpointer(self.request.out, self.key)
+        self.checkpointer = Checkpointer(self.request.out, self.key)
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -208,7 +209,7 @@ class HealingJob:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the output's checkpoints, so that no other process trains there."""
-        with self.keeper.claimed(resume=self.training.resume):
+        with self.checkpointer.claimed(resume=self.training.resume):
             yield
 
     def control(self) -> None:
@@ -219,7 +220,7 @@ class HealingJob:
         if self.dense is None:
             return
         self.model.unload()
-        self.rows = self.keeper.control() or self._control(self.dense)
+        self.rows = self.checkpointer.control() or self._control(self.dense)
         self.dense = None
         load_weights(self.model)
 
@@ -232,13 +233,15 @@ class HealingJob:
             load_weights(dense)
             _, run = _prepare_run(dense, way, own, self.setup, beside)
             rows = [row for row in train(run).rows if "eval" in row]
-            self.keeper.keep_control(rows)
+            self.checkpointer.keep_control(rows)
         dense.unload()
         return rows
 
     def train(self) -> None:
         """Train, from the last checkpoint where there is one."""
-        self.prepared, self.run = _prepare_run(self.model, self.way, self.own, self.setup, self.keeper, self.teacher)
+        self.prepared, self.run = _prepare_run(
+            self.model, self.way, self.own, self.setup, self.checkpointer, self.teacher
+        )
         self.run.state = self.state
         self.run.tracker = self.tracker
         announce(self.model, self.run, self.smaller, self.teacher)
@@ -260,7 +263,7 @@ class HealingJob:
             train_tokens=schedule.steps * schedule.batch * schedule.length,
             steps=schedule.steps,
             batch_tokens=schedule.batch * schedule.length,
-            micro_batch=self.run.micro,
+            micro_batch=self.run.micro_batch,
             processes=distributed.size(),
             trained_parameters=trained_parameters,
             seconds=self.outcome.seconds,
@@ -272,7 +275,9 @@ class HealingJob:
 
     def write(self) -> Healing:
         """Write the trained model, reload it and measure what the files give."""
-        measure = partial(measured, texts=self.texts, device=self.device, bf16=self.bf16, micro=self.run.micro)
+        measure = partial(
+            measure_written, texts=self.texts, device=self.device, bf16=self.bf16, micro_batch=self.run.micro_batch
+        )
         self.run.objective = self.teacher = None  # the teacher's memory, and weights that it shares
         weights = self.outcome.weights
         model = self.model
@@ -306,7 +311,7 @@ def _picture(result: Healing) -> bytes:
 
 def _documents(model: Model, request: Request, budget: int, seed: int) -> Documents | None:
     """What is trained on, in memory; None for a data set of text, which is read on the way."""
-    if request.dataset and not request.data and "text" in next(streamed(request.dataset), ("", {}))[1]:
+    if request.dataset and not request.data and "text" in next(stream_rows(request.dataset), ("", {}))[1]:
         return None
     return read_documents(
         request.data, model.tokenizer, model.vocabulary, dataset=request.dataset, most=budget, seed=seed
@@ -329,7 +334,7 @@ def _reload_whole(model: Model, way: ModuleType, own: Any, weights: dict[str, Te
 
 
 def _prepare_run(
-    model: Model, way: ModuleType, own: Any, setup: Setup, keeper: Checkpointer, teacher: Model | None = None
+    model: Model, way: ModuleType, own: Any, setup: Setup, checkpointer: Checkpointer, teacher: Model | None = None
 ) -> tuple[Any, TrainingRun]:
     """What the method needs to finish, and the run."""
     torch.manual_seed(setup.training.seed)  # adapters start at random
@@ -339,7 +344,7 @@ def _prepare_run(
     objective = Objective(model.module)
     if teacher:
         load_weights(teacher)
-        same = shared(model, teacher) if way.freezes(own) and not setup.training.shard else 0
+        same = share_weights(model, teacher) if way.freezes(own) and not setup.training.shard else 0
         total = parameter_count(teacher.module)
         say(
             f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(total)} "
@@ -348,7 +353,7 @@ def _prepare_run(
         objective = Distillation(model, teacher, way.teaching(own))
         if setup.training.shard:
             shard_layers(teacher.module, teacher.module.get_submodule(teacher.outline.name), setup.device)
-    return prepared, run_of(model, objective, setup, keeper)
+    return prepared, run_of(model, objective, setup, checkpointer)
 
 
 def _open_in_fp32(source: ModelSource, compute: Compute, out: Path) -> Model:

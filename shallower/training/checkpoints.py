@@ -46,8 +46,10 @@ class Checkpointer:
     """
 
     def __init__(self, out: Path, key: dict[str, Any]):
-        self.folder, self.key = checkpoint_folder(out), json.loads(json.dumps(key))
-        self.metrics, self._control = self.folder / "metrics.jsonl", self.folder / "control.json"
+        self.folder = checkpoint_folder(out)
+        self.key = json.loads(json.dumps(key))
+        self.metrics = self.folder / "metrics.jsonl"
+        self._control = self.folder / "control.json"
 
     @contextmanager
     def claimed(self, *, resume: bool) -> Iterator[None]:
@@ -57,7 +59,8 @@ class Checkpointer:
             UserError: another process trains to the same output, checkpoints lie there and ``resume`` was not given,
                 or they are those of another run.
         """
-        first, lock = distributed.rank() == 0, None
+        first = distributed.rank() == 0
+        lock = None
         if first:
             with disk_errors(self.folder), made_parents(self.folder):
                 self.folder.mkdir(exist_ok=True)
@@ -82,12 +85,12 @@ class Checkpointer:
             raise Stopped(getattr(stop, "signal", signal.SIGINT), kept) from stop
         finally:
             if lock is not None:
-                if not self._begun():
+                if not self._has_kept():
                     remove_own(self.folder, OWN_CHECKPOINTS)
                 lock.release()
 
     def _check(self, resume: bool) -> None:
-        if not self._begun():
+        if not self._has_kept():
             if resume:
                 say(f"nothing to resume in {self.folder}: beginning")
             return
@@ -113,8 +116,8 @@ class Checkpointer:
 
     def steps(self) -> dict[int, Path]:
         """Step -> file, the earliest first."""
-        found = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
-        return dict(sorted(found.items()))
+        files = {int(path.stem.removeprefix("step-")): path for path in self.folder.glob("step-*.safetensors")}
+        return dict(sorted(files.items()))
 
     def keep(
         self,
@@ -151,11 +154,14 @@ class Checkpointer:
 
         (0, 0.0, {}) without one.
         """
-        step, seconds, place = 0, 0.0, {}
+        step = 0
+        seconds = 0.0
+        place: dict[str, int] = {}
         for number, path in reversed(self.steps().items()):
             try:
                 tensors, header = read_tensors(path)
-                seconds, place = float(header["seconds"]), json.loads(header["place"])
+                seconds = float(header["seconds"])
+                place = json.loads(header["place"])
             except (SafetensorError, OSError, KeyError, ValueError):
                 say(f"{path} cannot be read: the one before is tried")
                 continue
@@ -190,7 +196,7 @@ class Checkpointer:
         """What ``keep_control`` kept, or nothing."""
         return json.loads(self._control.read_text(encoding="utf-8")) if self._control.is_file() else []
 
-    def _begun(self) -> bool:
+    def _has_kept(self) -> bool:
         """Whether something lies there that a second start can use."""
         return bool(self.steps()) or self._control.is_file()
 
@@ -220,12 +226,12 @@ def _lines(path: Path) -> list[str]:
 
 def state_of(trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimiser keeps of every parameter, as ``state:KEY:PARAMETER``; numbers become tensors."""
-    found = {}
+    state = {}
     for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor | int | float):
-                found[f"{STATE}{key}:{name}"] = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
-    return found
+                state[f"{STATE}{key}:{name}"] = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
+    return state
 
 
 def put_state(tensors: dict[str, Tensor], trained: TrainedWeights, optimizer: torch.optim.Optimizer) -> int:
@@ -264,7 +270,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    own, seen = {}, set()
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.cpu().contiguous()
         own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor  # optimisers of 8 bit share their tables

@@ -72,48 +72,51 @@ class Distillation(Objective):
             Objective(teacher.module.requires_grad_(False).eval())
         ]  # in a list: not trained, saved or sent on
         self._taps = taps(student, teacher, teaching)
-        mapped = [tap.label for tap in self._taps if tap.term == "hidden"]
-        width, device = student.outline.width, next(student.module.parameters()).device
-        self.maps = nn.ParameterDict({label: nn.Parameter(torch.eye(width, device=device)) for label in mapped})
+        labels = [tap.label for tap in self._taps if tap.term == "hidden"]
+        width = student.outline.width
+        device = next(student.module.parameters()).device
+        self.maps = nn.ParameterDict({label: nn.Parameter(torch.eye(width, device=device)) for label in labels})
 
     def forward(
-        self, tokens: Tensor, positions: Tensor | None, bearing: Tensor
+        self, tokens: Tensor, positions: Tensor | None, loss_mask: Tensor
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
         """As in ``Objective``, all of it outside training.
 
-        Told are the sums of NLL, KL, and the plain mean squares of the others.
+        The terms are the sums of NLL, KL, and the plain mean squares of the others.
         """
         if not self.training:
-            return super().forward(tokens, positions, bearing)
-        teacher, soft = self._teacher[0], self.teaching.soft
-        with self._heard("student") as ours:
-            own = self.ends(tokens, positions, bearing)
-        with torch.no_grad(), self._heard("teacher") as theirs:
-            known = teacher.ends(tokens, positions, bearing)
-        total, told = loss_of(own, tokens[:, 1:][bearing[:, 1:]], known, soft)
-        squares = self._squares(ours, theirs, bearing[:, 1:])
+            return super().forward(tokens, positions, loss_mask)
+        teacher = self._teacher[0]
+        soft = self.teaching.soft
+        with self._record_outputs("student") as ours:
+            own = self.ends(tokens, positions, loss_mask)
+        with torch.no_grad(), self._record_outputs("teacher") as theirs:
+            known = teacher.ends(tokens, positions, loss_mask)
+        total, term_sums = loss_of(own, tokens[:, 1:][loss_mask[:, 1:]], known, soft)
+        squares = self._squares(ours, theirs, loss_mask[:, 1:])
         for name, value in squares.items():
             total = total + getattr(self.teaching, name) * value
-        parts = [squares[name].detach() if name in squares else told.new_zeros(()) for name in self.terms[2:]]
-        return total, torch.cat([told, torch.stack(parts)])
+        parts = [squares[name].detach() if name in squares else term_sums.new_zeros(()) for name in self.terms[2:]]
+        return total, torch.cat([term_sums, torch.stack(parts)])
 
     @contextmanager
-    def _heard(self, side: str) -> Iterator[dict[str, Tensor]]:
+    def _record_outputs(self, side: str) -> Iterator[dict[str, Tensor]]:
         """label -> what the tapped modules of one side put out while inside, (row, place, width)."""
-        heard: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for tap in self._taps:
 
-                def hear(_, __, output, tap=tap) -> None:
-                    heard[tap.label] = tap.part(output)
+                def record(_, __, output, tap=tap) -> None:
+                    outputs[tap.label] = tap.part(output)
 
-                hooks.callback(getattr(tap, side).register_forward_hook(hear).remove)
-            yield heard
+                hooks.callback(getattr(tap, side).register_forward_hook(record).remove)
+            yield outputs
 
     def _squares(self, ours: dict[str, Tensor], theirs: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        squares: dict[str, Tensor] = {}
         for tap in self._taps:
-            own, known = ours[tap.label][:, :-1][places], theirs[tap.label][:, :-1][places].float()
+            own = ours[tap.label][:, :-1][places]
+            known = theirs[tap.label][:, :-1][places].float()
             own = (
                 own.float()
                 if tap.label not in self.maps
@@ -122,8 +125,8 @@ class Distillation(Objective):
             square = (own - known).pow(2).mean(-1).sum()
             if self.teaching.relative:
                 square = square / known.pow(2).mean().clamp(min=1e-12)
-            found[tap.term] = found.get(tap.term, 0.0) + square
-        return found
+            squares[tap.term] = squares.get(tap.term, 0.0) + square
+        return squares
 
 
 def layer_pairs(student: Model, teacher: Model) -> list[int]:
@@ -148,24 +151,27 @@ def taps(student: Model, teacher: Model, teaching: Teaching) -> list[OutputTap]:
     Raises:
         UserError: attention outputs are wanted, and a layer shows no attention.
     """
-    found = []
+    output_taps = []
     if teaching.embedding:
         ends = (model.module.get_input_embeddings() for model in (student, teacher))
-        found.append(OutputTap("embedding", "embedding", *ends, lambda output: output))
+        output_taps.append(OutputTap("embedding", "embedding", *ends, lambda output: output))
     if teaching.hidden or teaching.attention:
         stacks = [model.module.get_submodule(model.outline.name) for model in (student, teacher)]
-        names, first = attention_names(student) if teaching.attention else [], student.outline.tokens_first
+        names = attention_names(student) if teaching.attention else []
+        first = student.outline.tokens_first
         for place, other in enumerate(layer_pairs(student, teacher)):
             layers = stacks[0][place], stacks[1][other]
             if teaching.hidden:
                 stream = student.outline.interfaces[place].stream_out
-                found.append(
+                output_taps.append(
                     OutputTap("hidden", f"hidden{place}", *layers, lambda output, stream=stream: first(stream(output)))
                 )
             if teaching.attention:
                 within = (layer.get_submodule(names[place]) for layer in layers)
-                found.append(OutputTap("attention", f"attention{place}", *within, lambda output: first(_first(output))))
-    return found
+                output_taps.append(
+                    OutputTap("attention", f"attention{place}", *within, lambda output: first(_first(output)))
+                )
+    return output_taps
 
 
 def _first(output: Any) -> Tensor | None:
@@ -181,62 +187,66 @@ def attention_names(model: Model) -> list[str]:
     That is seen by behaviour: noise on the last token but one of what goes in shows at the last one of what comes out.
     """
     tokens = dry_tokens(model.vocabulary).to(next(model.module.parameters()).device)
-    layers, calls = model.module.get_submodule(model.outline.name), {}
+    layers = model.module.get_submodule(model.outline.name)
+    calls: dict[int, dict[str, tuple]] = {}
     with ExitStack() as hooks:
         for place, layer in enumerate(layers):
             for name, part in layer.named_modules():
                 if name:
-                    see = partial(_noted, calls.setdefault(place, {}), name)
+                    see = partial(_note_call, calls.setdefault(place, {}), name)
                     hooks.callback(part.register_forward_hook(see, with_kwargs=True).remove)
         model.module.eval()(input_ids=tokens, use_cache=False)
-    outline, names = model.outline, []
+    outline = model.outline
+    names = []
     sizes = {outline.batch_axis: tokens.shape[0], outline.position_axis: tokens.shape[1], -1: outline.width}
     for place, seen in calls.items():
-        found = next(
+        attention = next(
             (name for name, call in seen.items() if _mixes(layers[place].get_submodule(name), call, sizes)), None
         )
-        if found is None:
+        if attention is None:
             raise UserError(
                 f"distill: nothing in layer {place} is seen to let tokens meet; "
                 f"{argument('settings', {'attention': 0})} goes without"
             )
-        names.append(found)
+        names.append(attention)
     return names
 
 
-def _noted(calls: dict[str, tuple], name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+def _note_call(calls: dict[str, tuple], name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
     calls[name] = (args, kwargs, output)
 
 
 def _mixes(part: nn.Module, call: tuple, sizes: dict[int, int]) -> bool:
     """``sizes``: of the axes of the stream, those of batch, position and width, in this order."""
     args, kwargs, output = call
-    made, axis = _first(output), list(sizes)[1]
-    if made is None or made.dim() <= axis or any(made.shape[at] != size for at, size in sizes.items()):
+    tensor = _first(output)
+    axis = list(sizes)[1]
+    if tensor is None or tensor.dim() <= axis or any(tensor.shape[at] != size for at, size in sizes.items()):
         return False
 
     def noisy(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != made.shape or not value.is_floating_point():
+        if not isinstance(value, Tensor) or value.shape != tensor.shape or not value.is_floating_point():
             return value
         value = value.clone()
         value.select(axis, -2).add_(torch.randn_like(value.select(axis, -2)) * value.float().std())
         return value
 
-    changed = [noisy(value) for value in args], {name: noisy(value) for name, value in kwargs.items()}
-    if all(new is old for new, old in zip((*changed[0], *changed[1].values()), (*args, *kwargs.values()), strict=True)):
+    inputs = [noisy(value) for value in args], {name: noisy(value) for name, value in kwargs.items()}
+    if all(new is old for new, old in zip((*inputs[0], *inputs[1].values()), (*args, *kwargs.values()), strict=True)):
         return False
-    last = [_first(one).select(axis, -1) for one in (part(*changed[0], **changed[1]), output)]
+    last = [_first(one).select(axis, -1) for one in (part(*inputs[0], **inputs[1]), output)]
     return not torch.equal(*last)
 
 
-def shared(student: Model, teacher: Model) -> int:
+def share_weights(student: Model, teacher: Model) -> int:
     """Let the teacher use the student's weights where they are frozen and equal; returns how many parameters that are.
 
     Frozen weights stay what they are until training ends, so that one copy in memory serves both.
     """
     outlines = student.outline.name, teacher.outline.name
     at = dict(enumerate(layer_pairs(student, teacher)))
-    known, count = dict(teacher.module.named_parameters()), 0
+    known = dict(teacher.module.named_parameters())
+    count = 0
     for name, parameter in student.module.named_parameters():
         if parameter.requires_grad:
             continue

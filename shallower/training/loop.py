@@ -9,12 +9,11 @@ the products are computed. The step alone decides data and dropout.
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -33,15 +32,14 @@ from ..runtime.progress import Meter, meter, say
 from ..runtime.signals import patient, stop_asked
 from .checkpoints import Checkpointer, put_state, state_of
 from .lion import Lion
+from .loss_guard import LossGuard
 from .objective import Objective
 from .schedule import Schedule
 from .sharding import shard, whole
 
-WATCHED = 10  # steps whose mean loss is compared
 EARLY = 60  # seconds after which the first checkpoint is due
-DIVERGED = 1.5  # a mean that is so many times the best one, and one nat more, is beyond repair
-MOST = 0.95  # of all tokens bear a loss in plain text; where fewer do, both rates are told
-FIRST_STEPS = 3  # after these the time that the rest takes is told
+MOST = 0.95  # of all tokens bear a loss in plain text; where fewer do, both rates are shown
+FIRST_STEPS = 3  # after these the time that the rest takes is said
 
 
 @dataclass
@@ -50,11 +48,11 @@ class TrainingRun:
 
     Attributes:
         objective: the loss of a module in fp32, with ``requires_grad`` on what is trained.
-        apart: positions are given to the model, so that documents in a row are kept apart.
-        micro: sequences per forward pass and process.
+        isolated: positions are given to the model, so that documents in a row are kept apart.
+        micro_batch: sequences per forward pass and process.
         bf16: products in bf16.
         checkpoint_steps, checkpoint_minutes: when a checkpoint is due.
-        watch: step -> further figures, every ``watch_steps`` steps and at both ends.
+        evaluate: step -> further figures, every ``evaluate_steps`` steps and at both ends.
         state: what an optimiser has kept in an earlier training, to begin with.
         layers: the modules to split among the processes; empty: every process holds the whole model.
         keep_state: tell what the optimiser keeps at the end.
@@ -65,16 +63,16 @@ class TrainingRun:
     objective: Objective
     data: Packed | Stream
     schedule: Schedule
-    keeper: Checkpointer
+    checkpointer: Checkpointer
     device: str
-    apart: bool
-    micro: int
+    isolated: bool
+    micro_batch: int
     seed: int
     bf16: bool = False
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 10.0
-    watch: Callable[[int], dict[str, Any]] = field(default=lambda step: {})
-    watch_steps: int = 0
+    evaluate: Callable[[int], dict[str, Any]] = field(default=lambda step: {})
+    evaluate_steps: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     layers: tuple[nn.Module, ...] = ()
     keep_state: bool = False
@@ -84,6 +82,16 @@ class TrainingRun:
     def trained(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name: the model's, and what the objective learns along."""
         return {name: parameter for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
+
+
+class StepMetrics(NamedTuple):
+    """Metrics of one step: the means of the objective's terms, the tokens that bore a loss, and the gradient's norm
+    before it was clipped.
+    """
+
+    terms: list[float]  # the loss first
+    loss_tokens: int
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -110,44 +118,32 @@ def train(run: TrainingRun) -> Outcome:
     trained = run.trained
     optimizer = _optimizer(list(trained.values()), run.schedule.recipe)
     put_state(run.state, trained, optimizer)
-    step, before, place = run.keeper.restore(trained, optimizer)
+    step, before, place = run.checkpointer.restore(trained, optimizer)
     run.data.seek(place)
     if not run.objective.chunked:
         say("the model has no plain linear head behind its decoder: its logits are held whole")
-    prepared = run.objective
-    if not run.layers:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
-            prepared, optimizer = accelerator.prepare(prepared, optimizer)
-    started, recent = time.monotonic(), _Watch(run.keeper)
+    prepared, optimizer = _prepare(run, accelerator, optimizer)
+    started = time.monotonic()
+    guard = LossGuard(run.checkpointer)
     saved = (step, started)
-    counted = meter("training", run.schedule.steps, step)
-    with fast_products(run.objective), counted as shown, _tracked(run, accelerator) as note, patient():
+    progress = meter("training", run.schedule.steps, step)
+    with fast_products(run.objective), progress as shown, _track_rows(run, accelerator) as note, patient():
         if not step:
-            note({"step": 0, "tokens": 0, **run.watch(0)})
+            note({"step": 0, "tokens": 0, **run.evaluate(0)})
         while step < run.schedule.steps:
             begun = time.monotonic()
             try:
-                told, bearing, norm = _step(run, accelerator, prepared, optimizer, list(trained.values()), step)
+                metrics = _step(run, accelerator, prepared, optimizer, list(trained.values()), step)
             except Stopped:  # in the middle of a step, of which nothing has reached the weights
                 optimizer.zero_grad()
                 _keep(run, step, before + begun - started, (trained, optimizer), saved)
                 raise
-            recent.check(step + 1, told[0], norm)
+            guard.check(step + 1, metrics.terms[0], metrics.norm)
             step += 1
-            took, rate = time.monotonic() - begun, run.schedule.lr(step - 1)
-            row = {"step": step, "tokens": step * run.schedule.batch * run.schedule.length, "loss": told[0], "lr": rate}
-            row |= {
-                "grad_norm": norm,
-                "tokens_per_second": bearing / took,
-                "seconds": before + time.monotonic() - started,
-            }
-            row["all_tokens_per_second"] = run.schedule.batch * run.schedule.length / took
-            row |= {"terms": dict(zip(run.objective.terms[1:], told[1:], strict=True))} if len(told) > 1 else {}
-            if step == run.schedule.steps or (run.watch_steps and step % run.watch_steps == 0):
-                row |= run.watch(step)
+            now = time.monotonic()
+            row = _row(run, step, metrics, now - begun, before + now - started)
+            if step == run.schedule.steps or (run.evaluate_steps and step % run.evaluate_steps == 0):
+                row |= run.evaluate(step)
             note(row)
             _tell(shown, row, step)
             asked = max(distributed.all_gather(stop_asked()))
@@ -158,11 +154,38 @@ def train(run: TrainingRun) -> Outcome:
                 raise Stopped(asked)
     state = state_of(trained, _inner(optimizer)) if run.keep_state else None
     weights = {name: whole(parameter.detach()) for name, parameter in trained.items()} if run.layers else None
-    return Outcome(run.keeper.rows(), before + time.monotonic() - started, state, weights)
+    return Outcome(run.checkpointer.rows(), before + time.monotonic() - started, state, weights)
+
+
+def _prepare(run: TrainingRun, accelerator: Accelerator, optimizer) -> tuple[nn.Module, Any]:
+    """Objective and optimiser as accelerate wraps them; those of a split model stay as they are."""
+    if run.layers:
+        return run.objective, optimizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows no other name
+        return accelerator.prepare(run.objective, optimizer)
+
+
+def _row(run: TrainingRun, step: int, metrics: StepMetrics, took: float, seconds: float) -> dict[str, Any]:
+    """Row of ``metrics.jsonl`` for a step that took ``took`` seconds, ``seconds`` after the run began."""
+    batch_tokens = run.schedule.batch * run.schedule.length
+    row = {
+        "step": step,
+        "tokens": step * batch_tokens,
+        "loss": metrics.terms[0],
+        "lr": run.schedule.lr(step - 1),
+        "grad_norm": metrics.norm,
+        "tokens_per_second": metrics.loss_tokens / took,
+        "seconds": seconds,
+        "all_tokens_per_second": batch_tokens / took,
+    }
+    if len(metrics.terms) > 1:
+        row["terms"] = dict(zip(run.objective.terms[1:], metrics.terms[1:], strict=True))
+    return row
 
 
 @contextmanager
-def _tracked(run: TrainingRun, accelerator: Accelerator) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _track_rows(run: TrainingRun, accelerator: Accelerator) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Where a row of figures goes: ``metrics.jsonl``, and the tracker if there is one."""
     if run.tracker:
         accelerator.init_trackers(
@@ -170,7 +193,7 @@ def _tracked(run: TrainingRun, accelerator: Accelerator) -> Iterator[Callable[[d
         )
 
     def note(row: dict[str, Any]) -> None:
-        run.keeper.note(row)
+        run.checkpointer.note(row)
         if run.tracker:
             accelerator.log(_flat(row), step=row["step"])
 
@@ -198,13 +221,13 @@ def tracker_of(name: str | None, out: Path) -> tuple[str, Path] | None:
 
 def _flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Names joined by slashes -> numbers and texts."""
-    found = {}
+    figures = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{before}{name}/")
+            figures |= _flat(value, f"{before}{name}/")
         else:
-            found[before + name] = value if isinstance(value, int | float | str) else str(value)
-    return found
+            figures[before + name] = value if isinstance(value, int | float | str) else str(value)
+    return figures
 
 
 def _step(
@@ -214,9 +237,8 @@ def _step(
     optimizer,
     parameters: list[nn.Parameter],
     step: int,
-) -> tuple[list[float], int, float]:
-    """One step; returns the means of what the objective tells, the tokens that bore a loss, and the gradient's norm
-    before it was clipped.
+) -> StepMetrics:
+    """Metrics of a step, which is made here.
 
     Where a GPU has no room for the micro-batch, it is halved from here on and the step begun again.
 
@@ -226,44 +248,44 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = run.schedule.lr(step)
     mine = Rows(*(part[distributed.rank() :: distributed.size()] for part in run.data.rows(step, run.schedule.batch)))
-    bearing = int(distributed.all_sum(mine.bearing.sum()))
+    loss_tokens = int(distributed.all_sum(mine.loss_mask.sum()))
     while True:
         try:
-            sums = _gradients(run, accelerator, objective, mine, (step, bearing))
+            sums = _gradients(run, accelerator, objective, mine, (step, loss_tokens))
             break
         except torch.OutOfMemoryError as error:
             if (
-                run.micro == 1 or distributed.size() > 1
+                run.micro_batch == 1 or distributed.size() > 1
             ):  # processes would have to halve together, in the middle of a step
                 raise UserError(
-                    f"out of memory in step {step + 1} with {argument('micro_batch', run.micro)}: a smaller one or "
-                    f"{argument('gradient_checkpointing', True)} may fit;"
+                    f"out of memory in step {step + 1} with {argument('micro_batch', run.micro_batch)}: a smaller one "
+                    f"or {argument('gradient_checkpointing', True)} may fit;"
                     f" with {argument('resume', True)} it goes on from the last checkpoint, if there is one"
                 ) from error
-            run.micro //= 2
-            say(f"out of memory: from now on {run.micro} sequences at once")
+            run.micro_batch //= 2
+            say(f"out of memory: from now on {run.micro_batch} sequences at once")
             optimizer.zero_grad()
         torch.cuda.empty_cache()  # here, where the traceback no longer holds the forward's tensors
     norm = accelerator.clip_grad_norm_(parameters, run.schedule.recipe.clip)
     norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    told = (distributed.all_sum(sums.double().cpu()) / bearing).tolist()
-    if math.isfinite(told[0]) and math.isfinite(norm):
+    terms = (distributed.all_sum(sums.double().cpu()) / loss_tokens).tolist()
+    if math.isfinite(terms[0]) and math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
-    return told, bearing, norm
+    return StepMetrics(terms, loss_tokens, norm)
 
 
 def _gradients(
     run: TrainingRun, accelerator: Accelerator, objective: nn.Module, mine: Rows, where: tuple[int, int]
 ) -> Tensor:
-    """Sum the gradients of this process's sequences, and return the sums of what the objective tells."""
-    step, bearing = where
+    """Sum the gradients of this process's sequences, and return the sums of the objective's terms."""
+    step, loss_tokens = where
     run.objective.train()
     torch.manual_seed(
         ((run.seed * 1_000_003 + step) * 1009 + distributed.rank()) % 2**63
     )  # dropout, by step and process
     total = torch.zeros(len(run.objective.terms), device=run.device)
-    pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro) for part in mine), strict=True)]
+    pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro_batch) for part in mine), strict=True)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         if distributed.size() == 1 and (asked := stop_asked()):
@@ -272,21 +294,21 @@ def _gradients(
             objective.set_requires_gradient_sync(last)
         with nullcontext() if last or run.layers else accelerator.no_sync(objective):
             with accelerator.autocast():
-                loss, told = objective(*inputs(piece, run.apart, run.device))
-            accelerator.backward(loss * (distributed.size() / bearing))  # processes are averaged
-        total += told
+                loss, term_sums = objective(*inputs(piece, run.isolated, run.device))
+            accelerator.backward(loss * (distributed.size() / loss_tokens))  # processes are averaged
+        total += term_sums
     return total
 
 
-def inputs(rows: Rows, apart: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+def inputs(rows: Rows, isolated: bool, device: str) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the objective takes of some sequences; positions only where a document begins within a row."""
-    several = apart and bool(
+    restarts = isolated and bool(
         (rows.positions[:, 1:] == 0).any()
     )  # asked before they are on the device, which would be waited for
     if device.startswith("cuda"):
         rows = Rows(*(part.pin_memory() for part in rows))
-    tokens, positions, bearing = (part.to(device, non_blocking=True) for part in rows)
-    return tokens, positions if several else None, bearing
+    tokens, positions, loss_mask = (part.to(device, non_blocking=True) for part in rows)
+    return tokens, positions if restarts else None, loss_mask
 
 
 def _accelerator(run: TrainingRun) -> Accelerator:
@@ -336,39 +358,6 @@ def _inner(optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-class _Watch:
-    """Stops a run whose loss is not finite or diverges."""
-
-    def __init__(self, keeper: Checkpointer):
-        self.keeper = keeper
-        self.recent: deque[float] = deque(maxlen=WATCHED)
-        self.best = math.inf
-
-    def check(self, step: int, loss: float, norm: float) -> None:
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            advice = f"lower {argument('lr')} or compute in fp32"
-            raise UserError(f"the {what} at step {step} is not finite: {advice}{self._kept()}")
-        self.recent.append(loss)
-        if len(self.recent) == WATCHED:
-            mean = sum(self.recent) / WATCHED
-            self.best = min(self.best, mean)
-            if mean > DIVERGED * self.best + 1:
-                raise UserError(
-                    f"the loss diverges: {mean:.2f} nats over the last {WATCHED} steps up to {step}, "
-                    f"{self.best:.2f} before: "
-                    f"lower {argument('lr')}{self._kept()}"
-                )
-
-    def _kept(self) -> str:
-        steps = list(self.keeper.steps().items())
-        return (
-            f"; the weights of step {steps[-1][0]} are kept in {steps[-1][1]}"
-            if steps
-            else "; no checkpoint had been due yet"
-        )
-
-
 def _due(run: TrainingRun, step: int, saved: tuple[int, float]) -> bool:
     """Whether a checkpoint is to be written; the first process's clock decides. The first one of all comes early."""
     by_steps = bool(run.checkpoint_steps) and step % run.checkpoint_steps == 0
@@ -382,12 +371,13 @@ def _keep(
     """A checkpoint of what has been reached after ``step`` steps, unless that is kept already."""
     if step > saved[0]:
         trained, optimizer = reached
-        run.keeper.keep(step, trained, _inner(optimizer), seconds, run.data.place())
+        run.checkpointer.keep(step, trained, _inner(optimizer), seconds, run.data.place())
 
 
 def _tell(shown: Meter, row: dict[str, Any], step: int) -> None:
-    every, bearing = row["all_tokens_per_second"], row["tokens_per_second"]
-    answers = f" ({bearing:.0f} of answers)" if bearing < MOST * every else ""
-    shown.add(1, f"loss {row['loss']:.3f}, {every:.0f} tokens/s{answers}, lr {row['lr']:.1e}")
+    rate = row["all_tokens_per_second"]
+    loss_rate = row["tokens_per_second"]
+    answers = f" ({loss_rate:.0f} of answers)" if loss_rate < MOST * rate else ""
+    shown.add(1, f"loss {row['loss']:.3f}, {rate:.0f} tokens/s{answers}, lr {row['lr']:.1e}")
     if step - shown.first == FIRST_STEPS and shown.seconds_left() > 30:
         say(f"about {shown.seconds_left() / 60:.1f} minutes for the rest, by the first {FIRST_STEPS} steps")

@@ -13,7 +13,7 @@ from ..anatomy.kernels import exact_products, fast_linear
 from ..runtime.memory import by_device
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of fp32 logits that exist at once
-SHORT = (16, 64)  # tokens of the sequences from which the size of activations is told
+SHORT = (16, 64)  # tokens of the sequences from which the size of activations follows
 EXACT = 1e-4  # of the largest logit: how far decoder and head by hand may be from the model's own logits
 
 
@@ -67,7 +67,8 @@ class ChunkedLoss(torch.autograd.Function):
         soft: Soft | None,
     ):
         with torch.autocast(hidden.device.type, enabled=False), torch.no_grad():
-            needed, matrix = ctx.needs_input_grad, weight.to(hidden.dtype)
+            needed = ctx.needs_input_grad
+            matrix = weight.to(hidden.dtype)
             own = Head(hidden, matrix, bias)
             if teacher is not None:
                 teacher = teacher._replace(weight=teacher.weight.to(teacher.hidden.dtype))  # once, not for every chunk
@@ -79,8 +80,8 @@ class ChunkedLoss(torch.autograd.Function):
             for start in range(0, len(hidden), rows):
                 places = slice(start, start + rows)
                 known = teacher.logits(places) if teacher else None
-                found, slope = chunk_loss(own.logits(places), targets[places], known, soft, slope=any(needed[:3]))
-                parts += found
+                sums, slope = chunk_loss(own.logits(places), targets[places], known, soft, slope=any(needed[:3]))
+                parts += sums
                 if slope is None:
                     continue
                 if grads[2] is not None:
@@ -92,9 +93,10 @@ class ChunkedLoss(torch.autograd.Function):
                     grads[1] += fast_linear(slope.T, hidden[places].T)
             ctx.save_for_backward(*grads)
             ctx.kinds = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-            total, told = parts[0].clone(), parts[1:].clone()
-            ctx.mark_non_differentiable(told)
-        return total, told
+            total = parts[0].clone()
+            term_sums = parts[1:].clone()
+            ctx.mark_non_differentiable(term_sums)
+        return total, term_sums
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor):
@@ -115,12 +117,14 @@ def chunk_loss(
     With q the student's and p the teacher's distribution at temperature T: d NLL / dz = q_1 - onehot, d (T² KL) / dz =
     T (q_T - p_T).
     """
-    logs, wanted, made = logits.log_softmax(-1), targets[:, None], None
+    logs = logits.log_softmax(-1)
+    wanted = targets[:, None]
+    gradient = None
     nll = -logs.gather(1, wanted).sum()
     if slope:
-        made = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
+        gradient = logs.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32))
     if teacher is None:
-        return torch.stack([nll, nll, torch.zeros_like(nll)]), made
+        return torch.stack([nll, nll, torch.zeros_like(nll)]), gradient
     warm, known = ((one / soft.temperature).log_softmax(-1) for one in (logits, teacher))
     if soft.top_k:
         top = known.topk(min(soft.top_k, known.shape[1]), dim=1)
@@ -128,12 +132,12 @@ def chunk_loss(
     share = known.exp()
     kl = soft.temperature**2 * torch.where(share > 0, share * (known - warm), 0.0).sum()
     if slope:
-        made.mul_(soft.nll).add_(warm.exp_().sub_(share), alpha=soft.kl * soft.temperature)
-    return torch.stack([soft.nll * nll + soft.kl * kl, nll, kl]), made
+        gradient.mul_(soft.nll).add_(warm.exp_().sub_(share), alpha=soft.kl * soft.temperature)
+    return torch.stack([soft.nll * nll + soft.kl * kl, nll, kl]), gradient
 
 
 def loss_of(
-    found: Head | Float[Tensor, "kept vocabulary"],
+    ends: Head | Float[Tensor, "kept vocabulary"],
     targets: Int[Tensor, "kept"],
     teacher: Head | Float[Tensor, "kept vocabulary"] | None,
     soft: Soft | None,
@@ -141,17 +145,17 @@ def loss_of(
     """(loss, NLL and KL for telling) of what ``Objective.ends`` gives for a model and, where there is one, its
     teacher.
     """
-    if isinstance(found, Tensor):
-        sums, _ = chunk_loss(found, targets, teacher, soft, slope=False)
+    if isinstance(ends, Tensor):
+        sums, _ = chunk_loss(ends, targets, teacher, soft, slope=False)
         return sums[0], sums[1:].detach()
-    return ChunkedLoss.apply(*found, targets, teacher, soft)
+    return ChunkedLoss.apply(*ends, targets, teacher, soft)
 
 
 class Objective(nn.Module):
-    """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of what is
-    told of them).
+    """A model with its loss: tokens, positions and which tokens bear a loss -> (sum of their losses, sums of the
+    terms).
 
-    Here the loss is the NLL in nats, which is also what is told; ``distillation`` adds to it. Where the model is a
+    Here the loss is the NLL in nats, which is also the one term; ``distillation`` adds to it. Where the model is a
     decoder with a plain linear head (seen by comparing the two with the model's own logits once), the head is applied
     in chunks, else the model's logits are taken whole. Losses that balance experts are left out.
     """
@@ -172,45 +176,45 @@ class Objective(nn.Module):
         self,
         tokens: Int[Tensor, "row place"],
         positions: Int[Tensor, "row place"] | None,
-        bearing: Bool[Tensor, "row place"],
+        loss_mask: Bool[Tensor, "row place"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "term"]]:
-        """``bearing`` tells the tokens that are to be predicted; ``positions`` None counts from 0 in every row."""
-        targets = tokens[:, 1:][bearing[:, 1:]]
-        total, told = loss_of(self.ends(tokens, positions, bearing), targets, None, None)
-        return total, told[:1]
+        """``loss_mask`` marks the tokens that are to be predicted; ``positions`` None counts from 0 in every row."""
+        targets = tokens[:, 1:][loss_mask[:, 1:]]
+        total, term_sums = loss_of(self.ends(tokens, positions, loss_mask), targets, None, None)
+        return total, term_sums[:1]
 
     def ends(
         self,
         tokens: Int[Tensor, "row place"],
         positions: Int[Tensor, "row place"] | None,
-        bearing: Bool[Tensor, "row place"],
+        loss_mask: Bool[Tensor, "row place"],
     ) -> Head | Float[Tensor, "kept vocabulary"]:
         """What predicts the tokens that bear a loss.
 
         Hidden states with the head, or whole logits where there is no plain head.
         """
         given = {"input_ids": tokens, "use_cache": False} | ({} if positions is None else {"position_ids": positions})
-        mask = bearing[:, 1:]
+        predicted = loss_mask[:, 1:]
         if not self.chunked:
-            return self.model(**given).logits[:, :-1][mask].float()
+            return self.model(**given).logits[:, :-1][predicted].float()
         decoder, head = self._parts[0]
-        hidden = decoder(**given)[0][:, :-1][mask]
+        hidden = decoder(**given)[0][:, :-1][predicted]
         if torch.is_autocast_enabled(hidden.device.type):  # the last norm may have left it in fp32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return Head(hidden, head.weight, head.bias)
 
 
 def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
-    """About what one sequence of so many tokens leaves for the way back, told from two short ones.
+    """About what one sequence of so many tokens leaves for the way back, by two short ones.
 
     Activations grow with the tokens.
     """
-    found = [_left(objective, tokens, bf16=bf16) for tokens in SHORT]
-    each = (found[1] - found[0]) / (SHORT[1] - SHORT[0])
-    return max(0, int(found[0] + each * (length - SHORT[0])))
+    sizes = [_left_bytes(objective, tokens, bf16=bf16) for tokens in SHORT]
+    each = (sizes[1] - sizes[0]) / (SHORT[1] - SHORT[0])
+    return max(0, int(sizes[0] + each * (length - SHORT[0])))
 
 
-def _left(objective: "Objective", length: int, *, bf16: bool) -> int:
+def _left_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
     own = {parameter.data_ptr() for parameter in objective.parameters()}
     seen: dict[int, int] = {}
 

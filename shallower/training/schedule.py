@@ -29,7 +29,9 @@ class Schedule:
         return recipe.lr * (recipe.floor + (1 - recipe.floor) * left)
 
 
-def fitted(recipe: Recipe, tokens: int, length: int, batch_tokens: int | None = None) -> tuple[Schedule, list[str]]:
+def fit_schedule(
+    recipe: Recipe, tokens: int, length: int, batch_tokens: int | None = None
+) -> tuple[Schedule, list[str]]:
     """The schedule for a budget, and what was changed of the recipe.
 
     Args:
@@ -37,19 +39,20 @@ def fitted(recipe: Recipe, tokens: int, length: int, batch_tokens: int | None = 
         length: tokens per sequence.
         batch_tokens: tokens of the global batch; None: the recipe's, or less where the budget is small.
     """
-    said, batch = [], max(1, (batch_tokens or recipe.batch_tokens) // length)
+    changes = []
+    batch = max(1, (batch_tokens or recipe.batch_tokens) // length)
     if batch_tokens is None and tokens < PAPER_STEPS * recipe.batch_tokens:
         batch = max(1, min(batch, max(tokens // PAPER_STEPS, LEAST_BATCH) // length))
         if batch * length < recipe.batch_tokens // length * length:
-            said.append(
+            changes.append(
                 f"batch {batch * length} tokens (the recipe's {recipe.batch_tokens} would give fewer than "
                 f"{PAPER_STEPS} steps)"
             )
     steps = math.ceil(tokens / (batch * length))
     if steps < PAPER_STEPS and recipe.warmup > WARMUP_SHARE * steps:
         warmup = math.ceil(WARMUP_SHARE * steps)
-        said.append(
+        changes.append(
             f"warm-up {warmup} steps (the recipe's {recipe.warmup} are more than {WARMUP_SHARE:.0%} of {steps})"
         )
         recipe = replace(recipe, warmup=warmup)
-    return Schedule(recipe, steps, batch, length), said
+    return Schedule(recipe, steps, batch, length), changes

@@ -37,7 +37,7 @@ class Setup:
 
     Attributes:
         texts: to measure perplexity on.
-        apart: positions are given to the model, so that documents in a row are kept apart.
+        isolated: positions are given to the model, so that documents in a row are kept apart.
         bf16: products in bf16.
     """
 
@@ -46,7 +46,7 @@ class Setup:
     training: Training
     texts: dict[str, Segments]
     device: str
-    apart: bool
+    isolated: bool
     bf16: bool
 
 
@@ -74,7 +74,8 @@ def held_bytes(model: Model, objective: Objective, schedule: Schedule) -> int:
 
 def _micro_batch(model: Model, objective: Objective, setup: Setup) -> int:
     """Sequences to run at once: on a GPU as many as its memory has room for beside weights, gradients and optimiser."""
-    length, cuda = setup.schedule.length, setup.device.startswith("cuda")
+    length = setup.schedule.length
+    cuda = setup.device.startswith("cuda")
     most = max(1, MICRO_TOKENS["cuda" if cuda else "cpu"] // length)
     if not cuda or setup.training.shard:
         return most
@@ -82,26 +83,26 @@ def _micro_batch(model: Model, objective: Objective, setup: Setup) -> int:
     return min(most, max(1, int(free / max(1, activation_bytes(objective, length, bf16=setup.bf16)))))
 
 
-def run_of(model: Model, objective: Objective, setup: Setup, keeper: Checkpointer) -> TrainingRun:
+def run_of(model: Model, objective: Objective, setup: Setup, checkpointer: Checkpointer) -> TrainingRun:
     """The run of an objective, which also measures perplexity on the texts."""
     schedule, training = setup.schedule, setup.training
     run = TrainingRun(
         objective=objective,
         data=setup.data,
         schedule=schedule,
-        keeper=keeper,
+        checkpointer=checkpointer,
         device=setup.device,
-        apart=setup.apart,
-        micro=min(training.micro_batch or _micro_batch(model, objective, setup), schedule.batch),
+        isolated=setup.isolated,
+        micro_batch=min(training.micro_batch or _micro_batch(model, objective, setup), schedule.batch),
         seed=training.seed,
         bf16=setup.bf16,
         checkpoint_steps=training.checkpoint_steps,
         checkpoint_minutes=training.checkpoint_minutes,
-        watch_steps=eval_steps(training, schedule),
+        evaluate_steps=eval_steps(training, schedule),
         layers=tuple(model.module.get_submodule(model.outline.name)) if training.shard else (),
         keep_state=training.keep_optimizer,
     )
-    run.watch = _watcher(run, setup.texts)
+    run.evaluate = _evaluator(run, setup.texts)
     return run
 
 
@@ -110,12 +111,15 @@ def eval_steps(training: Training, schedule: Schedule) -> int:
     return training.eval_steps or max(1, schedule.steps // 10)
 
 
-def announce(model: Model, run: TrainingRun, changed: list[str], teacher: Model | None) -> None:
+def announce(model: Model, run: TrainingRun, changes: list[str], teacher: Model | None) -> None:
     """The plan, on stderr, before the first step."""
-    every, trained = parameter_count(model.module), sum(parameter.numel() for parameter in run.trained.values())
+    every = parameter_count(model.module)
+    trained = sum(parameter.numel() for parameter in run.trained.values())
     maps = trained - sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
-    schedule, about = run.schedule, run.data.about
-    needed, what = held_bytes(model, run.objective, schedule), "weights, gradients, optimiser"
+    schedule = run.schedule
+    about = run.data.about
+    needed = held_bytes(model, run.objective, schedule)
+    what = "weights, gradients, optimiser"
     if teacher:
         own = {parameter.data_ptr() for parameter in model.module.parameters()}
         needed += sum(
@@ -123,10 +127,11 @@ def announce(model: Model, run: TrainingRun, changed: list[str], teacher: Model 
         )
         what += ", teacher"
     if run.layers:  # a split model cannot be called before it is split
-        needed, what = needed // distributed.size(), f"{what} in each process"
+        needed //= distributed.size()
+        what += " in each process"
     else:
-        needed += run.micro * activation_bytes(run.objective, schedule.length, bf16=run.bf16)
-        what += f", activations of {run.micro} x {schedule.length} tokens"
+        needed += run.micro_batch * activation_bytes(run.objective, schedule.length, bf16=run.bf16)
+        what += f", activations of {run.micro_batch} x {schedule.length} tokens"
     also = f" and {millions(maps)} of maps" if maps else ""
     more = ", plus activations" if run.layers else ""
     say(
@@ -140,59 +145,61 @@ def announce(model: Model, run: TrainingRun, changed: list[str], teacher: Model 
     else:
         what = f"{about.source}, read on the way"
     steps = f"{schedule.steps} steps of {schedule.batch} x {schedule.length} tokens"
-    say(f"{steps}, {run.micro} at once, {distributed.size()} processes; {what}")
-    for line in changed:
+    say(f"{steps}, {run.micro_batch} at once, {distributed.size()} processes; {what}")
+    for line in changes:
         say(f"smaller than the recipe: {line}")
     if about.dropped:
         say(f"{about.dropped} examples have no answer within the cut-off and are left out")
-    if not run.apart:
+    if not run.isolated:
         say(
             "this model does not keep documents of one row apart: "
             + ("examples are padded" if about.kind == "instructions" else "they see what stands before")
         )
 
 
-def _watcher(run: TrainingRun, texts: dict[str, Segments]) -> Callable[[int], dict[str, Any]]:
+def _evaluator(run: TrainingRun, texts: dict[str, Segments]) -> Callable[[int], dict[str, Any]]:
     """step -> perplexity of every text, each process taking a share of the segments."""
 
-    def watch(step: int) -> dict[str, Any]:
-        found = _perplexities(run.objective, texts, run.device, bf16=run.bf16, micro=run.micro)
-        for name, item in found.items():
+    def evaluate(step: int) -> dict[str, Any]:
+        perplexities = _perplexities(run.objective, texts, run.device, bf16=run.bf16, micro_batch=run.micro_batch)
+        for name, item in perplexities.items():
             say(f"step {step}: perplexity {name} {item['value']:.3f}")
-        return {"eval": found} if found else {}
+        return {"eval": perplexities} if perplexities else {}
 
-    return watch
+    return evaluate
 
 
-def measured(module: nn.Module, *, texts: dict[str, Segments], device: str, bf16: bool, micro: int) -> dict[str, Any]:
-    """The same of a model that this process alone has, as its files give it."""
-    found = _perplexities(Objective(module), texts, device, bf16=bf16, micro=micro, alone=True)
-    for name, item in found.items():
+def measure_written(
+    module: nn.Module, *, texts: dict[str, Segments], device: str, bf16: bool, micro_batch: int
+) -> dict[str, Any]:
+    """Perplexities of a model that this process alone has, as its files give it."""
+    perplexities = _perplexities(Objective(module), texts, device, bf16=bf16, micro_batch=micro_batch, alone=True)
+    for name, item in perplexities.items():
         say(f"written: perplexity {name} {item['value']:.3f}")
-    return {"eval": found} if found else {}
+    return {"eval": perplexities} if perplexities else {}
 
 
 @torch.no_grad()
 def _perplexities(
-    objective: Objective, texts: dict[str, Segments], device: str, *, bf16: bool, micro: int, alone: bool = False
+    objective: Objective, texts: dict[str, Segments], device: str, *, bf16: bool, micro_batch: int, alone: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Text -> nll, value (perplexity) and tokens; each process takes a share of the segments unless it is ``alone``."""
-    found: dict[str, dict[str, Any]] = {}
+    perplexities: dict[str, dict[str, Any]] = {}
     rank, size = (0, 1) if alone else (distributed.rank(), distributed.size())
     objective.eval()
     for name, segments in texts.items():
         total, count = torch.zeros(2, dtype=torch.float64)
-        mine = segments.tokens[rank::size].split(micro)
+        mine = segments.tokens[rank::size].split(micro_batch)
         for number in range(
             len(mine) if alone else max(distributed.all_gather(len(mine)))
         ):  # a split model must be called equally often by all
             rows = mine[number] if number < len(mine) else segments.tokens[:1]
-            bearing = torch.full_like(rows, number < len(mine), dtype=torch.bool)
+            loss_mask = torch.full_like(rows, number < len(mine), dtype=torch.bool)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                total += objective(rows.to(device), None, bearing.to(device))[0].double().cpu()
-            count += bearing[:, 1:].sum()
+                total += objective(rows.to(device), None, loss_mask.to(device))[0].double().cpu()
+            count += loss_mask[:, 1:].sum()
         nll = float(total if alone else distributed.all_sum(total)) / float(
             count if alone else distributed.all_sum(count)
         )
-        found[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
-    return found
+        perplexities[name] = {"nll": nll, "value": perplexity_of(nll), "tokens": segments.tokens[:, 1:].numel()}
+    return perplexities

@@ -6,7 +6,7 @@ import pytest
 
 from shallower import UserError
 from shallower.data import readers
-from shallower.data.readers import read_text, rows, streamed, text_of
+from shallower.data.readers import read_text, rows, stream_rows, text_of
 from shallower.evaluation.items import check_items
 
 TEXTS = ["The dog saw the fox.", "", "Ein Satz mit Umlaut: für.\nZwei Zeilen."]
@@ -33,8 +33,8 @@ def test_files_tables_and_data_sets_give_the_same_rows(folder) -> None:
         found = list(rows(source, what))
         assert [row for _, row in found] == expected
         assert found[2][0].startswith(f"{what}={source}: ") and found[2][0].endswith(" 3")
-    assert list(streamed(str(folder / "set"))) == list(rows(folder / "set", "dataset"))
-    assert list(streamed(str(folder / "set"), skipped=2)) == list(rows(folder / "set", "dataset"))[2:]
+    assert list(stream_rows(str(folder / "set"))) == list(rows(folder / "set", "dataset"))
+    assert list(stream_rows(str(folder / "set"), skipped=2)) == list(rows(folder / "set", "dataset"))[2:]
     assert read_text(folder / "a.jsonl") == read_text(folder / "a.parquet") == "\n\n".join(TEXTS)
     assert read_text(folder / "set", "dataset") == "\n\n".join(filter(None, TEXTS))
 

@@ -22,7 +22,7 @@ from shallower.results.healing import gap_closed, gaps
 from shallower.stages.lineage import state_from
 from shallower.surgery.trained import STATE_FILE
 from shallower.training.checkpoints import checkpoint_folder
-from shallower.training.distillation import Distillation, Teaching, layer_pairs, shared
+from shallower.training.distillation import Distillation, Teaching, layer_pairs, share_weights
 from shallower.training.objective import ChunkedLoss, Head, Soft, loss_of
 
 REMOVED = (2, 5)
@@ -69,15 +69,15 @@ def test_chunks_equal_the_whole(bias: bool, soft: Soft, monkeypatch) -> None:
         hidden, weight, offset = (one.clone().requires_grad_() for one in tensors)
         offset = offset if bias else None
         if way == "chunked":
-            loss, told = ChunkedLoss.apply(hidden, weight, offset, targets, theirs, soft)
+            loss, term_sums = ChunkedLoss.apply(hidden, weight, offset, targets, theirs, soft)
         elif way == "logits":
-            loss, told = loss_of(linear(hidden, weight, offset), targets, theirs.logits(slice(None)), soft)
+            loss, term_sums = loss_of(linear(hidden, weight, offset), targets, theirs.logits(slice(None)), soft)
         else:
             logits, known = linear(hidden, weight, offset), theirs.logits(slice(None))
             nll, kl = cross_entropy(logits, targets, reduction="sum"), soft_kl(logits, known, soft)
-            loss, told = soft.nll * nll + soft.kl * kl, torch.stack([nll, kl]).detach()
+            loss, term_sums = soft.nll * nll + soft.kl * kl, torch.stack([nll, kl]).detach()
         (3 * loss).backward()
-        found.append([loss.detach(), told, hidden.grad, weight.grad, *([offset.grad] if bias else [])])
+        found.append([loss.detach(), term_sums, hidden.grad, weight.grad, *([offset.grad] if bias else [])])
     for one, logits, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits, other, rtol=1e-4, atol=1e-4)
@@ -95,8 +95,8 @@ def test_every_term_by_hand(name: str, saved, pruned) -> None:
     """Streams and attention outputs of equal original index are compared, from ordinary forwards with hooks."""
     student, teacher = open_model(pruned(name), CPU), open_model(saved(name), CPU)
     objective = Distillation(student, teacher, Teaching(Soft(1.0, 1.0), 2.0, 3.0, 0.5))
-    tokens, bearing = zoo.tokens(seed=5), torch.ones_like(zoo.tokens(seed=5), dtype=torch.bool)
-    loss, told = objective(tokens, None, bearing)
+    tokens, loss_mask = zoo.tokens(seed=5), torch.ones_like(zoo.tokens(seed=5), dtype=torch.bool)
+    loss, term_sums = objective(tokens, None, loss_mask)
     found, kept = [], [layer for layer in range(8) if layer not in REMOVED]
     first = lambda output: output[0] if isinstance(output, tuple) else output  # noqa: E731
     for model, wanted in ((student, range(6)), (teacher, kept)):
@@ -121,7 +121,7 @@ def test_every_term_by_hand(name: str, saved, pruned) -> None:
         sum(mse_loss(a[:, :-1], b[:, :-1]) for a, b in zip(ours[part], theirs[part], strict=True))
         for part in objective.terms[2:]
     ]
-    torch.testing.assert_close(told / count, torch.stack(terms), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(term_sums / count, torch.stack(terms), rtol=1e-3, atol=1e-5)
     assert float(loss.detach()) / count == pytest.approx(
         float(torch.stack(terms) @ torch.tensor([1.0, 1.0, 2.0, 3.0, 0.5])), rel=1e-3
     )
@@ -132,8 +132,8 @@ def test_an_identical_student_has_nothing_to_learn(saved) -> None:
     student, teacher = open_model(saved("llama"), CPU), open_model(saved("llama"), CPU)
     objective = Distillation(student, teacher, Teaching(Soft(), 1.0, 1.0, 1.0, relative=True))
     tokens = zoo.tokens(seed=5)
-    _, told = objective(tokens, None, torch.ones_like(tokens, dtype=torch.bool))
-    assert told[0] > 1 and told[1:].abs().max() < 1e-4
+    _, term_sums = objective(tokens, None, torch.ones_like(tokens, dtype=torch.bool))
+    assert term_sums[0] > 1 and term_sums[1:].abs().max() < 1e-4
 
 
 # ---------------------------------------------------------------- healing by it
@@ -162,7 +162,7 @@ def test_frozen_weights_are_shared(saved, pruned, text, tmp_path) -> None:
     assert layer_pairs(student, teacher) == [0, 1, 3, 4, 6, 7]
     distill.prepare(student.module, student.outline.name, distill.Settings(rank=2))
     every = sum(parameter.numel() for name, parameter in student.module.named_parameters() if "lora" not in name)
-    assert shared(student, teacher) == every
+    assert share_weights(student, teacher) == every
     own = {parameter.data_ptr() for parameter in student.module.parameters()}
     alone = [name for name, parameter in teacher.module.named_parameters() if parameter.data_ptr() not in own]
     assert alone and all(name.startswith(("model.layers.2.", "model.layers.5.")) for name in alone)

@@ -43,7 +43,7 @@ from shallower.training import checkpoints, loop
 from shallower.training.checkpoints import checkpoint_folder
 from shallower.training.lion import Lion
 from shallower.training.objective import ChunkedLoss, Objective, isolates
-from shallower.training.schedule import fitted
+from shallower.training.schedule import fit_schedule
 
 PAPER = Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 1 << 20)
 
@@ -194,11 +194,11 @@ def test_the_objective_is_the_models_own_loss(name: str, saved) -> None:
     """With a head that scales or caps its logits they are taken whole."""
     module = open_model(saved(name), CPU).module
     objective, tokens = Objective(module), zoo.tokens(seed=5)
-    bearing = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    loss_mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     wanted = cross_entropy(
-        module(tokens).logits[:, :-1][bearing[:, 1:]], tokens[:, 1:][bearing[:, 1:]], reduction="sum"
+        module(tokens).logits[:, :-1][loss_mask[:, 1:]], tokens[:, 1:][loss_mask[:, 1:]], reduction="sum"
     )
-    torch.testing.assert_close(objective(tokens, None, bearing)[0], wanted, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(objective(tokens, None, loss_mask)[0], wanted, rtol=1e-4, atol=1e-3)
     assert objective.chunked == (name not in ("granite", "gemma2"))
 
 
@@ -212,19 +212,19 @@ def test_which_models_keep_documents_apart(saved) -> None:
 
 def test_documents_are_packed_in_full() -> None:
     ids = [np.arange(10 * number, 10 * number + 5) for number in range(1, 6)]
-    found = packed_sequences(Documents(ids, [0] * 5, False, "test", 2), 8, 7, apart=True)
+    found = packed_sequences(Documents(ids, [0] * 5, False, "test", 2), 8, 7, isolated=True)
     assert found.tokens.shape == (3, 8)
     assert sorted(set(found.tokens.flatten().tolist())) == sorted(found.tokens.flatten().tolist())
     starts = found.tokens % 10 == 0
-    assert (found.positions[starts] == 0).all() and not found.bearing[starts].any()
-    assert (found.positions[:, 0] == 0).all() and not found.bearing[:, 0].any()
-    assert found.bearing[:, 1:].sum() == 21 - starts[:, 1:].sum()
+    assert (found.positions[starts] == 0).all() and not found.loss_mask[starts].any()
+    assert (found.positions[:, 0] == 0).all() and not found.loss_mask[:, 0].any()
+    assert found.loss_mask[:, 1:].sum() == 21 - starts[:, 1:].sum()
     order = [number for step in range(3) for number in found.batch(step, 2)]
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]  # each pass takes every sequence once
     assert order == [
         number
         for step in range(3)
-        for number in packed_sequences(Documents(ids, [0] * 5, False, "t", 2), 8, 7, apart=True).batch(step, 2)
+        for number in packed_sequences(Documents(ids, [0] * 5, False, "t", 2), 8, 7, isolated=True).batch(step, 2)
     ]
 
 
@@ -237,10 +237,10 @@ def test_instructions_bear_a_loss_on_the_answer_only(apart: bool, tmp_path) -> N
     path = tmp_path / "alpaca.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     coder = zoo.tokenizer()
-    found = packed_sequences(read_documents([path], coder, zoo.VOCAB), 512, 0, apart=apart)
+    found = packed_sequences(read_documents([path], coder, zoo.VOCAB), 512, 0, isolated=apart)
     assert found.tokens.shape[1] == (512 if apart else 256)
     assert found.about.kind == "instructions"
-    answers = [coder.decode(tokens[bearing]) for tokens, bearing in zip(found.tokens, found.bearing, strict=True)]
+    answers = [coder.decode(tokens[loss_mask]) for tokens, loss_mask in zip(found.tokens, found.loss_mask, strict=True)]
     joined = "".join(answers)
     assert sorted(joined.replace("<eos>", "").split("It is ")[1:]) == ["a!", "b!", "c!"] and joined.count("<eos>") == 3
     whole = "".join(coder.decode(tokens) for tokens in found.tokens)
@@ -330,11 +330,11 @@ def test_wrong_options_are_refused(options, match, saved, text, tmp_path) -> Non
 
 
 def test_a_small_budget_shrinks_batch_and_warm_up() -> None:
-    large, said = fitted(PAPER, 2000 << 20, 2048)
+    large, said = fit_schedule(PAPER, 2000 << 20, 2048)
     assert (large.steps, large.batch, large.recipe.warmup, said) == (2000, 512, 2000, [])
-    small, said = fitted(PAPER, 20_000_000, 500)
+    small, said = fit_schedule(PAPER, 20_000_000, 500)
     assert (small.batch, small.steps, small.recipe.warmup) == (20, 2000, 2000)
-    tiny, said = fitted(PAPER, 20_000, 128)
+    tiny, said = fit_schedule(PAPER, 20_000, 128)
     assert (tiny.batch, tiny.steps, tiny.recipe.warmup) == (16, 10, 1) and len(said) == 2
     assert [tokens_of(text, "train_tokens") for text in ("20M", "500k", "768", 768)] == [
         20_000_000,
@@ -344,7 +344,7 @@ def test_a_small_budget_shrinks_batch_and_warm_up() -> None:
     ]
     rates = [large.lr(step) for step in (0, 1999, 2000)]
     assert rates == pytest.approx([5e-8, 1e-4, 1e-4])
-    assert fitted(PAPER, 4000 << 20, 2048)[0].lr(3999) == pytest.approx(1e-5, rel=1e-3)
+    assert fit_schedule(PAPER, 4000 << 20, 2048)[0].lr(3999) == pytest.approx(1e-5, rel=1e-3)
 
 
 def test_lion_follows_its_rule() -> None:

@@ -27,7 +27,7 @@ def rows(tmp_path_factory) -> Path:
 @pytest.fixture
 def stream(rows, saved):
     coder = AutoTokenizer.from_pretrained(saved("llama"))
-    return lambda seed=1: Stream(str(rows), coder, len(coder), 16, seed, apart=True)
+    return lambda seed=1: Stream(str(rows), coder, len(coder), 16, seed, isolated=True)
 
 
 def test_sequences_follow_each_other(stream, rows, saved) -> None:
@@ -51,7 +51,7 @@ def test_sequences_follow_each_other(stream, rows, saved) -> None:
 def test_positions_and_what_bears_a_loss(stream) -> None:
     found = stream().rows(0, 8)
     assert found.tokens.shape == (8, 16) and found.tokens.dtype == torch.int64
-    assert (found.positions[:, 0] == 0).all() and torch.equal(found.bearing, found.positions > 0)
+    assert (found.positions[:, 0] == 0).all() and torch.equal(found.loss_mask, found.positions > 0)
     steps = found.positions[:, 1:] - found.positions[:, :-1]
     assert ((steps == 1) | (found.positions[:, 1:] == 0)).all() and (found.positions[:, 1:] == 0).any()
 
@@ -72,7 +72,7 @@ def test_it_goes_on_at_a_place(before: int, stream) -> None:
 def test_it_goes_on_near_the_end_of_its_only_document(saved, tmp_path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": zoo._SENTENCES[:300]}) + "\n")
     coder = AutoTokenizer.from_pretrained(saved("llama"))
-    whole, again = (Stream(str(tmp_path), coder, len(coder), 16, 1, apart=True) for _ in range(2))
+    whole, again = (Stream(str(tmp_path), coder, len(coder), 16, 1, isolated=True) for _ in range(2))
     steps = 0
     while not steps or whole.place()["turn"] == 0:
         last = whole.place()
