@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..runtime.format import layers as numbers_text
 
+ATTENTION, MLP = "attention", "mlp"  # parts of a layer: what mixes positions, and what does not
 WHOLE, GONE = "0", "1"  # states of a layer: as it is, and nothing of it left
 
 

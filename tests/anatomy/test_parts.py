@@ -1,0 +1,91 @@
+"""Parts of layers, found by behaviour in many families: silent is not there, in order they make the layer."""
+
+import pytest
+import torch
+import zoo
+
+from shallower.anatomy.stack import find_stack
+from shallower.anatomy.units.part import find_parts, silent
+from shallower.errors import Refusal
+from shallower.walk.replay import Replay
+
+BOTH, NO = ("attention", "mlp"), ()
+EXPECTED = {  # the modules that write, and the order of the parts; () where both read the same stream
+    "llama": (("self_attn", "mlp"), BOTH),
+    "phi3": (("self_attn", "mlp"), BOTH),
+    "gpt2": (("attn", "mlp"), BOTH),
+    "opt": (("self_attn", "fc2"), BOTH),
+    "bloom": (("self_attention.dense", "mlp.dense_4h_to_h"), BOTH),  # its blocks add the stream themselves
+    "gemma2": (("post_attention_layernorm", "post_feedforward_layernorm"), BOTH),  # a norm behind each product
+    "gpt_neox": (("attention", "mlp"), NO),
+    "falcon": (("self_attention", "mlp"), NO),
+    "qwen3_moe": (("self_attn", "mlp"), BOTH),
+    "recurrent_gemma": (("temporal_block", "mlp_block"), BOTH),
+    "mamba": (("mixer",), ("attention",)),
+}
+REFUSED = ("roberta", "minimax", "gemma3n_text", "gemma4_text", "longcat_flash")
+
+
+def layers_of(name):
+    """Every layer of a family's model: the layer, its stream and how to call it on another."""
+    module = zoo.FAMILIES[name].build()
+    stack, replay = find_stack(module), None
+    replay = Replay(module, stack)
+    recording = replay.record(zoo.tokens(2, 12))
+    stream = recording.entering
+    for index, (layer, interface) in enumerate(zip(stack.layers, stack.interfaces, strict=True)):
+        args, kwargs = interface.with_stream(*recording.calls[index], stream)
+        yield layer, interface, args, kwargs, stack, lambda one, index=index: replay.step(recording, index, one)
+        stream = replay.step(recording, index, stream)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_parts_are_found_by_behaviour(name) -> None:
+    writers, order = EXPECTED[name]
+    for layer, interface, args, kwargs, stack, step in layers_of(name):
+        found = find_parts(layer, interface, args, kwargs, stack.position_axis)
+        assert tuple(next(iter(part.modules)) for part in found.parts.values()) == writers
+        assert found.order == order
+        stream, parts = interface.stream_in(args, kwargs), list(found.parts.values())
+        with torch.no_grad():
+            whole = step(stream)
+            with silent(layer, parts, stack.width):
+                assert torch.equal(step(stream), stream)  # a layer of which nothing is left hands the stream on
+            alone = []
+            for part in parts:
+                with silent(layer, [other for other in parts if other is not part], stack.width):
+                    alone.append(step(stream) - stream)
+                    assert alone[-1].abs().max() > 1e-3
+            if not order:  # each reads the stream that enters the layer
+                assert torch.allclose(stream + sum(alone), whole, atol=1e-5)
+            else:
+                one = stream
+                for part in order:
+                    with silent(layer, [found.parts[other] for other in order if other != part], stack.width):
+                        one = step(one)
+                assert torch.equal(one, whole)
+            assert torch.equal(step(stream), whole)  # all is back
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "bloom", "qwen3_moe"])
+def test_every_parameter_serves_one_part(name) -> None:
+    layer, interface, args, kwargs, stack, _ = next(layers_of(name))
+    found = find_parts(layer, interface, args, kwargs, stack.position_axis)
+    names = [name for part in found.parts.values() for name in part.parameters]
+    assert sorted(names) == sorted(name for name, _ in layer.named_parameters())
+
+
+def test_a_shared_norm_serves_no_part_alone() -> None:
+    layer, interface, args, kwargs, stack, _ = next(layers_of("falcon"))
+    found = find_parts(layer, interface, args, kwargs, stack.position_axis)
+    left = {name for name, _ in layer.named_parameters()}.difference(
+        *(part.parameters for part in found.parts.values())
+    )
+    assert left == {"input_layernorm.weight", "input_layernorm.bias"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_told_apart_is_refused(name) -> None:
+    layer, interface, args, kwargs, stack, _ = next(layers_of(name))
+    with pytest.raises(Refusal, match="adds more to the stream"):
+        find_parts(layer, interface, args, kwargs, stack.position_axis)
