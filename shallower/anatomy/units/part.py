@@ -247,3 +247,42 @@ def _order(probe: _Probe, layer: LayerParts) -> tuple[str, ...]:
         if torch.equal(stream, whole):
             return names
     return ()
+
+
+def parts_of(stack: Stack, module: nn.Module, tokens: Tensor) -> tuple[LayerParts, ...]:
+    """The parts of every layer of a model; looked for once among layers that are built alike.
+
+    Args:
+        module: the model, its weights in memory or stand-ins for them.
+        tokens: a few, (batch, position).
+    Raises:
+        Refusal: a layer has none that can be told apart; names it.
+    """
+    known: dict[tuple, LayerParts] = {}
+    layers: dict[int, LayerParts] = {}
+
+    def see(index: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        if index in layers:  # the layer itself, as it is tried
+            return
+        shapes = tuple((name, parameter.shape) for name, parameter in layer.named_parameters())
+        likeness = (type(layer), stack.interfaces[index], shapes)
+        layers[index] = known.get(likeness, LayerParts({}))
+        if likeness not in known:
+            try:
+                known[likeness] = find_parts(layer, stack.interfaces[index], args, kwargs, stack.position_axis)
+            except Refusal as refusal:
+                raise Refusal(f"layer {index} has no parts that can go alone: {refusal}") from refusal
+            layers[index] = known[likeness]
+
+    with ExitStack() as hooks, torch.no_grad():
+        for index, layer in enumerate(stack.layers):
+            hook = layer.register_forward_pre_hook(
+                lambda layer, args, kwargs, index=index: see(index, layer, args, kwargs), with_kwargs=True
+            )
+            hooks.callback(hook.remove)
+        module(input_ids=tokens, use_cache=False)
+    return tuple(layers[index] for index in range(len(stack)))
+
+
+def units(record: ModelRecord, parts: Sequence[LayerParts]) -> dict[Unit, int]:
+    ...
