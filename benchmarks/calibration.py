@@ -238,7 +238,7 @@ def counted() -> Iterator[Counter]:
     found, whole = Counter(), LossWalk.halves
 
     def call(walk: LossWalk, removals: Sequence[Removal], *given, **options):
-        keys = ["".join(removal.states(walk.model.record.layers)) for removal in removals]
+        keys = ["".join(walk.model.steps(removal).states(removal)) for removal in removals]
         found["forwards"] += len({key[:k] for key in keys for k in range(1, len(key) + 1) if key[k - 1] == "0"})
         return whole(walk, removals, *given, **options)
 

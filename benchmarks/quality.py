@@ -158,7 +158,7 @@ def counted() -> Iterator[Counter]:
 
     def call(walk: LossWalk, removals: Sequence[Removal], *args, **options) -> torch.Tensor:
         walked = [*removals, NOTHING] if options.get("objective") == "kl" else removals
-        found["forwards"] += forwards(["".join(one.states(walk.model.record.layers)) for one in walked])
+        found["forwards"] += forwards(["".join(walk.model.steps(one).states(one)) for one in walked])
         return whole(walk, removals, *args, **options)
 
     with patch.object(LossWalk, "__call__", call):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..artifacts import ModelRecord
+from ..artifacts import ModelRecord, Removal
 from ..errors import UserError, argument
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
@@ -25,8 +25,10 @@ from .offload import Onloader, stand_ins
 from .patch import Patch, patched
 from .quantised import check_plain, refuse
 from .sources import open_checkpoint
-from .stack import Stack, check_causal, find_stack, parameter_count
+from .stack import Stack, check_causal, dry_tokens, find_stack, parameter_count, sound_tokens
+from .units import LayerParts, Steps, parts_of, without
 
+PARTS_PROBE = (1, 8)  # samples and positions on which parts of layers are looked for
 SIDE_FILE = "shallower.json"
 RESIDENT_SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
 OUTLINES = 32  # outlines of models that are remembered
@@ -191,6 +193,30 @@ class Model:
     def stack(self) -> Stack:
         """The stack of the loaded model."""
         return self.outline.of(self.module)
+
+    @cached_property
+    def parts(self) -> tuple[LayerParts, ...]:
+        """Attention and MLP of every layer.
+
+        Raises:
+            Refusal: a layer has none that can be told apart; names it.
+        """
+        with self.dry() as module:
+            tokens = sound_tokens(module, dry_tokens(self.vocabulary, *PARTS_PROBE))
+            return parts_of(self.outline.of(module), module, tokens)
+
+    def parts_for(self, *removals: Removal) -> tuple[LayerParts, ...]:
+        """The parts where one of the removals takes some, else nothing."""
+        return self.parts if any(removal.kind == "part" for removal in removals) else ()
+
+    def steps(self, *removals: Removal) -> Steps:
+        """The steps of a walk that these removals ask for: layers, or parts where one of them takes some."""
+        parts = self.parts_for(*removals)
+        return Steps.of_parts(parts) if parts else Steps.of_layers(len(self.outline.interfaces))
+
+    def without(self, removal: Removal) -> contextlib.AbstractContextManager[None]:
+        """Run the model without some units while inside."""
+        return without(self.stack, removal, self.parts_for(removal))
 
     @property
     def stream_bytes(self) -> int:

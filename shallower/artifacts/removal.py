@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from ..runtime.format import layers as numbers_text
@@ -25,38 +26,42 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Removal:
-    """Set of units of one kind that go, in the model's own numbering.
+    """Set of units that go, in the model's own numbering.
 
     Attributes:
-        kind: what a unit is; ``layer`` is a whole layer.
-        units: in order, each once.
+        units: in order, each once; a layer of which nothing is left is there as a whole layer.
     """
 
-    kind: str = "layer"
     units: tuple[Unit, ...] = ()
 
     @classmethod
     def of_layers(cls, layers: Iterable[int]) -> "Removal":
         """The removal of whole layers."""
-        return cls("layer", tuple(Unit(index) for index in sorted(set(layers))))
+        return cls.of(map(Unit, layers))
+
+    @classmethod
+    def of(cls, units: Iterable[Unit]) -> "Removal":
+        """The removal of units in any order; parts of layers that go anyway are left out."""
+        every = set(units)
+        return cls(tuple(sorted(unit for unit in every if not unit.part or Unit(unit.layer) not in every)))
 
     @property
+    def kind(self) -> str:
+        """What the units are: ``layer``, or ``part`` where there are parts of layers among them."""
+        return "part" if any(unit.part for unit in self.units) else "layer"
+
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         """The layers of which nothing is left, in order."""
         return tuple(unit.layer for unit in self.units if not unit.part)
 
-    def state(self, layer: int) -> str:
-        """How the layer behaves: two removals that give it the same state give it the same output."""
-        return GONE if self.gone(layer) else WHOLE
-
-    def states(self, layers: int) -> tuple[str, ...]:
-        """The state of each of a model's layers."""
-        gone = frozenset(self.layers)
-        return tuple(GONE if index in gone else WHOLE for index in range(layers))
+    def parts(self, layer: int) -> tuple[str, ...]:
+        """The parts that a layer loses, which keeps others."""
+        return tuple(unit.part for unit in self.units if unit.layer == layer and unit.part)
 
     def gone(self, layer: int) -> bool:
         """Whether nothing of the layer is left."""
-        return Unit(layer) in self.units
+        return layer in self.layers
 
     def stays(self, layers: int) -> list[int]:
         """Those of so many layers of which something is left."""
@@ -64,7 +69,7 @@ class Removal:
 
     def plus(self, *units: Unit) -> "Removal":
         """The removal of these units too."""
-        return Removal(self.kind, tuple(sorted({*self.units, *units})))
+        return Removal.of((*self.units, *units))
 
     def __len__(self) -> int:
         return len(self.units)

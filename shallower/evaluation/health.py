@@ -5,7 +5,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
 from ..errors import argument
 
@@ -25,7 +24,7 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: 
 
     handles = [layer.register_forward_hook(check(index)) for index, layer in enumerate(model.stack.layers)]
     try:
-        with without(model.stack, removal):
+        with model.without(removal):
             model.module(tokens.to(model.device), use_cache=False)
     finally:
         for handle in handles:

@@ -24,7 +24,6 @@ import torch
 from tqdm.std import tqdm
 
 from ..anatomy.model import Model
-from ..anatomy.units import without
 from ..artifacts import TaskResult
 from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
@@ -73,7 +72,7 @@ def zero_shot(
     with _quiet(harness.evaluator):
         manager = _manager()
         _check_names(tasks.every(), manager.all_tasks)
-        with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, without(model.stack, removal):
+        with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, model.without(removal):
             ready = [task for name in tasks.every() for task in _load(manager, name, tasks.data, Path(place))]
             results = harness.simple_evaluate(
                 _wrap(model, removal, journal), tasks=ready, limit=tasks.limit, task_manager=manager

@@ -122,7 +122,7 @@ def _reference(
     dtype = dense.dtype  # the check of the cache turns the model into fp32
     tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
     try:
-        with patched(dense, patch), without(stack, removal):
+        with patched(dense, patch), without(stack, removal, model.parts_for(removal)):
             logits = _logits(dense, tokens)
         if not torch.isfinite(logits).all():
             raise UserError(

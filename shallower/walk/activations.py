@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
-from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
 from ..errors import UserError
 from ..runtime import distributed
@@ -183,7 +182,7 @@ def _whole(taps: _Taps, parts: list[Tensor], removal: Removal) -> None:
     """The same totals from the model's own forwards."""
     with meter("samples", len(parts)) as done:
         for number, batch in enumerate(parts):
-            with without(taps.model.stack, removal), _tapped(taps, number, removal):
+            with taps.model.without(removal), _tapped(taps, number, removal):
                 _body(taps.model)(input_ids=batch, use_cache=False)
             done.add()
 

@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
-from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
 from ..errors import UserError, argument
 from ..runtime import distributed
@@ -318,7 +317,7 @@ def _whole_gradients(
     totals = {index: _Totals(index, *method, first) for index in layers}
     with meter("gradients", len(parts)) as done:
         for number, batch in enumerate(parts):
-            with without(model.stack, removal), trainable(every), torch.enable_grad():
+            with model.without(removal), trainable(every), torch.enable_grad():
                 loss = _whole_loss(model, batch, scale)
                 by_weight = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
             for index, layer in layers.items():
@@ -353,7 +352,7 @@ def _whole_flows(
     try:
         with meter("gradients", len(parts)) as done:
             for number, batch in enumerate(parts):
-                with without(stack, removal), trainable(embedding.parameters()), torch.enable_grad():
+                with model.without(removal), trainable(embedding.parameters()), torch.enable_grad():
                     loss = _whole_loss(model, batch, scale)
                     gradients = torch.autograd.grad(loss, [streams[index][1] for index in stays])
                 for index, gradient in zip(stays, gradients, strict=True):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
-from ..anatomy.units import without
+from ..anatomy.units import Steps
+from ..anatomy.units.part import silent
 from ..artifacts.removal import GONE, NOTHING, WHOLE, Removal
 from ..errors import UserError
 from ..runtime import distributed
@@ -76,7 +77,7 @@ def all_nll(
                 nlls = (
                     _whole(model, piece, removal, done)
                     if replay is None
-                    else _layer_by_layer(model, replay, piece, stays, done)
+                    else _layer_by_layer(model, replay, piece, removal, done)
                 )
                 for nll in nlls:
                     losses[start : start + len(nll)] = nll.cpu()
@@ -86,12 +87,15 @@ def all_nll(
 
 
 def _layer_by_layer(
-    model: Model, replay: Replay, part: list[Tensor], stays: list[int], done: Meter
+    model: Model, replay: Replay, part: list[Tensor], removal: Removal, done: Meter
 ) -> Iterator[Tensor]:
     recordings = [replay.record(batch) for batch in part]
     streams = [recording.entering for recording in recordings]
-    for index in stays:
-        with packed_weights(replay.stack.layers[index], len(part)):
+    parts = model.parts_for(removal)
+    for index in removal.stays(len(model.stack)):
+        lost = [parts[index].parts[name] for name in removal.parts(index)]
+        layer = replay.stack.layers[index]
+        with packed_weights(layer, len(part)), silent(layer, lost, model.stack.width):
             for i, recording in enumerate(recordings):
                 streams[i] = replay.step(recording, index, streams[i])
                 done.add()
@@ -122,7 +126,7 @@ def _whole(
 
 
 def _logits(model: Model, tokens: Tensor, removal: Removal = NOTHING) -> Tensor:
-    with without(model.stack, removal):
+    with model.without(removal):
         return model.module(input_ids=tokens, use_cache=False).logits[:, :-1]
 
 
@@ -134,6 +138,7 @@ class _Round:
     """
 
     replay: Replay
+    steps: Steps
     tokens: Tensor
     limit: int
     recordings: dict[tuple[int, int, int], Recording] = field(default_factory=dict)
@@ -145,10 +150,18 @@ class _Round:
             self.recordings[key] = self.replay.record(self.tokens[start:stop].repeat(copies, 1))
         return self.recordings[key]
 
-    def run(self, index: int, streams: list[Tensor]) -> list[Tensor]:
-        """One layer on every stream, in even batches: small rounds run several streams at once, large ones are cut."""
+    def run(self, place: int, state: str, streams: list[Tensor]) -> list[Tensor]:
+        """One step in some state on every stream, in even batches.
+
+        Small rounds run several streams at once, large ones are cut.
+        """
         if not streams:
             return []
+        step = self.steps.steps[place]
+        with self.steps.silenced(self.replay.stack, step, state):
+            return self._layer(step.layer, streams)
+
+    def _layer(self, index: int, streams: list[Tensor]) -> list[Tensor]:
         axis = self.replay.axes[0]
         rows = len(self.tokens)
         count = len(streams)
@@ -249,11 +262,12 @@ class LossWalk:
 
         And how many predictions those hold.
         """
-        keys = [removal.states(self.model.record.layers) for removal in removals]
+        steps = self.model.steps(*removals)
+        keys = [steps.states(removal) for removal in removals]
         which = hashlib.sha256(repr((objective, int(bounded), [*map(_text, keys)])).encode()).hexdigest()[:16]
         walk = _Walk(label, which, bounded if distributed.size() == 1 else 0, objective)
         variants = dict(zip(keys, removals, strict=True))
-        sums = self.journal.memo(f"losses {which}", lambda: self._walk(variants, walk))
+        sums = self.journal.memo(f"losses {which}", lambda: self._walk(variants, steps, walk))
         both = torch.tensor([sums[_text(key)] for key in keys], dtype=torch.float64)
         total = both[:, 0]
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
@@ -261,14 +275,14 @@ class LossWalk:
         return both, int(sums[_text(COUNTS)][1])
 
     @torch.no_grad()
-    def _walk(self, variants: dict[Key, Removal], walk: _Walk) -> dict[str, list[float]]:
+    def _walk(self, variants: dict[Key, Removal], steps: Steps, walk: _Walk) -> dict[str, list[float]]:
         replay = replay_of(self.model)
         order = sorted(variants)
         with fast_products(self.model.module):
             if replay is None:
                 totals = self._variants({key: variants[key] for key in order}, walk)
             else:
-                totals = self._shared_streams(replay, order, walk)
+                totals = self._shared_streams(replay, steps, order, walk)
         total = distributed.all_sum(torch.tensor([totals[key] for key in (*order, COUNTS)], dtype=torch.float64))
         return dict(zip(map(_text, (*order, COUNTS)), total.tolist(), strict=True))  # of all samples, of the first half
 
@@ -290,7 +304,7 @@ class LossWalk:
         parts, first = batches_by_half(self.model, distributed.share(self.tokens))
         return totals | {COUNTS: (sum(map(total_predictions, parts)), sum(map(total_predictions, parts[:first])))}
 
-    def _shared_streams(self, replay: Replay, order: list[Key], walk: _Walk) -> dict[Key, Both]:
+    def _shared_streams(self, replay: Replay, steps: Steps, order: list[Key], walk: _Walk) -> dict[Key, Both]:
         depth = len(order[0])
         total = dict.fromkeys(order, (0.0, 0.0))
         keys = set(order) | ({(WHOLE,) * depth} if walk.objective == "kl" else set())
@@ -311,15 +325,15 @@ class LossWalk:
             past = first * (forwards + head * len(order)) + sum(runs[:level])
             with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
                 for number in range(first, len(pieces)):
-                    work = _Round(replay, pieces[number].to(self.model.device), self.model.batch_tokens)
+                    work = _Round(replay, steps, pieces[number].to(self.model.device), self.model.batch_tokens)
                     streams = {(): work.recording(0, len(work.tokens), 1).entering}
                     if number == first and level:
                         streams = {_key(text): tensor.to(self.model.device) for text, tensor in state.tensors.items()}
                     state.tensors = {}
                     base = number * (depth + 1)
                     for k in range(level if number == first else 0, depth):
-                        streams = _layer(work, k, streams, prefixes[k + 1])
-                        done.add(runs[k], f"layer {k + 1} of {depth}, {len(streams)} variants")
+                        streams = _step(work, k, streams, prefixes[k + 1])
+                        done.add(runs[k], f"layer {steps.steps[k].layer + 1}, {len(streams)} variants")
                         part.keep(base + k + 1, _by_text(streams), {"total": _by_text(total)})
                     bounded = walk.bounded if number == len(pieces) - 1 else 0
                     now = replace(walk, bounded=bounded)
@@ -363,12 +377,14 @@ class LossWalk:
         return results
 
 
-def _layer(work: _Round, index: int, streams: dict[Key, Tensor], prefixes: set[Key]) -> dict[Key, Tensor]:
-    """Every stream that some variant still needs after this layer, by the states of the layers so far."""
-    after = {(*key, GONE): stream for key, stream in streams.items() if (*key, GONE) in prefixes}
-    keys = [key for key in streams if (*key, WHOLE) in prefixes]
-    outputs = work.run(index, [streams[key] for key in keys])
-    after |= {(*key, WHOLE): stream for key, stream in zip(keys, outputs, strict=True)}
+def _step(work: _Round, place: int, streams: dict[Key, Tensor], prefixes: set[Key]) -> dict[Key, Tensor]:
+    """Every stream that some variant still needs after this step, by the states of the steps so far."""
+    after: dict[Key, Tensor] = {}
+    for state in {key[-1] for key in prefixes}:
+        keys = [key for key in streams if (*key, state) in prefixes]
+        entering = [streams[key] for key in keys]
+        leaving = entering if state == GONE else work.run(place, state, entering)
+        after |= {(*key, state): stream for key, stream in zip(keys, leaving, strict=True)}
     return dict(sorted(after.items()))
 
 

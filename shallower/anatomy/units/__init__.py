@@ -1,31 +1,38 @@
-"""Kinds of units that can be removed, a file each: which there are, and the model without some of them, virtually."""
+"""Units that can be removed, and the model without some of them, virtually."""
 
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
-from ...artifacts import ModelRecord
-from ...artifacts.removal import Removal, Unit
+from ...artifacts.removal import Removal
+from ...errors import Refusal
 from ..stack import Stack
-from . import layer
+from .layer import skipped
+from .part import LayerParts, parts_of, silent
+from .steps import Step, Steps
+
+__all__ = ["LayerParts", "Step", "Steps", "parts_of", "without"]
 
 
-class Kind(Protocol):
-    """What a file of this folder offers."""
+@contextmanager
+def without(stack: Stack, removal: Removal, parts: Sequence[LayerParts] = ()) -> Iterator[None]:
+    """Virtual removal: run the model without some units; nothing is copied, and all is back afterwards.
 
-    def units(self, record: ModelRecord) -> dict[Unit, int]:
-        """Every unit, in order, with the parameters that go with it."""
-
-    def without(self, stack: Stack, removal: Removal) -> AbstractContextManager[None]:
-        """Run the model without these units while inside; nothing is copied."""
-
-
-KINDS: dict[str, Kind] = {"layer": layer}
-
-
-def without(stack: Stack, removal: Removal) -> AbstractContextManager[None]:
-    """Virtual removal: the model without these units while inside.
-
+    Args:
+        parts: of every layer, where parts are removed.
     Raises:
         Refusal: another layer looks for what a removed one should have left.
     """
-    return KINDS[removal.kind].without(stack, removal)
+    with ExitStack() as changes:
+        changes.enter_context(skipped(stack, removal.layers))
+        for index in range(len(stack)) if parts else ():
+            lost = [parts[index].parts[name] for name in removal.parts(index)]
+            changes.enter_context(silent(stack.layers[index], lost, stack.width))
+        try:
+            yield
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            if not removal:
+                raise
+            reason = f"another layer needs what they leave behind ({type(error).__name__}: {error})"
+            what = "layers " if removal.kind == "layer" else ""
+            named = ", ".join(map(str, removal.units))
+            raise Refusal(f"the model does not run without {what}{named}: {reason}") from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...artifacts.removal import ATTENTION, MLP
 from ...errors import Refusal
 from ..forwards import replaced_forwards
-from ..stack import Interface
+from ..stack import Interface, Stack
 
 SAME = 1e-5  # of the largest number of what is compared: equal but for the order of sums
 MOVED = 1e-4  # below this share nothing has reached another position
@@ -282,7 +282,3 @@ def parts_of(stack: Stack, module: nn.Module, tokens: Tensor) -> tuple[LayerPart
             hooks.callback(hook.remove)
         module(input_ids=tokens, use_cache=False)
     return tuple(layers[index] for index in range(len(stack)))
-
-
-def units(record: ModelRecord, parts: Sequence[LayerParts]) -> dict[Unit, int]:
-    ...
