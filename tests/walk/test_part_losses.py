@@ -1,4 +1,4 @@
-"""Losses without parts of layers: equal to a plain model whose parts give zeros, sharing streams down to half a layer."""
+"""Losses without parts of layers equal those of a plain model whose parts give zeros; streams are shared by half layers."""
 
 import contextlib
 
