@@ -31,7 +31,7 @@ from shallower import methods
 from shallower.anatomy.model import Model, checked_device
 from shallower.evaluation.analytic import bandwidth, synchronize
 from shallower.runtime.memory import Peak
-from shallower.walk.removals import replay_of
+from shallower.walk.replay import replay_of
 
 CRITERIA = [name for name in methods.names("criteria") if name != "random"]
 # forwards of all layers that a criterion amounts to; a backward that gives gradients of weights too counts two

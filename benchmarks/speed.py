@@ -33,7 +33,8 @@ from shallower.runtime.memory import Peak, in_use, total_memory
 from shallower.runtime.provenance import versions
 from shallower.storage.files import write_atomic
 from shallower.walk.batching import batches, chunks
-from shallower.walk.removals import head_nll, replay_of
+from shallower.walk.removals import head_nll
+from shallower.walk.replay import replay_of
 
 SMALL = {
     "samples": 10,

@@ -7,7 +7,7 @@ import zoo
 import shallower
 from shallower.artifacts import Removal
 from shallower.stages.prune import fit_repair
-from shallower.walk.removals import replay_of
+from shallower.walk.replay import replay_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

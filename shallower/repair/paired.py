@@ -21,7 +21,7 @@ from ..errors import Refusal, UserError
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, JournalPart
 from ..walk.batching import batches
-from ..walk.removals import replay_of
+from ..walk.replay import replay_of
 from .state import RepairState
 
 REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for

@@ -12,7 +12,7 @@ from ..anatomy.patch import Patch, patched
 from ..artifacts.removal import Removal
 from ..walk.batching import batches, chunks, total_predictions
 from ..walk.logits import head_nll
-from ..walk.removals import replay_of
+from ..walk.replay import replay_of
 from .paired import part_of_layer
 
 

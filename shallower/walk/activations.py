@@ -20,8 +20,7 @@ from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal, JournalPart, State
 from .batching import batches_by_half, rounds
 from .evidence import Streams
-from .removals import replay_of
-from .replay import Replay
+from .replay import Replay, replay_of
 from .sums import LARGE_SUM, Halves, Sums
 
 Span = tuple[int, int]

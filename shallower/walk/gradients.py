@@ -21,8 +21,7 @@ from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, Journal
 from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, batches_by_half, chunks, part_of, total_predictions
 from .evidence import Flows, Gradients
-from .removals import replay_of
-from .replay import Recording, Replay
+from .replay import Recording, Replay, replay_of
 from .sums import Halves, Sums
 
 STREAM = ""  # the name under which a layer's gradients hold the one of its input

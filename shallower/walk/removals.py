@@ -20,11 +20,11 @@ from ..anatomy.units.part import silent
 from ..artifacts.removal import GONE, NOTHING, WHOLE, Removal
 from ..errors import UserError
 from ..runtime import distributed
-from ..runtime.progress import Meter, meter, say
+from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, Journal
 from .batching import batches, batches_by_half, chunks, rounds, total_predictions
 from .logits import head_kl, head_logits, head_nll, log_probabilities, token_kl, token_nll
-from .replay import Recording, Replay
+from .replay import Recording, Replay, replay_of
 
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
 BATCHES_TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
@@ -32,20 +32,6 @@ LossKind = Literal["loss", "kl"]
 Key = tuple[str, ...]  # the states of the layers of a variant, or of the first of them
 COUNTS: Key = ("",)  # the name under which totals hold how many predictions they are of
 Both = tuple[float, float]  # a sum over all samples, and over those of the first half
-
-
-def replay_of(model: Model) -> Replay | None:
-    """The model's replay, or None where only whole forwards are faithful; found out once per model."""
-    if "replay" not in model.__dict__:
-        replay = Replay(model.module, model.stack)
-        with model.dry(), fast_products(model.module):
-            model.__dict__["replay"] = replay if replay.faithful() else None
-        if model.__dict__["replay"] is None:
-            say(
-                f"{model.checkpoint.source}: its layers hand on more than the stream, so it is run whole each "
-                "time, which is slower"
-            )
-    return model.__dict__["replay"]
 
 
 @torch.no_grad()

@@ -13,10 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..anatomy.forwards import replaced_forwards
+from ..anatomy.kernels import fast_products
+from ..anatomy.model import Model
 from ..anatomy.stack import Stack, dry_tokens, sound_tokens
 from ..anatomy.units import without
 from ..artifacts.removal import NOTHING, Removal
 from ..errors import Refusal
+from ..runtime.progress import say
 
 # Of the largest logit. A wrong walk is off by about 1; fewer rows may run another kernel, which rounds otherwise.
 REPLAY_CLOSE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -147,3 +150,17 @@ class Replay:
         return replayed.shape == plain.shape and bool(
             (plain - replayed).abs().max() <= REPLAY_CLOSE.get(stream.dtype, 1e-3) * plain.abs().max()
         )
+
+
+def replay_of(model: Model) -> Replay | None:
+    """The model's replay, or None where only whole forwards are faithful; found out once per model."""
+    if "replay" not in model.__dict__:
+        replay = Replay(model.module, model.stack)
+        with model.dry(), fast_products(model.module):
+            model.__dict__["replay"] = replay if replay.faithful() else None
+        if model.__dict__["replay"] is None:
+            say(
+                f"{model.checkpoint.source}: its layers hand on more than the stream, so it is run whole each "
+                "time, which is slower"
+            )
+    return model.__dict__["replay"]

@@ -1,4 +1,4 @@
-"""Losses without parts of layers equal those of a plain model whose parts give zeros; streams are shared by half layers."""
+"""Losses without parts of layers equal those of a plain model whose parts give zeros; half layers share streams."""
 
 import contextlib
 

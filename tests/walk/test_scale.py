@@ -35,7 +35,8 @@ from shallower.artifacts import Removal
 from shallower.runtime.memory import total_memory
 from shallower.runtime.progress import shown
 from shallower.storage.journal import Journal, journaled
-from shallower.walk.removals import LossWalk, replay_of
+from shallower.walk.removals import LossWalk
+from shallower.walk.replay import replay_of
 
 CRITERIA = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "place"]
 
