@@ -16,7 +16,7 @@ def first_broken(model: Model, tokens: Int[Tensor, "sample position"], removal: 
 
     def check(index: int):
         def hook(_module, _inputs, output) -> None:
-            stream = output if isinstance(output, Tensor) else output[0]
+            stream = model.stack.interfaces[index].stream_out(output)
             if not broken and not stream.isfinite().all():
                 broken.append(index)
 
