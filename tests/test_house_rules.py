@@ -111,6 +111,16 @@ def test_no_import_circle() -> None:
         visit(name, ())
 
 
+def test_no_class_has_the_name_of_another() -> None:
+    """A name leads to one thing; the settings of methods are called alike by contract."""
+    names: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Settings":
+                names.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
+
+
 def test_no_file_stands_flat_beside_the_folders() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors"}
 

@@ -21,7 +21,7 @@ from .edits import cut_value
 from .loading import VOLATILE, quiet
 from .quantised import FIELDS, StackNames, renumber_modules
 
-DEPTH = re.compile(r"(num|n)_(hidden_)?(layers?|blocks?)|num_decoder_layers|decoder_layers")
+DEPTH_FIELD = re.compile(r"(num|n)_(hidden_)?(layers?|blocks?)|num_decoder_layers|decoder_layers")
 PREDICTED = "num_nextn_predict_layers"
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 
@@ -124,7 +124,7 @@ class Edited:
             if key in self.own or any(key in names for names in self.aliases.get(self.section, {}).values()):
                 continue
             new = cut_value(key, value, self.kept, self.layers)
-            if new is None and type(value) is int and value == self.layers and DEPTH.fullmatch(key):
+            if new is None and type(value) is int and value == self.layers and DEPTH_FIELD.fullmatch(key):
                 new = len(self.kept)
             if new is not None:
                 part[key] = new

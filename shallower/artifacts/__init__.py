@@ -3,7 +3,7 @@ check.
 """
 
 from .calibration import CalibrationRecord, SourceRecord
-from .comparison import ComparedModel, Comparison, Figure
+from .comparison import ComparedFigure, ComparedModel, Comparison
 from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
 from .evaluation import Evaluation, Perplexity, TaskResult
 from .healing import Healing, HealingReport, LossChange, Recipe, ReloadedModel, TrainingData, TrainingRow
@@ -23,12 +23,12 @@ __all__ = [
     "RECORDS",
     "Analytic",
     "CalibrationRecord",
+    "ComparedFigure",
     "ComparedModel",
     "Comparison",
     "Compensation",
     "Evaluation",
     "FailedRow",
-    "Figure",
     "Healing",
     "HealingReport",
     "HeldOutLoss",

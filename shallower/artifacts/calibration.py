@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
-from .record import Part, Size, check, record
+from .record import Size, TypedRecord, check, record
 
 
 @record
-class SourceRecord(Part):
+class SourceRecord(TypedRecord):
     """Samples that a text gave."""
 
     name: str
@@ -18,7 +18,7 @@ class SourceRecord(Part):
 
 
 @record
-class CalibrationRecord(Part):
+class CalibrationRecord(TypedRecord):
     """Tokens that a stage looked at."""
 
     source: str

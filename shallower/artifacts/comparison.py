@@ -4,11 +4,11 @@ from dataclasses import field
 from typing import Literal
 
 from ..runtime.provenance import Provenance
-from .record import SCHEMA, Count, Finite, Part, Size, check, record
+from .record import SCHEMA, Count, Finite, Size, TypedRecord, check, record
 
 
 @record
-class Figure(Part):
+class ComparedFigure(TypedRecord):
     """Figure of one model in one column, with its difference from the base; null is what is not known."""
 
     value: int | Finite
@@ -33,14 +33,14 @@ class Figure(Part):
     """True for the best of the column; nowhere where all are alike."""
 
     @check
-    def _check(self) -> "Figure":
+    def _check(self) -> "ComparedFigure":
         if (self.low is None) != (self.high is None) or (self.delta_low is None) != (self.delta_high is None):
             raise ValueError("an interval must have two ends")
         return self
 
 
 @record
-class ComparedModel(Part):
+class ComparedModel(TypedRecord):
     """Model in a comparison."""
 
     name: str
@@ -57,12 +57,12 @@ class ComparedModel(Part):
     """Layers that are left."""
     parameters: Size
     """Parameters that are left."""
-    figures: dict[str, Figure]
+    figures: dict[str, ComparedFigure]
     """Figures by column; those that may not be held against the others are left out."""
 
 
 @record
-class Comparison(Part):
+class Comparison(TypedRecord):
     """Models side by side, the first of which is the base.
 
     Columns are layers, parameters, `perplexity TEXT`, perplexity_ratio (the mean over texts), `bits_per_byte TEXT`,

@@ -8,11 +8,11 @@ from pydantic import JsonValue
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
+from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
 
 
 @record
-class HeldOutLoss(Part):
+class HeldOutLoss(TypedRecord):
     """Mean NLL in nats on held-out calibration tokens."""
 
     dense: Finite
@@ -24,21 +24,21 @@ class HeldOutLoss(Part):
 
 
 @record
-class StreamDrift(Part):
+class StreamDrift(TypedRecord):
     """Distance of the pruned stream from the dense one behind a retained layer."""
 
     layer: Count
     """Number of the layer."""
-    shift: Amount
+    shift: NonNegative
     """Distance of the mean streams."""
-    relative_shift: Amount
+    relative_shift: NonNegative
     """Distance of the mean streams as a share of the length of the dense mean."""
-    error: Amount
+    error: NonNegative
     """Root of the mean squared distance, as a share of the root of the mean squared length of the dense stream."""
 
 
 @record
-class LayerDrift(Part):
+class LayerDrift(TypedRecord):
     """Drift behind one retained layer before and after the repair, on the held-out tokens."""
 
     layer: Count
@@ -50,12 +50,12 @@ class LayerDrift(Part):
 
 
 @record
-class RepairReport(Part):
+class RepairReport(TypedRecord):
     """Brief report of a compensation inside `shallower.json`; the rest is in `compensation.json`."""
 
     method: str
     """Name of the method."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the method."""
     calibration: CalibrationRecord
     """Tokens that were fitted on and decided by."""
@@ -68,12 +68,12 @@ class RepairReport(Part):
 
 
 @record
-class Compensation(Part):
+class Compensation(TypedRecord):
     """Repair of a pruned model without training."""
 
     method: str
     """Name of the method."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the method."""
     model: ModelRecord
     """Dense model."""
@@ -93,7 +93,7 @@ class Compensation(Part):
     """Drift of the stream behind every retained layer."""
     notes: dict[str, JsonValue]
     """Notes of the method on what it tried; each method has its own."""
-    seconds: Amount
+    seconds: NonNegative
     """Seconds in all, loading left out."""
     peak_memory_bytes: Count
     """Peak of the memory in bytes."""

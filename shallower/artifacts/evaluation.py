@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Finite, Part, Positive, Size, check, record
+from .record import SCHEMA, Count, Finite, NonNegative, Positive, Size, TypedRecord, check, record
 
 
 @record
-class Perplexity(Part):
+class Perplexity(TypedRecord):
     """Perplexity on one text."""
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = ("segments", "parts")
@@ -49,12 +49,12 @@ class Perplexity(Part):
 
 
 @record
-class TaskResult(Part):
+class TaskResult(TypedRecord):
     """Result of one zero-shot task."""
 
     value: Finite
     """Value of the metric."""
-    stderr: Amount | None = field(default=None, kw_only=True)
+    stderr: NonNegative | None = field(default=None, kw_only=True)
     """Standard error over the items, where there is one."""
     metric: str
     """Name of the metric."""
@@ -82,7 +82,7 @@ class TaskResult(Part):
 
 
 @record
-class Evaluation(Part):
+class Evaluation(TypedRecord):
     """Measured quality of a model, or of it without some layers."""
 
     model: ModelRecord
@@ -95,7 +95,7 @@ class Evaluation(Part):
     """Layers that were left out virtually."""
     protocol: str = ""
     """Protocol by which texts were cut."""
-    seconds: Amount = 0.0
+    seconds: NonNegative = 0.0
     """Seconds of measuring, loading left out."""
     dtype: str = ""
     """Type of numbers that was computed in."""

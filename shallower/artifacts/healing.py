@@ -5,24 +5,24 @@ from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Finite, Part, Positive, Settings, Size, check, record
+from .record import SCHEMA, Count, Finite, NonNegative, Positive, SettingValues, Size, TypedRecord, check, record
 
 
 @record
-class Recipe(Part):
+class Recipe(TypedRecord):
     """Recipe of a training: how a method is trained unless it is said otherwise."""
 
     lr: Positive
     """Peak learning rate."""
     betas: tuple[Finite, Finite]
     """Betas of AdamW or Lion."""
-    weight_decay: Amount
+    weight_decay: NonNegative
     """Decay of matrices; biases and norms have none."""
     warmup: Count
     """Steps of linear warm-up."""
     schedule: str
     """Shape of the learning rate after the warm-up: `cosine` or `linear`."""
-    floor: Amount
+    floor: NonNegative
     """Share of the peak at which it ends."""
     batch_tokens: Size
     """Tokens of the method's own global batch."""
@@ -33,7 +33,7 @@ class Recipe(Part):
 
 
 @record
-class TrainingData(Part):
+class TrainingData(TypedRecord):
     """Data that was trained on; of a data set that is read on the way, counts are null."""
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = ("streamed",)
@@ -65,7 +65,7 @@ class TrainingData(Part):
 
 
 @record
-class TextLoss(Part):
+class TextLoss(TypedRecord):
     """Loss on a text that is not trained on."""
 
     nll: Finite
@@ -77,7 +77,7 @@ class TextLoss(Part):
 
 
 @record
-class TrainingRow(Part):
+class TrainingRow(TypedRecord):
     """Figures of one step, as in `metrics.jsonl`; step 0 is before training and has no loss."""
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = (
@@ -98,15 +98,15 @@ class TrainingRow(Part):
     """Tokens trained on so far, repetitions counted."""
     loss: Finite | None = None
     """Mean NLL in nats over the tokens of the batch that bear a loss."""
-    lr: Amount | None = None
+    lr: NonNegative | None = None
     """Learning rate."""
-    grad_norm: Amount | None = None
+    grad_norm: NonNegative | None = None
     """Norm of the gradient before it is clipped."""
-    tokens_per_second: Amount | None = None
+    tokens_per_second: NonNegative | None = None
     """Tokens per second that bore a loss."""
-    seconds: Amount | None = None
+    seconds: NonNegative | None = None
     """Seconds of training so far."""
-    all_tokens_per_second: Amount | None = None
+    all_tokens_per_second: NonNegative | None = None
     """Tokens per second, those without a loss too."""
     terms: dict[str, Finite] | None = None
     """Means of the terms of a distillation."""
@@ -117,12 +117,12 @@ class TrainingRow(Part):
 
 
 @record
-class ReloadedModel(Part):
+class ReloadedModel(TypedRecord):
     """Comparison of the reloaded files with the trained model."""
 
     logits: str
     """Equality of the logits in words: `bit for bit`, or within which tolerance."""
-    difference: Amount
+    difference: NonNegative
     """Largest difference of a logit as a share of the largest."""
     weights: str
     """Equality of the weights in words."""
@@ -131,7 +131,7 @@ class ReloadedModel(Part):
 
 
 @record
-class LossChange(Part):
+class LossChange(TypedRecord):
     """Training loss, means over the first and the last tenth of the steps, in nats."""
 
     first: Finite
@@ -141,12 +141,12 @@ class LossChange(Part):
 
 
 @record
-class HealingReport(Part):
+class HealingReport(TypedRecord):
     """Brief report of a healing inside `shallower.json`; the last one's rest is in `healing.json`."""
 
     method: str
     """Name of the method."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the method."""
     source: str
     """Names of the files or of the data set."""
@@ -163,12 +163,12 @@ class HealingReport(Part):
 
 
 @record
-class Healing(Part):
+class Healing(TypedRecord):
     """Training of a model on text, after which it is a plain checkpoint again."""
 
     method: str
     """Name of the method."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the method."""
     recipe: Recipe
     """Recipe that was trained by, fitted to the budget."""
@@ -194,7 +194,7 @@ class Healing(Part):
     """Figures by step, the first before training."""
     reloaded: ReloadedModel
     """Comparison of the reloaded files with the trained model."""
-    seconds: Amount
+    seconds: NonNegative
     """Seconds of training, those before an interruption counted."""
     peak_memory_bytes: Count
     """Peak of the memory in bytes."""

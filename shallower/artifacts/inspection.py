@@ -5,11 +5,11 @@ from typing import Literal
 
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
-from .record import SCHEMA, Count, Part, check, record
+from .record import SCHEMA, Count, TypedRecord, check, record
 
 
 @record
-class Inspection(Part):
+class Inspection(TypedRecord):
     """Structure of a model: where its stack lies, what each layer holds, and which single layers may go."""
 
     model: ModelRecord

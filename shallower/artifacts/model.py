@@ -3,11 +3,11 @@
 from dataclasses import field
 from pathlib import Path
 
-from .record import Count, Part, Size, check, record
+from .record import Count, Size, TypedRecord, check, record
 
 
 @record
-class ModelRecord(Part):
+class ModelRecord(TypedRecord):
     """Model that an artifact speaks of; of a .gguf file, the plain model that it is unpacked to."""
 
     source: str

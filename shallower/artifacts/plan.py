@@ -8,12 +8,12 @@ from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
+from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
 from .removal import Removal
 
 
 @record
-class Plan(Part):
+class Plan(TypedRecord):
     """Layers that go and layers that stay, in MODEL's own numbering."""
 
     removed: list[int]
@@ -30,7 +30,7 @@ class Plan(Part):
     """Name of the selection, or `drop` where the layers were given."""
     criterion: str | None
     """Name of the criterion whose scores decided, or null."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the criterion and of the selection."""
     keep_first: Count
     """Layers at the start that were protected."""
@@ -46,7 +46,7 @@ class Plan(Part):
     """Values by which the layers were chosen, step by step."""
     scores: list[Finite] | None = None
     """Score of each layer, where scores decided."""
-    budget: Amount | None = None
+    budget: NonNegative | None = None
     """Seconds that a search had, or null."""
     assumed: str = ""
     """Assumptions that a target of memory, speed or quality rests on."""
@@ -56,7 +56,7 @@ class Plan(Part):
     """Bytes of the weights that are left, stored alike."""
     agreement: Count | None = None
     """Removed layers that both halves of the samples choose too, each by itself; null where they were not asked."""
-    seconds: Amount = 0.0
+    seconds: NonNegative = 0.0
     """Seconds of choosing, scoring left out."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""

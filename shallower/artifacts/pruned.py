@@ -1,30 +1,28 @@
 """Pruned model record (shallower.json): its plan and what was proven."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Tag
+from typing import Literal
 
 from ..runtime.provenance import Provenance
 from .compensation import RepairReport
 from .healing import HealingReport
 from .plan import Plan
-from .record import SCHEMA, Amount, Count, Part, Size, check, record
+from .record import SCHEMA, Count, NonNegative, Size, TypedRecord, check, either, record
 
 
 @record
-class Proof(Part):
+class Proof(TypedRecord):
     """Proof of the written files: reloaded, they are the dense model without the removed layers."""
 
     logits: str
     """Equality of the logits in words: `bit for bit`, or within which tolerance."""
-    logits_difference: Amount
+    logits_difference: NonNegative
     """Largest difference of a logit as a share of the largest."""
-    cached_difference: Amount
+    cached_difference: NonNegative
     """Largest difference between cached and uncached decoding as a share of the largest logit."""
-    cached_difference_unpruned: Amount
+    cached_difference_unpruned: NonNegative
     """Largest difference between cached and uncached decoding of the dense model, the control."""
-    cached_tolerance: Amount
+    cached_tolerance: NonNegative
     """Tolerance that both were held to."""
     missing_keys: Count
     """Weights that the files lack."""
@@ -41,23 +39,18 @@ class Proof(Part):
 
 
 @record
-class Unverified(Part):
+class Unverified(TypedRecord):
     """Absence of a proof."""
 
     skipped: str
     """Reason why nothing was proven."""
 
 
-def _proven(value: Any) -> str:
-    skipped = "skipped" in value if isinstance(value, dict) else isinstance(value, Unverified)
-    return "skipped" if skipped else "proof"
-
-
-Verified = Annotated[Annotated[Proof, Tag("proof")] | Annotated[Unverified, Tag("skipped")], Discriminator(_proven)]
+Verified = either(Proof, "proof", Unverified, "skipped")
 
 
 @record
-class Pruned(Part):
+class Pruned(TypedRecord):
     """Written model: the plan, and what was proven about the files."""
 
     plan: Plan

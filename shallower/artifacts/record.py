@@ -15,9 +15,9 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 Size = Annotated[int, pydantic.Field(ge=1)]
 Finite = pydantic.FiniteFloat
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-Amount = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Scalar = bool | int | pydantic.FiniteFloat | str | None
-Settings = dict[str, Scalar]
+SettingValues = dict[str, Scalar]
 
 
 class _Making(type):
@@ -32,7 +32,7 @@ class _Making(type):
             raise UserError(f"not a valid {name}: {said(error)}{hint}") from error
 
 
-class Part(metaclass=_Making):
+class TypedRecord(metaclass=_Making):
     """Base of the records and of their parts."""
 
 
@@ -48,6 +48,22 @@ def record(cls: type[T]) -> type[T]:
 
 
 check = pydantic.model_validator(mode="after")
+
+
+def either(usual: type, name: str, other: type, key: str, other_name: str = "") -> Any:
+    """Type of one record or another, told by a key that only the other has.
+
+    Args:
+        name, other_name: what stands for either in the place that an error names; the key for the other by default.
+    """
+    second = other_name or key
+
+    def tag(value: Any) -> str:
+        special = key in value if isinstance(value, dict) else isinstance(value, other)
+        return second if special else name
+
+    tagged = Annotated[usual, pydantic.Tag(name)] | Annotated[other, pydantic.Tag(second)]
+    return Annotated[tagged, pydantic.Discriminator(tag)]
 
 
 def said(error: pydantic.ValidationError) -> str:

@@ -7,16 +7,16 @@ from typing import Literal
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Finite, Part, Settings, check, record
+from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
 
 
 @record
-class Scores(Part):
+class Scores(TypedRecord):
     """Scores of all layers by one criterion; the lowest is removed first."""
 
     criterion: str
     """Name of the criterion."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the criterion."""
     scores: list[Finite]
     """Score of each layer; lower goes first."""
@@ -24,7 +24,7 @@ class Scores(Part):
     """Model that was scored."""
     calibration: CalibrationRecord | None
     """Tokens that the criterion looked at; null where it looks at none."""
-    seconds: Amount
+    seconds: NonNegative
     """Seconds of scoring, loading left out."""
     peak_memory_bytes: Count
     """Peak of the memory in bytes."""

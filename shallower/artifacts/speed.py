@@ -1,20 +1,18 @@
 """Speed record: seconds and memory of cached decoding (speed.json)."""
 
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Discriminator, Tag
+from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Part, Positive, Size, check, record
+from .record import SCHEMA, Count, NonNegative, Positive, Size, TypedRecord, check, either, record
 
 Side = Literal["model", "against"]
 Typical = Literal["median", "mean"]
 
 
 @record
-class SpeedSettings(Part):
+class SpeedSettings(TypedRecord):
     """Grid of what was measured, and how."""
 
     batches: list[Size] = field(default_factory=list)
@@ -31,36 +29,36 @@ class SpeedSettings(Part):
     """Kind of cache: `dynamic`, or `static` with room for all positions from the start."""
     compiled: bool = False
     """Steps ran through torch.compile."""
-    seconds: Amount | None = None
+    seconds: NonNegative | None = None
     """Limit of time for the whole grid, or null."""
     repeated: bool = False
     """All rows of a batch are the same prompt."""
     typical: Typical = "median"
     """Figure that stands for all runs."""
-    load: Amount = 0.0
+    load: NonNegative = 0.0
     """Load of the machine before the first run: processes that want a core, mean of a minute."""
 
 
 @record
-class Analytic(Part):
+class Analytic(TypedRecord):
     """Figures of one decoded token at batch 1, counted rather than measured."""
 
-    parameters: Amount
+    parameters: NonNegative
     """Distinct parameters."""
-    weight_bytes: Amount
+    weight_bytes: NonNegative
     """Bytes of distinct weights as they are in memory."""
-    read_bytes_per_token: Amount
+    read_bytes_per_token: NonNegative
     """Bytes of weights that a step reads."""
-    kv_bytes_per_token: Amount
+    kv_bytes_per_token: NonNegative
     """Bytes by which the cache grows per token and sequence while no sliding window is full."""
-    state_bytes: Amount
+    state_bytes: NonNegative
     """Bytes that the cache holds per sequence besides, such as recurrent states."""
-    flops_per_token: Amount
+    flops_per_token: NonNegative
     """FLOPs of the products with weights."""
 
 
 @record
-class Spread(Part):
+class Spread(TypedRecord):
     """Seconds of several runs."""
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = ("mean",)
@@ -80,7 +78,7 @@ class Spread(Part):
 
 
 @record
-class SpeedRow(Part):
+class SpeedRow(TypedRecord):
     """Measured speed of one model in one setting."""
 
     of: Side
@@ -103,12 +101,12 @@ class SpeedRow(Part):
     """Peak of the memory in bytes, the other model's weights left out; on a CPU it is the process's."""
     runs: Size
     """Runs that were kept."""
-    bound: Amount
+    bound: NonNegative
     """Share of the measured memory bandwidth that decoding reaches."""
 
 
 @record
-class FailedRow(Part):
+class FailedRow(TypedRecord):
     """Setting that could not be measured."""
 
     of: Side
@@ -124,7 +122,7 @@ class FailedRow(Part):
 
 
 @record
-class Speedup(Part):
+class Speedup(TypedRecord):
     """Speed-ups in one setting, medians of the ratios of neighbouring runs."""
 
     batch: Size
@@ -143,16 +141,11 @@ class Speedup(Part):
     """Ratio of the bytes that a step reads."""
 
 
-def _measured(value: Any) -> str:
-    failed = "error" in value if isinstance(value, dict) else isinstance(value, FailedRow)
-    return "failed" if failed else "measured"
-
-
-AnyRow = Annotated[Annotated[SpeedRow, Tag("measured")] | Annotated[FailedRow, Tag("failed")], Discriminator(_measured)]
+AnyRow = either(SpeedRow, "measured", FailedRow, "error", "failed")
 
 
 @record
-class Speed(Part):
+class Speed(TypedRecord):
     """Measured speed of a model and, in turns with it, of the model that it is held against."""
 
     model: ModelRecord
@@ -175,7 +168,7 @@ class Speed(Part):
     """Speed-ups per setting, none without a model to hold against."""
     bandwidth: Positive | None
     """Bytes per second that the device reads from its memory."""
-    seconds: Amount
+    seconds: NonNegative
     """Seconds of measuring, loading left out."""
     dtype: str
     """Type of numbers that was computed in."""

@@ -7,11 +7,11 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .evaluation import Perplexity
 from .model import ModelRecord
-from .record import SCHEMA, Amount, Count, Part, Settings, Size, check, record
+from .record import SCHEMA, Count, NonNegative, SettingValues, Size, TypedRecord, check, record
 
 
 @record
-class SweepRow(Part):
+class SweepRow(TypedRecord):
     """Quality without so many layers."""
 
     removed: Count
@@ -31,7 +31,7 @@ class SweepRow(Part):
 
 
 @record
-class Sweep(Part):
+class Sweep(TypedRecord):
     """Quality against layers removed."""
 
     model: ModelRecord
@@ -42,13 +42,13 @@ class Sweep(Part):
     """Name of the selection."""
     criterion: str | None
     """Name of the criterion whose scores decided, or null."""
-    settings: Settings
+    settings: SettingValues
     """Settings of the criterion and of the selection."""
     calibration: CalibrationRecord | None
     """Tokens that the choice rests on, or null."""
     rows: list[SweepRow]
     """Figures by number of layers that went, the model as it is first."""
-    seconds: Amount
+    seconds: NonNegative
     """Seconds in all, loading left out."""
     dtype: str
     """Type of numbers that was computed in."""

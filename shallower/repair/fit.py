@@ -26,7 +26,7 @@ from .drift import drift
 from .state import RepairState
 
 HELD_OUT = 8  # one sample in so many is not fitted on
-TRIES = 7  # candidates that are held against each other at the end, at most
+CANDIDATES = 7  # candidates that are held against each other at the end, at most
 FITTING = 2.5  # layers run for every layer, and the sums and solutions
 
 
@@ -128,7 +128,7 @@ class _Fit:
             """
             number = state.asked + 1
             state.asked = number
-            with self.stretch(f"candidate {min(number, TRIES)}"):
+            with self.stretch(f"candidate {min(number, CANDIDATES)}"):
                 return self.journal.memo(f"loss {number}", lambda: fmean(self.losses(patch)))
 
         if state.step <= layers:
@@ -164,7 +164,7 @@ def _costs(layers: int, removed: int, fitted: int, held_out: int) -> dict[str, i
     """The parts of a repair, and what each costs in layers times tokens."""
     check = (layers - removed) * held_out
     costs: dict[str, int | float] = {"loss before": check, "fitting": FITTING * layers * fitted}
-    costs |= {f"candidate {number}": check for number in range(1, TRIES + 1)}
+    costs |= {f"candidate {number}": check for number in range(1, CANDIDATES + 1)}
     return costs | {"loss after": check, "drift": 4 * layers * held_out, "dense": layers * held_out}
 
 

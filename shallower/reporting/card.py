@@ -97,7 +97,7 @@ def card_text(
     parts = [
         _front(base, name, [evaluation for evaluation in evaluations if _is_of(evaluation, pruned)]),
         MARK,
-        f"# {plain(name)}",
+        f"# {unmarked(name)}",
         f"{_link(base, base_name)} without {went}: {millions(plan.params_before)} parameters became "
         f"{millions(plan.params_after)} "
         f"({percent(1 - plan.share)}).{_repair_text(pruned)} Made by shallower; loading it needs nothing of it.",
@@ -146,10 +146,10 @@ def _result(name: str, metric: str, how: str, value: float) -> EvalResult:
 def code(text: Any) -> str:
     """A name as inline code; what is more than a name is text."""
     line = " ".join(str(text).split())
-    return f"`{line}`" if SIMPLE.fullmatch(line) else plain(line)
+    return f"`{line}`" if SIMPLE.fullmatch(line) else unmarked(line)
 
 
-def plain(text: Any) -> str:
+def unmarked(text: Any) -> str:
     """Text in which nothing is markup: neither Markdown nor HTML."""
     return html.escape(" ".join(str(text).split()), quote=False).translate(ESCAPED_SIGNS)
 
@@ -160,7 +160,7 @@ def _is_of(evaluation: Evaluation, pruned: Pruned) -> bool:
 
 
 def _link(base: Base, name: str) -> str:
-    return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else plain(name)
+    return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else unmarked(name)
 
 
 def _repair_text(pruned: Pruned) -> str:
@@ -201,7 +201,7 @@ def _weight_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
         return []
     model = pruned.plan.model
     packed_text = f"; as GGUF {byte_count(model.packed_bytes)}" if model.packed_bytes else ""
-    return [("weights as stored", f"{byte_count(before)} ({plain(model.storage)}{packed_text})", byte_count(after))]
+    return [("weights as stored", f"{byte_count(before)} ({unmarked(model.storage)}{packed_text})", byte_count(after))]
 
 
 def _quality_rows(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
@@ -216,12 +216,12 @@ def _quality_rows(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tup
             twins = (twin for other in others if (twin := other.perplexity.get(text)) and twin.hash == perplexity.hash)
             base = next(twins, None)
             ratio = f" (×{perplexity.value / base.value:.3f})" if base else ""
-            what = f"perplexity, {plain(text)}, length {plain(perplexity.length)}"
+            what = f"perplexity, {unmarked(text)}, length {unmarked(perplexity.length)}"
             rows.append((what, perplexity_text(base.value) if base else "", perplexity_text(perplexity.value) + ratio))
         for name, task in evaluation.tasks.items():
             peers = (peer for other in others if (peer := other.tasks.get(name)) and peer.count == task.count)
             dense = next(peers, None)
-            what = f"{plain(name)}, {plain(task.metric)}"
+            what = f"{unmarked(name)}, {unmarked(task.metric)}"
             rows.append((what, _with_error(dense) if dense else "", _with_error(task)))
     return rows
 
@@ -252,18 +252,18 @@ def _provenance(pruned: Pruned) -> str:
     lines = [
         f"removed layers, numbered from 0: {layers(plan.removed)}{numbering}",
         f"selection: {code(plan.selection)}{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
-        f"settings: {plain(settings_of(plan.settings))}" if plan.settings else "",
-        f"calibration: {plain(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}"
+        f"settings: {unmarked(settings_of(plan.settings))}" if plan.settings else "",
+        f"calibration: {unmarked(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}"
         if plan.calibration
         else "",
-        f"config: {plain('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
+        f"config: {unmarked('; '.join(pruned.config_changes))}" if pruned.config_changes else "",
         f"repair: {code(report.method)}, {count_text(len(report.changed), 'weight')} changed; what it did is in "
         "`compensation.json`"
         if report
         else "",
         *(_healing_line(item) for item in pruned.healing),
         _proof_line(pruned),
-        f"versions: {plain(', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items()))}",
+        f"versions: {unmarked(', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items()))}",
     ]
     text = "\n".join(f"- {line}" for line in lines if line)
     command = pruned.provenance.command
@@ -273,12 +273,12 @@ def _provenance(pruned: Pruned) -> str:
 
 def _healing_line(item: HealingReport) -> str:
     loss = item.loss
-    source = plain(item.source)
+    source = unmarked(item.source)
     return (
         f"healing: {code(item.method)} on {item.train_tokens:,} tokens of {source} in {item.steps} "
         "steps, training loss "
         f"{loss.first:.4f} to {loss.last:.4f} nats; reloaded, its logits equal those of the trained "
-        f"model {plain(item.reloaded)}; "
+        f"model {unmarked(item.reloaded)}; "
         "the last such training is in `healing.json`"
     )
 
@@ -286,12 +286,12 @@ def _healing_line(item: HealingReport) -> str:
 def _proof_line(pruned: Pruned) -> str:
     proof = pruned.verified
     if isinstance(proof, Unverified):
-        return f"not verified ({plain(proof.skipped)})"
+        return f"not verified ({unmarked(proof.skipped)})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
     return (
-        f"proven after {when}: reloaded by plain transformers in {plain(proof.dtype)}, no missing "
+        f"proven after {when}: reloaded by plain transformers in {unmarked(proof.dtype)}, no missing "
         "weights, logits equal "
-        f"{plain(proof.logits)} to those of the intended model, cached decoding equal to uncached"
+        f"{unmarked(proof.logits)} to those of the intended model, cached decoding equal to uncached"
     )
 
 

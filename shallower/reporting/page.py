@@ -56,7 +56,7 @@ class Figure(NamedTuple):
 class Box(NamedTuple):
     """Parts one below the other (``box``), side by side (``pair``) or behind a title that opens them (``details``)."""
 
-    parts: Sequence["Part | None"]
+    parts: Sequence["Block | None"]
     kind: str = "box"
     title: str = ""
 
@@ -65,14 +65,14 @@ class Section(NamedTuple):
     """Section under its title; ``style``: a class of its own."""
 
     title: str
-    parts: Sequence["Part | None"]
+    parts: Sequence["Block | None"]
     style: str = ""
 
 
-Part: TypeAlias = Text | Facts | Table | Figure | Box
+Block: TypeAlias = Text | Facts | Table | Figure | Box
 
 
-def drawings(parts: Iterable[Section | Part | None]) -> Iterator[Drawing]:
+def drawings(parts: Iterable[Section | Block | None]) -> Iterator[Drawing]:
     """All drawings of parts and of what is in them."""
     for part in parts:
         if isinstance(part, Figure):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..artifacts import ComparedModel, Comparison, Figure, Perplexity
+from ..artifacts import ComparedFigure, ComparedModel, Comparison, Perplexity
 from ..errors import UserError
 from ..evaluation.perplexity import LARGEST_NLL, perplexity_of
 from .bootstrap import FEWEST, interval, means
@@ -53,7 +53,7 @@ class ComparedColumn:
     value_samples: dict[int, ItemSamples] = field(default_factory=dict)
     effect_samples: dict[int, ItemSamples] = field(default_factory=dict)
 
-    def figure(self, place: int) -> Figure:
+    def figure(self, place: int) -> ComparedFigure:
         """The figure of a place, with its intervals."""
         low, high = interval(self.value_samples[place]) if place in self.value_samples else (None, None)
         delta = self.effects.get(place) if place else None
@@ -61,7 +61,7 @@ class ComparedColumn:
         delta_low, delta_high = interval(self.effect_samples[place]) if sampled else (None, None)
         none = 1.0 if self.effect == "ratio" else 0.0
         clear = not delta_low <= none <= delta_high if sampled else None
-        return Figure(
+        return ComparedFigure(
             value=self.values[place],
             low=low,
             high=high,

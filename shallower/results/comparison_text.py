@@ -1,6 +1,6 @@
 """Comparison as text: the cells of its table, its remarks and its legend."""
 
-from ..artifacts import Comparison, Figure
+from ..artifacts import ComparedFigure, Comparison
 
 CLEAR_MARK = "†"
 LEGEND = (
@@ -10,7 +10,7 @@ LEGEND = (
 )
 
 
-def count_text(value: int | float, base: int = 1000) -> str:
+def quantity_text(value: int | float, base: int = 1000) -> str:
     """6.74B, 134.5M for counts; 1.20 GiB for bytes with ``base`` 1024."""
     units = ("B", "M", "K") if base == 1000 else (" GiB", " MiB", " KiB")
     for power, unit in zip((3, 2, 1), units, strict=True):
@@ -24,7 +24,7 @@ def value_text(column: str, value: int | float) -> str:
     if column == "layers":
         return f"{value:.0f}"
     if column == "parameters" or column.endswith("_bytes"):
-        return count_text(value, 1000 if column == "parameters" else 1024)
+        return quantity_text(value, 1000 if column == "parameters" else 1024)
     if column.startswith("task"):
         return f"{value:.4f}"
     if value >= 1e5:
@@ -32,7 +32,7 @@ def value_text(column: str, value: int | float) -> str:
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
-def cell(column: str, figure: Figure) -> list[str]:
+def cell(column: str, figure: ComparedFigure) -> list[str]:
     """The lines of a cell: value, delta, interval of the delta."""
     sign = _ratio if figure.effect == "ratio" else _difference
     mark = CLEAR_MARK if figure.clear else ""

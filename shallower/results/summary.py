@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Perplexity, Speed
-from ..artifacts.record import Settings
+from ..artifacts.record import SettingValues
 from ..runtime.format import Number, layers, millions, short
 from .collection import CollectedArtifact, Collection, Pruning
 from .timings import setting
@@ -240,7 +240,7 @@ def tokens_used(record: CalibrationRecord | None) -> str:
     return f"{record.samples} × {record.length} of {record.source}{seed}, BOS {record.bos}"
 
 
-def settings_of(settings: Settings) -> str:
+def settings_of(settings: SettingValues) -> str:
     """A method's settings as they are given on the command line."""
     return ", ".join(
         f"{name}={short(value) if isinstance(value, float) else value}" for name, value in settings.items()

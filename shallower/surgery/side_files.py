@@ -20,12 +20,12 @@ from ..storage.index import INDEX, PICKLES
 from ..storage.ownership import BASE_CARD, CARD
 from ..storage.paths import parse_json
 
-TEMPLATES = "additional_chat_templates"
+CHAT_TEMPLATES = "additional_chat_templates"
 KNOWN = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges*.txt"),
     *("encoder.json", "tekken.json"),
     *("*.tiktoken", "*.spm", "*.bpe", "tokenizer*.model", "spiece.model", "sentencepiece*.model", "normalizer.json"),
-    *("chat_template.json", "*.jinja", f"{TEMPLATES}/*.jinja"),
+    *("chat_template.json", "*.jinja", f"{CHAT_TEMPLATES}/*.jinja"),
     *("generation_config.json", "*processor_config.json", "*processor.json", "feature_extractor_config.json"),
     *("LICENSE*", "LICENCE*", "license*", "NOTICE*", "Notice*", "COPYING*", "USE_POLICY*", "*USE_POLICY*"),
 )
@@ -34,7 +34,7 @@ NUMBERED = "hf_quant_config.json"  # names modules, as the quantisation config i
 OWN_FILES = ("config.json", INDEX, CARD, BASE_CARD)
 MADE_ANEW = (  # by us, of an earlier model
     *("shallower.json", "compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl"),
-    *("adapter", "training", TEMPLATES),
+    *("adapter", "training", CHAT_TEMPLATES),
 )
 NAMING = ("tokenizer_config.json", "*processor_config.json")  # may name further files of the tokenizer's
 LARGEST_SIDE_FILE = 256 << 20
@@ -79,7 +79,7 @@ def _entries(folder: Path) -> list[Path]:
     top = sorted(folder.iterdir())
     return [
         *top,
-        *sorted(path for place in top if place.name == TEMPLATES and place.is_dir() for path in place.iterdir()),
+        *sorted(path for place in top if place.name == CHAT_TEMPLATES and place.is_dir() for path in place.iterdir()),
     ]
 
 

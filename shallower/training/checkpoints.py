@@ -32,7 +32,7 @@ KEPT = 2
 OWN_CHECKPOINTS = re.compile(
     r"(about|control)\.json|metrics\.jsonl|lock|\.?step-\d+\.safetensors|\.(about|control|metrics)\..*"
 )
-NOTHING = "before the first step was done, so there is nothing to go on from; nothing was left half-written"
+NO_STEP = "before the first step was done, so there is nothing to go on from; nothing was left half-written"
 WEIGHT, STATE = "weight:", "state:"
 TrainedWeights = dict[str, nn.Parameter]  # by name
 
@@ -78,7 +78,7 @@ class Checkpointer:
             if first:
                 remove_own(self.folder, OWN_CHECKPOINTS)
         except KeyboardInterrupt as stop:
-            kept = getattr(stop, "kept", "") or NOTHING
+            kept = getattr(stop, "kept", "") or NO_STEP
             if steps := list(self.steps()):
                 again = f"the same command with {argument('resume', True)} goes on from there"
                 kept = f"step {steps[-1]} is kept in {self.folder}: {again}"

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
-from ..anatomy.units import Steps
-from ..anatomy.units.part import silent
+from ..anatomy.units import Steps, lessened
 from ..artifacts.removal import GONE, NOTHING, WHOLE, Removal
 from ..errors import UserError
 from ..runtime import distributed
@@ -29,8 +28,8 @@ from .replay import Recording, Replay, replay_of
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
 BATCHES_TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
 LossKind = Literal["loss", "kl"]
-Key = tuple[str, ...]  # the states of the layers of a variant, or of the first of them
-COUNTS: Key = ("",)  # the name under which totals hold how many predictions they are of
+States = tuple[str, ...]  # the states of the layers of a variant, or of the first of them
+COUNTS: States = ("",)  # the name under which totals hold how many predictions they are of
 Both = tuple[float, float]  # a sum over all samples, and over those of the first half
 
 
@@ -79,9 +78,8 @@ def _layer_by_layer(
     streams = [recording.entering for recording in recordings]
     parts = model.parts_for(removal)
     for index in removal.stays(len(model.stack)):
-        lost = [parts[index].parts[name] for name in removal.parts(index)]
         layer = replay.stack.layers[index]
-        with packed_weights(layer, len(part)), silent(layer, lost, model.stack.width):
+        with packed_weights(layer, len(part)), lessened(model.stack, index, removal, parts):
             for i, recording in enumerate(recordings):
                 streams[i] = replay.step(recording, index, streams[i])
                 done.add()
@@ -173,7 +171,7 @@ class _Round:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)
 
     def values(
-        self, streams: dict[Key, Tensor], keys: list[Key], block: tuple[slice, slice], objective: LossKind
+        self, streams: dict[States, Tensor], keys: list[States], block: tuple[slice, slice], objective: LossKind
     ) -> list[Both]:
         """The objective summed over a block of predictions for each of some streams that have left the last layer.
 
@@ -261,7 +259,7 @@ class LossWalk:
         return both, int(sums[_text(COUNTS)][1])
 
     @torch.no_grad()
-    def _walk(self, variants: dict[Key, Removal], steps: Steps, walk: _Walk) -> dict[str, list[float]]:
+    def _walk(self, variants: dict[States, Removal], steps: Steps, walk: _Walk) -> dict[str, list[float]]:
         replay = replay_of(self.model)
         order = sorted(variants)
         with fast_products(self.model.module):
@@ -272,11 +270,11 @@ class LossWalk:
         total = distributed.all_sum(torch.tensor([totals[key] for key in (*order, COUNTS)], dtype=torch.float64))
         return dict(zip(map(_text, (*order, COUNTS)), total.tolist(), strict=True))  # of all samples, of the first half
 
-    def _variants(self, variants: dict[Key, Removal], walk: _Walk) -> dict[Key, Both]:
+    def _variants(self, variants: dict[States, Removal], walk: _Walk) -> dict[States, Both]:
         """Every variant by whole forwards; for divergences each time beside the dense one."""
         with self.journal.part(walk.label, len(variants), walk.which) as part:
             state = part.resume()
-            totals: dict[Key, Both] = _by_key(state.notes.get("found", {}))
+            totals: dict[States, Both] = _by_key(state.notes.get("found", {}))
             with meter(walk.label, len(variants), len(totals)) as done:
                 for key, removal in [*variants.items()][len(totals) :]:
                     parts, first = batches_by_half(self.model, distributed.share(self.tokens))
@@ -290,7 +288,7 @@ class LossWalk:
         parts, first = batches_by_half(self.model, distributed.share(self.tokens))
         return totals | {COUNTS: (sum(map(total_predictions, parts)), sum(map(total_predictions, parts[:first])))}
 
-    def _shared_streams(self, replay: Replay, steps: Steps, order: list[Key], walk: _Walk) -> dict[Key, Both]:
+    def _shared_streams(self, replay: Replay, steps: Steps, order: list[States], walk: _Walk) -> dict[States, Both]:
         depth = len(order[0])
         total = dict.fromkeys(order, (0.0, 0.0))
         keys = set(order) | ({(WHOLE,) * depth} if walk.objective == "kl" else set())
@@ -331,14 +329,14 @@ class LossWalk:
 
     def _heads(
         self, work: _Round, streams: dict, total: dict, walk: _Walk, advance: Callable[[int, str], None]
-    ) -> dict[Key, Both]:
+    ) -> dict[States, Both]:
         """The totals with this round's values added, the most promising variants first where only the lowest count."""
         size = (
             next(iter(streams.values())).element_size() if walk.objective == "loss" else 4
         )  # log-probabilities are float32
         blocks = chunks(self.model.vocabulary, work.tokens, size)
 
-        def add_block(values: dict[Key, Both], block: tuple[slice, slice]) -> dict[Key, Both]:
+        def add_block(values: dict[States, Both], block: tuple[slice, slice]) -> dict[States, Both]:
             keys = list(values)
             more = work.values(streams, keys, block, walk.objective)
             return {
@@ -363,9 +361,9 @@ class LossWalk:
         return results
 
 
-def _step(work: _Round, place: int, streams: dict[Key, Tensor], prefixes: set[Key]) -> dict[Key, Tensor]:
+def _step(work: _Round, place: int, streams: dict[States, Tensor], prefixes: set[States]) -> dict[States, Tensor]:
     """Every stream that some variant still needs after this step, by the states of the steps so far."""
-    after: dict[Key, Tensor] = {}
+    after: dict[States, Tensor] = {}
     for state in {key[-1] for key in prefixes}:
         keys = [key for key in streams if (*key, state) in prefixes]
         entering = [streams[key] for key in keys]
@@ -374,18 +372,18 @@ def _step(work: _Round, place: int, streams: dict[Key, Tensor], prefixes: set[Ke
     return dict(sorted(after.items()))
 
 
-def _text(key: Key) -> str:
+def _text(key: States) -> str:
     """A key as the journal holds it."""
     return ".".join(key)
 
 
-def _key(text: str) -> Key:
+def _key(text: str) -> States:
     return tuple(text.split("."))
 
 
-def _by_text(values: dict[Key, Any]) -> dict[str, Any]:
+def _by_text(values: dict[States, Any]) -> dict[str, Any]:
     return {_text(key): value for key, value in values.items()}
 
 
-def _by_key(values: dict[str, Any]) -> dict[Key, Both]:
+def _by_key(values: dict[str, Any]) -> dict[States, Both]:
     return {_key(text): tuple(both) for text, both in values.items()}

@@ -233,7 +233,7 @@ def test_a_killed_evaluation_goes_on(saved, data, text, tmp_path, monkeypatch, c
     """In the middle of a text, and in the middle of the tasks; the same to the last bit."""
     keep_every_step(monkeypatch)
     monkeypatch.setattr("shallower.walk.removals.BATCHES_TOGETHER", 1)
-    monkeypatch.setattr("shallower.evaluation.tasks.FEWEST", 7)
+    monkeypatch.setattr("shallower.evaluation.tasks.FEWEST_REQUESTS", 7)
     how = {"texts": [text], "tasks": Tasks(("piqa", "arc_easy"), data), "protocol": Protocol(length=16)}
     how |= {"compute": Compute(device="cpu", max_batch_tokens=128)}
     whole, out = evaluate(saved("llama"), **how), tmp_path / "out.json"

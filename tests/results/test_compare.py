@@ -14,7 +14,17 @@ from commands import status
 from matplotlib.image import imread
 
 from shallower import UserError, artifacts, compare
-from shallower.artifacts import Evaluation, FailedRow, Figure, ModelRecord, Plan, Pruned, RepairReport, Speed, save
+from shallower.artifacts import (
+    ComparedFigure,
+    Evaluation,
+    FailedRow,
+    ModelRecord,
+    Plan,
+    Pruned,
+    RepairReport,
+    Speed,
+    save,
+)
 from shallower.reporting import pareto
 from shallower.reporting.comparison_table import markdown
 from shallower.results import bootstrap, comparison
@@ -112,7 +122,7 @@ def noise(seed: int = 0, count: int = 200) -> np.ndarray:
     return 3 + np.random.default_rng(seed).normal(0, 0.3, count)
 
 
-def figure(found: artifacts.Comparison, row: int, column: str) -> Figure:
+def figure(found: artifacts.Comparison, row: int, column: str) -> ComparedFigure:
     return found.rows[row].figures[column]
 
 

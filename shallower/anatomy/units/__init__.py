@@ -1,7 +1,7 @@
 """Units that can be removed, and the model without some of them, virtually."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from ...artifacts.removal import Removal
 from ...errors import Refusal
@@ -10,7 +10,13 @@ from .layer import skipped
 from .part import LayerParts, parts_of, silent
 from .steps import Step, Steps
 
-__all__ = ["LayerParts", "Step", "Steps", "parts_of", "without"]
+__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "without"]
+
+
+def lessened(stack: Stack, index: int, removal: Removal, parts: Sequence[LayerParts]) -> AbstractContextManager[None]:
+    """Let a layer that stays do without the parts that it loses while inside."""
+    lost = [parts[index].parts[name] for name in removal.parts(index)]
+    return silent(stack.layers[index], lost, stack.width)
 
 
 @contextmanager
@@ -25,8 +31,7 @@ def without(stack: Stack, removal: Removal, parts: Sequence[LayerParts] = ()) ->
     with ExitStack() as changes:
         changes.enter_context(skipped(stack, removal.layers))
         for index in range(len(stack)) if parts else ():
-            lost = [parts[index].parts[name] for name in removal.parts(index)]
-            changes.enter_context(silent(stack.layers[index], lost, stack.width))
+            changes.enter_context(lessened(stack, index, removal, parts))
         try:
             yield
         except (LookupError, AttributeError, TypeError, ValueError) as error:

@@ -18,9 +18,9 @@ from ...errors import Refusal
 from ..forwards import replaced_forwards
 from ..stack import Interface, Stack
 
-SAME = 1e-5  # of the largest number of what is compared: equal but for the order of sums
+EQUAL = 1e-5  # of the largest number of what is compared: equal but for the order of sums
 MOVED = 1e-4  # below this share nothing has reached another position
-DEPTH = 3  # how deep modules are looked into where a layer's own ones add the stream themselves
+INSIDE = 3  # how deep modules are looked into where a layer's own ones add the stream themselves
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Probe:
 
 
 @torch.no_grad()
-def close(one: Tensor, other: Tensor, share: float = SAME) -> bool:
+def close(one: Tensor, other: Tensor, share: float = EQUAL) -> bool:
     """Whether two streams are equal but for a share of their largest number."""
     largest = max(float(one.float().abs().max()), float(other.float().abs().max()), 1e-12)
     coarser = 1.0 if one.dtype in (torch.float32, torch.float64) else 1e3
@@ -175,7 +175,7 @@ def close(one: Tensor, other: Tensor, share: float = SAME) -> bool:
 def _writers(probe: _Probe) -> list[str]:
     """The fewest modules without which the layer hands the stream on as it is, those furthest back."""
     names = probe.called()
-    for _ in range(DEPTH):
+    for _ in range(INSIDE):
         if probe.unmoved(names):
             break
         names = [inner for name in names for inner in (probe.called(name) or [name])]

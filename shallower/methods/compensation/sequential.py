@@ -28,7 +28,7 @@ from ...repair.ridge import Normal, map_of
 from ...repair.suffix import SuffixLoss
 
 FITS = "inputs"  # of the writers; other methods solve for the features of the stream
-GRID = (0.1, 0.3, 1.0)  # λ
+STRENGTHS = (0.1, 0.3, 1.0)  # λ
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the fits
 TINY = 1e-6  # the shortest stream divided by
 
@@ -48,7 +48,7 @@ def fit(case: Case) -> Fitted:
         if step.touched:
             writers = step.writers()
             for place in range(0 if own.attention else len(writers) - 1, len(writers)):
-                grid = (own.strength,) if own.strength else GRID if tail else GRID[1:2]
+                grid = (own.strength,) if own.strength else STRENGTHS if tail else STRENGTHS[1:2]
                 fits = _fits(step, writers[: place + 1], grid)
                 step.note(writer=writers[place].module, **_take(step, fits, tail))
         if tail is not None:

@@ -22,7 +22,7 @@ from ...runtime.progress import say
 NEEDS = "losses"
 SEARCHES = True
 
-Paths = dict[frozenset[int], tuple[int, ...]]
+OrderBySet = dict[frozenset[int], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def select(problem: Problem) -> Choice:
     return Choice(beam[0], _trace(beam[0], losses))
 
 
-def _longer(beam: list[tuple[int, ...]], allowed: tuple[int, ...], first_paths: Paths) -> Paths:
+def _longer(beam: list[tuple[int, ...]], allowed: tuple[int, ...], first_paths: OrderBySet) -> OrderBySet:
     """Every set that is one layer larger than one of the beam, with the first path that leads there."""
     paths = dict(first_paths)
     for order in beam:

@@ -24,7 +24,7 @@ from ...runtime.progress import say
 
 NEEDS = "losses"
 SEARCHES = True
-TRIES = 20  # draws per wanted child before a generation stays smaller: few sets are left that are new
+DRAWS = 20  # draws per wanted child before a generation stays smaller: few sets are left that are new
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _children(
     Fewer where few are left. Better parents (they stand first) are drawn more often.
     """
     children: dict[frozenset[int], None] = {}
-    for _ in range(TRIES * count):
+    for _ in range(DRAWS * count):
         one, other = (parents[min(chance.randrange(len(parents)), chance.randrange(len(parents)))] for _ in range(2))
         child = _child(problem.allowed, one, other, chance)
         if child not in known and len(children) < count:

@@ -4,12 +4,12 @@ from ...artifacts import Comparison
 from ...results.comparison import title
 from ...results.comparison_text import LEGEND, cells, remarks
 from ...results.summary import Summary
-from ..page import Cell, Part, Section, Table, Text
+from ..page import Block, Cell, Section, Table, Text
 
 
 def section(summary: Summary) -> Section | None:
     """The table of every comparison between its base and its remarks."""
-    parts: list[Part] = []
+    parts: list[Block] = []
     for item in summary.collection.of("comparison"):
         comparison: Comparison = item.record
         rows = [

@@ -7,14 +7,14 @@ from ...results.healing import gap_closed, gaps, losses, perplexities
 from ...results.summary import Summary, gigabytes, seconds, settings_of
 from ...runtime.format import millions
 from ..figures import learning_figure, progress_figure
-from ..page import Box, Facts, Figure, Part, Section, Text, figure_name
+from ..page import Block, Box, Facts, Figure, Section, Text, figure_name
 
 CAPTION = "Mean NLL of the next token: on what is trained on, and on texts that are not."
 
 
 def section(summary: Summary) -> Section | None:
     """All healed models side by side, then every one under its method and path."""
-    parts: list[Part] = [*_side_by_side(summary)]
+    parts: list[Block] = [*_side_by_side(summary)]
     for number, item in enumerate(summary.collection.of("healing"), 1):
         figure = Figure(learning_figure(item.record, figure_name("healing", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _facts(item.record)], "pair")]

@@ -5,13 +5,13 @@ from ...results.collection import Pruning
 from ...results.summary import Summary, percent, seconds, settings_of, tokens_used
 from ...runtime.format import byte_count, millions
 from ..figures import stack_figure
-from ..page import Box, Cell, Facts, Figure, Part, Section, Table, Text, figure_name
+from ..page import Block, Box, Cell, Facts, Figure, Section, Table, Text, figure_name
 
 
 def section(summary: Summary) -> Section | None:
     """What was removed, for each set of layers."""
     prunings = summary.collection.prunings
-    parts: list[Part] = [_prunings(summary)] if len(prunings) > 1 else []
+    parts: list[Block] = [_prunings(summary)] if len(prunings) > 1 else []
     for number, pruning in enumerate(summary.sets, 1):
         if len(summary.sets) > 1:
             parts.append(Text(f"{len(pruning.removal)} of {summary.root.layers}: {pruning.name}", "heading"))

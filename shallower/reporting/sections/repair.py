@@ -4,7 +4,7 @@ from ...artifacts import Compensation, HeldOutLoss
 from ...results.healing import perplexity_times
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import drift_figure
-from ..page import Box, Facts, Figure, Part, Section, Text, figure_name
+from ..page import Block, Box, Facts, Figure, Section, Text, figure_name
 
 CAPTION = (
     "The stream behind each retained layer, on held-out tokens; where it is equal to the dense one nothing is drawn."
@@ -13,7 +13,7 @@ CAPTION = (
 
 def section(summary: Summary) -> Section | None:
     """Every repair under its method and path."""
-    parts: list[Part] = []
+    parts: list[Block] = []
     for number, item in enumerate(summary.collection.of("compensation"), 1):
         figure = Figure(drift_figure(item.record, figure_name("repair", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _details(item.record)], "pair")]

@@ -5,7 +5,7 @@ from ...results.summary import Summary, gigabytes
 from ...results.timings import setting
 from ...runtime.format import short
 from ..figures import speedups_figure
-from ..page import Box, Cell, Figure, Part, Section, Table, Text, figure_name
+from ..page import Block, Box, Cell, Figure, Section, Table, Text, figure_name
 
 CAPTION = (
     "Times as fast as the model that it is held against, measured in turns; dashed: as fast. Bytes: the limit of "
@@ -16,7 +16,7 @@ HEAD = ("model", "setting", "prefill, ms", "decoding, ms/step", "whole, ms", "to
 
 def section(summary: Summary) -> Section | None:
     """Every measurement: its table, how many times as fast, and what was counted."""
-    parts: list[Part | None] = []
+    parts: list[Block | None] = []
     for number, item in enumerate(summary.collection.of("speed"), 1):
         speed: Speed = item.record
         conditions = f"{speed.device}, {speed.threads} threads, {speed.dtype}; protocol {speed.protocol}"
