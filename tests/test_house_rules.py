@@ -121,6 +121,11 @@ def test_no_class_has_the_name_of_another() -> None:
     assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
 
 
+def test_titles_of_option_groups_are_words() -> None:
+    titles = re.findall(r'^GROUP = "(.*)"$', "\n".join(path.read_text(encoding="utf-8") for path in FILES), re.M)
+    assert titles and not [title for title in titles if re.search(r"[a-z][A-Z]", title)]
+
+
 def test_no_file_stands_flat_beside_the_folders() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors"}
 

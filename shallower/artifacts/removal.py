@@ -74,6 +74,9 @@ class Removal:
     def __len__(self) -> int:
         return len(self.units)
 
+    def __repr__(self) -> str:
+        return f"<Removal of {self.kind}s {self}>" if self else "<Removal of nothing>"
+
     def __str__(self) -> str:
         return numbers_text(self.layers) if self.kind == "layer" else ", ".join(map(str, self.units))
 

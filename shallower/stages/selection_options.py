@@ -13,7 +13,7 @@ from ..methods import names
 from ..settings.fields import option, set_field
 from ..settings.quantities import seconds_of
 
-GROUP = "SelectionOptions"
+GROUP = "Which layers go"
 # With a run of neighbours the least harm on the worst of many texts, for one forward pass (docs/calibration.md).
 CRITERION = "block_influence"
 SUITED = {

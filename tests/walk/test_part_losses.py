@@ -83,3 +83,9 @@ def test_steps_of_layers_whose_parts_read_the_same_stream(saved) -> None:
     assert len(steps.steps) == zoo.LAYERS
     removal = Removal.of([Unit(1, "mlp"), Unit(2, "mlp"), Unit(2, "attention"), Unit(4)])
     assert steps.states(removal) == ("0", "mlp", "1", "0", "1", "0", "0", "0")
+
+
+def test_a_removal_says_what_goes() -> None:
+    assert repr(Removal.of_layers([5, 3, 4])) == "<Removal of layers 3-5>"
+    assert str(Removal.of([Unit(9), Unit(5, "mlp"), Unit(9, "attention")])) == "5.mlp, 9"
+    assert not Removal() and repr(Removal()) == "<Removal of nothing>"
