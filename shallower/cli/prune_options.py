@@ -6,7 +6,7 @@ from ..errors import UserError
 from ..settings.amount import Amount
 from ..settings.calibration import Paths
 from ..settings.fields import option
-from ..settings.quantities import numbers_of
+from ..settings.quantities import distinct_layers
 from ..stages.repair_options import FITTED
 from ..storage.paths import place
 from .options import EVAL_TEXT_HELP, SETTING_HELP
@@ -49,11 +49,7 @@ class PruneOptions:
 
     def layer_numbers(self) -> tuple[int, ...]:
         """The layers named by --drop, each once."""
-        numbers = numbers_of(self.layers, "layers") if self.layers is not None else ()
-        twice = next((index for index in numbers if numbers.count(index) > 1), None)
-        if twice is not None:
-            raise UserError(f"--drop names layer {twice} twice; name each layer once")
-        return numbers
+        return distinct_layers(self.layers, "layers") if self.layers is not None else ()
 
     def check_plan(self) -> None:
         """Raise a UserError where the plan's file is not there."""

@@ -42,6 +42,19 @@ def numbers_of(value: Any, name: str, what: str = "layer numbers") -> tuple[int,
     return tuple(numbers)
 
 
+def distinct_layers(value: Any, name: str) -> tuple[int, ...]:
+    """Layer numbers as ``numbers_of`` reads them, each named once.
+
+    Raises:
+        UserError: not such a list, or a layer that is named twice.
+    """
+    layers = numbers_of(value, name)
+    twice = next((index for index in layers if layers.count(index) > 1), None)
+    if twice is not None:
+        raise UserError(f"{argument(name)} names layer {twice} twice; name each layer once")
+    return layers
+
+
 def sizes_of(value: Any, name: str) -> tuple[int, ...]:
     """Numbers of layers from text such as ``1..12``, ``1-12`` or ``3,6,9``, in order, each once.
 

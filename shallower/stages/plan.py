@@ -19,7 +19,7 @@ from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.quantities import numbers_of
+from ..settings.quantities import distinct_layers
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
 from .common import ModelSource, open_model, resolve_settings, save_artifact
@@ -212,15 +212,6 @@ def _check_runs(selection: ModuleType, choosing: SelectionOptions, amount: Amoun
         raise UserError(f"{argument('max_ppl_increase')} runs the model: give MODEL instead of scores")
 
 
-def check_drop(layers: Any) -> tuple[int, ...]:
-    """Layers to drop from what was given, each named once; the model need not be open for that."""
-    indices = numbers_of(layers, "layers")
-    repeated = next((index for index in indices if indices.count(index) > 1), None)
-    if repeated is not None:
-        raise UserError(f"{argument('layers')} names layer {repeated} twice; name each layer once")
-    return indices
-
-
 def drop(
     model: ModelSource, layers: Any, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any
 ) -> Plan:
@@ -228,7 +219,7 @@ def drop(
 
     Example: ``shallower.drop("my-model", [3, 4, 5])`` or ``shallower.drop("my-model", "3-5")``.
     """
-    layers = check_drop(layers)
+    layers = distinct_layers(layers, "layers")
     out = artifact_place(out, "plan")
     (compute,) = resolve_settings(plain, "drop", compute=(Compute, compute))
     record = open_model(model, compute).record
