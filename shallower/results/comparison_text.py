@@ -1,6 +1,7 @@
 """Comparison as text: the cells of its table, its remarks and its legend."""
 
 from ..artifacts import ComparedFigure, Comparison
+from ..runtime.format import memory_text, millions
 
 CLEAR_MARK = "†"
 LEGEND = (
@@ -10,21 +11,14 @@ LEGEND = (
 )
 
 
-def quantity_text(value: int | float, base: int = 1000) -> str:
-    """6.74B, 134.5M for counts; 1.20 GiB for bytes with ``base`` 1024."""
-    units = ("B", "M", "K") if base == 1000 else (" GiB", " MiB", " KiB")
-    for power, unit in zip((3, 2, 1), units, strict=True):
-        if value >= base**power:
-            return f"{value / base**power:.{2 if power == 3 else 1}f}{unit}"
-    return f"{value:.0f}"
-
-
 def value_text(column: str, value: int | float) -> str:
     """A figure for people, with the digits that its column deserves."""
     if column == "layers":
         return f"{value:.0f}"
-    if column == "parameters" or column.endswith("_bytes"):
-        return quantity_text(value, 1000 if column == "parameters" else 1024)
+    if column == "parameters":
+        return millions(int(value))
+    if column.endswith("_bytes"):
+        return memory_text(value)
     if column.startswith("task"):
         return f"{value:.4f}"
     if value >= 1e5:

@@ -28,6 +28,14 @@ def byte_count(count: int | float) -> str:
     return f"{count:.0f} bytes"
 
 
+def memory_text(count: int | float) -> str:
+    """Bytes of memory for people, in powers of two as machines have them: 1.20 GiB, 345.0 MiB."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.{2 if power == 3 else 1}f} {unit}"
+    return f"{count:.0f}"
+
+
 def layers(indices: Sequence[int]) -> str:
     """Layer numbers with runs joined: 3, 8-10."""
     parts: list[list[int]] = []
