@@ -36,6 +36,7 @@ WHOLE = {
 }
 TENSOR_DTYPES = FLOATS | WHOLE  # safetensors' spelling -> torch
 READ_PIECE = 64 << 20
+READERS = 8  # tensors of a layer that are read at once: one thread copies no faster than a few GB/s, even from a cache
 NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
 OUTSIDE_UNIT = -1  # the unit of all weights that belong to no layer
 
@@ -68,7 +69,8 @@ class Onloader:
         self.present: int | None = None
         self.step = 1
         self.cuda = device.startswith("cuda")
-        self.reader = ThreadPoolExecutor(1, "reader")
+        self.reader = ThreadPoolExecutor(1, "reader")  # of layers, one ahead
+        self.readers = ThreadPoolExecutor(1 if self.lean else min(READERS, os.cpu_count() or 1), "tensors")
         self.side = torch.cuda.Stream(device) if self.cuda else None  # copies the next layer while this one computes
         self.copied: dict[int, torch.cuda.Event] = {}
         self.coming: tuple[int, Future] | None = None
@@ -111,7 +113,8 @@ class Onloader:
 
     def close(self) -> None:
         """Free every weight, for good: what is still being read is waited for."""
-        self.reader.shutdown(wait=True)
+        for pool in (self.reader, self.readers):
+            pool.shutdown(wait=True)
         self.coming = self.present = None
         self.unchanged.clear()
         self._free(self.skeleton.modules())
@@ -217,18 +220,19 @@ class Onloader:
         Those that are stored narrower than they are used are widened, which is exact.
         """
         skipped = self.ends.skipped if self.ends is not None else ()
-        tensors = {}
-        with torch.cuda.stream(self.side) if self.cuda else contextlib.nullcontext():
-            for name in self.units[unit]:
-                if name not in skipped:
-                    tensor = read_tensor(self.checkpoint.tensors[name], uncached=self.uncached, pinned=self.cuda)
-                    if self.cuda:
-                        tensor = tensor.to(self.device, non_blocking=True)
-                    wider = tensor.is_floating_point() and tensor.dtype.itemsize < self.skeleton.dtype.itemsize
-                    tensors[name] = tensor.to(self.skeleton.dtype) if wider else tensor
-            if self.cuda:
-                self.copied[unit] = self.side.record_event()
+        names = [name for name in self.units[unit] if name not in skipped]
+        tensors = dict(zip(names, self.readers.map(self._tensor, names), strict=True))
+        if self.cuda:
+            self.copied[unit] = self.side.record_event()
         return tensors
+
+    def _tensor(self, name: str) -> Tensor:
+        with torch.cuda.stream(self.side) if self.cuda else contextlib.nullcontext():
+            tensor = read_tensor(self.checkpoint.tensors[name], uncached=self.uncached, pinned=self.cuda)
+            if self.cuda:
+                tensor = tensor.to(self.device, non_blocking=True)
+            wider = tensor.is_floating_point() and tensor.dtype.itemsize < self.skeleton.dtype.itemsize
+            return tensor.to(self.skeleton.dtype) if wider else tensor
 
     def _install(self, unit: int, tensors: dict[str, Tensor]) -> None:
         """Put tensors as they are on disk into their places, converted and cast as ``from_pretrained`` does."""

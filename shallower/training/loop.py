@@ -285,7 +285,8 @@ def _gradients(
         ((run.seed * 1_000_003 + step) * 1009 + distributed.rank()) % 2**63
     )  # dropout, by step and process
     total = torch.zeros(len(run.objective.terms), device=run.device)
-    pieces = [Rows(*parts) for parts in zip(*(part.split(run.micro_batch) for part in mine), strict=True)]
+    count = -(-len(mine.tokens) // run.micro_batch)  # even ones: a small rest would cost nearly as much as a whole one
+    pieces = [Rows(*parts) for parts in zip(*(part.tensor_split(count) for part in mine), strict=True)]
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         if distributed.size() == 1 and (asked := stop_asked()):

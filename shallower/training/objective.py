@@ -204,14 +204,27 @@ class Objective(nn.Module):
         return Head(hidden, head.weight, head.bias)
 
 
-def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:
-    """About what one sequence of so many tokens leaves for the way back, by two short ones.
+class ActivationBytes(NamedTuple):
+    """About what a forward pass leaves for the way back: once (weights cast to bf16), and for every sequence."""
 
-    Activations grow with the tokens.
+    once: int
+    each: int
+
+    def of(self, sequences: int) -> int:
+        return self.once + sequences * self.each
+
+    def fitting(self, free: float) -> int:
+        """The sequences that so many bytes have room for; at least one."""
+        return max(1, int((free - self.once) / max(1, self.each)))
+
+
+def activation_bytes(objective: "Objective", length: int, *, bf16: bool) -> ActivationBytes:
+    """Activation memory of sequences of so many tokens, by two short ones: what grows with the tokens, and what does
+    not.
     """
     sizes = [_left_bytes(objective, tokens, bf16=bf16) for tokens in SHORT]
     each = (sizes[1] - sizes[0]) / (SHORT[1] - SHORT[0])
-    return max(0, int(sizes[0] + each * (length - SHORT[0])))
+    return ActivationBytes(max(0, int(sizes[0] - each * SHORT[0])), max(0, int(each * length)))
 
 
 def _left_bytes(objective: "Objective", length: int, *, bf16: bool) -> int:

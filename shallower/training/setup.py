@@ -80,7 +80,7 @@ def _micro_batch(model: Model, objective: Objective, setup: Setup) -> int:
     if not cuda or setup.training.shard:
         return most
     free = FILLED * total_memory(setup.device) - held_bytes(model, objective, setup.schedule)
-    return min(most, max(1, int(free / max(1, activation_bytes(objective, length, bf16=setup.bf16)))))
+    return min(most, activation_bytes(objective, length, bf16=setup.bf16).fitting(free))
 
 
 def run_of(model: Model, objective: Objective, setup: Setup, checkpointer: Checkpointer) -> TrainingRun:
@@ -130,7 +130,7 @@ def announce(model: Model, run: TrainingRun, changes: list[str], teacher: Model 
         needed //= distributed.size()
         what += " in each process"
     else:
-        needed += run.micro_batch * activation_bytes(run.objective, schedule.length, bf16=run.bf16)
+        needed += activation_bytes(run.objective, schedule.length, bf16=run.bf16).of(run.micro_batch)
         what += f", activations of {run.micro_batch} x {schedule.length} tokens"
     also = f" and {millions(maps)} of maps" if maps else ""
     more = ", plus activations" if run.layers else ""

@@ -16,14 +16,21 @@ SUM_BLOCK = {
 LARGE_SUM = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
 
 
-def total_of(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Σ f(x) over all elements in float64, a block at a time.
+def absolute_sum(value: Tensor) -> Tensor:
+    """Σ |x| over all elements in float64, a block at a time."""
+    return _total(value, lambda block: block.abs().sum(dtype=torch.float64))  # exact before it is made wider
 
-    A matrix of a large layer has no room for a double of itself.
-    """
+
+def square_sum(value: Tensor) -> Tensor:
+    """Σ x² over all elements in float64, a block at a time."""
+    return _total(value, lambda block: block.double().square().sum())
+
+
+def _total(value: Tensor, sum_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """A matrix of a large layer has no room for a double of itself."""
     total = torch.zeros((), dtype=torch.float64, device=value.device)
     for block in value.flatten().split(by_device(SUM_BLOCK, value.device.type)):
-        total += function(block.double()).sum()
+        total += sum_of(block)
     return total.cpu()
 
 

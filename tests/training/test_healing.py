@@ -42,7 +42,7 @@ from shallower.settings.quantities import tokens_of
 from shallower.training import checkpoints, loop
 from shallower.training.checkpoints import checkpoint_folder
 from shallower.training.lion import Lion
-from shallower.training.objective import ChunkedLoss, Objective, isolates
+from shallower.training.objective import ChunkedLoss, Objective, activation_bytes, isolates
 from shallower.training.schedule import fit_schedule
 
 PAPER = Recipe(1e-4, (0.9, 0.95), 0.1, 2000, "cosine", 0.1, 1 << 20)
@@ -446,6 +446,23 @@ def test_memory_can_be_spared(saved, text, tmp_path) -> None:
     plain = healed(saved("llama"), text, tmp_path / "plain")
     spared = healed(saved("llama"), text, tmp_path / "spared", gradient_checkpointing=True, micro_batch=1)
     assert curve(spared) == pytest.approx(curve(plain), rel=1e-5)
+
+
+def test_micro_batches_are_even(saved, text, tmp_path, monkeypatch) -> None:
+    """Of a step's four sequences two and two, not three and a rest that costs nearly as much."""
+    given, sizes = loop.inputs, []
+    monkeypatch.setattr(loop, "inputs", lambda piece, *how: sizes.append(len(piece.tokens)) or given(piece, *how))
+    healed(saved("llama"), text, tmp_path / "out", micro_batch=3)
+    assert set(sizes) == {2}
+
+
+def test_activations_are_foretold(saved) -> None:
+    """In bf16 the cast weights are left once, however many sequences run."""
+    objective = Objective(open_model(saved("llama"), CPU).module.requires_grad_(True))
+    foretold = {bf16: activation_bytes(objective, 32, bf16=bf16) for bf16 in (False, True)}
+    weights_in_bf16 = sum(2 * one.numel() for one in objective.parameters() if one.dim() == 2)
+    assert foretold[True].once - foretold[False].once == pytest.approx(weights_in_bf16, rel=0.25)
+    assert foretold[True].fitting(foretold[True].of(7)) == 7 and foretold[True].fitting(0) == 1
 
 
 def test_out_of_memory_halves_the_micro_batch(saved, text, tmp_path, monkeypatch, capfd) -> None:

@@ -15,9 +15,7 @@ decision. All three formulas are our reconstruction.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from ...walk.sums import total_of
+from ...walk.sums import absolute_sum, square_sum
 
 EVIDENCE = "gradients"
 
@@ -40,8 +38,8 @@ def measure(evidence, settings: Settings) -> dict:
 
 def condense(sums, settings: Settings) -> dict:
     if settings.norm == "l1":
-        return {"importance": total_of(sums["gradient"], torch.abs)}
-    return {"importance": total_of(sums["gradient"], torch.square).sqrt()}
+        return {"importance": absolute_sum(sums["gradient"])}
+    return {"importance": square_sum(sums["gradient"]).sqrt()}
 
 
 def score(sums, settings: Settings) -> float:

@@ -10,7 +10,7 @@ Source: Shortened LLaMA (arXiv 2402.02834); the order of sum and absolute value 
 
 import torch
 
-from ...walk.sums import total_of
+from ...walk.sums import absolute_sum
 
 EVIDENCE = "gradients"
 
@@ -21,7 +21,7 @@ def measure(evidence) -> dict:
 
 
 def condense(sums) -> dict:
-    return {"importance": total_of(sums["product"], torch.abs)}
+    return {"importance": absolute_sum(sums["product"])}
 
 
 def score(sums) -> float:
