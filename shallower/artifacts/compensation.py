@@ -1,7 +1,7 @@
 """Compensation record: how a pruned model was repaired without training (compensation.json)."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import JsonValue
 
@@ -9,6 +9,7 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
+from .removal import check_units
 
 
 @record
@@ -71,6 +72,8 @@ class RepairReport(TypedRecord):
 class Compensation(TypedRecord):
     """Repair of a pruned model without training."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
+
     method: str
     """Name of the method."""
     settings: SettingValues
@@ -103,6 +106,8 @@ class Compensation(TypedRecord):
     """Loss by text of which a sample was held out."""
     fitted_width: Count = 0
     """Features, at most, that one fit solves for."""
+    units: dict[str, Count] = field(default_factory=dict)
+    """Units that were taken out, such as `5.mlp`, with the parameters of each; empty for whole layers."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["compensation"] = "compensation"
@@ -114,6 +119,7 @@ class Compensation(TypedRecord):
     def _check(self) -> "Compensation":
         if not set(self.removed) < set(range(self.model.layers)):
             raise ValueError(f"removed names layers {self.removed} of {self.model.layers}")
+        check_units(self.units, self.removed, self.model.layers)
         if not {one.layer for one in self.layers} <= set(range(self.model.layers)) - set(self.removed):
             raise ValueError("layers must name retained layers only")
         return self

@@ -8,6 +8,7 @@ from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, Positive, Size, TypedRecord, check, record
+from .removal import Removal, check_units, parameters_gone
 
 
 @record
@@ -85,6 +86,8 @@ class TaskResult(TypedRecord):
 class Evaluation(TypedRecord):
     """Measured quality of a model, or of it without some layers."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
+
     model: ModelRecord
     """Model that was measured."""
     perplexity: dict[str, Perplexity]
@@ -93,6 +96,9 @@ class Evaluation(TypedRecord):
     """Result by task."""
     removed: list[Count] = field(default_factory=list)
     """Layers that were left out virtually."""
+    units: dict[str, Count] = field(default_factory=dict)
+    """Units that were left out virtually, such as `5.mlp`, with the parameters of each; empty for whole layers. A layer
+    of which nothing was left is in `removed` too."""
     protocol: str = ""
     """Protocol by which texts were cut."""
     seconds: NonNegative = 0.0
@@ -110,12 +116,28 @@ class Evaluation(TypedRecord):
     def _check(self) -> "Evaluation":
         if not set(self.removed) < set(range(self.model.layers)):
             raise ValueError(f"removed leaves out layers {self.removed} of {self.model.layers}")
+        check_units(self.units, self.removed, self.model.layers)
         return self
+
+    @property
+    def removal(self) -> Removal:
+        """What was left out."""
+        return Removal.told(self.removed, self.units)
+
+    @property
+    def without(self) -> str:
+        """What was left out, in words; empty for the model as it is."""
+        return "" if not self.removal else str(self.removal) if self.units else f"layers {layers(self.removed)}"
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that were left."""
+        return self.model.parameters - parameters_gone(self.units, self.removed, self.model.layer_parameters)
 
     def __repr__(self) -> str:
         measured = [f"{name} {item.value:.2f}" for name, item in self.perplexity.items()]
         measured += [f"{name} {item.value:.3f}" for name, item in self.tasks.items()]
-        without = f" without layers {layers(self.removed)}" if self.removed else ""
+        without = f" without {self.without}" if self.without else ""
         return f"<Evaluation of {self.model!r}{without}: {', '.join(measured)}>"
 
     def _repr_html_(self) -> str:

@@ -2,19 +2,21 @@
 
 import math
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
-from .removal import Removal
+from .removal import Removal, check_units, parameters_gone
 
 
 @record
 class Plan(TypedRecord):
     """Layers that go and layers that stay, in MODEL's own numbering."""
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored")
 
     removed: list[int]
     """Layers that go."""
@@ -58,6 +60,11 @@ class Plan(TypedRecord):
     """Removed layers that both halves of the samples choose too, each by itself; null where they were not asked."""
     seconds: NonNegative = 0.0
     """Seconds of choosing, scoring left out."""
+    units: dict[str, Count] = field(default_factory=dict)
+    """Units that go, in the order of removal, such as `5.mlp`, with the parameters of each; empty where whole layers
+    go. A layer of which nothing is left is in `removed` too."""
+    scored: list[str] = field(default_factory=list)
+    """Units that `scores` are of, in order; empty where they are of layers."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["plan"] = "plan"
@@ -70,23 +77,24 @@ class Plan(TypedRecord):
         model = self.model
         if sorted(self.removed + self.kept) != list(range(model.layers)):
             raise ValueError(f"removed and kept together must name each layer 0 to {model.layers - 1} exactly once")
-        if not self.removed or not self.kept:
+        if not (self.removed or self.units) or not self.kept:
             raise ValueError("at least one layer must go and one must stay")
+        check_units(self.units, self.removed, model.layers)
         if self.kept != sorted(self.kept) or sorted(self.order) != sorted(self.removed):
             raise ValueError("kept must be in order, and order must name the removed layers")
-        gone = sum(model.layer_parameters[index] for index in self.removed)
+        gone = parameters_gone(self.units, self.removed, model.layer_parameters)
         if self.params_before != model.parameters or self.params_after != self.params_before - gone:
             raise ValueError("params_before and params_after do not fit the model and the removed layers")
-        if self.agreement is not None and self.agreement > len(self.removed):
+        if self.agreement is not None and self.agreement > len(self.units or self.removed):
             raise ValueError("agreement must be a number of the removed layers")
-        if self.scores is not None and len(self.scores) != model.layers:
-            raise ValueError(f"expected {model.layers} scores, found {len(self.scores)}")
+        if self.scores is not None and len(self.scores) != (len(self.scored) or model.layers):
+            raise ValueError(f"expected {len(self.scored) or model.layers} scores, found {len(self.scores)}")
         return self
 
     @property
     def removal(self) -> Removal:
         """What goes."""
-        return Removal.of_layers(self.removed)
+        return Removal.told(self.removed, self.units)
 
     @property
     def share(self) -> float:
@@ -107,6 +115,10 @@ class Plan(TypedRecord):
     def __repr__(self) -> str:
         by = f" by {self.criterion}" if self.criterion else ""
         return (
-            f"<Plan: without layers {layers(self.removed)} of {self.model.layers} ({self.selection}{by}), "
-            f"{-self.share:.1%} parameters>"
+            f"<Plan: without {self.what} of {self.model.layers} ({self.selection}{by}), {-self.share:.1%} parameters>"
         )
+
+    @property
+    def what(self) -> str:
+        """What goes, in words: layers by number, or units by name."""
+        return str(self.removal) if self.units else f"layers {layers(self.removed)}"

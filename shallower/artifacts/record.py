@@ -41,7 +41,7 @@ def record(cls: type[T]) -> type[T]:
     """Class decorator of a record or a part of one: types and checks hold from the moment it is made.
 
     Keys that are not known are left aside. A method under ``check`` raises a ValueError where fields do not fit each
-    other. Fields named in ``LEFT_OUT`` are not written where they are None.
+    other. Fields named in ``LEFT_OUT`` are not written where they are None or empty.
     """
     config = pydantic.ConfigDict(defer_build=True)  # a start that needs one record does not wait for the others
     return checked_dataclass(frozen=True, config=config)(cls)
@@ -76,11 +76,11 @@ def said(error: pydantic.ValidationError) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A record as JSON holds it: dicts, lists and scalars; what ``LEFT_OUT`` names is there only where it is known."""
+    """A record as JSON holds it: dicts, lists and scalars; what ``LEFT_OUT`` names is there only where it tells something."""
     if dataclasses.is_dataclass(value):
         spare = getattr(value, "LEFT_OUT", ())
         named = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: plain(one) for name, one in named if one is not None or name not in spare}
+        return {name: plain(one) for name, one in named if name not in spare or one not in (None, {}, [])}
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value

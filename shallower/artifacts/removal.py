@@ -1,6 +1,7 @@
 """Removal of units: what goes from a model, as plan, walk, proof, evaluation, repair and report hand it along."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -8,6 +9,8 @@ from typing import NamedTuple
 from ..runtime.format import layers as numbers_text
 
 ATTENTION, MLP = "attention", "mlp"  # parts of a layer: what mixes positions, and what does not
+PARTS = (ATTENTION, MLP)
+UNIT = re.compile(rf"(\d{{1,6}})(?:\.({'|'.join(PARTS)}))?")
 WHOLE, GONE = "0", "1"  # states of a layer: as it is, and nothing of it left
 
 
@@ -19,6 +22,18 @@ class Unit(NamedTuple):
     layer: int
     part: str = ""
     group: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> "Unit":
+        """The unit of that name.
+
+        Raises:
+            ValueError: it names none.
+        """
+        match = UNIT.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is no unit; write 12, 12.{ATTENTION} or 12.{MLP}")
+        return cls(int(match[1]), match[2] or "")
 
     def __str__(self) -> str:
         return f"{self.layer}{'.' * bool(self.part)}{self.part}{f':{self.group}' if self.group >= 0 else ''}"
@@ -44,6 +59,22 @@ class Removal:
         """The removal of units in any order; parts of layers that go anyway are left out."""
         every = set(units)
         return cls(tuple(sorted(unit for unit in every if not unit.part or Unit(unit.layer) not in every)))
+
+    @classmethod
+    def told(cls, layers: Iterable[int], units: Iterable[str] = ()) -> "Removal":
+        """The removal that a record tells by its layers and, where parts are among them, by the names of its units."""
+        return cls.of_layers(layers).plus(*map(Unit.parse, units))
+
+    def folded(self, parts: Sequence[Iterable[str]]) -> "Removal":
+        """The same, where a layer that loses all of its parts goes as a whole layer.
+
+        Args:
+            parts: names of the parts of every layer; empty where no parts are looked at.
+        """
+        emptied = [
+            Unit(index) for index, names in enumerate(parts) if self.parts(index) and set(names) <= {*self.parts(index)}
+        ]
+        return self.plus(*emptied)
 
     @property
     def kind(self) -> str:
@@ -82,3 +113,23 @@ class Removal:
 
 
 NOTHING = Removal()
+
+
+def check_units(units: dict[str, int], removed: Iterable[int], layers: int) -> None:
+    """Raise a ValueError where units do not fit the layers that go: each one named once, of a layer that is there, and
+    whole layers among the removed ones.
+    """
+    named = [Unit.parse(name) for name in units]
+    if beyond := [unit for unit in named if unit.layer >= layers]:
+        raise ValueError(f"units name {beyond[0]} of {layers} layers")
+    removed = set(removed)
+    if any(not unit.part and unit.layer not in removed for unit in named):
+        raise ValueError("whole layers among the units must be removed layers")
+    if units and not removed <= {unit.layer for unit in named}:
+        raise ValueError("removed names layers of which no unit goes")
+
+
+def parameters_gone(units: dict[str, int], removed: Sequence[int], layer_parameters: Sequence[int]) -> int:
+    """Parameters that go with some layers and, beside them, with units of other layers."""
+    parts = sum(count for name, count in units.items() if Unit.parse(name).layer not in removed)
+    return sum(layer_parameters[index] for index in removed) + parts

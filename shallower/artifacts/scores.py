@@ -2,17 +2,20 @@
 
 import html
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
+from .removal import check_units
 
 
 @record
 class Scores(TypedRecord):
     """Scores of all layers by one criterion; the lowest is removed first."""
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
 
     criterion: str
     """Name of the criterion."""
@@ -36,6 +39,8 @@ class Scores(TypedRecord):
     """Scores from either half of the samples alone, where they could be told apart."""
     halves_windows: list[list[list[Finite]]] = field(default_factory=list)
     """Scores of runs of neighbours from either half."""
+    units: dict[str, Count] = field(default_factory=dict)
+    """Units that the scores are of, in order, such as `5.mlp`, with the parameters of each; empty for whole layers."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["scores"] = "scores"
@@ -45,7 +50,10 @@ class Scores(TypedRecord):
 
     @check
     def _check(self) -> "Scores":
-        layers = self.model.layers
+        layers = len(self.units) or self.model.layers
+        check_units({name: count for name, count in self.units.items() if "." in name}, (), self.model.layers)
+        if self.units and (self.windows or self.halves_windows):
+            raise ValueError("windows are of whole layers")
         if len(self.scores) != layers:
             raise ValueError(f"expected {layers} finite scores, found {len(self.scores)}")
         if any(len(half) != layers for half in self.halves):
@@ -56,6 +64,11 @@ class Scores(TypedRecord):
         return self
 
     @property
+    def names(self) -> list[str]:
+        """What each score is of: the number of a layer, or the name of a unit."""
+        return [*self.units] or [str(index) for index in range(self.model.layers)]
+
+    @property
     def ranks(self) -> list[int]:
         """By layer: 1 for the one that goes first."""
         order = sorted(range(len(self.scores)), key=self.scores.__getitem__)
@@ -63,10 +76,11 @@ class Scores(TypedRecord):
 
     def __repr__(self) -> str:
         first = sorted(range(len(self.scores)), key=self.scores.__getitem__)[:6]
-        return f"<Scores by {self.criterion} of {self.model!r}; first to go: {', '.join(map(str, first))}>"
+        named = ", ".join(self.names[place] for place in first)
+        return f"<Scores by {self.criterion} of {self.model!r}; first to go: {named}>"
 
     def _repr_html_(self) -> str:
-        rows = zip(range(len(self.scores)), self.scores, self.ranks, strict=True)
+        rows = zip(self.names, self.scores, self.ranks, strict=True)
         cells = "".join(f"<tr><td>{index}</td><td>{value:.6g}</td><td>{rank}</td></tr>" for index, value, rank in rows)
-        head = f"<tr><th>layer</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
+        head = f"<tr><th>{'unit' if self.units else 'layer'}</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
         return f"<table>{head}{cells}</table>"

@@ -1,18 +1,22 @@
 """Sweep record: one plan for every number of layers (sweep.json)."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .evaluation import Perplexity
 from .model import ModelRecord
 from .record import SCHEMA, Count, NonNegative, SettingValues, Size, TypedRecord, check, record
+from .removal import check_units
 
 
 @record
 class SweepRow(TypedRecord):
     """Quality without so many layers."""
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
 
     removed: Count
     """Number of layers that went."""
@@ -22,12 +26,20 @@ class SweepRow(TypedRecord):
     """Parameters that are left."""
     perplexity: dict[str, Perplexity]
     """Perplexity by text, without its parts."""
+    units: dict[str, Count] = field(default_factory=dict)
+    """Units that went, such as `5.mlp`, with the parameters of each; empty for whole layers. Then `removed` counts
+    these."""
 
     @check
     def _check(self) -> "SweepRow":
-        if len(self.layers) != self.removed:
+        if len(self.units or self.layers) != self.removed:
             raise ValueError(f"layers must name {self.removed} layers")
         return self
+
+    @property
+    def what(self) -> str:
+        """What went, in words."""
+        return ", ".join(self.units) or layers(self.layers)
 
 
 @record
@@ -65,8 +77,10 @@ class Sweep(TypedRecord):
             raise ValueError("rows must begin with the model as it is")
         known = set(range(self.model.layers))
         removals = [self.order, *(row.layers for row in self.rows)]
-        if not all(set(layers) < known for layers in removals):
+        if not all(set(removed) < known for removed in removals):
             raise ValueError(f"layers beyond the {self.model.layers} of the model are named")
+        for row in self.rows:
+            check_units(row.units, row.layers, self.model.layers)
         return self
 
     def __repr__(self) -> str:
