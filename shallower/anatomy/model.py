@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..artifacts import ModelRecord, Removal
+from ..artifacts import UNIT_KINDS, ModelRecord, Removal, Units
+from ..artifacts.units import LAYER
 from ..errors import UserError, argument
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
@@ -26,7 +27,7 @@ from .patch import Patch, patched
 from .quantised import check_plain, refuse
 from .sources import open_checkpoint
 from .stack import Stack, check_causal, dry_tokens, find_stack, parameter_count, sound_tokens
-from .units import LayerParts, Steps, parts_of, without
+from .units import LayerParts, Steps, lessened, parts_of, units_listing, without
 
 PARTS_PROBE = (1, 8)  # samples and positions on which parts of layers are looked for
 SIDE_FILE = "shallower.json"
@@ -205,6 +206,29 @@ class Model:
             tokens = sound_tokens(module, dry_tokens(self.vocabulary, *PARTS_PROBE))
             return parts_of(self.outline.of(module), module, tokens)
 
+    def units(self, kind: str = LAYER) -> Units:
+        """All units of a kind: ``layer``, ``attention``, ``mlp`` or ``sublayer``.
+
+        Raises:
+            UserError: no such kind, or no layer has such a part.
+            Refusal: a layer has no parts that can be told apart; names it.
+        """
+        if kind not in UNIT_KINDS:
+            raise UserError(f"allowed are {', '.join(UNIT_KINDS)}", units=kind)
+        if kind == LAYER:
+            return Units.of_layers(self.record.layer_parameters)
+        listing = units_listing(self._shapes.get_submodule(self.outline.name), self.parts, kind)
+        if not any(unit.part for unit, _ in listing):
+            raise UserError(
+                f"no layer of {self.checkpoint.source} has such a part beside another one; remove whole layers",
+                units=kind,
+            )
+        return Units(kind, listing, tuple(self.record.layer_parameters))
+
+    def lessened(self, index: int, removal: Removal) -> contextlib.AbstractContextManager[None]:
+        """Let a layer that stays do without the parts that it loses while inside."""
+        return lessened(self.stack, index, removal, self.parts_for(removal))
+
     def parts_for(self, *removals: Removal) -> tuple[LayerParts, ...]:
         """The parts where one of the removals takes some, else nothing."""
         return self.parts if any(removal.kind == "part" for removal in removals) else ()
@@ -213,6 +237,10 @@ class Model:
         """The steps of a walk that these removals ask for: layers, or parts where one of them takes some."""
         parts = self.parts_for(*removals)
         return Steps.of_parts(parts) if parts else Steps.of_layers(len(self.outline.interfaces))
+
+    def steps_for(self, units: Units, removal: Removal) -> Steps:
+        """The steps of a walk that looks at these units while some are left out."""
+        return self.steps(removal) if units.whole else Steps.of_parts(self.parts)
 
     def without(self, removal: Removal) -> contextlib.AbstractContextManager[None]:
         """Run the model without some units while inside."""

@@ -17,10 +17,12 @@ from .removal import NOTHING, Removal, Unit
 from .scores import Scores
 from .speed import Analytic, FailedRow, Speed, SpeedRow, SpeedSettings, Speedup, Spread
 from .sweep import Sweep, SweepRow
+from .units import UNIT_KINDS, SizedUnit, Units
 
 __all__ = [
     "NOTHING",
     "RECORDS",
+    "UNIT_KINDS",
     "Analytic",
     "CalibrationRecord",
     "ComparedFigure",
@@ -46,6 +48,7 @@ __all__ = [
     "Removal",
     "RepairReport",
     "Scores",
+    "SizedUnit",
     "SourceRecord",
     "Speed",
     "SpeedRow",
@@ -59,6 +62,7 @@ __all__ = [
     "TrainingData",
     "TrainingRow",
     "Unit",
+    "Units",
     "Unverified",
     "dumps",
     "load",

@@ -1,7 +1,7 @@
 """Comparison record: models side by side (comparison.json)."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .record import SCHEMA, Count, Finite, Size, TypedRecord, check, record
@@ -43,6 +43,8 @@ class ComparedFigure(TypedRecord):
 class ComparedModel(TypedRecord):
     """Model in a comparison."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
+
     name: str
     """Name in the table."""
     source: str
@@ -51,6 +53,8 @@ class ComparedModel(TypedRecord):
     """Fingerprint of the model."""
     removed: list[Count] = field(default_factory=list, kw_only=True)
     """Layers that were left out virtually."""
+    units: list[str] = field(default_factory=list, kw_only=True)
+    """Units that were left out virtually, where parts of layers are among them."""
     how: str
     """Account of how it was made, where that is known."""
     layers: Size

@@ -119,6 +119,12 @@ class Plan(TypedRecord):
         )
 
     @property
+    def how_many(self) -> str:
+        """How many go, in words."""
+        layers_text = f"{len(self.removed)} of {self.model.layers} layers"
+        return f"{len(self.units)} units" if self.units else layers_text
+
+    @property
     def what(self) -> str:
         """What goes, in words: layers by number, or units by name."""
         return str(self.removal) if self.units else f"layers {layers(self.removed)}"

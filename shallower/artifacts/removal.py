@@ -69,12 +69,10 @@ class Removal:
         """The same, where a layer that loses all of its parts goes as a whole layer.
 
         Args:
-            parts: names of the parts of every layer; empty where no parts are looked at.
+            parts: names of the parts of every layer; none where it is not known.
         """
-        emptied = [
-            Unit(index) for index, names in enumerate(parts) if self.parts(index) and set(names) <= {*self.parts(index)}
-        ]
-        return self.plus(*emptied)
+        emptied = (index for index, names in enumerate(parts) if names and set(names) <= {*self.parts(index)})
+        return self.plus(*map(Unit, emptied))
 
     @property
     def kind(self) -> str:

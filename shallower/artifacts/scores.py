@@ -64,6 +64,11 @@ class Scores(TypedRecord):
         return self
 
     @property
+    def word(self) -> str:
+        """What the scores are of, one of them: ``layer`` or ``unit``."""
+        return "unit" if self.units else "layer"
+
+    @property
     def names(self) -> list[str]:
         """What each score is of: the number of a layer, or the name of a unit."""
         return [*self.units] or [str(index) for index in range(self.model.layers)]
@@ -82,5 +87,5 @@ class Scores(TypedRecord):
     def _repr_html_(self) -> str:
         rows = zip(self.names, self.scores, self.ranks, strict=True)
         cells = "".join(f"<tr><td>{index}</td><td>{value:.6g}</td><td>{rank}</td></tr>" for index, value, rank in rows)
-        head = f"<tr><th>{'unit' if self.units else 'layer'}</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
+        head = f"<tr><th>{self.word}</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
         return f"<table>{head}{cells}</table>"

@@ -78,11 +78,17 @@ def score(
         artifact_place(out, "scores", calibration.files)
     with running():
         if len(names) == 1:
-            options = {"criterion": names[0], "settings": own_settings[names[0]]}
+            options = {"criterion": names[0], "settings": own_settings[names[0]], "units": scoring.units}
             finish(api.score(model, **options, calibration=calibration, compute=compute, out=out), json, "scores", out)
             return
         scores = api.score(
-            model, criterion=names, settings=own_settings, calibration=calibration, compute=compute, out=out
+            model,
+            criterion=names,
+            settings=own_settings,
+            units=scoring.units,
+            calibration=calibration,
+            compute=compute,
+            out=out,
         )
         finish(scores, json, "several_scores", out)
 
@@ -111,7 +117,9 @@ def plan(
         if not place(source).is_file():
             raise UserError(f"no scores file at {source}: give the file that score wrote, or a model")
     _check_texts(amount, texts)
-    choosing = choosing if from_scores else choosing.for_criterion(criterion)  # scores know by which criterion they are
+    choosing = (
+        choosing if from_scores else choosing.for_criterion(criterion, scoring.units)
+    )  # scores know by which criterion they are
     criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
     artifact_place(out, "plan", [*calibration.files, *(texts or ()), source])
     check_readable(calibration.texts)
@@ -123,6 +131,7 @@ def plan(
             else {
                 "criterion": criterion,
                 "settings": criterion_settings,
+                "units": scoring.units,
                 "calibration": calibration,
                 "compute": compute,
             }
@@ -163,10 +172,10 @@ def prune(
         )
     if repair is None and own.compensate_samples is not None:
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
-    layers = own.layer_numbers()
+    layers = own.unit_names()
     texts = listed_paths(own.texts)
     criterion = one_criterion(scoring.criterion)
-    choosing = choosing.for_criterion(criterion)
+    choosing = choosing.for_criterion(criterion, scoring.units)
     criterion_settings, selection_settings, repair_settings = split_settings(
         key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair
     )
@@ -184,7 +193,8 @@ def prune(
             if layers:
                 choice = api.drop(dense, layers)
             elif amount is not None:
-                options = {"criterion": criterion, "settings": criterion_settings, "calibration": calibration}
+                options = {"criterion": criterion, "settings": criterion_settings, "units": scoring.units}
+                options["calibration"] = calibration
                 choice = api.plan(
                     dense, amount=amount, choosing=with_settings(choosing, selection_settings), texts=texts, **options
                 )

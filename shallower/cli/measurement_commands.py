@@ -14,7 +14,7 @@ from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol, Tasks
 from ..settings.fields import flag_of, options_of
-from ..settings.quantities import numbers_of
+from ..settings.quantities import unit_names
 from ..settings.speed import Grid
 from ..stages.selection_options import Scoring, SelectionOptions
 from ..storage.ownership import artifact_place
@@ -56,7 +56,10 @@ def evaluate(
         ),
     ] = None,
     removed: Annotated[
-        str | None, typer.Option("--without", metavar="LAYERS", help="leave these layers out virtually, such as 3,8-10")
+        str | None,
+        typer.Option(
+            "--without", metavar="LAYERS", help="leave these out virtually, such as 3,8-10 or 5.mlp,9.attention"
+        ),
     ] = None,
     out: Out = None,
     json: Json = False,
@@ -67,7 +70,7 @@ def evaluate(
         given.refuse(
             flags, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
         )
-    layers = numbers_of(removed, "removed") if removed is not None else ()
+    layers = unit_names(removed, "removed") if removed is not None else ()
     check_readable(listed_paths(texts), "texts")
     artifact_place(out, "evaluation", [*(texts or ()), tokens])
     with running():
@@ -88,7 +91,8 @@ def evaluate(
 def sweep(
     model: ModelArgument,
     sizes: Annotated[
-        str, typer.Option("--remove", metavar="NUMBERS", help="numbers of layers to remove, such as 1-12 or 3,6,9")
+        str,
+        typer.Option("--remove", metavar="NUMBERS", help="numbers of layers or units to remove, such as 1-12 or 3,6,9"),
     ],
     choosing: SelectionOptions,
     scoring: Scoring,
@@ -102,7 +106,7 @@ def sweep(
 ) -> None:
     """Perplexity against layers removed: scores once, then evaluates every size by virtual removal."""
     criterion = one_criterion(scoring.criterion)
-    choosing = choosing.for_criterion(criterion)
+    choosing = choosing.for_criterion(criterion, scoring.units)
     criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
@@ -111,6 +115,7 @@ def sweep(
         options = {
             "criterion": criterion,
             "settings": criterion_settings,
+            "units": scoring.units,
             "choosing": with_settings(choosing, selection_settings),
             "calibration": calibration,
         }

@@ -12,7 +12,7 @@ from ..evaluation.tasks import mean_of
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
 from ..results.healing import gap_closed, losses, perplexities
-from ..runtime.format import layers, millions
+from ..runtime.format import millions
 from .grid import grid, plain_console
 from .tables import saved_note
 
@@ -28,10 +28,10 @@ def sweep_table(sweep: Sweep, out: Path | None = None) -> None:
             f"{item.value:.2f} ({item.value / dense.perplexity[name].value:.2f}x)"
             for name, item in row.perplexity.items()
         ]
-        rows.append([str(row.removed), millions(row.parameters), *values, layers(row.layers)])
+        rows.append([str(row.removed), millions(row.parameters), *values, row.what])
     grid(
         console,
-        ["removed", "parameters", *dense.perplexity, "layers removed"],
+        ["removed", "parameters", *dense.perplexity, "layers removed" if not sweep.rows[-1].units else "units removed"],
         rows,
         heading=Path(sweep.model.source).name,
         spare=("parameters",),
@@ -67,8 +67,8 @@ def healing_table(healing: Healing, out: Path | None = None) -> None:
 def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
     console = plain_console()
     heading = Path(evaluation.model.source).name
-    if evaluation.removed:
-        heading += f" without layers {layers(evaluation.removed)}"
+    if evaluation.without:
+        heading += f" without {evaluation.without}"
     if evaluation.perplexity:
         rows = []
         for name, perplexity in evaluation.perplexity.items():

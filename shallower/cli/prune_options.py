@@ -6,7 +6,7 @@ from ..errors import UserError
 from ..settings.amount import Amount
 from ..settings.calibration import Paths
 from ..settings.fields import option
-from ..settings.quantities import distinct_layers
+from ..settings.quantities import unit_names
 from ..stages.repair_options import FITTED
 from ..storage.paths import place
 from .options import EVAL_TEXT_HELP, SETTING_HELP
@@ -28,7 +28,10 @@ class PruneOptions:
 
     plan: str | None = option("a plan.json made for this model", None, metavar="FILE")
     layers: str | None = option(
-        "exactly these layers, such as 3,8-10; no protection", None, flag="--drop", metavar="LAYERS"
+        "exactly these layers or parts, such as 3,8-10 or 5.mlp,9.attention; no protection",
+        None,
+        flag="--drop",
+        metavar="LAYERS",
     )
     texts: Paths = option(EVAL_TEXT_HELP, (), flag="--eval-text", kind=list, metavar="FILE")
     compensate_samples: int | None = option(f"samples to fit --compensate on, at most [{FITTED}]", None, metavar="N")
@@ -47,9 +50,9 @@ class PruneOptions:
             raise UserError(f"{what}: give one of --plan, --drop, --remove, --ratio and the targets (see --help)")
         return ways[0]
 
-    def layer_numbers(self) -> tuple[int, ...]:
-        """The layers named by --drop, each once."""
-        return distinct_layers(self.layers, "layers") if self.layers is not None else ()
+    def unit_names(self) -> tuple[str, ...]:
+        """The layers and parts of layers named by --drop, each once."""
+        return unit_names(self.layers, "layers") if self.layers is not None else ()
 
     def check_plan(self) -> None:
         """Raise a UserError where the plan's file is not there."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..artifacts import Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Unverified
-from ..planning.amount import protection
+from ..artifacts import Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Units, Unverified
+from ..planning.amount import allowed_numbers, protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
 from ..runtime.format import byte_count, count_text, layers, millions
 from .grid import grid, plain_console
@@ -88,22 +88,26 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
     console = plain_console()
     ranks = scores.ranks
     size = _default_size(scores)
-    first, last = protection(len(ranks))
+    first, last = protection(scores.model.layers)
     rows = [
-        (str(index), f"{value:.6g}", str(ranks[index]), _bar(ranks[index], len(ranks)))
-        for index, value in enumerate(scores.scores)
+        (name, f"{value:.6g}", str(rank), _bar(rank, len(ranks)))
+        for name, value, rank in zip(scores.names, scores.scores, ranks, strict=True)
     ]
     heading = f"{scores.criterion} on {Path(scores.model.source).name}"
     grid(
-        console, ("layer", scores.criterion, "rank (1 goes first)", "sooner"), rows, heading=heading, spare=("sooner",)
+        console,
+        (scores.word, scores.criterion, "rank (1 goes first)", "sooner"),
+        rows,
+        heading=heading,
+        spare=("sooner",),
     )
-    soonest = ", ".join(map(str, _lowest(scores.scores, size, first, last)))
+    soonest = ", ".join(scores.names[number] for number in _lowest(scores, scores.scores, size))
     console.print(
-        f"goes first: {soonest} (plan protects the first {first} and the last {last} if not told otherwise)",
+        f"goes first: {soonest} (plan protects the first {first} and the last {last} layers if not told otherwise)",
         soft_wrap=True,
     )
     if len(scores.halves) == 2:
-        agreed = len(_common_layers([_lowest(half, size, first, last) for half in scores.halves]))
+        agreed = len(_common_layers([_lowest(scores, half, size) for half in scores.halves]))
         console.print(
             f"the two halves of the samples agree on {agreed} of these {size}{_warning(agreed, size)}",
             soft_wrap=True,
@@ -125,15 +129,16 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
 def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> None:
     """Ranks by several criteria side by side, and how far they agree."""
     console = plain_console()
-    count = len(scores[0].scores)
-    first, last = protection(count)
+    first, last = protection(scores[0].model.layers)
     size = _default_size(scores[0])
     names = _names_of(scores)
-    rows = [[str(index), *(str(one.ranks[index]) for one in scores)] for index in range(count)]
-    grid(console, ["layer", *names], rows, heading=f"ranks on {Path(scores[0].model.source).name} (1 goes first)")
-    choices = [_lowest(one.scores, size, first, last) for one in scores]
+    rows = [[name, *(str(one.ranks[number]) for one in scores)] for number, name in enumerate(scores[0].names)]
+    grid(
+        console, [scores[0].word, *names], rows, heading=f"ranks on {Path(scores[0].model.source).name} (1 goes first)"
+    )
+    choices = [_lowest(one, one.scores, size) for one in scores]
     for name, mine in zip(names, choices, strict=True):
-        console.print(f"{name}: goes first {layers(mine)}", soft_wrap=True)
+        console.print(f"{name}: goes first {_named(scores[0], mine)}", soft_wrap=True)
     for (one, mine), (other, theirs) in itertools.combinations(zip(names, choices, strict=True), 2):
         same = len(_common_layers([mine, theirs]))
         correlation = _rank_correlation(scores[names.index(one)].ranks, scores[names.index(other)].ranks)
@@ -141,7 +146,10 @@ def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> N
             f"{one} and {other}: {same} of {size} the same, rank correlation {correlation:.2f}", soft_wrap=True
         )
     agreed = _common_layers(choices)
-    console.print(f"all agree on {layers(agreed)} (of {size}, first {first} and last {last} protected)", soft_wrap=True)
+    console.print(
+        f"all agree on {_named(scores[0], agreed)} (of {size}, first {first} and last {last} layers protected)",
+        soft_wrap=True,
+    )
     tokens = {
         (one.calibration.hash, one.calibration.samples, one.calibration.length) for one in scores if one.calibration
     }
@@ -170,9 +178,14 @@ def _default_size(scores: Scores) -> int:
     return max(1, round(AGREEMENT_SHARE * len(scores.scores)))
 
 
-def _lowest(values: Sequence[float], size: int, first: int, last: int) -> list[int]:
-    """The layers with the lowest scores, the protected ones left out."""
-    return sorted(range(first, len(values) - last), key=values.__getitem__)[:size]
+def _lowest(scores: Scores, values: Sequence[float], size: int) -> list[int]:
+    """Numbers of the layers or units with the lowest values, those of protected layers left out."""
+    units = Units.named(scores.units, scores.model.layer_parameters)
+    return sorted(allowed_numbers(units, protection(units.layers)), key=values.__getitem__)[:size]
+
+
+def _named(scores: Scores, numbers: Sequence[int]) -> str:
+    return ", ".join(scores.names[number] for number in numbers) if scores.units else layers(numbers)
 
 
 def _common_layers(choices: Sequence[Sequence[int]]) -> list[int]:
@@ -212,11 +225,10 @@ def plan_table(plan: Plan, out: Path | None = None) -> None:
 def _print_plan(console: Console, plan: Plan) -> None:
     """What a plan removes, why, and what is saved by it."""
     by = f"by {plan.criterion}, {plan.selection}" if plan.criterion else f"by {plan.selection}"
-    console.print(
-        f"remove {len(plan.removed)} of {plan.model.layers} layers: {layers(plan.removed)} ({by})", soft_wrap=True
-    )
-    if plan.order != plan.removed:
-        console.print(f"order of removal: {', '.join(map(str, plan.order))}", soft_wrap=True)
+    console.print(f"remove {plan.how_many}: {plan.removal} ({by})", soft_wrap=True)
+    order = [*plan.units] or [str(index) for index in plan.order]
+    if order != [str(one) for one in (plan.removal.units if plan.units else plan.removed)]:
+        console.print(f"order of removal: {', '.join(order)}", soft_wrap=True)
     protection_text = (
         f"first {plan.keep_first} and last {plan.keep_last} protected"
         if plan.selection != "drop"
@@ -243,7 +255,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         f"expected by the weights that a token reads: decoding {plan.expected_speedup:.2f}x as fast", soft_wrap=True
     )
     if plan.agreement is not None:
-        size = len(plan.removed)
+        size = len(plan.units or plan.removed)
         text = (
             f"the two halves of the calibration samples agree on {plan.agreement} of "
             f"{size}{_warning(plan.agreement, size)}"

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from ..artifacts import ModelRecord
+from ..artifacts import ModelRecord, Units
 from ..errors import UserError, argument
 from ..settings.amount import Amount
 
@@ -52,21 +52,63 @@ def protection(
     return first, last
 
 
-def check_amount(amount: Amount, record: ModelRecord, allowed: Sequence[int]) -> int:
-    """The number of layers to start with.
+def check_amount(amount: Amount, record: ModelRecord, units: Units, allowed: Sequence[int]) -> tuple[int, float]:
+    """(the number of layers or units to start with, parameters that have to go where units are not alike).
+
+    With parameters that have to go, the number is the most that may.
 
     Raises:
-        UserError: more than may go, or less than half a layer.
+        UserError: more than may go, or less than half a unit.
     """
-    most = min(len(allowed), record.layers - 1)
+    most = len(allowed) - (len(units.removal(allowed).layers) == units.layers)
+    if not units.whole and amount.remove is None:
+        return most, _wanted(amount, record, units, allowed)
     size = _first_size(amount, record, most)
     if size > most:
+        protected = len(units) - len(allowed)
         raise UserError(
-            f"{size} layers cannot go: {record.layers} layers, of which {record.layers - len(allowed)} are protected, "
+            f"{size} {units.word}s cannot go: {len(units)} {units.word}s, of which {protected} are protected, "
             f"leave at most {most}; lower the amount, {argument('keep_first')} or "
             f"{argument('keep_last')}"
         )
-    return size
+    return size, 0
+
+
+def allowed_numbers(units: Units, protected: tuple[int, int]) -> tuple[int, ...]:
+    """Numbers of the units of layers that are not protected.
+
+    Args:
+        protected: how many layers at each end never go.
+    """
+    inner = range(protected[0], units.layers - protected[1])
+    return tuple(number for number, one in enumerate(units.listing) if one.unit.layer in inner)
+
+
+def _wanted(amount: Amount, record: ModelRecord, units: Units, allowed: Sequence[int]) -> float:
+    """Parameters that have to go: a target's surplus, or a share less half of the smallest unit, which is the nearest."""
+    smallest = min((units.listing[number].parameters for number in allowed), default=0)
+    if amount.ratio is not None:
+        wanted = amount.ratio * record.parameters - smallest / 2
+        if wanted <= 0:
+            raise UserError(
+                f"{argument('ratio', f'{amount.ratio:g}')} is less than half a unit (the smallest is "
+                f"{smallest / record.parameters:.1%} of the parameters); raise it"
+            )
+        return wanted
+    return _surplus(amount, record)
+
+
+def _surplus(amount: Amount, record: ModelRecord) -> float:
+    """Parameters above a target.
+
+    Raises:
+        UserError: there are none.
+    """
+    if amount.target_params >= record.parameters:
+        raise UserError(
+            f"{amount.name}: the model has {record.parameters} parameters already, which meets it; ask for less"
+        )
+    return record.parameters - amount.target_params
 
 
 def _first_size(amount: Amount, record: ModelRecord, most: int) -> int:
@@ -82,9 +124,4 @@ def _first_size(amount: Amount, record: ModelRecord, most: int) -> int:
                 "parameters); raise it"
             )
         return size
-    if amount.target_params >= record.parameters:
-        raise UserError(
-            f"{amount.name}: the model has {record.parameters} parameters already, which meets it; ask for less"
-        )
-    surplus = record.parameters - amount.target_params
-    return min(max(1, math.ceil(surplus / max(record.layer_parameters))), most)
+    return min(max(1, math.ceil(_surplus(amount, record) / max(record.layer_parameters))), most)

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..artifacts import ModelRecord, Removal, Scores
+from ..artifacts import ModelRecord, Removal, Scores, Units
 from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.amount import Amount
-from .amount import check_amount, resolve_amount
+from .amount import allowed_numbers, check_amount, resolve_amount
 from .problem import Choice, Problem
 
 
@@ -58,6 +58,8 @@ class ChoiceEvidence(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def units(self) -> Units: ...
+    @property
     def scores(self) -> Scores | None: ...
     @property
     def losses(self) -> Callable[..., Tensor] | None: ...
@@ -81,15 +83,14 @@ class Method:
         """Whether it starts from another's choice and keeps to a time budget."""
         return searches(self.selection)
 
-    def select(self, problem: Problem, size: int) -> Choice:
-        """The choice of so many layers."""
-        problem = replace(problem, amount=size)
+    def select(self, problem: Problem, size: int, wanted: float = 0) -> Choice:
+        """The choice of so many layers or units, or of as many with which so many parameters go."""
+        problem = replace(problem, amount=size, wanted=wanted)
         return self.selection.select(replace(problem, start=self.start.select(problem)) if self.searches else problem)
 
 
 def problem_of(
     method: Method,
-    record: ModelRecord,
     evidence: ChoiceEvidence,
     protected: tuple[int, int],
     *,
@@ -106,9 +107,9 @@ def problem_of(
     losses = evidence.losses if needs == "losses" else None
     watch = Stopwatch(budget)
     return Problem(
-        layers=record.layers,
+        units=evidence.units,
         amount=0,
-        allowed=tuple(range(protected[0], record.layers - protected[1])),
+        allowed=allowed_numbers(evidence.units, protected),
         scores=scores.scores if scores else None,
         windows=scores.windows if scores else None,
         losses=watch.timed(losses) if losses else None,
@@ -130,14 +131,14 @@ def meet(
         UserError: it cannot be met.
     """
     if amount.max_ppl_increase is not None:
-        return _within(method, amount.max_ppl_increase, make, evidence, record)
+        return _within(method, amount.max_ppl_increase, make, evidence)
     amount, basis = resolve_amount(amount, record, evidence.dtype)
     problem = make()
-    size = check_amount(amount, record, problem.allowed)
+    size, wanted = check_amount(amount, record, problem.units, problem.allowed)
     while True:
-        choice = method.select(problem, size)
-        parameters_left = record.parameters - sum(record.layer_parameters[index] for index in choice.order)
-        if amount.target_params is None or parameters_left <= amount.target_params:
+        choice = method.select(problem, size, wanted)
+        parameters_left = record.parameters - problem.units.parameters(choice.order)
+        if wanted or amount.target_params is None or parameters_left <= amount.target_params:
             return choice, basis
         size += 1
         if size > min(len(problem.allowed), record.layers - 1):
@@ -161,22 +162,25 @@ def choices(method: Method, make: Callable[[], Problem], sizes: Sequence[int]) -
 
 
 def _within(
-    method: Method, most: float, make: Callable[[], Problem], evidence: ChoiceEvidence, record: ModelRecord
+    method: Method, increase: float, make: Callable[[], Problem], evidence: ChoiceEvidence
 ) -> tuple[Choice, str]:
     """The choice before the first with which the perplexity of some text grows by more than a share."""
     best = None
     growth = 0.0
     beyond = ""
-    for choice in choices(method, make, range(1, min(len(make().allowed), record.layers - 1) + 1)):
+    problem = make()
+    most = len(problem.allowed) - (len(problem.units.removal(problem.allowed).layers) == problem.units.layers)
+    for choice in choices(method, make, range(1, most + 1)):
         share = evidence.growth(choice)
         size = len(choice.order)
-        if share > most:
+        if share > increase:
             beyond = f"; without {size} it would by {share:+.1%}"
             break
         best, growth = choice, share
     if best is None:
         raise UserError(
-            f"one layer less raises the perplexity by {share:.1%} already; allow more", max_ppl_increase=f"{most:.1%}"
+            f"one {problem.units.word} less raises the perplexity by {share:.1%} already; allow more",
+            max_ppl_increase=f"{increase:.1%}",
         )
     return best, f"perplexity changes by {growth:+.1%} at most ({evidence.growth_basis}){beyond}"
 

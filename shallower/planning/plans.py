@@ -1,30 +1,37 @@
-"""Plan of a removal: its layers, and the parameters and bytes that go."""
+"""Plan of a removal: its units, and the parameters and bytes that go."""
 
 from collections.abc import Sequence
 
-from ..artifacts import CalibrationRecord, ModelRecord, Plan
+from ..artifacts import CalibrationRecord, ModelRecord, Plan, Units
 
 
 def plan_of(
     record: ModelRecord,
-    order: tuple[int, ...],
+    order: Sequence[int],
     selection: str,
     *,
+    units: Units | None = None,
     calibration: CalibrationRecord | None = None,
     trace: Sequence[float] = (),
 ) -> Plan:
-    """The plan that removes these layers, with the parameters counted."""
-    removed = sorted(order)
+    """The plan that removes these layers or units, with the parameters counted.
+
+    Args:
+        order: their numbers, in the order of removal.
+        units: what the numbers are of; by default layers.
+    """
+    units = units or Units.of_layers(record.layer_parameters)
+    removed = list(units.removal(order).layers)
+    gone = units.parameters(order)
+    sizes = units.sizes(order)
     return Plan(
         removed=removed,
-        kept=[index for index in range(record.layers) if index not in order],
-        order=list(order),
+        kept=[index for index in range(record.layers) if index not in removed],
+        order=removed if sizes else list(order),
         params_before=record.parameters,
-        params_after=record.parameters - sum(record.layer_parameters[index] for index in removed),
+        params_after=record.parameters - gone,
         bytes_before=record.weight_bytes,
-        bytes_after=record.weight_bytes - sum(record.layer_bytes[index] for index in removed)
-        if record.layer_bytes
-        else 0,
+        bytes_after=record.weight_bytes - _bytes(record, units, order) if record.layer_bytes else 0,
         selection=selection,
         criterion=None,
         settings={},
@@ -34,4 +41,16 @@ def plan_of(
         model=record,
         calibration=calibration,
         trace=list(trace),
+        units=sizes,
     )
+
+
+def _bytes(record: ModelRecord, units: Units, order: Sequence[int]) -> int:
+    """Stored bytes that go; those of a part are its share of the layer's."""
+    gone = units.removal(order).layers
+    total = float(sum(record.layer_bytes[index] for index in gone))
+    for one in (units.listing[number] for number in order):
+        index = one.unit.layer
+        if index not in gone:
+            total += record.layer_bytes[index] * one.parameters / record.layer_parameters[index]
+    return round(total)

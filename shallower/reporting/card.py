@@ -93,7 +93,11 @@ def card_text(
     """
     plan = pruned.plan
     base_name = model_name(plan.model)
-    went = f"{len(plan.removed)} of its {plan.model.layers} layers"
+    went = (
+        f"{len(plan.units)} attentions and MLPs"
+        if plan.units
+        else f"{len(plan.removed)} of its {plan.model.layers} layers"
+    )
     parts = [
         _front(base, name, [evaluation for evaluation in evaluations if _is_of(evaluation, pruned)]),
         MARK,
@@ -156,7 +160,7 @@ def unmarked(text: Any) -> str:
 
 def _is_of(evaluation: Evaluation, pruned: Pruned) -> bool:
     """Whether an evaluation is of the written model, as a whole."""
-    return evaluation.model.fingerprint == pruned.fingerprint and not evaluation.removed
+    return evaluation.model.fingerprint == pruned.fingerprint and not evaluation.removal
 
 
 def _link(base: Base, name: str) -> str:
@@ -206,9 +210,9 @@ def _weight_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
 
 def _quality_rows(pruned: Pruned, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """A row per text and task: the base, and this model."""
-    own = [item for item in evaluations if item.model.fingerprint == pruned.fingerprint and not item.removed]
+    own = [item for item in evaluations if item.model.fingerprint == pruned.fingerprint and not item.removal]
     others = [
-        item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removed
+        item for item in evaluations if item.model.fingerprint == pruned.plan.model.fingerprint and not item.removal
     ]
     rows = []
     for evaluation in own:
@@ -250,7 +254,7 @@ def _provenance(pruned: Pruned) -> str:
         else f" (of the first ancestor's, these stay: {layers(pruned.original)})"
     )
     lines = [
-        f"removed layers, numbered from 0: {layers(plan.removed)}{numbering}",
+        f"removed {'units' if plan.units else 'layers'}, numbered from 0: {plan.removal}{numbering}",
         f"selection: {code(plan.selection)}{by}, first {plan.keep_first} and last {plan.keep_last} layers protected",
         f"settings: {unmarked(settings_of(plan.settings))}" if plan.settings else "",
         f"calibration: {unmarked(tokens_used(plan.calibration))}; hash {code(plan.calibration.hash)}"

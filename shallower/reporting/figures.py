@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
-from ..artifacts import Compensation, Healing, Scores, Speed
+from ..artifacts import Compensation, Healing, Scores, Speed, Unit
+from ..artifacts.removal import PARTS
 from ..results.healing import perplexities
 from ..results.timings import setting
 from ..runtime.format import Number, short
@@ -25,6 +26,7 @@ def stack_figure(
     protected: Iterable[int],
     scores: Sequence[Number] | None,
     count: int,
+    parts: Sequence[Unit] = (),
 ) -> Drawing:
     """The stack, layer by layer from the input down, with the scores that decided.
 
@@ -32,6 +34,7 @@ def stack_figure(
         removed: layer -> its place in the order of removal, or None.
         protected: layers that were kept for sure.
         count: the layers of the dense model.
+        parts: what layers lose that stay: a hollow half, attention on the left, the MLP on the right.
     """
     columns = -(-count // STACK_ROWS)
     rows = -(-count // columns)
@@ -55,13 +58,22 @@ def stack_figure(
         state = "removed" if index in removed else "protected" if index in protected else "kept"
         value = f", score {short(scores[index])}" if scores is not None else ""
         hint = f"layer {index}: {state}{value}"
-        drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in removed, hint=hint)
+        lost = {unit.part for unit in parts if unit.layer == index}
+        if lost:
+            for place, name in enumerate(PARTS):
+                half = left + 28 + place * block / 2
+                gone = name in lost
+                hint = f"layer {index}, {name}: {'removed' if gone else 'kept'}"
+                drawing.box(half, y + 1, block / 2 - 1, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
+        else:
+            drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in removed, hint=hint)
         if removed.get(index) is not None:
             place = ordinal(removed[index] + 1)
             drawing.text(left + 28 + block / 2, y + 10, place, colour="gone", anchor="middle", size=9.5)
         if scores is not None:
             _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, labelled=columns == 1)
-    items = [("kept", "kept", False), ("protected", "pale", False), ("removed, in this order", "gone", True)]
+    gone_text = "removed (left half: attention, right half: MLP)" if parts else "removed, in this order"
+    items = [("kept", "kept", False), ("protected", "pale", False), (gone_text, "gone", True)]
     drawing.legend(drawing.height - 8, items if protected else [items[0], items[2]])
     return drawing
 
@@ -89,13 +101,13 @@ def importance_figure(name: str, scores: Scores, removed: Iterable[int]) -> Draw
     values = scores.scores
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
-    frame(drawing, x, y, x_label="layer", y_label=f"{scores.criterion}: low goes first")
+    frame(drawing, x, y, x_label=scores.word, y_label=f"{scores.criterion}: low goes first")
     width = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
     foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
     for index, value in enumerate(values):
         top = y(value)
         colour = "gone" if index in removed else "kept"
-        hint = f"layer {index}: {short(value)}" + (", removed" if index in removed else "")
+        hint = f"{scores.word} {scores.names[index]}: {short(value)}" + (", removed" if index in removed else "")
         drawing.box(x(index) - width / 2, min(top, foot), width, max(abs(foot - top), 1), colour, hint=hint)
     return drawing
 

@@ -76,11 +76,11 @@ class Collection:
     def prunings(self) -> list[Pruning]:
         """Every written model, then every plan that none of them followed."""
         written = [self._pruning(item.folder or self.name, item.record.plan, item.record) for item in self.of("pruned")]
-        followed_plans = {(pruning.plan.model.fingerprint, tuple(pruning.plan.removed)) for pruning in written}
+        followed_plans = {(pruning.plan.model.fingerprint, pruning.plan.removal) for pruning in written}
         open_plans = [
             item
             for item in self.of("plan")
-            if (item.record.model.fingerprint, tuple(item.record.removed)) not in followed_plans
+            if (item.record.model.fingerprint, item.record.removal) not in followed_plans
         ]
         return written + [self._pruning(item.path, item.record) for item in open_plans]
 
@@ -99,7 +99,13 @@ class Collection:
         places = {original: index for index, original in enumerate(self.root.original)}
         numbering = plan.model.original
         kept = {places.get(numbering[index]) for index in plan.kept}
-        removal = Removal.of_layers(index for index in range(self.root.layers) if index not in kept)
+        removal = Removal.of_layers(index for index in range(self.root.layers) if index not in kept).plus(
+            *(
+                unit._replace(layer=places[numbering[unit.layer]])
+                for unit in plan.removal.units
+                if unit.part and numbering[unit.layer] in places
+            )
+        )
         order = [places[numbering[index]] for index in plan.order if numbering[index] in places]
         return Pruning(name, plan, removal, order, pruned)
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..artifacts import Evaluation, Perplexity, Pruned, TaskResult
+from ..artifacts import NOTHING, Evaluation, Perplexity, Pruned, Removal, TaskResult
 from .sources import MODEL_FILES, SAME, CompareArgument, ComparisonEntry, timings_of
 
-Key = tuple[str, tuple[int, ...]]
+Key = tuple[str, Removal]
 
 
 def entries_of(arguments: Sequence[CompareArgument]) -> tuple[list[ComparisonEntry], list[str]]:
@@ -22,11 +22,12 @@ def entries_of(arguments: Sequence[CompareArgument]) -> tuple[list[ComparisonEnt
     for argument in arguments:
         groups: dict[Key, list[Evaluation]] = {}
         for evaluation in sorted(argument.evaluations, key=lambda evaluation: evaluation.provenance.created):
-            groups.setdefault((evaluation.model.fingerprint, tuple(sorted(set(evaluation.removed)))), []).append(
-                evaluation
-            )
-        new = {key: ComparisonEntry("", group[-1].model, key[1]) for key, group in groups.items()}
-        for key in sorted(new, key=lambda key: (-new[key].parameters, key)):
+            groups.setdefault((evaluation.model.fingerprint, evaluation.removal), []).append(evaluation)
+        new = {
+            key: ComparisonEntry("", group[-1].model, key[1], group[-1].model.parameters - group[-1].parameters)
+            for key, group in groups.items()
+        }
+        for key in sorted(new, key=lambda key: (-new[key].parameters, key[0], key[1].units)):
             earlier = next((entry for entry in entries if entry.key == key), None) if len(new) > 1 else None
             entry = earlier or new[key]
             if earlier is None:
@@ -89,7 +90,7 @@ def _add_speeds(
             for side, model in (("against", speed.against), ("model", speed.model)):
                 if model is None:
                     continue
-                same = [place for place, entry in enumerate(entries) if entry.key == (model.fingerprint, ())]
+                same = [place for place, entry in enumerate(entries) if entry.key == (model.fingerprint, NOTHING)]
                 mine = [place for place in same if owners[place] is argument] or same
                 if not mine and argument.evaluations:
                     notes.append(f"the speed of {Path(model.source).name} is left out: no evaluation of it was given")
@@ -124,7 +125,7 @@ def _name(entries: list[ComparisonEntry], owners: Sequence[CompareArgument]) -> 
 
 
 def _name_of_many(owner: CompareArgument, entry: ComparisonEntry) -> str:
-    name = stem(entry.model.source) + (f" without {','.join(map(str, entry.removed))}" if entry.removed else "")
+    name = stem(entry.model.source) + (f" without {','.join(map(str, entry.removal.units))}" if entry.removal else "")
     return f"{owner.name} {name}" if owner.name else name
 
 
@@ -142,7 +143,7 @@ def _describe(arguments: Sequence[CompareArgument], entries: Sequence[Comparison
     """How pruned models were made, where their own record was found."""
     records = {record.fingerprint: record for argument in arguments for record in argument.pruned}
     for entry in entries:
-        if not entry.removed and entry.model.fingerprint in records:
+        if not entry.removal and entry.model.fingerprint in records:
             entry.how = _origin(records[entry.model.fingerprint])
 
 
@@ -151,4 +152,4 @@ def _origin(record: Pruned) -> str:
     choice = f"{plan.selection}{' by ' + plan.criterion if plan.criterion else ''}"
     repair = f", repaired by {record.compensation.method}" if record.compensation else ""
     proof = "" if record.proof else ", not verified"
-    return f"{len(plan.removed)} of {plan.model.layers} layers removed ({choice}){repair}{proof}"
+    return f"{plan.how_many} removed ({choice}){repair}{proof}"

@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..artifacts import Evaluation, ModelRecord, Perplexity, Pruned, Speed, SpeedRow, TaskResult, load
+from ..artifacts import (
+    NOTHING,
+    Evaluation,
+    ModelRecord,
+    Perplexity,
+    Pruned,
+    Removal,
+    Speed,
+    SpeedRow,
+    TaskResult,
+    load,
+)
 from ..artifacts.speed import Side, Typical
 from ..errors import UserError
 from ..storage.paths import kind_of
@@ -54,7 +65,8 @@ class ComparisonEntry:
 
     name: str
     model: ModelRecord
-    removed: tuple[int, ...] = ()
+    removal: Removal = NOTHING
+    parameters_gone: int = 0
     how: str = ""
     dtypes: set[str] = field(default_factory=set)
     texts: dict[str, Perplexity] = field(default_factory=dict)
@@ -62,16 +74,16 @@ class ComparisonEntry:
     timings: list[Timing] = field(default_factory=list)
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...]]:
-        return self.model.fingerprint, self.removed
+    def key(self) -> tuple[str, Removal]:
+        return self.model.fingerprint, self.removal
 
     @property
     def layers(self) -> int:
-        return self.model.layers - len(self.removed)
+        return self.model.layers - len(self.removal.layers)
 
     @property
     def parameters(self) -> int:
-        return self.model.parameters - sum(self.model.layer_parameters[index] for index in self.removed)
+        return self.model.parameters - self.parameters_gone
 
 
 def read_argument(text: str | Path) -> CompareArgument:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from ..artifacts import CalibrationRecord, Evaluation, ModelRecord, Perplexity, Speed
 from ..artifacts.record import SettingValues
-from ..runtime.format import Number, layers, millions, short
+from ..runtime.format import Number, millions, short
 from .collection import CollectedArtifact, Collection, Pruning
 from .timings import setting
 
@@ -56,7 +56,7 @@ class Summary:
             rows,
             key=lambda row: (
                 not row.dense,
-                len(row.evaluation.removed) - row.evaluation.model.layers,
+                len(row.evaluation.removal) - row.evaluation.model.layers,
                 row.pruning is not None,
             ),
         )
@@ -64,9 +64,9 @@ class Summary:
     def _row(self, artifact: CollectedArtifact) -> EvaluationRow:
         record = artifact.record
         pruning = self.collection.pruning_of(record.model)
-        if record.removed:
-            text = layers(record.removed)
-            what = text if len(text) <= 20 else f"{len(record.removed)} layers"
+        if record.removal:
+            text = str(record.removal)
+            what = text if len(text) <= 20 else f"{len(record.removal)} {'units' if record.units else 'layers'}"
             return EvaluationRow(f"without {what}", "left out virtually, nothing repaired", artifact)
         if pruning:
             trained = pruning.pruned.fingerprint != record.model.fingerprint
@@ -113,9 +113,7 @@ class Summary:
             return None
         own = [row for row in self.rows if row.pruning is self.main and row.evaluation.perplexity]
         virtual = [
-            row
-            for row in self.rows
-            if row.evaluation.removed == sorted(self.main.plan.removed) and row.evaluation.perplexity
+            row for row in self.rows if row.evaluation.removal == self.main.plan.removal and row.evaluation.perplexity
         ]
         return min(
             own, key=lambda row: (self.mean_ratio(row) or (math.inf, 0))[0], default=virtual[0] if virtual else None
@@ -131,6 +129,12 @@ class Summary:
         prunings = sorted(self.collection.prunings, key=lambda pruning: pruning is not self.main)
         return list({pruning.removal: pruning for pruning in reversed(prunings)}.values())[::-1]
 
+    @property
+    def removable(self) -> str:
+        """What the prunings took from, in words."""
+        parts = any(pruning.removal.kind == "part" for pruning in self.collection.prunings)
+        return "attentions, MLPs and layers" if parts else f"of {self.root.layers} layers"
+
     def headline(self) -> str:
         """One line, such as: 6 of 30 layers removed, −15.8 % parameters, perplexity ×1.22."""
         if self.main is None:
@@ -141,10 +145,10 @@ class Summary:
             )
         counts = sorted({len(pruning.removal) for pruning in self.collection.prunings})
         if len(counts) > 1:
-            return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} of {self.root.layers} layers removed"
+            return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} {self.removable} removed"
         verb = "removed" if any(pruning.pruned for pruning in self.collection.prunings) else "would be removed"
         parts = [
-            f"{counts[0]} of {self.root.layers} layers {verb}",
+            f"{counts[0]} {self.removable} {verb}",
             f"{percent(self.parameters_left(self.main))} parameters",
         ]
         if self.main_row and (mean := self.mean_ratio(self.main_row)):
@@ -163,8 +167,8 @@ class Summary:
         repair = self.main.repair
         cards = [
             (
-                f"{self.root.layers} → {len(plan.kept)}",
-                "layers" if len(self.sets) == 1 else f"layers, {self.main.name}",
+                f"−{len(plan.units)}" if plan.units else f"{self.root.layers} → {len(plan.kept)}",
+                ("attentions and MLPs" if plan.units else "layers") + (f", {self.main.name}" * (len(self.sets) > 1)),
             ),
             (
                 f"{millions(self.root.parameters)} → {millions(plan.params_after)}",

@@ -11,6 +11,7 @@ THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "B": 1}
 TIME_UNITS = {"S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
 LONGEST = 6  # digits of a layer's number
+PART = re.compile(r"(\d+(?:-\d+)?)\.([a-z]+)")
 RANGE = re.compile(r"(\d+)\s*(?:-|–|\.\.\.?|:)\s*(\d+)")
 
 
@@ -42,17 +43,32 @@ def numbers_of(value: Any, name: str, what: str = "layer numbers") -> tuple[int,
     return tuple(numbers)
 
 
-def distinct_layers(value: Any, name: str) -> tuple[int, ...]:
-    """Layer numbers as ``numbers_of`` reads them, each named once.
+def unit_names(value: Any, name: str) -> tuple[str, ...]:
+    """Names of layers and of parts of layers from text such as ``3,8-10``, ``5.mlp, 9.attention`` or ``3-5.mlp``, or
+    from a sequence; each once, in the order given.
 
     Raises:
-        UserError: not such a list, or a layer that is named twice.
+        UserError: not such a list, or a unit that is named twice, or beside the layer that it is a part of.
     """
-    layers = numbers_of(value, name)
-    twice = next((index for index in layers if layers.count(index) > 1), None)
-    if twice is not None:
-        raise UserError(f"{argument(name)} names layer {twice} twice; name each layer once")
-    return layers
+    if not isinstance(value, str) and isinstance(value, Iterable):
+        names = [one for item in value for one in unit_names(item, name)]
+    else:
+        names = []
+        for item in RANGE.sub(r"\1-\2", str(value).strip().strip("[]()")).replace(",", " ").replace(";", " ").split():
+            match = PART.fullmatch(item)
+            layers = numbers_of(match[1] if match else item, name)
+            names += [f"{layer}.{match[2]}" if match else str(layer) for layer in layers]
+        names = names or [str(layer) for layer in numbers_of(value, name)]
+    for one in names:
+        layer, dot, _ = one.partition(".")
+        what = one if dot else f"layer {one}"
+        if names.count(one) > 1:
+            raise UserError(f"{argument(name)} names {what} twice; name each {'unit' if dot else 'layer'} once")
+        if dot and layer in names:
+            raise UserError(
+                f"{argument(name)} names {one} beside layer {layer}, of which it is a part; name one of them"
+            )
+    return tuple(names)
 
 
 def sizes_of(value: Any, name: str) -> tuple[int, ...]:

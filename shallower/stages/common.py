@@ -3,12 +3,14 @@
 What a Python caller may give, checking that artifacts fit a model, and saving results.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..anatomy.model import Model
-from ..artifacts import ModelRecord, save
-from ..errors import UserError
+from ..artifacts import ModelRecord, Unit, Units, save
+from ..artifacts.units import SUBLAYER
+from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.compute import Compute
 from ..settings.fields import check_spent, settings_from
@@ -55,3 +57,35 @@ def save_artifact(record, out: str | Path | None):
     if out is not None and distributed.rank() == 0:
         save(record, out)
     return record
+
+
+def units_named(model: Model, names: Sequence[str], name: str) -> tuple[Units, tuple[int, ...]]:
+    """(the units that some names are of, their numbers in the order given).
+
+    Where parts of layers are among them, a whole layer stands for its parts.
+
+    Args:
+        names: as ``unit_names`` reads them.
+        name: of the argument, for messages.
+    Raises:
+        UserError: the model has no such layer, or the layer no such part.
+    """
+    try:
+        asked = [Unit.parse(one) for one in names]
+    except ValueError as error:
+        raise UserError(f"{argument(name)}: {error}") from error
+    layers = model.record.layers
+    outside = next((unit for unit in asked if unit.layer >= layers), None)
+    if outside is not None:
+        raise UserError(f"the model has the layers 0 to {layers - 1}", **{name: str(outside)})
+    if not any(unit.part for unit in asked):
+        return model.units(), tuple(unit.layer for unit in asked)
+    units = model.units(SUBLAYER)
+    numbers: list[int] = []
+    for unit in asked:
+        own = [number for one, number in units.numbers.items() if one.layer == unit.layer]
+        alone = units.listing[own[0]].unit if len(own) == 1 else None
+        if unit.part and alone is not None:
+            raise UserError(f"layer {unit.layer} is one part alone; name it as a layer", **{name: str(unit)})
+        numbers += [units.numbers[unit]] if unit.part else own
+    return units, tuple(numbers)

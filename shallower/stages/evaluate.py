@@ -13,11 +13,11 @@ from ..evaluation.tasks import check_tasks, zero_shot
 from ..settings.calibration import Paths, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol, Tasks
-from ..settings.quantities import numbers_of
+from ..settings.quantities import unit_names
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import artifact_place
-from ..walk.run import dtype_name, journal_of, timed
-from .common import ModelSource, open_model, resolve_settings, save_artifact
+from ..walk.run import dtype_name, journal_of, removed_of, timed
+from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     tokens: str | Path | None = None,
     protocol: Protocol | str | None = None,
     tasks: Tasks | str | Iterable[str] | None = None,
-    removed: Iterable[int] | str = (),
+    removed: Iterable[int | str] | str = (),
     compute: Compute | None = None,
     out: str | Path | None = None,
     **plain: Any,
@@ -43,22 +43,24 @@ def evaluate(
         tokens: a .npy file, used exactly as it is.
         protocol: how texts are cut; its fields are keywords too.
         tasks: which tasks, through lm-eval: Tasks(...), or their names.
-        removed: layers to leave out virtually.
+        removed: layers, or parts of layers, to leave out virtually, such as ``"3-5"`` or ``"5.mlp, 9.attention"``.
     """
     tasks = tasks if tasks is None or isinstance(tasks, Tasks) else Tasks(tasks)
     protocol = Protocol(name=protocol) if isinstance(protocol, str) else protocol
     protocol, compute = resolve_settings(plain, "evaluate", protocol=(Protocol, protocol), compute=(Compute, compute))
-    removal = Removal.of_layers(numbers_of(removed, "removed") if removed or removed == 0 else ())
+    names = unit_names(removed, "removed") if removed or removed == 0 else ()
     out = artifact_place(out, "evaluation", [*listed_paths(texts), tokens])
     check_readable(listed_paths(texts), "texts")
     if tasks is not None:
         check_tasks(tasks)
     model = open_model(model, compute)
+    units, numbers = units_named(model, names, "removed")
+    removal = units.removal(numbers)
     segments_by_name = (
         evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
     )
     with journaled(out), timed(model) as peak:
-        journal = partial(journal_of, model, None, removed=removal.layers)
+        journal = partial(journal_of, model, None, **removed_of(removal))
         perplexities = _perplexities(model, segments_by_name, removal, journal)
         task_results = zero_shot(model, tasks, removal=removal, journal=journal) if tasks else {}
     result = Evaluation(
@@ -66,6 +68,7 @@ def evaluate(
         perplexity=perplexities,
         tasks=task_results,
         removed=list(removal.layers),
+        units=units.sizes(numbers),
         protocol=protocol.name if perplexities else "",
         seconds=peak.seconds,
         dtype=dtype_name(model),

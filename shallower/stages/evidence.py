@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Perplexity, Removal, Scores
+from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Perplexity, Removal, Scores, Units
+from ..artifacts.units import LAYER
 from ..evaluation.perplexity import Segments, evaluation_segments
 from ..evaluation.removals import removals_perplexity
 from ..planning.problem import Choice
@@ -29,6 +30,7 @@ class Evidence:
     Attributes:
         model: None where only scores were given.
         given: those scores.
+        kind: what may go, where a model is given: ``layer``, ``attention``, ``mlp`` or ``sublayer``.
         texts, protocol: what perplexities are measured on.
     """
 
@@ -36,6 +38,7 @@ class Evidence:
     given: Scores | None = None
     criterion: str = CRITERION
     settings: dict[str, Any] | None = None
+    kind: str = LAYER
     calibration: Calibration = field(default_factory=Calibration)
     texts: Paths = ()
     protocol: Protocol | None = None
@@ -51,11 +54,19 @@ class Evidence:
         return dtype_name(self.model) if self.model is not None else self.given.dtype
 
     @cached_property
+    def units(self) -> Units:
+        """What may go."""
+        if self.model is None:
+            return Units.named(self.given.units, self.given.model.layer_parameters)
+        return self.model.units(self.kind)
+
+    @cached_property
     def scores(self) -> Scores:
-        """One number per layer, and of runs where the criterion tells."""
+        """One number per unit, and of runs where the criterion tells."""
         if self.given is not None:
             return self.given
-        return score(self.model, criterion=self.criterion, settings=self.settings, calibration=self.calibration)
+        how = {"criterion": self.criterion, "settings": self.settings, "units": self.kind}
+        return score(self.model, **how, calibration=self.calibration)
 
     @cached_property
     def samples(self) -> Any:
@@ -78,7 +89,7 @@ class Evidence:
     @cached_property
     def rescore(self) -> Callable[[Removal], dict[int, float]]:
         """Removal -> scores of the layers that stay."""
-        return rescorer(self.model, self.criterion, self.settings, self.calibration)
+        return rescorer(self.model, self.criterion, self.settings, self.units, self.calibration)
 
     def used(self, needs: str) -> CalibrationRecord | None:
         """The tokens behind what a selection needs."""
@@ -105,6 +116,6 @@ class Evidence:
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
         before = self._dense
-        removal = choice.removal
+        removal = self.units.removal(choice.order)
         after = self.perplexities([removal], f"without {len(removal)}")[0]
         return max(after[name].value / before[name].value - 1 for name in before)

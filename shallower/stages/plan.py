@@ -9,22 +9,23 @@ from types import ModuleType
 from typing import Any
 
 from .. import methods
-from ..artifacts import ModelRecord, Plan, Scores
+from ..artifacts import ModelRecord, Plan, Scores, Units
+from ..artifacts.units import LAYER
 from ..data.readers import check_readable
 from ..errors import UserError, argument
-from ..planning.amount import check_amount, protection, resolve_amount
+from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
 from ..planning.choice import Method, agreement, choices, meet, problem_of, searches
 from ..planning.plans import plan_of
 from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.quantities import distinct_layers
+from ..settings.quantities import unit_names
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
-from .common import ModelSource, open_model, resolve_settings, save_artifact
+from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
 from .evidence import Evidence
-from .score import scores_of, seeded_settings
+from .score import check_units_kind, scores_of, seeded_settings
 from .selection_options import CRITERION, SelectionOptions
 
 
@@ -35,6 +36,7 @@ def plan(
     choosing: SelectionOptions | str | None = None,
     criterion: str | None = None,
     settings: dict[str, Any] | None = None,
+    units: str | None = None,
     calibration: Calibration | None = None,
     texts: Paths = (),
     protocol: Protocol | None = None,
@@ -42,7 +44,7 @@ def plan(
     out: str | Path | None = None,
     **plain: Any,
 ) -> Plan:
-    """Decide which layers go.
+    """Decide which layers go, or which attentions and MLPs.
 
     Example: ``shallower.plan("my-model", ratio="20%", selection="greedy")``, ``shallower.plan(scores, remove=6)``.
 
@@ -50,13 +52,13 @@ def plan(
         source: scores (a Scores or the path of a scores.json), or a model, which is scored first where needed.
         amount: how much goes: an Amount, a number of layers or a share; or its fields as keywords.
         choosing: how; by default the run of neighbours that block influence finds, with automatic protection.
-        criterion, settings, calibration, compute: as for ``score``, where a model is given; with scores they have
-            nothing to say.
+        criterion, settings, units, calibration, compute: as for ``score``, where a model is given; with scores they
+            have nothing to say.
         texts, protocol: what ``max_ppl_increase`` is measured on, as for ``evaluate``.
     """
     scores = scores_of(source)
     if scores is not None:
-        _check_unsettled(scores, criterion, calibration, compute, plain)
+        _check_unsettled(scores, criterion, {"units": units, "calibration": calibration, "compute": compute}, plain)
     if isinstance(choosing, str):
         choosing = SelectionOptions(choosing)
     if amount is not None:
@@ -72,23 +74,23 @@ def plan(
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     methods.check_name("criteria", criterion or CRITERION)
-    choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion)
+    kind = Units.named(scores.units, scores.model.layer_parameters).kind if scores is not None else units or LAYER
+    check_units_kind(kind)
+    choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
     selection = methods.find("selection", choosing.selection)
     _check_schedule(selection, choosing)
+    check_selects(choosing.selection, kind)
     _check_runs(selection, choosing, amount, scores)
     model = None if scores else open_model(source, compute)
-    evidence = Evidence(model, scores, criterion or CRITERION, settings, calibration, texts, protocol)
+    evidence = Evidence(model, scores, criterion or CRITERION, settings, kind, calibration, texts, protocol)
     if amount.max_ppl_increase is not None:
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
         return save_artifact(choose_plan(evidence, choosing, amount), out)
 
 
-def _check_unsettled(
-    scores: Scores, criterion: str | None, calibration: Any, compute: Any, plain: dict[str, Any]
-) -> None:
+def _check_unsettled(scores: Scores, criterion: str | None, settles: dict[str, Any], plain: dict[str, Any]) -> None:
     """Raise a UserError for what scores that were given have settled already."""
-    settles = {"calibration": calibration, "compute": compute}
     settles |= {
         name: plain[name]
         for name in plain
@@ -112,9 +114,8 @@ def choose_plan(evidence: Evidence, choosing: SelectionOptions, amount: Amount) 
     record = evidence.record
     protected = _protected_ends(method, choosing, record)
     if amount.max_ppl_increase is None:  # refused before anything is scored
-        check_amount(
-            resolve_amount(amount, record, evidence.dtype)[0], record, range(protected[0], record.layers - protected[1])
-        )
+        allowed = allowed_numbers(evidence.units, protected)
+        check_amount(resolve_amount(amount, record, evidence.dtype)[0], record, evidence.units, allowed)
     return next(_plans(evidence, choosing, method, protected, amount))
 
 
@@ -123,7 +124,8 @@ def nested_plans(evidence: Evidence, choosing: SelectionOptions, sizes: Sequence
     method = selection_method(choosing, evidence)
     protected = _protected_ends(method, choosing, evidence.record)
     for size in (min(sizes), max(sizes)):
-        check_amount(Amount(remove=size), evidence.record, range(protected[0], evidence.record.layers - protected[1]))
+        allowed = allowed_numbers(evidence.units, protected)
+        check_amount(Amount(remove=size), evidence.record, evidence.units, allowed)
     return _plans(evidence, choosing, method, protected, sizes)
 
 
@@ -150,9 +152,7 @@ def _plans(
 ) -> Iterator[Plan]:
     """One plan for an amount, or one per size."""
     needs = method.selection.NEEDS
-    make = partial(
-        problem_of, method, evidence.record, evidence, protected, iterative=choosing.iterative, budget=choosing.budget
-    )
+    make = partial(problem_of, method, evidence, protected, iterative=choosing.iterative, budget=choosing.budget)
     scores = evidence.scores if needs == "scores" else None
     started = time.monotonic()
     if isinstance(wanted, Amount):
@@ -165,11 +165,13 @@ def _plans(
                 evidence.record,
                 choice.order,
                 choosing.selection,
+                units=evidence.units,
                 calibration=evidence.used(needs),
                 trace=list(choice.trace),
             ),
             criterion=scores.criterion if scores else None,
             scores=scores.scores if scores else None,
+            scored=[*scores.units] if scores else [],
             settings=(scores.settings if scores else {}) | (vars(method.settings) if method.settings else {}),
             keep_first=protected[0],
             keep_last=protected[1],
@@ -201,6 +203,20 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
         )
 
 
+def check_selects(selection: str, kind: str) -> None:
+    """Raise a UserError where a selection knows whole layers only and parts of layers are to go."""
+    if kind != LAYER and getattr(methods.find("selection", selection), "WHOLE_LAYERS", False):
+        able = [
+            name
+            for name in methods.names("selection")
+            if not getattr(methods.find("selection", name), "WHOLE_LAYERS", False)
+        ]
+        raise UserError(
+            f"{argument('selection', selection)} chooses among whole layers; with {argument('units', kind)} go "
+            f"{', '.join(able)}"
+        )
+
+
 def _check_runs(selection: ModuleType, choosing: SelectionOptions, amount: Amount, scores: Scores | None) -> None:
     """Raise a UserError for what runs the model where only scores were given."""
     if scores is None:
@@ -215,20 +231,18 @@ def _check_runs(selection: ModuleType, choosing: SelectionOptions, amount: Amoun
 def drop(
     model: ModelSource, layers: Any, *, compute: Compute | None = None, out: str | Path | None = None, **plain: Any
 ) -> Plan:
-    """A plan that removes exactly these layers; no protection.
+    """A plan that removes exactly these layers, or parts of layers; no protection.
 
-    Example: ``shallower.drop("my-model", [3, 4, 5])`` or ``shallower.drop("my-model", "3-5")``.
+    Example: ``shallower.drop("my-model", [3, 4, 5])``, ``shallower.drop("my-model", "3-5, 9.mlp, 12.attention")``.
     """
-    layers = distinct_layers(layers, "layers")
+    names = unit_names(layers, "layers")
     out = artifact_place(out, "plan")
     (compute,) = resolve_settings(plain, "drop", compute=(Compute, compute))
-    record = open_model(model, compute).record
-    outside = [index for index in layers if not 0 <= index < record.layers]
-    if outside:
-        raise UserError(f"the model has the layers 0 to {record.layers - 1}", layers=outside[0])
-    if not 0 < len(layers) < record.layers:
+    model = open_model(model, compute)
+    units, numbers = units_named(model, names, "layers")
+    record = model.record
+    if not numbers or len(units.removal(numbers).layers) == record.layers:
         raise UserError(
-            f"{argument('layers')} names {len(layers)} of {record.layers} layers; at least one must go and one "
-            "must stay"
+            f"{argument('layers')} names {len(names)} of {record.layers} layers; at least one must go and one must stay"
         )
-    return save_artifact(plan_of(record, tuple(layers), "drop"), out)
+    return save_artifact(plan_of(record, numbers, "drop", units=units), out)

@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import methods
 from ..anatomy.model import Model
-from ..artifacts import Removal, Scores, load
+from ..artifacts import UNIT_KINDS, Removal, Scores, Units, load
+from ..artifacts.units import LAYER
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..settings.calibration import Calibration, calibration_of
@@ -15,7 +16,7 @@ from ..settings.compute import Compute
 from ..storage.journal import NO_JOURNAL, journaled
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import place
-from ..walk.run import dtype_name, journal_of, samples_of, timed
+from ..walk.run import dtype_name, journal_of, removed_of, samples_of, timed
 from ..walk.scoring import DATA, Asked, Gathered, gather
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .selection_options import CRITERION
@@ -26,12 +27,13 @@ def score(
     *,
     criterion: str | Sequence[str] = CRITERION,
     settings: dict[str, Any] | None = None,
+    units: str = LAYER,
     calibration: Calibration | None = None,
     compute: Compute | None = None,
     out: str | Path | None = None,
     **plain: Any,
 ) -> Any:
-    """Score every layer; lower means remove first.
+    """Score every layer, or every attention or MLP; lower means remove first.
 
     Example: ``shallower.score("my-model", criterion="block_influence", text="wiki.txt", samples=64)``.
 
@@ -39,6 +41,7 @@ def score(
         criterion: a name from ``methods.names("criteria")``, or several, which are scored in one pass; then a list is
             returned, and ``out`` is a folder for one file each.
         settings: the criterion's own settings; of several ``{name: {key: value}}``.
+        units: what is scored: ``layer``, ``attention``, ``mlp`` or ``sublayer`` (attention and MLP, each alone).
         calibration: which tokens; unused by criteria that need no data. Its fields, and those of ``compute``, are
             keywords too.
         out: also write the artifact there.
@@ -55,8 +58,9 @@ def score(
     inputs = [*calibration.files, None if isinstance(model, Model) else model]
     files = _outputs(out, names, inputs) if several else {names[0]: artifact_place(out, "scores", inputs)}
     check_readable(calibration.texts)
+    check_units_kind(units)
     with journaled(place(out) if out is not None else None):
-        results = _score_all(open_model(model, compute), asked, calibration)
+        results = _score_all(open_model(model, compute), asked, units, calibration)
         for result in results:
             save_artifact(result, files[result.criterion])
     return results if several else results[0]
@@ -76,26 +80,33 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
     return {name: artifact_place(folder / f"{name}.json", "scores", inputs) for name in names}
 
 
-def _score_all(model: Model, asked: Sequence[Asked], calibration: Calibration) -> list[Scores]:
+def check_units_kind(kind: str) -> None:
+    """Raise a UserError if there are no units of that kind."""
+    if kind not in UNIT_KINDS:
+        raise UserError(f"allowed are {', '.join(UNIT_KINDS)}", units=kind)
+
+
+def _score_all(model: Model, asked: Sequence[Asked], kind: str, calibration: Calibration) -> list[Scores]:
+    units = model.units(kind)
     samples = samples_of(model, calibration) if any(one.kind in DATA for one in asked) else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
     names = {one.name: vars(one.settings) if one.settings else {} for one in asked}
-    journal = journal_of(model, record, criteria=names) if samples else NO_JOURNAL
+    journal = journal_of(model, record, criteria=names, **_of_parts(units)) if samples else NO_JOURNAL
 
     def measure() -> dict[str, Any]:
         places = all(one.kind == "place" for one in asked)
         with timed(model, load=not places) as peak, model.check_length(tokens.shape[1] if tokens is not None else 0):
-            results = gather(asked, model, tokens, journal=journal)
+            results = gather(asked, model, tokens, units=units, journal=journal)
         seconds = journal.before + peak.seconds
         return {
-            "scores": [_numbers(gathered) for gathered in results],
+            "scores": [_numbers(gathered, len(units)) for gathered in results],
             "seconds": seconds,
             "peak_memory_bytes": peak.bytes,
         }
 
     kept_before = journal.memo("scores", measure)
     parts = zip(asked, kept_before["scores"], strict=True)
-    common = {"model": model.record, "dtype": dtype_name(model)}
+    common = {"model": model.record, "dtype": dtype_name(model), "units": units.sizes(range(len(units)))}
     common |= {key: kept_before[key] for key in ("seconds", "peak_memory_bytes")}
     return [
         Scores(one.name, names[one.name], calibration=record if one.kind in DATA else None, **numbers, **common)
@@ -103,28 +114,32 @@ def _score_all(model: Model, asked: Sequence[Asked], calibration: Calibration) -
     ]
 
 
-def _numbers(gathered: Gathered) -> dict[str, Any]:
-    layers = range(len(gathered.scores))
+def _of_parts(units: Units) -> dict[str, str]:
+    """What a journal is told of units that are no whole layers."""
+    return {} if units.whole else {"units": units.kind}
+
+
+def _numbers(gathered: Gathered, count: int) -> dict[str, Any]:
     return {
-        "scores": [gathered.scores[index] for index in layers],
+        "scores": [gathered.scores[number] for number in range(count)],
         "windows": gathered.windows,
-        "halves": [[half[index] for index in layers] for half in gathered.halves],
+        "halves": [[half[number] for number in range(count)] for half in gathered.halves],
         "halves_windows": gathered.halves_windows,
     }
 
 
-def rescorer(model: Model, criterion: str, settings: Any, calibration: Calibration):
-    """Removal -> scores of the layers that stay, for iterative schedules."""
+def rescorer(model: Model, criterion: str, settings: Any, units: Units, calibration: Calibration):
+    """Removal -> scores of the units that stay, by number, for iterative schedules."""
     asked = Asked(methods.find("criteria", criterion), criterion_settings(criterion, settings, calibration))
     samples = samples_of(model, calibration) if asked.kind in DATA else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
 
     def rescore(removal: Removal) -> dict[int, float]:
         own = vars(asked.settings) if asked.settings else {}
-        journal = journal_of(model, record, criterion=criterion, settings=own, removed=removal.layers)
+        journal = journal_of(model, record, criterion=criterion, settings=own, **removed_of(removal))
 
         def measure() -> dict[str, float]:
-            (gathered,) = gather([asked], model, tokens, removal=removal, journal=journal)
+            (gathered,) = gather([asked], model, tokens, units=units, removal=removal, journal=journal)
             return {str(index): value for index, value in gathered.scores.items()}
 
         return {int(index): value for index, value in journal.memo("scores", measure).items()}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..artifacts.units import LAYER
 from ..errors import UserError
 from ..methods import names
 from ..settings.fields import option, set_field
@@ -29,12 +30,16 @@ class Scoring:
     Attributes:
         criterion: a name from ``methods.names("criteria")``, or several.
         settings: of the criterion; on the command line by ``--set``.
+        units: what is scored and may go.
     """
 
     criterion: str | Sequence[str] = option(
         "one or several: " + ", ".join(names("criteria")), CRITERION, kind=list, metavar="NAME"
     )
     settings: dict[str, Any] = field(default_factory=dict)
+    units: str = option(
+        "what may go: layer, attention, mlp, or sublayer (attention and MLP, each alone)", LAYER, metavar="KIND"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,12 @@ class SelectionOptions:
             if not 0 <= self.budget < math.inf:
                 raise UserError("a number of seconds, 0 or more", budget=f"{self.budget:g}")
 
-    def for_criterion(self, criterion: str | None) -> "SelectionOptions":
-        """The same with its selection settled: as given, else what suits the criterion and the schedule."""
+    def for_criterion(self, criterion: str | None, units: str = LAYER) -> "SelectionOptions":
+        """The same with its selection settled: as given, else what suits the criterion, the schedule and the units."""
         if self.selection is not None:
             return self
-        return replace(self, selection="lowest" if self.iterative else SUITED.get(criterion or CRITERION, "lowest"))
+        plain = self.iterative or units != LAYER
+        return replace(self, selection="lowest" if plain else SUITED.get(criterion or CRITERION, "lowest"))
 
 
 def _protected_count(name: str, given: int | str | None) -> int | None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import NOTHING, Perplexity, Removal, Sweep, SweepRow
+from ..artifacts import NOTHING, Perplexity, Plan, Sweep, SweepRow
+from ..artifacts.units import LAYER
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -15,7 +16,8 @@ from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, timed
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
-from .plan import nested_plans
+from .plan import check_selects, nested_plans
+from .score import check_units_kind
 from .selection_options import CRITERION, SelectionOptions
 
 
@@ -25,6 +27,7 @@ def sweep(
     sizes: Any,
     criterion: str = CRITERION,
     settings: dict[str, Any] | None = None,
+    units: str = LAYER,
     choosing: SelectionOptions | str | None = None,
     calibration: Calibration | None = None,
     texts: Paths = (),
@@ -39,7 +42,7 @@ def sweep(
 
     Args:
         sizes: numbers of layers to remove; the model as it is comes first in any case.
-        criterion, settings, choosing, calibration, compute: as for ``plan``.
+        criterion, settings, units, choosing, calibration, compute: as for ``plan``.
         texts, protocol: as for ``evaluate``.
     """
     choosing = SelectionOptions(choosing) if isinstance(choosing, str) else choosing
@@ -49,14 +52,16 @@ def sweep(
         "compute": (Compute, compute),
     }
     choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
-    choosing = choosing.for_criterion(criterion)
+    check_units_kind(units)
+    choosing = choosing.for_criterion(criterion, units)
+    check_selects(choosing.selection, units)
     sizes = sizes_of(sizes, "sizes")
     texts = listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable(texts, "texts")
     check_readable(calibration.texts)
     model = open_model(model, compute)
-    evidence = Evidence(model, None, criterion, settings, calibration, texts, protocol)
+    evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol)
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))
@@ -71,7 +76,7 @@ def sweep(
         criterion=last.criterion,
         settings=last.settings,
         calibration=last.calibration,
-        rows=_rows(removals, parameters, perplexities),
+        rows=_rows(plans, parameters, perplexities),
         seconds=peak.seconds,
         dtype=dtype_name(model),
     )
@@ -79,10 +84,11 @@ def sweep(
 
 
 def _rows(
-    removals: Sequence[Removal], parameters: Sequence[int], perplexities: Sequence[dict[str, Perplexity]]
+    plans: Sequence[Plan], parameters: Sequence[int], perplexities: Sequence[dict[str, Perplexity]]
 ) -> list[SweepRow]:
-    """Rows of a sweep, one per removal."""
+    """Rows of a sweep, the model as it is and one per plan."""
+    gone = [(0, [], {}), *((len(plan.units or plan.removed), list(plan.removed), plan.units) for plan in plans)]
     return [
-        SweepRow(len(removal), list(removal.layers), count, by_text)
-        for removal, count, by_text in zip(removals, parameters, perplexities, strict=True)
+        SweepRow(size, layers, count, by_text, units)
+        for (size, layers, units), count, by_text in zip(gone, parameters, perplexities, strict=True)
     ]

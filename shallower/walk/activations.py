@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
-from ..artifacts.removal import NOTHING, Removal
-from ..errors import UserError
+from ..anatomy.units import Step, Steps
+from ..artifacts.removal import NOTHING, Removal, Unit
+from ..artifacts.units import Units
+from ..errors import Refusal, UserError
 from ..runtime import distributed
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal, JournalPart, State
 from .batching import batches_by_half, rounds
 from .evidence import Streams
-from .replay import Replay, replay_of
+from .replay import Recording, Replay, replay_of
 from .sums import LARGE_SUM, Halves, Sums
 
 Span = tuple[int, int]
@@ -63,15 +65,19 @@ class _Taps:
 
     model: Model
     taps: Sequence[StreamTap]
+    units: Units
     first: int = 1  # batches of the first half
     kept: list[dict[int, Tensor]] = field(default_factory=list)
 
-    def see(self, batch: int, index: int, before: Tensor, after: Tensor) -> None:
-        """One layer's streams, in the model's own layout."""
+    def see(self, batch: int, unit: Unit, before: Tensor, after: Tensor) -> None:
+        """One unit's streams, in the model's own layout."""
+        index = self.units.numbers.get(unit)
+        if index is None:
+            return
         before, after = (self.model.stack.tokens_first(stream) for stream in (before, after))
         if not torch.isfinite(after).all():
             raise UserError(
-                f"layer {index} yields NaN or infinite values: are the weights whole, and does the dtype suffice?"
+                f"{self.units.word} {unit} yields NaN or infinite values: are the weights whole, and does the dtype suffice?"
             )
         half = int(batch >= self.first)
         for tap in self.taps:
@@ -105,31 +111,51 @@ def stream_sums(
     tokens: Int[Tensor, "sample position"],
     taps: Sequence[StreamTap],
     *,
+    units: Units,
     removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> list[dict[Span, Halves]]:
-    """Add up measurements of the stream before and after every layer that stays, or every span of layers.
+    """Add up measurements of the stream before and after every unit that stays, or every span of layers.
 
     All in one walk.
 
     Args:
-        removal: layers to leave out; no spans are measured then.
+        units: what is measured; a span is (number, number + 1) of one of them.
+        removal: units to leave out; no spans are measured then.
     """
     replay = replay_of(model)
     every = any(tap.spans and not tap.last for tap in taps)
-    stays = removal.stays(len(model.stack))
+    steps = model.steps_for(units, removal)
+    running = steps.running(removal)
     pieces = rounds(model, tokens, len(model.stack) + 2 if every else 2) if replay else [distributed.share(tokens)]
-    collector = _Taps(model, taps)
-    with journal.part("layers", len(pieces) * len(stays)) as part, fast_products(model.module):
+    collector = _Taps(model, taps, units)
+    with journal.part("layers", len(pieces) * len(running)) as part, fast_products(model.module):
         if replay is None:
+            check_whole_units(model, units)
             parts, collector.first = batches_by_half(model, pieces[0])
             _whole(collector, parts, removal)
         else:
-            _layer_by_layer(collector, replay, pieces, stays, part)
+            _step_by_step(collector, replay, pieces, (steps, running), part)
     return [tap.totals_by_span() for tap in taps]
 
 
-def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: list[int], part: JournalPart) -> None:
+def check_whole_units(model: Model, units: Units) -> None:
+    """Raise a Refusal where parts of layers are looked at in a model that cannot be walked layer by layer."""
+    if not units.whole:
+        raise Refusal(
+            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so what a part of one does "
+            "cannot be seen: choose perplexity, or magnitude"
+        )
+
+
+def _step_by_step(
+    taps: _Taps,
+    replay: Replay,
+    pieces: list[Tensor],
+    through: tuple[Steps, list[tuple[Step, str]]],
+    part: JournalPart,
+) -> None:
+    steps, stays = through
     state = part.resume()
     first, done_before = divmod(state.step, len(stays))
     _restore(taps, state)
@@ -144,14 +170,34 @@ def _layer_by_layer(taps: _Taps, replay: Replay, pieces: list[Tensor], stays: li
             else:
                 taps.kept.clear()
             for place in range(done_before if resumed else 0, len(stays)):
-                with packed_weights(replay.stack.layers[stays[place]], len(recordings)):
-                    for i, recording in enumerate(recordings):
-                        after = replay.step(recording, stays[place], streams[i])
-                        taps.see(i, stays[place], streams[i], after)
-                        streams[i] = after
-                done.add(1, f"layer {place + 1} of {len(stays)}")
+                step, how = stays[place]
+                units = steps.units_of(step, how)
+                with packed_weights(replay.stack.layers[step.layer], len(recordings) * len(units)):
+                    _see_together(taps, replay, steps, recordings, streams, units)
+                    with steps.silenced(replay.stack, step, how):
+                        for i, recording in enumerate(recordings):
+                            after = replay.step(recording, step.layer, streams[i])
+                            if len(units) == 1:
+                                taps.see(i, units[0], streams[i], after)
+                            streams[i] = after
+                done.add(1, f"layer {step.layer + 1} of {len(replay.stack)}")
                 step = number * len(stays) + place + 1
                 part.keep(step, _state(taps, streams), {})
+
+
+def _see_together(
+    taps: _Taps,
+    replay: Replay,
+    steps: Steps,
+    recordings: list[Recording],
+    streams: list[Tensor],
+    units: tuple[Unit, ...],
+) -> None:
+    """Look at parts that read the same stream, each alone."""
+    for unit in units if len(units) > 1 else ():
+        with steps.alone(replay.stack, unit):
+            for i, recording in enumerate(recordings):
+                taps.see(i, unit, streams[i], replay.step(recording, unit.layer, streams[i]))
 
 
 def _state(taps: _Taps, streams: list[Tensor]) -> dict[str, Tensor]:
@@ -203,7 +249,7 @@ def _tapped(taps: _Taps, batch: int, removal: Removal) -> Iterator[None]:
     def hook(index: int) -> Callable:
         interface = stack.interfaces[index]
         return lambda _, args, kwargs, out: taps.see(
-            batch, index, interface.stream_in(args, kwargs), interface.stream_out(out)
+            batch, Unit(index), interface.stream_in(args, kwargs), interface.stream_out(out)
         )
 
     handles = [

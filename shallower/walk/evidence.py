@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Only where a layer is (``EVIDENCE = "place"``)."""
+    """Only where a unit is, by its number (``EVIDENCE = "place"``)."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All parameters of a layer (``EVIDENCE = "weights"``)."""
+    """All parameters of a unit (``EVIDENCE = "weights"``)."""
 
     index: int
     weights: dict[str, Tensor]
@@ -26,11 +26,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Gradients:
-    """One parameter of a layer and the gradient of one batch's loss (``EVIDENCE = "gradients"``).
+    """One parameter of a unit and the gradient of one batch's loss (``EVIDENCE = "gradients"``).
 
     The loss of a batch is its summed NLL over all predicted tokens of the calibration set, so that the batches' losses
     add up to the mean loss, whatever the batches. A criterion of this kind measures each parameter by itself, and
-    ``condense`` turns a parameter's total, summed over all batches, into numbers that are added over the layer; so
+    ``condense`` turns a parameter's total, summed over all batches, into numbers that are added over the unit; so
     weight-sized totals need not outlive their parameter.
     """
 
@@ -56,7 +56,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Flows:
-    """The residual stream around a layer and the gradient of one batch's loss where it leaves (``EVIDENCE = "flows"``).
+    """The residual stream around a unit and the gradient of one batch's loss where it leaves (``EVIDENCE = "flows"``).
 
     The loss is scaled as for ``Gradients``, so that sums over tokens and batches are those of the mean loss.
     """
@@ -69,7 +69,7 @@ class Flows:
 
 @dataclass(frozen=True)
 class Losses:
-    """The summed NLL in nats, over ``tokens`` predictions, of the model without one layer (``EVIDENCE = "losses"``)."""
+    """The summed NLL in nats, over ``tokens`` predictions, of the model without one unit (``EVIDENCE = "losses"``)."""
 
     index: int
     nll: float

@@ -13,17 +13,21 @@ from torch.nn.functional import cross_entropy
 
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
-from ..artifacts.removal import NOTHING, Removal
+from ..anatomy.units import Step
+from ..artifacts.removal import NOTHING, Removal, Unit
+from ..artifacts.units import Units
 from ..errors import UserError, argument
 from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, Journal
+from .activations import check_whole_units
 from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, batches_by_half, chunks, part_of, total_predictions
 from .evidence import Flows, Gradients
 from .replay import Recording, Replay, replay_of
 from .sums import Halves, Sums
 
+MARK = "|"  # between a unit's number and the name of a total
 STREAM = ""  # the name under which a layer's gradients hold the one of its input
 Condense = Callable[[Sums], dict]
 Visit = Callable[
@@ -38,11 +42,12 @@ def gradient_sums(
     measure: Callable[[Gradients], dict],
     condense: Condense,
     *,
+    units: Units,
     removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> dict[int, Halves]:
-    """Layer -> totals: every parameter measured batch by batch, its sum condensed to numbers, these added over the
-    layer.
+    """Number of a unit -> totals: every parameter measured batch by batch, its sum condensed to numbers, these added
+    over the unit.
 
     Either half of the samples is condensed by itself too, where the memory has room for sums of both.
 
@@ -50,26 +55,26 @@ def gradient_sums(
     replayed get one plain backward through everything instead.
     """
     replay = replay_of(model)
+    owners = _owners(model, units, removal)
     if replay is None:
-        return _whole_gradients(model, tokens, (measure, condense), removal)
+        return _whole_gradients(model, tokens, (measure, condense), owners, removal)
 
     parts, first = _parts(model, tokens, weights=True)
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
         layer = model.layer(index)
-        totals = _Totals(index, measure, condense, first)
-        for i, recording in enumerate(recordings):
-            gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
-            flowing[i] = gradients.pop(
-                STREAM
-            ).contiguous()  # as it comes back from a journal, so that the same kernels run
-            entering[i] = None
-            totals.add(layer, gradients, i, last=i == len(recordings) - 1)
-        return totals.numbers
+        totals = _Totals(owners[index], measure, condense, first)
+        with model.lessened(index, removal):
+            for i, recording in enumerate(recordings):
+                gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
+                flowing[i] = gradients.pop(
+                    STREAM
+                ).contiguous()  # as it comes back from a journal, so that the same kernels run
+                entering[i] = None
+                totals.add(layer, gradients, i, last=i == len(recordings) - 1)
+        return totals.marked()
 
-    return {
-        index: _halves(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removal, journal).items()
-    }
+    return _by_unit(_reverse(model, tokens, parts, visit, removal, journal))
 
 
 def flow_sums(
@@ -77,36 +82,95 @@ def flow_sums(
     tokens: Int[Tensor, "sample position"],
     measure: Callable[[Flows], dict],
     *,
+    units: Units,
     removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> dict[int, Halves]:
-    """Layer -> totals of a measurement of the stream around it and the loss's gradient there.
+    """Number of a unit -> totals of a measurement of the stream around it and the loss's gradient behind it.
 
     No weight gets a gradient.
     """
     replay = replay_of(model)
     stack = model.stack
     if replay is None:
+        check_whole_units(model, units)
         return _whole_flows(model, tokens, measure, removal)
     parts, first = _parts(model, tokens)
+    steps = model.steps_for(units, removal)
+    by_layer: dict[int, list[tuple[Step, str]]] = {}
+    for step, state in steps.running(removal):
+        by_layer.setdefault(step.layer, []).append((step, state))
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
         model.layer(index)  # has its weights in memory from here on
-        totals = [Sums(), Sums()]
+        totals: dict[int, list[Sums]] = {}
+
+        def see(half: bool, unit: Unit, *streams: Tensor) -> None:
+            number = units.numbers.get(unit)
+            if number is not None:
+                streams = (stack.tokens_first(stream.detach()) for stream in streams)
+                totals.setdefault(number, [Sums(), Sums()])[half] += Sums.of(measure(Flows(number, *streams)))
+
         for i, recording in enumerate(recordings):
-            before = entering[i].to(model.device).detach().requires_grad_()
-            gradient = flowing[i]
-            with torch.enable_grad():
-                after = replay.step(recording, index, before)
-            flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
+            streams = [entering[i].to(model.device).detach().requires_grad_()]
+            for step, state in by_layer[index]:
+                with torch.enable_grad(), steps.silenced(stack, step, state):
+                    streams.append(replay.step(recording, index, streams[-1]))
+            for (step, state), before, after in zip(
+                reversed(by_layer[index]), streams[-2::-1], streams[:0:-1], strict=True
+            ):
+                gradient = flowing[i]
+                flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
+                together = steps.units_of(step, state)
+                for unit in together:
+                    if len(together) > 1:
+                        with torch.no_grad(), steps.alone(stack, unit):
+                            after = replay.step(recording, index, before)
+                    see(i >= first, unit, before, after, gradient)
             entering[i] = None
-            streams = (stack.tokens_first(stream.detach()) for stream in (before, after, gradient))
-            totals[i >= first] += Sums.of(measure(Flows(index, *streams)))
-        return [half.all_sum() for half in totals if half]
+        return _marked({number: [half.all_sum() for half in halves if half] for number, halves in totals.items()})
 
     return {
-        index: Halves.of(numbers) for index, numbers in _reverse(model, tokens, parts, visit, removal, journal).items()
+        number: Halves.of(halves)
+        for number, halves in _unmarked(_reverse(model, tokens, parts, visit, removal, journal)).items()
     }
+
+
+def _owners(model: Model, units: Units, removal: Removal) -> dict[int, dict[str, int]]:
+    """Layer -> name of a parameter within it -> number of the unit that it goes with."""
+    owners: dict[int, dict[str, int]] = {index: {} for index in range(len(model.stack))}
+    for number in units.stays(removal):
+        unit = units.listing[number].unit
+        names = dict(model.stack.layers[unit.layer].named_parameters())
+        own = names if not unit.part else model.parts[unit.layer].parts[unit.part].parameters
+        owners[unit.layer] |= dict.fromkeys(own, number)
+    return owners
+
+
+def _marked(totals: dict[int, list[Sums]]) -> list[Sums]:
+    """The totals of several units as those of one layer, their names marked by the unit's number."""
+    halves = max(map(len, totals.values()), default=0)
+    return [
+        Sums({f"{number}{MARK}{name}": value for number, sums in totals.items() for name, value in sums[half].items()})
+        for half in range(halves)
+    ]
+
+
+def _unmarked(totals: dict[int, list[Sums]]) -> dict[int, list[Sums]]:
+    """Number of a unit -> its totals, from those of the layers."""
+    by_unit: dict[int, list[Sums]] = {}
+    for halves in totals.values():
+        for half, sums in enumerate(halves):
+            for name, value in sums.items():
+                number, _, own = name.partition(MARK)
+                several = by_unit.setdefault(int(number), [Sums() for _ in halves])
+                several[half][own] = value
+    return dict(sorted(by_unit.items()))
+
+
+def _by_unit(totals: dict[int, list[Sums]]) -> dict[int, Halves]:
+    """From the condensed totals of all samples and, behind them, of either half."""
+    return {number: Halves(halves[0], tuple(halves[1:])) for number, halves in _unmarked(totals).items()}
 
 
 def _reverse(
@@ -130,10 +194,10 @@ def _reverse(
             "gradients", 4 * len(stays), 4 * len(totals)
         ) as done:  # a layer costs a forward and about three on the way back
             if totals:
-                inputs = _way_up(replay, recordings, stays[: max(0, len(back) - 1)], done)
+                inputs = _way_up(model, recordings, stays[: max(0, len(back) - 1)], removal, done)
                 flowing = [state.tensors[f"flowing/{i}"].to(model.device) for i in range(len(parts))]
             else:
-                inputs = _way_up(replay, recordings, stays, done)
+                inputs = _way_up(model, recordings, stays, removal, done)
                 tops = [top.to(model.device) for top in inputs.pop()]
                 flowing = [
                     _top(replay, model.vocabulary, top, batch, scale) for top, batch in zip(tops, parts, strict=True)
@@ -174,19 +238,20 @@ def _numbers(totals: dict[int, list[Sums]]) -> dict:
     }
 
 
-def _halves(numbers: list[Sums]) -> Halves:
-    """From the condensed totals of all samples and, behind them, of either half."""
-    return Halves(numbers[0], tuple(numbers[1:]))
-
-
 @torch.no_grad()
-def _way_up(replay: Replay, recordings: list[Recording], through: list[int], done: Meter) -> list[list[Tensor]]:
+def _way_up(
+    model: Model, recordings: list[Recording], through: list[int], removal: Removal, done: Meter
+) -> list[list[Tensor]]:
     """The streams of all batches in front of each of these layers and, last, after them."""
+    replay = replay_of(model)
     streams = [recording.entering for recording in recordings]
     store = _away if _large(streams, len(through)) else list
     inputs = [store(streams)]
     for index in through:
-        streams = [replay.step(recording, index, stream) for recording, stream in zip(recordings, streams, strict=True)]
+        with model.lessened(index, removal):
+            streams = [
+                replay.step(recording, index, stream) for recording, stream in zip(recordings, streams, strict=True)
+            ]
         inputs.append(store(streams))
         done.add()
     return inputs
@@ -240,17 +305,24 @@ class _Totals:
     """The totals of a layer's parameters while batches are added, and the numbers that they condense to.
 
     With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked
-    at. ``numbers`` are those of all samples and, where ``first`` batches are of the first half and others follow, of
-    either half.
+    at. ``numbers`` are, by unit, those of all samples and, where ``first`` batches are of the first half and others
+    follow, of either half.
+
+    Args:
+        owners: name of a parameter -> number of the unit that it goes with; others are not looked at.
     """
 
-    def __init__(self, index: int, measure: Callable[[Gradients], dict], condense: Condense, first: int):
-        self.index = index
+    def __init__(self, owners: dict[str, int], measure: Callable[[Gradients], dict], condense: Condense, first: int):
+        self.owners = owners
         self.measure = measure
         self.condense = condense
         self.first = first
         self.sums: dict[tuple[str, bool], Sums] = {}
-        self.numbers: list[Sums] = []
+        self.numbers: dict[int, list[Sums]] = {}
+
+    def marked(self) -> list[Sums]:
+        """The numbers of all units as those of the layer."""
+        return _marked(self.numbers)
 
     @torch.no_grad()
     def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], batch: int, *, last: bool) -> None:
@@ -260,9 +332,11 @@ class _Totals:
         """
         for name, weight in layer.named_parameters():
             gradient = gradients.pop(name)
+            if name not in self.owners:
+                continue
             gradient = torch.zeros_like(weight) if gradient is None else gradient
             total = self.sums.setdefault((name, batch >= self.first), Sums())
-            total += Sums.of(self.measure(Gradients(self.index, name, weight.detach(), gradient)))
+            total += Sums.of(self.measure(Gradients(self.owners[name], name, weight.detach(), gradient)))
             if last:
                 self._condense(name)
 
@@ -272,8 +346,8 @@ class _Totals:
         for other in halves[1:]:
             halves[0] += other
         results = [Sums.of(self.condense(halves[0])), *apart]
-        self.numbers = self.numbers or [Sums() for _ in results]
-        for total, numbers in zip(self.numbers, results, strict=True):
+        totals = self.numbers.setdefault(self.owners[name], [Sums() for _ in results])
+        for total, numbers in zip(totals, results, strict=True):
             total += numbers
 
 
@@ -305,7 +379,11 @@ def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
 
 
 def _whole_gradients(
-    model: Model, tokens: Int[Tensor, "sample position"], method: tuple[Callable, Condense], removal: Removal
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    method: tuple[Callable, Condense],
+    owners: dict[int, dict[str, int]],
+    removal: Removal,
 ) -> dict[int, Halves]:
     """The same totals by a plain forward and backward per batch."""
     _check_whole(model)
@@ -313,7 +391,7 @@ def _whole_gradients(
     scale = 1 / total_predictions(tokens)
     layers = {i: model.stack.layers[i] for i in removal.stays(len(model.stack))}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
-    totals = {index: _Totals(index, *method, first) for index in layers}
+    totals = {index: _Totals(owners[index], *method, first) for index in layers}
     with meter("gradients", len(parts)) as done:
         for number, batch in enumerate(parts):
             with model.without(removal), trainable(every), torch.enable_grad():
@@ -323,7 +401,7 @@ def _whole_gradients(
                 gradients = {name: by_weight[id(weight)] for name, weight in layer.named_parameters()}
                 totals[index].add(layer, gradients, number, last=batch is parts[-1])
             done.add()
-    return {index: _halves(total.numbers) for index, total in totals.items()}
+    return _by_unit({index: total.marked() for index, total in totals.items()})
 
 
 def _whole_flows(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..anatomy.model import Model
+from ..artifacts.removal import Removal
 from ..data.tokens import CalibrationSamples, calibration_samples
 from ..runtime import distributed
 from ..runtime.memory import Peak
@@ -29,6 +30,12 @@ def journal_of(model: Model, tokens: Any, **what: Any) -> Journal:
     }
     tokens = tokens.hash if tokens is not None else None
     return Journal({"model": model.record.fingerprint, "tokens": tokens, "how": how, "versions": versions(), **what})
+
+
+def removed_of(removal: Removal) -> dict[str, Any]:
+    """What a journal is told of what goes: layers, and units where parts of layers are among them."""
+    parts = {} if removal.kind == "layer" else {"units": [*map(str, removal.units)]}
+    return {"removed": removal.layers, **parts}
 
 
 def samples_of(model: Model, calibration: Calibration | None) -> CalibrationSamples:

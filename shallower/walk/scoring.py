@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..artifacts.removal import NOTHING, Removal, Unit
+from ..artifacts.removal import NOTHING, Removal
+from ..artifacts.units import Units
 from ..errors import UserError
 from ..runtime.progress import track
 from ..storage.journal import NO_JOURNAL, Journal
@@ -60,7 +61,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Scores by layer (the layers that were left out are absent) and, where the criterion has them, of all windows.
+    """Scores by number of the unit (those that were left out are absent) and, where the criterion has them, of all
+    windows.
 
     ``halves`` and ``halves_windows`` are the same from either half of the samples; empty where they were not kept
     apart.
@@ -77,14 +79,18 @@ def gather(
     model: Model,
     tokens: Int[Tensor, "sample position"] | None,
     *,
+    units: Units | None = None,
     removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
 ) -> list[Gathered]:
-    """Scores of the layers that stay by each criterion, from one walk for all that look at the same kind of evidence.
+    """Scores of the units that stay by each criterion, from one walk for all that look at the same kind of evidence.
 
+    Args:
+        units: what is scored; by default every layer.
     Raises:
-        UserError: a score is not finite; names the layer.
+        UserError: a score is not finite; names the unit.
     """
+    units = units or model.units()
     for one in criteria:
         if one.kind in PLAIN:
             model.check_plain(one.name)
@@ -100,15 +106,35 @@ def gather(
     for kind in dict.fromkeys(one.kind for one in criteria):
         places = [place for place, one in enumerate(criteria) if one.kind == kind]
         group = [criteria[place] for place in places]
-        results |= zip(places, collect[kind](group, model, tokens, removal, journal), strict=True)
+        results |= zip(places, collect[kind](group, Walked(model, tokens, units, removal, journal)), strict=True)
     for place, one in enumerate(criteria):
         for index, value in results[place].scores.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"the {one.name} score of layer {index} is {value}: are the weights whole, and does the "
+                    f"the {one.name} score of {units.word} {units.name(index)} is {value}: are the weights whole, and does the "
                     "dtype suffice?"
                 )
     return [results[place] for place in range(len(criteria))]
+
+
+class Walked(NamedTuple):
+    """What is scored: the units of a model that stay, on which tokens, and where what was found is kept."""
+
+    model: Model
+    tokens: Int[Tensor, "sample position"] | None
+    units: Units
+    removal: Removal
+    journal: Journal
+
+    @property
+    def stays(self) -> list[int]:
+        """Numbers of the units that are scored."""
+        return self.units.stays(self.removal)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The options of a walk."""
+        return {"units": self.units, "removal": self.removal, "journal": self.journal}
 
 
 def _from_totals(one: Asked, totals: dict[int, Halves]) -> Gathered:
@@ -119,29 +145,26 @@ def _from_totals(one: Asked, totals: dict[int, Halves]) -> Gathered:
     return Gathered(scores, halves=halves)
 
 
-def _streams(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
+def _streams(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
     taps = [
-        StreamTap(one.measure, _spans(one, removal), getattr(one.criterion, "POSITIONS", "all") == "last")
+        StreamTap(one.measure, _spans(one, walked), getattr(one.criterion, "POSITIONS", "all") == "last")
         for one in group
     ]
-    for one, tap, totals in zip(
-        group, taps, stream_sums(model, tokens, taps, removal=removal, journal=journal), strict=True
-    ):
+    sums = stream_sums(walked.model, walked.tokens, taps, **walked.how)
+    for one, tap, totals in zip(group, taps, sums, strict=True):
         result = _from_totals(one, {start: halves for (start, end), halves in totals.items() if end == start + 1})
         if not tap.spans:
             yield result
             continue
-        layers = len(model.stack)
+        layers = len(walked.units)
         whole = {span: halves.total for span, halves in totals.items()}
         apart = [{span: halves.parts[half] for span, halves in totals.items()} for half in range(len(result.halves))]
         windows = [_windows(part, one.score, layers) for part in (whole, *apart)]
         yield Gathered(result.scores, windows[0], result.halves, windows[1:])
 
 
-def _spans(one: Asked, removal: Removal) -> bool:
-    return getattr(one.criterion, "SPANS", False) and not removal
+def _spans(one: Asked, walked: Walked) -> bool:
+    return getattr(one.criterion, "SPANS", False) and not walked.removal and walked.units.whole
 
 
 def _windows(totals: dict, score: Callable, layers: int) -> list[list[float]]:
@@ -180,60 +203,48 @@ class _Joint:
             yield _from_totals(one, own)
 
 
-def _gradients(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
+def _gradients(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scores_of(
-        gradient_sums(model, tokens, joint.measure, joint.condense, removal=removal, journal=journal)
-    )
+    yield from joint.scores_of(gradient_sums(walked.model, walked.tokens, joint.measure, joint.condense, **walked.how))
 
 
-def _flows(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
+def _flows(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scores_of(flow_sums(model, tokens, joint.measure, removal=removal, journal=journal))
+    yield from joint.scores_of(flow_sums(walked.model, walked.tokens, joint.measure, **walked.how))
 
 
-def _of_losses(
-    group: Sequence[Asked], model: Model, tokens: Tensor, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
-    walk = LossWalk(model, tokens, journal)
-    stays = removal.stays(len(model.stack))
-    both, count = walk.halves([removal.plus(Unit(index)) for index in stays])
+def _of_losses(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
+    walk = LossWalk(walked.model, walked.tokens, walked.journal)
+    both, count = walk.halves([walked.removal.plus(walked.units.listing[number].unit) for number in walked.stays])
     counts = (walk.predictions, count, walk.predictions - count)
     for one in group:
         totals = {}
-        for index, (whole, first) in zip(stays, both.tolist(), strict=True):
+        for number, (whole, first) in zip(walked.stays, both.tolist(), strict=True):
             nlls = (whole, first, whole - first)
             sums = [
-                Sums.of(one.measure(Losses(index, nll, tokens)))
+                Sums.of(one.measure(Losses(number, nll, tokens)))
                 for nll, tokens in zip(nlls, counts, strict=True)
                 if tokens
             ]
-            totals[index] = Halves(sums[0], tuple(sums[1:]) if len(sums) == 3 else ())
+            totals[number] = Halves(sums[0], tuple(sums[1:]) if len(sums) == 3 else ())
         yield _from_totals(one, totals)
 
 
-def _of_weights(
-    group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
+def _of_weights(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
     joint = _Joint(group)
-    stays = removal.stays(len(model.stack))
     totals = {}
-    for index in track(stays, "weights", len(stays)):
-        weights = Weights(
-            index, {name: parameter.detach() for name, parameter in model.layer(index).named_parameters()}
-        )
-        totals[index] = Halves(Sums.of(joint.measure(weights)))
+    for number in track(walked.stays, "weights", len(walked.stays)):
+        unit = walked.units.listing[number].unit
+        own = walked.model.parts[unit.layer].parts[unit.part].parameters if unit.part else None
+        weights = {
+            name: parameter.detach()
+            for name, parameter in walked.model.layer(unit.layer).named_parameters()
+            if own is None or name in own
+        }
+        totals[number] = Halves(Sums.of(joint.measure(Weights(number, weights))))
     yield from joint.scores_of(totals)
 
 
-def _of_places(
-    group: Sequence[Asked], model: Model, tokens: Any, removal: Removal, journal: Journal
-) -> Iterator[Gathered]:
+def _of_places(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
     joint = _Joint(group)
-    yield from joint.scores_of(
-        {index: Halves(Sums.of(joint.measure(LayerPlace(index)))) for index in removal.stays(model.record.layers)}
-    )
+    yield from joint.scores_of({number: Halves(Sums.of(joint.measure(LayerPlace(number)))) for number in walked.stays})

@@ -17,6 +17,7 @@ from kills import keep_every_step, killed_after
 from literal import TOKENS, literal_kl, walk_of
 
 from shallower import Amount, Calibration, SelectionOptions, UserError, methods, plan
+from shallower.artifacts import Units
 from shallower.methods.selection import beam, evolution, greedy
 from shallower.planning.choice import Method, Stopwatch, choices, searches
 from shallower.planning.problem import Choice, Problem
@@ -48,7 +49,7 @@ class Table:
 
 
 def problem_of(table: Table, layers: int, amount: int, own, first: int = 0) -> Problem:
-    problem = Problem(layers, amount, tuple(range(first, layers)), losses=table, settings=own)
+    problem = Problem(Units.of_layers([1] * layers), amount, tuple(range(first, layers)), losses=table, settings=own)
     return replace(problem, start=greedy.select(problem))
 
 
@@ -186,7 +187,7 @@ def test_the_stopwatch_goes_by_the_pace_of_the_last_call(monkeypatch) -> None:
 def test_every_size_of_a_sweep_has_the_whole_time() -> None:
     begun = []
     method = Method(SimpleNamespace(NEEDS="losses", select=lambda problem: Choice((0,) * problem.amount)), None)
-    found = choices(method, lambda: begun.append(1) or Problem(4, 0, (0, 1, 2, 3)), (1, 2, 3))
+    found = choices(method, lambda: begun.append(1) or Problem(Units.of_layers([1] * 4), 0, (0, 1, 2, 3)), (1, 2, 3))
     assert [len(choice.order) for choice in found] == [1, 2, 3] and len(begun) == 3
 
 

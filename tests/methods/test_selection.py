@@ -23,7 +23,7 @@ from shallower import (
     prune,
     score,
 )
-from shallower.artifacts import ModelRecord
+from shallower.artifacts import ModelRecord, Units
 from shallower.methods.selection import lowest, positional, window
 from shallower.planning.problem import Problem
 
@@ -55,7 +55,7 @@ def problem_of(case, **more) -> Problem:
     """A problem of N layers, protections and an amount that fits and leaves one layer."""
     layers, first, last, amount = case
     allowed = tuple(range(first, layers - last))
-    return Problem(layers, min(amount, len(allowed), layers - 1), allowed, **more)
+    return Problem(Units.of_layers([1] * layers), min(amount, len(allowed), layers - 1), allowed, **more)
 
 
 def test_lowest_takes_the_lowest_and_ties_go_to_the_earlier() -> None:
@@ -161,7 +161,9 @@ def test_positional_removes_that_many_allowed_layers(case, strategy) -> None:
 @given(st.integers(4, 60), st.data())
 def test_max_gap_leaves_even_gaps(layers, data) -> None:
     amount = data.draw(st.integers(1, layers - 2))
-    problem = Problem(layers, amount, tuple(range(1, layers - 1)), settings=positional.Settings("max-gap"))
+    problem = Problem(
+        Units.of_layers([1] * layers), amount, tuple(range(1, layers - 1)), settings=positional.Settings("max-gap")
+    )
     kept = sorted(set(range(layers)) - set(positional.select(problem).order))
     assert (kept[0], kept[-1]) == (0, layers - 1)
     assert np.ptp(np.diff(kept)) <= 1

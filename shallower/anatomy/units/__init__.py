@@ -3,18 +3,27 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from ...artifacts.removal import Removal
+from torch import nn
+
+from ...artifacts.removal import PARTS, Removal, Unit
+from ...artifacts.units import SUBLAYER, SizedUnit
 from ...errors import Refusal
 from ..stack import Stack
 from .layer import skipped
 from .part import LayerParts, parts_of, silent
 from .steps import Step, Steps
 
-__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "without"]
+__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "units_listing", "without"]
 
 
 def lessened(stack: Stack, index: int, removal: Removal, parts: Sequence[LayerParts]) -> AbstractContextManager[None]:
-    """Let a layer that stays do without the parts that it loses while inside."""
+    """Let a layer that stays do without the parts that it loses while inside.
+
+    Raises:
+        Refusal: it has no such part.
+    """
+    if missing := [name for name in removal.parts(index) if name not in parts[index].parts]:
+        raise Refusal(f"layer {index} has no {missing[0]}")
     lost = [parts[index].parts[name] for name in removal.parts(index)]
     return silent(stack.layers[index], lost, stack.width)
 
@@ -41,3 +50,24 @@ def without(stack: Stack, removal: Removal, parts: Sequence[LayerParts] = ()) ->
             what = "layers " if removal.kind == "layer" else ""
             named = ", ".join(map(str, removal.units))
             raise Refusal(f"the model does not run without {what}{named}: {reason}") from error
+
+
+def units_listing(layers: Sequence[nn.Module], parts: Sequence[LayerParts], kind: str) -> tuple[SizedUnit, ...]:
+    """Every unit of a kind of parts, with the parameters that go with it, layer by layer.
+
+    Args:
+        layers: with or without weights.
+        kind: a part, or ``sublayer`` for both.
+    """
+    listing = []
+    for index, (layer, own) in enumerate(zip(layers, parts, strict=True)):
+        sizes = {name: parameter.numel() for name, parameter in layer.named_parameters()}
+        if len(own.parts) == 1:  # without it nothing is left
+            listing += [SizedUnit(Unit(index), sum(sizes.values()))] if kind in (*own.parts, SUBLAYER) else []
+            continue
+        listing += [
+            SizedUnit(Unit(index, name), sum(sizes[one] for one in own.parts[name].parameters))
+            for name in (own.order or PARTS)
+            if kind in (name, SUBLAYER) and name in own.parts
+        ]
+    return tuple(listing)

@@ -54,6 +54,27 @@ class Steps:
         gone = [name for name in self.parts[step.layer].parts if Unit(step.layer, name) in lost]
         return WHOLE if not gone else GONE if len(gone) == len(self.parts[step.layer].parts) else "+".join(gone)
 
+    def running(self, removal: Removal) -> list[tuple[Step, str]]:
+        """The steps that do something without some units, each with its state."""
+        return [(step, state) for step, state in zip(self.steps, self.states(removal), strict=True) if state != GONE]
+
+    def units_of(self, step: Step, state: str = WHOLE) -> tuple[Unit, ...]:
+        """The units that a step in some state is made of: itself, or the parts of its layer that read the same
+        stream.
+        """
+        if step.part or not self.parts:
+            return (Unit(*step),)
+        every = self.parts[step.layer].parts
+        if len(every) == 1:
+            return (Unit(step.layer),)
+        names = [name for name in every if name not in state.split("+")]
+        return tuple(Unit(step.layer, name) for name in names)
+
+    def alone(self, stack: Stack, unit: Unit) -> AbstractContextManager[None]:
+        """Let the layer of a part do only what the part does while inside."""
+        layer = self.parts[unit.layer].parts
+        return silent(stack.layers[unit.layer], [layer[name] for name in layer if name != unit.part], stack.width)
+
     def silenced(self, stack: Stack, step: Step, state: str = WHOLE) -> AbstractContextManager[None]:
         """Let the layer of a step do only what it does there, in that state."""
         layer = self.parts[step.layer].parts if self.parts else {}

@@ -40,10 +40,12 @@ def select(problem: Problem) -> Choice:
     greedy = problem.start.order
     beam: list[tuple[int, ...]] = [()]
     losses: dict[frozenset[int], float] = {}
-    for step in range(1, problem.amount + 1):
-        label = f"beam, layer {step} of {problem.amount}"
-        last = step == problem.amount
+    for step in range(1, len(greedy) + 1):
+        label = f"beam, {problem.units.word} {step} of {len(greedy)}"
+        last = step == len(greedy)
         paths = _longer(beam, problem.allowed, {frozenset(greedy): greedy} if last else {})
+        if last:
+            paths = {numbers: order for numbers, order in paths.items() if problem.meets(numbers)}
         if not problem.affords(len(paths)):
             say(f"the time ends before {label}: greedy's choice stays")
             return problem.start

@@ -76,7 +76,7 @@ def _children(
     for _ in range(DRAWS * count):
         one, other = (parents[min(chance.randrange(len(parents)), chance.randrange(len(parents)))] for _ in range(2))
         child = _child(problem.allowed, one, other, chance)
-        if child not in known and len(children) < count:
+        if child not in known and len(children) < count and problem.meets(child):
             children[child] = None
     return list(children)
 

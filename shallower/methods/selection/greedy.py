@@ -16,10 +16,10 @@ NESTED = True
 def select(problem: Problem) -> Choice:
     order: list[int] = []
     trace: list[float] = []
-    for step in range(problem.amount):
+    while problem.goes_on(order):
         candidates = [index for index in problem.allowed if index not in order]
         sets = [frozenset((*order, index)) for index in candidates]
-        losses = [*problem.values(sets, f"greedy {step + 1}/{problem.amount}", bounded=1).values()]
+        losses = [*problem.values(sets, f"greedy {problem.progress(order)}", bounded=1).values()]
         best = losses.index(min(losses))
         order.append(candidates[best])
         trace.append(losses[best])

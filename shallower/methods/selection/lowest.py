@@ -17,7 +17,7 @@ def select(problem: Problem) -> Choice:
     scores = dict(enumerate(problem.scores))
     order: list[int] = []
     trace: list[float] = []
-    while len(order) < problem.amount:
+    while problem.goes_on(order):
         if problem.iterative and order:
             scores = problem.scores_without(order)
         lowest = min(

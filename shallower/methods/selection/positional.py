@@ -15,6 +15,7 @@ import numpy as np
 from ...planning.problem import Choice, Problem
 
 NEEDS = "nothing"
+WHOLE_LAYERS = True
 PROTECT = (1, 1)
 
 

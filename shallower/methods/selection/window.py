@@ -10,6 +10,7 @@ from ...errors import UserError, argument
 from ...planning.problem import Choice, Problem
 
 NEEDS = "scores"
+WHOLE_LAYERS = True
 
 
 def select(problem: Problem) -> Choice:

@@ -1,6 +1,8 @@
 """Section on the importance of every layer."""
 
-from ...artifacts import Scores
+from collections.abc import Sequence
+
+from ...artifacts import Scores, Units
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
 from ..figures import importance_figure
 from ..page import Box, Figure, Section, Text, figure_name
@@ -20,7 +22,10 @@ def section(summary: Summary) -> Section | None:
 
 def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
     main = summary.main
-    removed = main.removal.layers if main and scores.model.original == summary.root.original else ()
+    removed: Sequence[int] = ()
+    if main and scores.model.original == summary.root.original:
+        units = Units.named(scores.units, scores.model.layer_parameters)
+        removed = sorted(set(range(len(units))) - set(units.stays(main.removal)))
     settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
     tokens = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
     cost = f"{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}"

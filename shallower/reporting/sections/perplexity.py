@@ -40,8 +40,7 @@ def _perplexities(summary: Summary) -> Box:
 
 
 def _parameters(row: EvaluationRow) -> str:
-    model = row.evaluation.model
-    return millions(model.parameters - sum(model.layer_parameters[index] for index in row.evaluation.removed))
+    return millions(row.evaluation.parameters)
 
 
 def _value(summary: Summary, row: EvaluationRow, column: TextColumn) -> Cell | str:

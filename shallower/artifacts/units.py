@@ -1,0 +1,113 @@
+"""Units of a model: all that can be removed of one kind, in order, with the parameters of each.
+
+Scores, searches and budgets know a unit by its number in this listing, which for whole layers is the layer's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from .removal import ATTENTION, MLP, Removal, Unit
+
+LAYER, SUBLAYER = "layer", "sublayer"  # whole layers; attention and MLP, each alone
+UNIT_KINDS = (LAYER, ATTENTION, MLP, SUBLAYER)
+
+
+class SizedUnit(NamedTuple):
+    """A unit and the parameters that go with it."""
+
+    unit: Unit
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of one kind.
+
+    Attributes:
+        kind: ``layer``, ``attention``, ``mlp`` or ``sublayer``.
+        listing: in order. A layer that is one part alone stands there as a whole layer.
+        layer_parameters: of every layer as a whole.
+    """
+
+    kind: str
+    listing: tuple[SizedUnit, ...]
+    layer_parameters: tuple[int, ...]
+
+    @classmethod
+    def of_layers(cls, layer_parameters: Sequence[int]) -> "Units":
+        """Every layer."""
+        listing = (SizedUnit(Unit(index), count) for index, count in enumerate(layer_parameters))
+        return cls(LAYER, tuple(listing), tuple(layer_parameters))
+
+    @classmethod
+    def named(cls, sizes: dict[str, int], layer_parameters: Sequence[int]) -> "Units":
+        """Those that a record names, with their parameters; every layer where it names none."""
+        if not sizes:
+            return cls.of_layers(layer_parameters)
+        listing = tuple(SizedUnit(Unit.parse(name), count) for name, count in sizes.items())
+        kinds = {unit.part for unit, _ in listing if unit.part}
+        return cls(kinds.pop() if len(kinds) == 1 else SUBLAYER, listing, tuple(layer_parameters))
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are whole layers."""
+        return self.kind == LAYER
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the model."""
+        return len(self.layer_parameters)
+
+    @property
+    def word(self) -> str:
+        """What one of them is called."""
+        return LAYER if self.whole else "unit"
+
+    @cached_property
+    def numbers(self) -> dict[Unit, int]:
+        """Unit -> its number."""
+        return {one.unit: number for number, one in enumerate(self.listing)}
+
+    @cached_property
+    def parts(self) -> dict[int, set[str]]:
+        """Layer -> its parts, of layers all of whose parts are listed."""
+        by_layer: dict[int, set[str]] = {}
+        for unit, _ in self.listing:
+            by_layer.setdefault(unit.layer, set()).add(unit.part)
+        return {index: names for index, names in by_layer.items() if names == {ATTENTION, MLP}}
+
+    def name(self, number: int) -> str:
+        """The name of a unit."""
+        return str(self.listing[number].unit)
+
+    def removal(self, numbers: Iterable[int]) -> Removal:
+        """The removal of these units; a layer of which nothing is left goes as a whole layer."""
+        return Removal.of(self.listing[number].unit for number in numbers).folded(
+            [self.parts.get(index, ()) for index in range(self.layers)]
+        )
+
+    def stays(self, removal: Removal) -> list[int]:
+        """Numbers of the units of which a removal leaves something."""
+        return [
+            number
+            for number, one in enumerate(self.listing)
+            if not removal.gone(one.unit.layer) and one.unit not in removal.units
+        ]
+
+    def sizes(self, numbers: Iterable[int]) -> dict[str, int]:
+        """Name -> parameters of some units, in the order given; nothing for whole layers, whose records count them."""
+        return {} if self.whole else {self.name(number): self.listing[number].parameters for number in numbers}
+
+    def parameters(self, numbers: Iterable[int]) -> int:
+        """Parameters that go with some units."""
+        numbers = list(numbers)
+        gone = self.removal(numbers).layers
+        parts = (self.listing[number] for number in numbers)
+        return sum(self.layer_parameters[index] for index in gone) + sum(
+            one.parameters for one in parts if one.unit.layer not in gone
+        )
