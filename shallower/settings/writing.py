@@ -31,8 +31,8 @@ class Writing:
     )
     max_shard_size: int | str = option("largest weight file", "5GB", kind=str, metavar="SIZE")
     format: str = option(
-        "where parts of layers go: plain (a class of transformers, or refused), custom (code in the folder, which needs "
-        "trust_remote_code elsewhere), or auto, which is plain and names custom where that is refused",
+        "where parts of layers go: plain (a class of transformers, or refused), custom (code in the folder, which "
+        "needs trust_remote_code elsewhere), or auto, which is plain and names custom where that is refused",
         "auto",
         metavar="FORMAT",
     )

@@ -74,7 +74,9 @@ def _custom() -> str:
 def _custom_form(model: Model, removal: Removal) -> Form:
     checkpoint, outline = model.checkpoint, model.outline
     if checkpoint.trust_remote_code and not is_custom(checkpoint.config) and checkpoint.raw.get("auto_map"):
-        raise Refusal("the model comes with code of its own, which custom code cannot stand beside: remove whole layers")
+        raise Refusal(
+            "the model comes with code of its own, which custom code cannot stand beside: remove whole layers"
+        )
     if removal.kind == "part" and model.solver.shared:
         raise Refusal("its layers share weights, so that parts of them cannot go from the files: remove whole layers")
     layers = checkpoint.shapes.get_submodule(outline.name)
