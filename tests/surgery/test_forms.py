@@ -11,7 +11,7 @@ from part_plans import part_plan
 from shrinking import shrink
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from shallower import Refusal, UserError, drop, prune
+from shallower import Refusal, UserError, drop, evaluate, prune, score
 from shallower.anatomy import modeling_shallower
 from shallower.anatomy.decoding import Decoder, cache_growth
 from shallower.anatomy.model import Model
@@ -173,6 +173,16 @@ def test_it_is_scored_and_pruned_again(custom, layered, tmp_path) -> None:
     assert more.removed == [2]  # what was left of it
     pruned = prune(folder, more, out=tmp_path / "more", format="custom")
     assert pruned.original == [0, 1, 3, 4, 5, 7]
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_it_is_evaluated_and_its_layers_scored(custom, layered, text) -> None:
+    folder = custom[0]
+    model = Model(folder, device="cpu", layered=layered)
+    measured = evaluate(model, texts=[str(text)], length=32).perplexity["book"]
+    assert measured.value == pytest.approx(evaluate(folder, texts=[str(text)], length=32).perplexity["book"].value)
+    scores = score(model, criterion="perplexity", samples=2, length=16, text=str(text))
+    assert len(scores.scores) == 7
 
 
 def test_a_record_tells_the_form_and_older_ones_nothing(custom, saved, tmp_path) -> None:
