@@ -82,5 +82,6 @@ class Scores(TypedRecord):
     def _repr_html_(self) -> str:
         rows = zip(self.names, self.scores, self.ranks, strict=True)
         cells = "".join(f"<tr><td>{index}</td><td>{value:.6g}</td><td>{rank}</td></tr>" for index, value, rank in rows)
-        head = f"<tr><th>{'unit' if self.units else 'layer'}</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
+        names = ("unit" if self.units else "layer", html.escape(self.criterion), "rank (1 goes first)")
+        head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
         return f"<table>{head}{cells}</table>"
