@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..errors import Refusal
 from .edits import cut_value
@@ -140,6 +141,11 @@ class Edited:
         except Exception:  # validation errors come in many classes
             return list(_differences(self.before, self.wanted)) or [((), "config", _ABSENT)]
         return [item for item in _differences(reading, self.wanted) if item[1] not in VOLATILE]
+
+
+def fresh_content(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json of another model type with these fields."""
+    return CONFIG_MAPPING[model_type](**copy.deepcopy(fields)).to_dict()
 
 
 def _own_fields(kind: type[PreTrainedConfig]) -> set[str]:

@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache, StaticCache
 
 from ..errors import UserError
+from .loading import Checkpoint, from_config, quiet, unfilled, unlogged
+from .stack import dry_tokens
 
+PROMPT = 3  # tokens before the step that is watched: fewer than any window
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")  # under these names a forward takes a cache that was made outside
 
 
@@ -68,6 +72,12 @@ class Decoder:
         self.cache = output.get(self.name, self.cache)
         return output.logits[:, -1]
 
+    def grown(self, tokens: Int[Tensor, "batch 1"]) -> tuple[int, int]:
+        """Bytes in the cache, and by how many it grows with one more token of each row."""
+        before = self.cached_bytes
+        self.step(tokens)
+        return before, self.cached_bytes - before
+
     def rest(self) -> None:
         """Free a cache that grows; a static one stays, since compiled steps know its address."""
         if not self.fixed:
@@ -93,11 +103,29 @@ def cache_bytes(cache: Any) -> int:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            sizes[item.data_ptr(), item.numel()] = item.nbytes
+            sizes[item.untyped_storage()._cdata, item.storage_offset(), item.numel()] = item.nbytes
         elif isinstance(item, dict):
             todo += item.values()
         elif isinstance(item, (list, tuple)):
             todo += item
         elif hasattr(item, "__dict__"):
             todo += vars(item).values()
-    return sum(size for (_, count), size in sizes.items() if count > 1)
+    return sum(size for (*_, count), size in sizes.items() if count > 1)
+
+
+def cache_growth(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int | None:
+    """Bytes that a model's cache grows by per token and sequence while no sliding window is full; no weights are read.
+
+    None where its operations do not run without data.
+    """
+    config, trust = checkpoint.config, checkpoint.trust_remote_code
+    try:
+        with unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled(), quiet():
+            module = from_config(config, trust_remote_code=trust, dtype=torch.bfloat16)
+            decoder = Decoder(module)
+            count = module.get_input_embeddings().weight.shape[0]
+            decoder.prefill(dry_tokens(count, 1, PROMPT))
+            decoder.step(dry_tokens(count, 1, 1))
+            return decoder.grown(dry_tokens(count, 1, 1))[1] * (dtype or torch.bfloat16).itemsize // 2
+    except Exception:  # some operations have no kernel without data
+        return None

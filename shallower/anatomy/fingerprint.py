@@ -10,6 +10,8 @@ import re
 import torch
 from torch import nn
 
+from .modeling_shallower import LAYER
+
 INDEX_NAME = re.compile(r"(layer|block)_?(idx|index|id|number|num)$|^(idx|index)$")
 DEPTH_NAME = re.compile(r"^(num|n)_(\w+_)?(layers|blocks)$")
 SMALL_BUFFER = 1 << 16
@@ -49,6 +51,8 @@ def _fingerprint(layer: nn.Module) -> Fingerprint:
     for name, module in layer.named_modules():
         attributes[f"{name}:class"] = type(module).__qualname__
         for key, value in vars(module).items():
+            if key == "layer_idx":
+                value = getattr(module, LAYER, value)
             if not key.startswith("_") and key != "training" and _plain(value):
                 attributes[f"{name}.{key}".lstrip(".")] = list(value) if isinstance(value, tuple) else value
         for key, parameter in module._parameters.items():

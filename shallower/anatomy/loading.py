@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, initialization
+from transformers import AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, argument
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry
 from .agreement import bounded
+from .custom import is_custom, loader_of
 from .names import Names, read_names
 from .quantised import check_loadable
 
@@ -45,6 +47,18 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Silence a logger whose errors are caught here."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -104,7 +118,7 @@ class Checkpoint:
         raw = {key: value for key, value in self.raw.items() if key not in VOLATILE}
         digest.update(json.dumps(raw, sort_keys=True).encode())
         files = {entry.file for entry in self.tensors.values()}
-        code = sorted(self.folder.glob("*.py")) if self.trust_remote_code else []
+        code = sorted(self.folder.glob("*.py")) if self.trust_remote_code and not is_custom(self.config) else []
         hashes = self.hashes | file_hashes([*sorted(files - self.hashes.keys()), *code])
         for name, entry in sorted(self.tensors.items()):
             digest.update(f"{name}|{entry.dtype}|{entry.shape}|{hashes[entry.file]}".encode())
@@ -154,14 +168,16 @@ class Checkpoint:
                 f"{self.source}: only the headers of its files were read, so it cannot be loaded: open it anew"
             )
         check_loadable(self.source, self.quantised)
+        loader, config, ours = loader_of(self.config)
         try:
             with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(
+                model, info = loader.from_pretrained(
                     self.folder,
                     dtype=dtype or "auto",
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
+                    **({"config": config} if ours else {}),
                     # tensor by tensor to the GPU: the machine's memory need not hold the model
                     **({"device_map": {"": device}} if device.startswith("cuda") else {}),
                 )
@@ -178,7 +194,8 @@ class Checkpoint:
         """
         try:
             with quiet():
-                return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+                known = {"config": copy.deepcopy(self.config)} if is_custom(self.config) else {}
+                return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, **known)
         except Exception as error:  # transformers raises many kinds for an absent or broken tokenizer
             raise UserError(
                 f"{self.source} has no tokenizer that loads ({one_line(error)}): add its files, or pass "
@@ -232,9 +249,10 @@ def from_config(
     """A model built from a copy of its config, in eval mode; what its tensors are follows from the context."""
     with quiet():
         options = {} if dtype is None else {"dtype": dtype}
-        return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=trust_remote_code, **options
-        ).eval()
+        loader, config, ours = loader_of(config)
+        if ours:
+            return loader._from_config(config, **options).eval()
+        return loader.from_config(config, trust_remote_code=trust_remote_code, **options).eval()
 
 
 def check_whole(who: str, info: dict) -> None:

@@ -1,7 +1,6 @@
 """Opened model: its files, its stack, its record, and its weights once somebody asks for them."""
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
-from .loading import Checkpoint, from_config, parse_dtype, unfilled
+from .loading import Checkpoint, from_config, parse_dtype, unfilled, unlogged
 from .offload import Onloader, stand_ins
 from .patch import Patch, patched
 from .quantised import check_plain, refuse
@@ -120,7 +119,7 @@ class Model:
         config = self.checkpoint.config
         trust = self.checkpoint.trust_remote_code
         try:
-            with _unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled():
+            with unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled():
                 stack = find_stack(from_config(config, trust_remote_code=trust, dtype=torch.bfloat16))
         except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
             with self.dry() as module:
@@ -352,18 +351,6 @@ class Model:
             what = f"does not fit the model beside it ({layers} layers)"
             raise UserError(f"{side} {what}: restore it, or remove it to number the layers anew")
         return original
-
-
-@contextlib.contextmanager
-def _unlogged(name: str) -> Iterator[None]:
-    """Silence a logger whose errors are caught here."""
-    logger = logging.getLogger(name)
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def checked_device(name: str | None) -> str:

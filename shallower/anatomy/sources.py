@@ -16,6 +16,7 @@ from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry, read_index
 from ..storage.paths import parse_json, place
 from .agreement import check_buildable, check_depth, check_files
+from .custom import is_custom, read_custom
 from .gguf import IMPORTER, header_config, plain_from_gguf
 from .hub import fetch_files, fetch_headers
 from .loading import HUB_ID, Checkpoint, from_config, one_line, quiet
@@ -111,14 +112,18 @@ def _read_config(source: str, folder: Path, trust_remote_code: bool) -> tuple[di
     mapped = raw.get("auto_map")
     if mapped is not None and not isinstance(mapped, dict):
         raise UserError(f"{path}: auto_map is a {type(mapped).__name__}; fields that name classes are needed")
-    if mapped and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES:
+    ours = is_custom(raw)
+    if mapped and not trust_remote_code and model_type not in CONFIG_MAPPING_NAMES and not ours:
         raise UserError(
             f"{source} ({model_type}) needs code that comes with the model; read it, then pass "
             f"{argument('trust_remote_code', True)}"
         )
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if ours:
+                config = read_custom(source, raw)
+            else:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _check_decoder(source, config)
     except UserError:
         raise

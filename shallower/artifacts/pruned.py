@@ -1,7 +1,7 @@
 """Pruned model record (shallower.json): its plan and what was proven."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .compensation import RepairReport
@@ -53,6 +53,8 @@ Verified = either(Proof, "proof", Unverified, "skipped")
 class Pruned(TypedRecord):
     """Written model: the plan, and what was proven about the files."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("format", "cache_bytes_per_token_before", "cache_bytes_per_token")
+
     plan: Plan
     """Plan that was followed, as in `plan.json`."""
     verified: Verified
@@ -75,6 +77,13 @@ class Pruned(TypedRecord):
     """Files of the written folder."""
     weight_bytes: Count = 0
     """Bytes of the written weights."""
+    format: Literal["plain", "host", "custom"] | None = None
+    """Form of the files: the family's own class, another plain class that holds it, or code beside the weights; null
+    in older files."""
+    cache_bytes_per_token_before: Count | None = None
+    """Bytes that the cache of the dense model grows by per token; null where whole layers go, or it cannot be told."""
+    cache_bytes_per_token: Count | None = None
+    """Bytes that the cache of the written model grows by per token."""
     kind: Literal["pruned"] = "pruned"
     """Kind of the file."""
     schema: Literal[2] = SCHEMA

@@ -76,7 +76,9 @@ def said(error: pydantic.ValidationError) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A record as JSON holds it: dicts, lists and scalars; what ``LEFT_OUT`` names is there only where it tells something."""
+    """A record as JSON holds it: dicts, lists and scalars; what ``LEFT_OUT`` names is there only where it tells
+    something.
+    """
     if dataclasses.is_dataclass(value):
         spare = getattr(value, "LEFT_OUT", ())
         named = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))

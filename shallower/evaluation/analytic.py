@@ -12,13 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ..anatomy.decoding import Decoder, cache_bytes
+from ..anatomy.decoding import PROMPT, Decoder
 from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
 from ..artifacts import Analytic
 from ..runtime.memory import total_memory
 
-PROMPT = 3  # tokens before the step that is watched: fewer than any window
 GATHERS = {"embedding", "index", "index_select", "gather"}  # these read what they return, not all of their table
 CASTS = {"_to_copy", "clone"}
 GROUPED = {"_grouped_mm", "grouped_mm_fallback"}  # experts: a group without rows is not read
@@ -134,10 +133,8 @@ def analytic(model: Model) -> Analytic:
     token = dry_tokens(model.vocabulary, 1, 1).to(model.device)
     decoder.prefill(dry_tokens(model.vocabulary, 1, PROMPT).to(model.device))
     decoder.step(token)
-    bytes_before = cache_bytes(decoder.cache)
     with Watch(module) as watch:
-        decoder.step(token)
-    growth = cache_bytes(decoder.cache) - bytes_before
+        bytes_before, growth = decoder.grown(token)
     return Analytic(
         parameters=model.record.parameters,
         weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),

@@ -85,7 +85,7 @@ def allowed_numbers(units: Units, protected: tuple[int, int]) -> tuple[int, ...]
 
 
 def _wanted(amount: Amount, record: ModelRecord, units: Units, allowed: Sequence[int]) -> float:
-    """Parameters that have to go: a target's surplus, or a share less half of the smallest unit, which is the nearest."""
+    """Parameters that have to go: a target's surplus, or a share less half of the smallest unit, so the nearest."""
     smallest = min((units.listing[number].parameters for number in allowed), default=0)
     if amount.ratio is not None:
         wanted = amount.ratio * record.parameters - smallest / 2

@@ -15,7 +15,7 @@ from ..errors import UserError, argument
 class Problem:
     """What a selection is given.
 
-    Layers are known by their numbers, and so are units, by those of ``units``.
+    Layers are known by their numbers, other units by theirs in ``units``.
 
     Attributes:
         units: what may be removed at all.
@@ -62,8 +62,8 @@ class Problem:
         on = not self.meets(order)
         if on and len(order) >= self.amount:
             raise UserError(
-                f"without {len(order)} units {self.units.parameters(order)} parameters go, {self.wanted:.0f} should, and "
-                f"no more may: lower the amount, {argument('keep_first')} or {argument('keep_last')}"
+                f"without {len(order)} units {self.units.parameters(order)} parameters go, {self.wanted:.0f} should, "
+                f"and no more may: lower the amount, {argument('keep_first')} or {argument('keep_last')}"
             )
         return on
 
@@ -76,7 +76,7 @@ class Problem:
         return f"{len(order) + 1}" if self.wanted else f"{len(order) + 1}/{self.amount}"
 
     def values(self, sets: Collection[frozenset[int]], label: str, *, bounded: int = 0) -> dict[frozenset[int], float]:
-        """The objective, the settings' own or the loss, of the model without each of these sets, all walked together."""
+        """The objective, the settings' own or the loss, without each of these sets, all walked together."""
         removals = [self.units.removal(numbers) for numbers in sets]
         objective = getattr(self.settings, "objective", "loss")
         losses = self.losses(removals, label, bounded=bounded, objective=objective)

@@ -74,7 +74,7 @@ def prune(
         "prove": WRITE if writing.verify else 0,
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
-        solve_removal(model, plan, out, save_dtype=stored, changed=compensating is not None)
+        solve_removal(model, plan, out, save_dtype=stored, changed=compensating is not None, format=writing.format)
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:

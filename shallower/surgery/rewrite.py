@@ -13,7 +13,9 @@ import torch
 
 from ..anatomy.config import Solved
 from ..anatomy.config_file import Edited
-from ..anatomy.loading import FLOATS, parse_dtype
+from ..anatomy.custom import family_content
+from ..anatomy.decoding import cache_growth
+from ..anatomy.loading import FLOATS, Checkpoint, parse_dtype
 from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
@@ -32,6 +34,7 @@ from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
 from ..storage.paths import files_below, short_list
 from ..storage.writer import Content, Cut, stored_content, write_shards
+from .forms import Form, choose_form
 from .proof import verify
 from .side_files import carry_side_files
 
@@ -47,14 +50,21 @@ class Renaming:
 
 
 def solve_removal(
-    model: Model, plan: Plan, out: Path, *, save_dtype: torch.dtype | None = None, changed: bool = False
-) -> tuple[Solved, Renaming]:
-    """Config and names of what stays, before any long work begins.
+    model: Model,
+    plan: Plan,
+    out: Path,
+    *,
+    save_dtype: torch.dtype | None = None,
+    changed: bool = False,
+    format: str = "auto",
+) -> tuple[Solved, Renaming, Form]:
+    """Config, names and form of what stays, before any long work begins.
 
     Args:
         changed: weights of what stays are going to be changed.
+        format: form that is asked for (see ``Writing``).
     Raises:
-        Refusal: the config cannot describe the kept layers.
+        Refusal: the config cannot describe the kept layers, or no form holds what is left of them.
         UserError: ``out`` holds the model itself, or its weights are quantised and cannot be stored as asked.
     """
     checkpoint = model.checkpoint
@@ -69,10 +79,14 @@ def solve_removal(
         why = "what is stored cannot be refitted: repair the unquantised model, and quantise the result"
         refuse(checkpoint.source, checkpoint.quantised, why)
     solved = model.solver.solve(plan.removal.layers)
+    if not plan.removal.layers:
+        solved = replace(solved, changes=())
     renaming = rename(
         checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved_tensors(plan.kept)
     )
-    return solved, renaming
+    form = choose_form(model, plan, solved, format, save_dtype)
+    sources = {new: old for new, old in renaming.sources.items() if old not in form.lost}
+    return solved, replace(renaming, sources=sources), form
 
 
 @dataclass(frozen=True)
@@ -116,18 +130,22 @@ def prune_files(
     out = Path(out)
     if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
-    solved, renaming = solve_removal(model, plan, out, save_dtype=save_dtype, changed=bool(patch))
-    contents = kept_contents(model, plan, solved, renaming, save_dtype)
+    solved, renaming, form = solve_removal(
+        model, plan, out, save_dtype=save_dtype, changed=bool(patch), format=writing.format
+    )
+    contents = kept_contents(model, plan, solved, renaming, save_dtype) | form.added
     edits = edits_on_disk(model, patch, renaming.sources)
     contents |= {name: edit_content(contents[name], edit) for name, edit in edits.items()}
     with journaled(out):
-        journal = Journal(_journal_key(model, plan, save_dtype, shard, edits))
+        journal = Journal(_journal_key(model, plan, save_dtype, shard, edits, form))
         try:
             with new_folder(out, overwrite=writing.overwrite, at=journal.folder) as folder:
                 numbers = LayerNumbers(model, plan.kept)
                 python = checkpoint.trust_remote_code
                 left = carry_side_files(checkpoint.folder, folder, python=python, renumber=numbers.renumber)
-                notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype)
+                notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype, form)
+                for name, text in form.files.items():
+                    (folder / name).write_text(text, encoding="utf-8")
                 hashes = _write(folder, contents, shard, journal, out)
                 proof = (
                     verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
@@ -136,8 +154,10 @@ def prune_files(
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
-                changes = [*_changes(solved, renaming), *notes]
-                weights = {"left_behind": left, "weight_bytes": written.bytes}
+                changes = [*_changes(solved, renaming), *notes, *form.changes]
+                weights = {"left_behind": left, "weight_bytes": written.bytes, "format": form.name}
+                if plan.units:
+                    weights |= _cache_bytes(model.checkpoint, written)
                 pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **weights)
                 pruned = _write_beside(folder, pruned, beside)
         except Exception:
@@ -165,8 +185,17 @@ def kept_contents(
     return contents
 
 
+def _cache_bytes(dense: Checkpoint, written: Checkpoint) -> dict[str, int]:
+    """Bytes that a cache grows by per token before and after, where both can be told."""
+    sizes = {
+        "cache_bytes_per_token_before": cache_growth(dense, written.config.dtype),
+        "cache_bytes_per_token": cache_growth(written, written.config.dtype),
+    }
+    return sizes if None not in sizes.values() else {}
+
+
 def _journal_key(
-    model: Model, plan: Plan, save_dtype: torch.dtype | None, shard: int, edits: dict[str, Edit]
+    model: Model, plan: Plan, save_dtype: torch.dtype | None, shard: int, edits: dict[str, Edit], form: Form
 ) -> dict[str, Any]:
     """Key of the writing's journal: all that decides the written bytes."""
     key = {
@@ -176,6 +205,8 @@ def _journal_key(
         "shard": shard,
         "versions": versions(),
     }
+    if plan.units:
+        key |= {"units": [*plan.units], "form": form.name}
     if edits:
         key["patch"] = "".join(edit.digest() for edit in edits.values())
     return key
@@ -276,20 +307,22 @@ def write_config(
     plan: Plan,
     numbers: LayerNumbers,
     save_dtype: torch.dtype | None,
+    form: Form,
 ) -> list[str]:
-    """Write ``config.json``: the source's own, with what speaks of layers changed.
+    """Write ``config.json``: the source's own, with what speaks of layers changed, in the form that was chosen.
 
     Returns what is worth telling of it.
     """
     checkpoint = model.checkpoint
-    edited = Edited(checkpoint.raw, checkpoint.config, solved.config, model.solver.path, plan.kept, plan.model.layers)
+    raw = family_content(checkpoint.raw)
+    edited = Edited(raw, checkpoint.config, solved.config, model.solver.path, plan.kept, plan.model.layers)
     if checkpoint.quantised is not None:
         edited.renumber(numbers.names)
     if renaming.dropped_beyond:
         edited.drop_predicted()
     if save_dtype is not None:
         edited.store_as(save_dtype)
-    (folder / "config.json").write_text(json.dumps(edited.content, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(form.config(edited.content), indent=2) + "\n", encoding="utf-8")
     return edited.changes
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.custom import FILE, code_text, is_custom
 from ..anatomy.disk import kept_as_they_were, stored_dtypes, trained_contents
 from ..anatomy.loading import Checkpoint
 from ..anatomy.model import SIDE_FILE, Model
@@ -94,6 +95,8 @@ def write_healed(model: Model, make_record: Callable[..., Healing], how: Trained
         contents.clear()
         left = carry_side_files(checkpoint.folder, folder, python=checkpoint.trust_remote_code)
         shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+        if is_custom(checkpoint.config):
+            (folder / FILE).write_text(code_text(), encoding="utf-8")
         for name in CARRIED_FILES:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)

@@ -77,7 +77,8 @@ class _Taps:
         before, after = (self.model.stack.tokens_first(stream) for stream in (before, after))
         if not torch.isfinite(after).all():
             raise UserError(
-                f"{self.units.word} {unit} yields NaN or infinite values: are the weights whole, and does the dtype suffice?"
+                f"{self.units.word} {unit} yields NaN or infinite values: are the weights whole, and does the dtype "
+                "suffice?"
             )
         half = int(batch >= self.first)
         for tap in self.taps:
@@ -143,8 +144,8 @@ def check_whole_units(model: Model, units: Units) -> None:
     """Raise a Refusal where parts of layers are looked at in a model that cannot be walked layer by layer."""
     if not units.whole:
         raise Refusal(
-            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so what a part of one does "
-            "cannot be seen: choose perplexity, or magnitude"
+            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so what a part of one "
+            "does cannot be seen: choose perplexity, or magnitude"
         )
 
 

@@ -111,8 +111,8 @@ def gather(
         for index, value in results[place].scores.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"the {one.name} score of {units.word} {units.name(index)} is {value}: are the weights whole, and does the "
-                    "dtype suffice?"
+                    f"the {one.name} score of {units.word} {units.name(index)} is {value}: are the weights whole, and "
+                    "does the dtype suffice?"
                 )
     return [results[place] for place in range(len(criteria))]
 

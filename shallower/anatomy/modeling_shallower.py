@@ -1,0 +1,222 @@
+"""Decoder language model in which some layers lack their attention or their MLP.
+
+It is the family's own class with nothing in the place of what is missing: modules, names of tensors and generation are
+the family's. This file lies beside the weights that need it, and is what shallower itself builds them with:
+``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)``. Apache-2.0.
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+MODEL_TYPE = "shallower"
+FILE = "modeling_shallower.py"
+SILENT, STACK = (
+    "silent_modules",
+    "silent_stack",
+)  # fields of the family's config in memory; in the file they lie beside it
+LAYER = "_layer_before_cache_places"  # attribute of a module whose ``layer_idx`` is a place in the cache: its layer
+CONTAINERS = {"tuple": tuple, "list": list}
+ATTENTION = "attention"
+
+
+class ShallowerConfig(PreTrainedConfig):
+    """The family's config, and what each layer lacks.
+
+    Args:
+        base_config: the family's own fields, its ``model_type`` among them.
+        stack: dotted name of the list of layers.
+        silent: of each layer the modules that are not there: ``module`` is the name within the layer, ``part`` what it
+            belonged to, ``container`` and ``streams`` what it returned (a bare tensor, or items of which some are as
+            large as the stream), ``width`` the numbers per token in these; null where it hands on what enters it.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        base_config: dict[str, Any] | None = None,
+        stack: str = "",
+        silent: list[list[dict[str, Any]]] | None = None,
+        **kwargs: Any,
+    ):
+        self.base_config = base_config or {}
+        self.stack = stack
+        self.silent = silent or []
+        super().__init__(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("base_config") or {}
+        if name not in base or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return base[name]
+
+    def family(self) -> PreTrainedConfig:
+        """The family's own config, which carries what is missing; its class is one of transformers' own."""
+        kind = CONFIG_MAPPING[self.base_config["model_type"]]
+        if not kind.__module__.startswith("transformers."):
+            raise ValueError(f"{self.base_config['model_type']} is no model type of transformers' own")
+        base = {key: value for key, value in self.base_config.items() if key != "auto_map"}
+        config = kind.from_dict(copy.deepcopy(base))
+        setattr(config, SILENT, copy.deepcopy(self.silent))
+        setattr(config, STACK, self.stack)
+        if wanted := self.__dict__.get("_attn_implementation_internal"):
+            config._attn_implementation = wanted
+        return config
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The part of the family's config that describes the decoder."""
+        return self.family().get_text_config(*args, **kwargs) if self.base_config else self
+
+
+class ShallowerForCausalLM(PreTrainedModel):
+    """Name under which the family's class is loaded; what is made is an object of a subclass of that one."""
+
+    config_class = ShallowerConfig
+
+    def __new__(cls, config: ShallowerConfig, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        return cls._from_config(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, *args: Any, config: ShallowerConfig | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        """The model of a folder or of an id."""
+        if not isinstance(config, ShallowerConfig):
+            config = ShallowerConfig.from_pretrained(path)
+        kind, family = lessened_class(config.family())
+        return kind.from_pretrained(path, *args, config=family, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: ShallowerConfig, **kwargs: Any) -> PreTrainedModel:
+        kind, family = lessened_class(config.family())
+        return kind._from_config(family, **kwargs)
+
+
+class Silent(nn.Module):
+    """What stands where a module is missing: it has no weights and gives zeros, or hands on what enters it.
+
+    Args:
+        missing: the module in whose place it is put; its plain attributes can still be asked for.
+        entry: the entry of the config.
+    """
+
+    def __init__(self, missing: nn.Module, entry: dict[str, Any]):
+        super().__init__()
+        plain = {key: value for key, value in vars(missing).items() if isinstance(value, (bool, int, float, str))}
+        self.__dict__.update({key: value for key, value in plain.items() if key not in self.__dict__})
+        self.silent_part: str = entry["part"]
+        self.silent_container = CONTAINERS[entry["container"]] if entry["container"] else None
+        self.silent_streams: list[bool] = entry["streams"]
+        self.silent_width: int | None = entry["width"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros for streams and None for all else."""
+        values = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and item.dim() > 1]
+        entering = next(item for item in values if item.is_floating_point())
+        if self.silent_width is None:
+            return entering
+        zero = entering.new_zeros(*entering.shape[:-1], self.silent_width)
+        if self.silent_container is None:
+            return zero
+        return self.silent_container(zero if one else None for one in self.silent_streams)
+
+
+def lessened_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that builds a family's config with what is missing, and the config to give it."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(kind, tuple):
+        named = [one for one in kind if one.__name__ in (config.architectures or ())]
+        kind = (named or list(kind))[0]
+    if not kind.__module__.startswith("transformers."):
+        raise ValueError(f"{kind.__name__} is no class of transformers' own")
+    part = config.sub_configs.get("text_config")
+    if part is not None and kind.config_class == part:  # the decoder alone
+        text = config.get_text_config()
+        for name in (SILENT, STACK):
+            setattr(text, name, getattr(config, name))
+        config = text
+    return _subclass(kind), config
+
+
+@functools.cache
+def _subclass(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class with modules missing; transformers' rules, which ask for names, take it for the class itself."""
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, config, *args, **kwargs)
+        take_out(self.get_submodule(getattr(config, STACK)), getattr(config, SILENT), config)
+
+    def save_pretrained(self: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save it into a folder first, then upload that: the code has to lie beside the weights")
+        kind.save_pretrained(self, save_directory, *args, **kwargs)
+        path = Path(save_directory) / "config.json"
+        if path.is_file():
+            content = wrapped(json.loads(path.read_text(encoding="utf-8")))
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.with_name(FILE).write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+
+    own = {"__init__": __init__, "save_pretrained": save_pretrained, "config_class": kind.config_class}
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__, **own})
+
+
+def take_out(layers: Iterable[nn.Module], silent: list[list[dict[str, Any]]], config: PreTrainedConfig) -> None:
+    """Put nothing in the place of what is missing, and number the caches of what is left anew.
+
+    A cache tells how much was read by its first layer, or the first of a kind: within each kind of layers the
+    attentions that are left take the first places, in order.
+    """
+    layers = list(layers)
+    if len(silent) != len(layers):
+        raise ValueError(f"the config tells of {len(silent)} layers what is missing, and describes {len(layers)}")
+    kinds = getattr(config.get_text_config(), "layer_types", None) or []
+    kinds = kinds if len(kinds) == len(layers) else [""] * len(layers)
+    places = {one: iter([at for at, kind in enumerate(kinds) if kind == one]) for one in set(kinds)}
+    for index, (layer, entries) in enumerate(zip(layers, silent, strict=True)):
+        for entry in entries:
+            owner, _, name = entry["module"].rpartition(".")
+            setattr(layer.get_submodule(owner), name, Silent(layer.get_submodule(entry["module"]), entry))
+        own = [module for name, module in layer.named_modules() if name and not isinstance(module, Silent)]
+        numbered = [module for module in own if getattr(module, "layer_idx", None) == index]
+        lost = any(entry["part"] == ATTENTION for entry in entries)
+        if numbered and (not lost or any(_lacks(module) for module in numbered)):
+            place = next(places[kinds[index]])
+            for module in numbered:
+                module.layer_idx = place
+                setattr(module, LAYER, index)
+
+
+def _lacks(module: nn.Module) -> bool:
+    """Whether something of an attention is missing inside a module, which runs all the same."""
+    return any(isinstance(inner, Silent) and inner.silent_part == ATTENTION for inner in module.modules())
+
+
+def wrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json from that of the family's config which carries what is missing."""
+    base = {key: value for key, value in content.items() if key not in (SILENT, STACK, "auto_map")}
+    module = FILE.removesuffix(".py")
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": [ShallowerForCausalLM.__name__],
+        "auto_map": {
+            "AutoConfig": f"{module}.{ShallowerConfig.__name__}",
+            "AutoModelForCausalLM": f"{module}.{ShallowerForCausalLM.__name__}",
+        },
+        "stack": content[STACK],
+        "silent": content[SILENT],
+        "base_config": base,
+    }
+
+
+def unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """The family's config which carries what is missing, from the content of config.json."""
+    return {**content["base_config"], SILENT: content["silent"], STACK: content["stack"]}
