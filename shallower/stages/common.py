@@ -84,8 +84,7 @@ def units_named(model: Model, names: Sequence[str], name: str) -> tuple[Units, t
     numbers: list[int] = []
     for unit in asked:
         own = [number for one, number in units.numbers.items() if one.layer == unit.layer]
-        alone = units.listing[own[0]].unit if len(own) == 1 else None
-        if unit.part and alone is not None:
-            raise UserError(f"layer {unit.layer} is one part alone; name it as a layer", **{name: str(unit)})
-        numbers += [units.numbers[unit]] if unit.part else own
+        if unit.part and unit.part not in model.parts[unit.layer].parts:
+            raise UserError(f"layer {unit.layer} has no {unit.part}", **{name: str(unit)})
+        numbers += [units.numbers[unit]] if unit in units.numbers and unit.part else own
     return units, tuple(numbers)

@@ -26,10 +26,9 @@ from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, batches_by_half, 
 from .evidence import Flows, Gradients
 from .replay import Recording, Replay, replay_of
 from .sums import Halves, Sums
+from .unit_totals import Condense, UnitTotals, by_unit, marked, unmarked
 
-MARK = "|"  # between a unit's number and the name of a total
 STREAM = ""  # the name under which a layer's gradients hold the one of its input
-Condense = Callable[[Sums], dict]
 Visit = Callable[
     [int, list[Recording], list[Tensor | None], list[Tensor]], list[Sums]
 ]  # changes the gradients to those of the input
@@ -63,7 +62,7 @@ def gradient_sums(
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
         layer = model.layer(index)
-        totals = _Totals(owners[index], measure, condense, first)
+        totals = UnitTotals(owners[index], measure, condense, first)
         with model.lessened(index, removal):
             for i, recording in enumerate(recordings):
                 gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
@@ -72,9 +71,9 @@ def gradient_sums(
                 ).contiguous()  # as it comes back from a journal, so that the same kernels run
                 entering[i] = None
                 totals.add(layer, gradients, i, last=i == len(recordings) - 1)
-        return totals.marked()
+        return totals.of_layer()
 
-    return _by_unit(_reverse(model, tokens, parts, visit, removal, journal))
+    return by_unit(_reverse(model, tokens, parts, visit, removal, journal))
 
 
 def flow_sums(
@@ -128,11 +127,11 @@ def flow_sums(
                             after = replay.step(recording, index, before)
                     see(i >= first, unit, before, after, gradient)
             entering[i] = None
-        return _marked({number: [half.all_sum() for half in halves if half] for number, halves in totals.items()})
+        return marked({number: [half.all_sum() for half in halves if half] for number, halves in totals.items()})
 
     return {
         number: Halves.of(halves)
-        for number, halves in _unmarked(_reverse(model, tokens, parts, visit, removal, journal)).items()
+        for number, halves in unmarked(_reverse(model, tokens, parts, visit, removal, journal)).items()
     }
 
 
@@ -145,32 +144,6 @@ def _owners(model: Model, units: Units, removal: Removal) -> dict[int, dict[str,
         own = names if not unit.part else model.parts[unit.layer].parts[unit.part].parameters
         owners[unit.layer] |= dict.fromkeys(own, number)
     return owners
-
-
-def _marked(totals: dict[int, list[Sums]]) -> list[Sums]:
-    """The totals of several units as those of one layer, their names marked by the unit's number."""
-    halves = max(map(len, totals.values()), default=0)
-    return [
-        Sums({f"{number}{MARK}{name}": value for number, sums in totals.items() for name, value in sums[half].items()})
-        for half in range(halves)
-    ]
-
-
-def _unmarked(totals: dict[int, list[Sums]]) -> dict[int, list[Sums]]:
-    """Number of a unit -> its totals, from those of the layers."""
-    by_unit: dict[int, list[Sums]] = {}
-    for halves in totals.values():
-        for half, sums in enumerate(halves):
-            for name, value in sums.items():
-                number, _, own = name.partition(MARK)
-                several = by_unit.setdefault(int(number), [Sums() for _ in halves])
-                several[half][own] = value
-    return dict(sorted(by_unit.items()))
-
-
-def _by_unit(totals: dict[int, list[Sums]]) -> dict[int, Halves]:
-    """From the condensed totals of all samples and, behind them, of either half."""
-    return {number: Halves(halves[0], tuple(halves[1:])) for number, halves in _unmarked(totals).items()}
 
 
 def _reverse(
@@ -301,56 +274,6 @@ def _layer_back(
     return dict(zip((STREAM, *weights), gradients, strict=True))
 
 
-class _Totals:
-    """The totals of a layer's parameters while batches are added, and the numbers that they condense to.
-
-    With one batch, or in the last of several, a parameter's total is condensed and freed before the next one is looked
-    at. ``numbers`` are, by unit, those of all samples and, where ``first`` batches are of the first half and others
-    follow, of either half.
-
-    Args:
-        owners: name of a parameter -> number of the unit that it goes with; others are not looked at.
-    """
-
-    def __init__(self, owners: dict[str, int], measure: Callable[[Gradients], dict], condense: Condense, first: int):
-        self.owners = owners
-        self.measure = measure
-        self.condense = condense
-        self.first = first
-        self.sums: dict[tuple[str, bool], Sums] = {}
-        self.numbers: dict[int, list[Sums]] = {}
-
-    def marked(self) -> list[Sums]:
-        """The numbers of all units as those of the layer."""
-        return _marked(self.numbers)
-
-    @torch.no_grad()
-    def add(self, layer: nn.Module, gradients: dict[str, Tensor | None], batch: int, *, last: bool) -> None:
-        """Measure each parameter.
-
-        Its gradient is freed as soon as it has been looked at. All processes do this in step.
-        """
-        for name, weight in layer.named_parameters():
-            gradient = gradients.pop(name)
-            if name not in self.owners:
-                continue
-            gradient = torch.zeros_like(weight) if gradient is None else gradient
-            total = self.sums.setdefault((name, batch >= self.first), Sums())
-            total += Sums.of(self.measure(Gradients(self.owners[name], name, weight.detach(), gradient)))
-            if last:
-                self._condense(name)
-
-    def _condense(self, name: str) -> None:
-        halves = [self.sums.pop((name, second)).all_sum() for second in (False, True) if (name, second) in self.sums]
-        apart = [Sums.of(self.condense(half)) for half in halves] if len(halves) > 1 else []
-        for other in halves[1:]:
-            halves[0] += other
-        results = [Sums.of(self.condense(halves[0])), *apart]
-        totals = self.numbers.setdefault(self.owners[name], [Sums() for _ in results])
-        for total, numbers in zip(totals, results, strict=True):
-            total += numbers
-
-
 @contextmanager
 def trainable(parameters) -> Iterator[None]:
     """Let autograd see these parameters while inside."""
@@ -391,7 +314,7 @@ def _whole_gradients(
     scale = 1 / total_predictions(tokens)
     layers = {i: model.stack.layers[i] for i in removal.stays(len(model.stack))}
     every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
-    totals = {index: _Totals(owners[index], *method, first) for index in layers}
+    totals = {index: UnitTotals(owners[index], *method, first) for index in layers}
     with meter("gradients", len(parts)) as done:
         for number, batch in enumerate(parts):
             with model.without(removal), trainable(every), torch.enable_grad():
@@ -401,7 +324,7 @@ def _whole_gradients(
                 gradients = {name: by_weight[id(weight)] for name, weight in layer.named_parameters()}
                 totals[index].add(layer, gradients, number, last=batch is parts[-1])
             done.add()
-    return _by_unit({index: total.marked() for index, total in totals.items()})
+    return by_unit({index: total.of_layer() for index, total in totals.items()})
 
 
 def _whole_flows(
