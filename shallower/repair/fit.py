@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import NOTHING, Compensation, HeldOutLoss, LayerDrift, Removal
+from ..artifacts.units import SUBLAYER
 from ..errors import UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
 from ..storage.journal import Journal, JournalPart
 from ..walk.removals import all_nll
-from ..walk.run import dtype_name, journal_of, samples_of, timed
+from ..walk.run import dtype_name, journal_of, removed_of, samples_of, timed
 from .case import Case, Fitted
 from .drift import drift
 from .state import RepairState
@@ -49,12 +50,12 @@ def fit_compensation(
     fitted, held_out = _split(samples.tokens, width)
     own = vars(settings) if settings else {}
     layers = model.record.layers
-    journal = journal_of(model, samples.record, compensation=name, settings=own, removed=removal.layers)
+    journal = journal_of(model, samples.record, compensation=name, settings=own, **removed_of(removal))
     with (
         timed(model) as peak,
         model.check_length(fitted.shape[1]),
         journal.part("compensation", layers + 1, lasting=True) as part,
-        parts(_costs(layers, len(removal), fitted.numel(), held_out.numel())) as stretch,
+        parts(_costs(layers, len(removal.layers), fitted.numel(), held_out.numel())) as stretch,
     ):
         fit = _Fit(model, removal, fitted, held_out, journal, part, stretch)
         proposal = fit.propose(method, settings)
@@ -80,8 +81,17 @@ def fit_compensation(
             for name, places in by_source.items()
         },
         fitted_width=width,
+        units=_units_gone(model, removal),
     )
     return patch, report
+
+
+def _units_gone(model: Model, removal: Removal) -> dict[str, int]:
+    """Name -> parameters of the units that go, where parts of layers are among them."""
+    if removal.kind == "layer":
+        return {}
+    units = model.units(SUBLAYER)
+    return units.sizes(sorted({*range(len(units))} - {*units.stays(removal)}))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.stack import Stack
+from ..anatomy.units import silent
 from ..anatomy.writers import Writer, find_writers
 from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
@@ -34,7 +35,7 @@ class PairedBatch:
     Attributes:
         after: the pruned stream that leaves the layer.
         same: the dense stream that leaves it.
-        wanted: the dense stream that enters the next retained layer; ``same`` where no removed layer follows.
+        wanted: the dense stream that enters what is retained next; ``same`` where nothing removed follows.
         output: what the writer that is looked at adds to the pruned stream; None where none is looked at.
         features: what enters that writer, where it is one plain product; else None.
         reached: the pruned stream behind that writer; ``after`` for the layer's last one.
@@ -113,11 +114,13 @@ class PairedWalk:
             while index < layers:
                 following = next((i for i in range(index + 1, layers) if not self.removal.gone(i)), layers)
                 entering = self.dense
-                middles = self._dense(index, middles=self.middles)
+                middles = self._dense(index, middles=self.middles and not self.removal.parts(index))
                 same = self.dense
                 for beyond in range(index + 1, following):
                     self._dense(beyond)
-                step = LayerStep(self, index, following - index - 1, entering, same, middles)
+                first, wanted = self._behind_first(following)
+                gap = following - index - 1 + self._ends_with_gap(index) + first
+                step = LayerStep(self, index, gap, entering, (same, wanted), middles)
                 yield step
                 self.pruned = step.leaving()
                 self.state.spill(self.part, index, step.patch)
@@ -166,12 +169,35 @@ class PairedWalk:
         self.dense = streams
         return middle_streams
 
+    def _ends_with_gap(self, index: int) -> bool:
+        """Whether a layer loses what it writes last; where its parts read the same stream, whatever it loses."""
+        lost = self.removal.parts(index)
+        order = self.model.parts[index].order if lost else ()
+        return order[-1] in lost if order else bool(lost)
+
+    def _behind_first(self, index: int) -> tuple[bool, list[Tensor]]:
+        """(whether a layer loses the part that it begins with, the dense streams behind that part, else in front)."""
+        lost = self.removal.parts(index) if index < len(self.model.stack) else ()
+        order = self.model.parts[index].order if lost else ()
+        if not order or order[0] not in lost:
+            return False, self.dense
+        layer = self.model.layer(index)
+        rest = [part for name, part in self.model.parts[index].parts.items() if name != order[0]]
+        with silent(layer, rest, self.model.stack.width), packed_weights(layer, len(self.recordings)):
+            pairs = zip(self.recordings, self.dense, strict=True)
+            return True, [self.replay.step(recording, index, stream) for recording, stream in pairs]
+
     def probe_call(self, index: int) -> Callable[[], Tensor]:
-        """The layer on a few tokens of the pruned stream that enters it."""
-        return lambda: self.replay.step(self.probe, index, self.small(index))
+        """The layer, as it stays, on a few tokens of the pruned stream that enters it."""
+
+        def call() -> Tensor:
+            with self.model.lessened(index, self.removal):
+                return self.replay.step(self.probe, index, self.small(index))
+
+        return call
 
     def writers(self, index: int) -> tuple[Writer, ...]:
-        """The layer's writers, in order.
+        """The writers of what stays of the layer, in order.
 
         Raises:
             Refusal: it has none into which a map folds; names the layer.
@@ -181,9 +207,14 @@ class PairedWalk:
             interface = self.model.stack.interfaces[index]
             args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
             try:
-                self.known[index] = find_writers(layer, interface, args, kwargs)
+                found = find_writers(layer, interface, args, kwargs)
             except Refusal as refusal:
                 raise Refusal(f"layer {index}: {refusal}") from refusal
+            lost = [one for name in self.removal.parts(index) for one in self.model.parts[index].parts[name].modules]
+            stays = [one for one in found if not any(f"{one.module}.".startswith(f"{name}.") for name in lost)]
+            if not stays:
+                raise Refusal(f"layer {index}: no map folds into what stays of it")
+            self.known[index] = tuple(stays)
         return self.known[index]
 
     def small(self, index: int) -> Tensor:
@@ -197,7 +228,7 @@ class LayerStep:
 
     Attributes:
         index: the layer.
-        gap: how many removed layers follow it directly.
+        gap: how many removed layers and parts of layers follow what it writes last.
     """
 
     def __init__(
@@ -206,23 +237,23 @@ class LayerStep:
         index: int,
         gap: int,
         entering: list[Tensor],
-        same: list[Tensor],
+        targets: tuple[list[Tensor], list[Tensor]],
         middles: list[list[Tensor]],
     ):
         self.walk = walk
         self.index = index
         self.gap = gap
         self.entering = entering
-        self.same = same
+        self.same, self.wanted = targets
         self.middles = middles
-        self.wanted = walk.dense
         self.after: list[Tensor] | None = None
         self.patch: Patch = {}
 
     @property
     def touched(self) -> bool:
         """Whether the streams differ in front of the layer, or a gap follows it."""
-        return self.gap > 0 or any(one is not other for one, other in zip(self.entering, self.walk.pruned, strict=True))
+        lessened = self.gap > 0 or bool(self.walk.removal.parts(self.index))
+        return lessened or any(one is not other for one, other in zip(self.entering, self.walk.pruned, strict=True))
 
     def writers(self) -> tuple[Writer, ...]:
         return self.walk.writers(self.index)
@@ -333,8 +364,9 @@ class LayerStep:
 
     @contextmanager
     def _apply_patch(self) -> Iterator[None]:
-        with patched(self.walk.model.module, self.patch):
-            self.walk.model.layer(self.index)
+        model = self.walk.model
+        with patched(model.module, self.patch), model.lessened(self.index, self.walk.removal):
+            model.layer(self.index)
             yield
 
 

@@ -30,6 +30,7 @@ class SuffixLoss:
     def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], removal: Removal):
         self.model = model
         self.replay = replay_of(model)
+        self.removal = removal
         self.retained = removal.stays(len(model.stack))
         self.batches = batches(model, tokens)
         self.predictions = total_predictions(tokens)
@@ -60,8 +61,10 @@ class SuffixLoss:
         return total / self.predictions
 
     def _through(self, index: int, streams: list[Tensor], patch: Patch) -> list[Tensor]:
-        with torch.no_grad(), fast_products(self.model.module), patched(self.model.module, patch):
-            self.model.layer(index)
+        model = self.model
+        changed = patched(model.module, patch), model.lessened(index, self.removal)
+        with torch.no_grad(), fast_products(model.module), changed[0], changed[1]:
+            model.layer(index)
             return [
                 self.replay.step(recording, index, stream)
                 for recording, stream in zip(self.recordings, streams, strict=True)

@@ -13,7 +13,7 @@ from .layer import skipped
 from .part import LayerParts, parts_of, silent
 from .steps import Step, Steps
 
-__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "units_listing", "without"]
+__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "silent", "units_listing", "without"]
 
 
 def lessened(stack: Stack, index: int, removal: Removal, parts: Sequence[LayerParts]) -> AbstractContextManager[None]:
