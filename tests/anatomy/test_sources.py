@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 import shallower
 from shallower import UserError, drop, inspect, open_model, prune, score
-from shallower.anatomy import loading
 from shallower.storage.index import read_index
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -424,7 +423,7 @@ def packed(tmp_path_factory):
 def begun(monkeypatch) -> list[str]:
     """Names of the long works that were begun: loading weights, writing weights."""
     works: list[str] = []
-    for owner, name in ((loading.AutoModelForCausalLM, "from_pretrained"), (shallower.surgery.rewrite, "write_shards")):
+    for owner, name in ((AutoModelForCausalLM, "from_pretrained"), (shallower.surgery.rewrite, "write_shards")):
         true = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, true=true, name=name, **k: (works.append(name), true(*a, **k))[1])
     return works
