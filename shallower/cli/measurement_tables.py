@@ -14,7 +14,7 @@ from ..results.comparison_text import LEGEND, cells, remarks
 from ..results.healing import gap_closed, losses, perplexities
 from ..runtime.format import millions
 from .grid import grid, plain_console
-from .tables import saved_note
+from .tables import loading_note, saved_note
 
 BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
 
@@ -61,7 +61,7 @@ def healing_table(healing: Healing, out: Path | None = None) -> None:
         f"reloaded logits equal {healing.reloaded.logits}",
         soft_wrap=True,
     )
-    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
+    loading_note(console, out)
 
 
 def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:

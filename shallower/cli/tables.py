@@ -289,7 +289,7 @@ def pruned_table(pruned: Pruned, out: Path | None = None) -> None:
             f"{proof.cached_difference_unpruned:.1e}), no missing keys",
             soft_wrap=True,
         )
-    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})", soft_wrap=True)
+    loading_note(console, out)
 
 
 def _print_held_out(console: Console, report: RepairReport) -> None:
@@ -305,6 +305,12 @@ def _print_held_out(console: Console, report: RepairReport) -> None:
         rows.append([name, f"{math.exp(min(loss.dense, LARGEST_LOSS)):.2f}", *times])
     columns = ["held-out text", "dense perplexity", "not repaired", "repaired"]
     grid(console, columns, rows, spare=("dense perplexity",))
+
+
+def loading_note(console: Console, out: Path | None) -> None:
+    """How the written model is loaded; of one that comes with code, that it has to be trusted."""
+    own = ", trust_remote_code=True" if out is not None and any(out.glob("modeling_*.py")) else ""
+    console.print(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r}{own})", soft_wrap=True)
 
 
 def saved_note(console: Console, out: Path | None) -> None:

@@ -3,18 +3,17 @@ on the way.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
-from ..anatomy.stack import Stack
 from ..anatomy.units import silent
 from ..anatomy.writers import Writer, find_writers
 from ..artifacts.removal import Removal
@@ -23,6 +22,7 @@ from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, JournalPart
 from ..walk.batching import batches
 from ..walk.replay import replay_of
+from .capture import capture, features_of
 from .state import RepairState
 
 REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for
@@ -283,7 +283,7 @@ class LayerStep:
                 yield PairedBatch(
                     *(rows(one) for one in (leaving, self.same[i], self.wanted[i])),
                     output=rows(outputs[-1]) if writers else None,
-                    features=_features(seen[-1][0], walk.model.stack) if writers and writers[-1].features else None,
+                    features=features_of(seen[-1][0], walk.model.stack) if writers and writers[-1].features else None,
                     reached=rows(reached),
                     target=rows(target),
                 )
@@ -368,32 +368,6 @@ class LayerStep:
         with patched(model.module, self.patch), model.lessened(self.index, self.walk.removal):
             model.layer(self.index)
             yield
-
-
-def _features(given: Tensor, stack: Stack) -> Tensor:
-    """What enters a writer, one row per token, in the order of ``Stack.tokens_first``.
-
-    Some layers flatten it themselves.
-    """
-    return given if given.dim() < 3 else given.movedim((stack.batch_axis, stack.position_axis), (0, 1)).flatten(0, 1)
-
-
-@contextmanager
-def capture(layer: nn.Module, writers: tuple[Writer, ...]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What enters and leaves each writer's module during one call of the layer."""
-    seen: list = [None] * len(writers)
-
-    def see(place: int, args: tuple, kwargs: dict, output) -> None:
-        values = output if isinstance(output, (tuple, list)) else (output,)
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        seen[place] = (given, next(value for value in values if isinstance(value, Tensor)))
-
-    with ExitStack() as hooks:
-        for place, writer in enumerate(writers):
-            module = layer.get_submodule(writer.module)
-            hook = module.register_forward_hook(lambda _, a, k, o, place=place: see(place, a, k, o), with_kwargs=True)
-            hooks.callback(hook.remove)
-        yield seen
 
 
 def part_of_layer(model: Model, patch: Patch, index: int) -> Patch:

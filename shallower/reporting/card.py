@@ -104,7 +104,7 @@ def card_text(
         f"# {unmarked(name)}",
         f"{_link(base, base_name)} without {went}: {millions(plan.params_before)} parameters became "
         f"{millions(plan.params_after)} "
-        f"({percent(1 - plan.share)}).{_repair_text(pruned)} Made by shallower; loading it needs nothing of it.",
+        f"({percent(1 - plan.share)}).{_repair_text(pruned)} Made by shallower; {_needs(pruned)}.",
         "## Figures",
         _figures(pruned, evaluations),
         "## How to load it",
@@ -163,6 +163,12 @@ def _is_of(evaluation: Evaluation, pruned: Pruned) -> bool:
     return evaluation.model.fingerprint == pruned.fingerprint and not evaluation.removal
 
 
+def _needs(pruned: Pruned) -> str:
+    """What loading the model needs."""
+    code_text = "loading it runs the small modelling file beside the weights, so it needs `trust_remote_code=True`"
+    return code_text if pruned.format == "custom" else "loading it needs nothing of it"
+
+
 def _link(base: Base, name: str) -> str:
     return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else unmarked(name)
 
@@ -186,6 +192,7 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
         ("layers", str(plan.model.layers), str(len(plan.kept))),
         ("parameters", f"{plan.params_before:,}", f"{plan.params_after:,} ({percent(1 - plan.share)})"),
         *_weight_rows(pruned),
+        *_cache_rows(pruned),
         *_quality_rows(pruned, evaluations),
     ]
     if report:
@@ -196,6 +203,12 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
     table = "\n".join(["| | base | this model |", "|---|--:|--:|", *("| " + " | ".join(row) + " |" for row in rows)])
     missing = "\n\nIts quality was not measured when this card was written; `shallower evaluate` does that."
     return table + ("" if any(item.model.fingerprint == pruned.fingerprint for item in evaluations) else missing)
+
+
+def _cache_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
+    """Bytes of the cache that a token takes, where that was looked at."""
+    before, after = pruned.cache_bytes_per_token_before, pruned.cache_bytes_per_token
+    return [("cache per token, bytes", f"{before:,}", f"{after:,}")] if before and after is not None else []
 
 
 def _weight_rows(pruned: Pruned) -> list[tuple[str, str, str]]:
@@ -292,9 +305,9 @@ def _proof_line(pruned: Pruned) -> str:
     if isinstance(proof, Unverified):
         return f"not verified ({unmarked(proof.skipped)})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
+    by = "" if pruned.format == "custom" else "by plain transformers "
     return (
-        f"proven after {when}: reloaded by plain transformers in {unmarked(proof.dtype)}, no missing "
-        "weights, logits equal "
+        f"proven after {when}: reloaded {by}in {unmarked(proof.dtype)}, no missing weights, logits equal "
         f"{unmarked(proof.logits)} to those of the intended model, cached decoding equal to uncached"
     )
 
