@@ -257,6 +257,18 @@ def test_mutants(kind, files, tmp_path, data) -> None:
     held(kind, files, tmp_path, data)
 
 
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "feed_forward_length", "attention.head_count"])
+@pytest.mark.parametrize("value", [3999, 2**31 - 1])
+def test_metadata_of_a_larger_model_than_the_tensors(key, value, tmp_path) -> None:
+    """It once was built at the size that the header says, which took all memory."""
+    tiny_gguf(tmp_path / "model.gguf")
+    raw, name = (tmp_path / "model.gguf").read_bytes(), f"llama.{key}".encode()
+    place = raw.index(name) + len(name) + 4  # behind the type of the value
+    (tmp_path / "model.gguf").write_bytes(raw[:place] + struct.pack("<I", value) + raw[place + 4 :])
+    with pytest.raises(UserError, match=rf"llama\.{key} is {value}, and .*: download it again"):
+        shallower.inspect(tmp_path / "model.gguf")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
