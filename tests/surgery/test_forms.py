@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+from marks import rest_slow
 from shrinking import shrink
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -158,7 +159,7 @@ def test_our_own_code_opens_it_and_never_that_in_the_folder(custom, tmp_path) ->
         model.unload()
 
 
-@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("layered", rest_slow([False, True], {True}))
 def test_it_is_scored_and_pruned_again(custom, layered, tmp_path) -> None:
     folder, _, plan, source = custom
     model = Model(folder, device="cpu", layered=layered)
@@ -212,9 +213,7 @@ def test_a_config_that_is_not_ours_is_refused_in_one_line(field, value, custom, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "llama+tied")) for name in HOSTED]
-)
+@pytest.mark.parametrize("name", rest_slow(HOSTED, {"llama", "qwen3"}))
 def test_a_plain_class_holds_layers_without_mlp(name, tmp_path) -> None:
     pruned, plan, source = written(name, tmp_path, ["0.mlp", "3.mlp"], (5,), format="auto")
     assert pruned.format == "host" and pruned.verified.logits == "bit for bit"

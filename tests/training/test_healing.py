@@ -62,7 +62,7 @@ def lines(tmp_path_factory) -> Path:
 
 
 FALLING = ("llama", "gpt2", "mixtral", "llama+tied", "mamba", "granite", "gemma2")
-FALLING_FAST = {("mixtral", "continued"), ("llama", "distill"), ("llama+tied", "lora"), ("mamba", "lora")}
+FALLING_FAST = {("mixtral", "continued"), ("llama", "distill"), ("llama+tied", "lora")}
 
 
 @pytest.mark.parametrize(

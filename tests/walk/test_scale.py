@@ -46,7 +46,7 @@ def opened(folder, **options):
 
 
 LAYERED = [name for name, family in zoo.FAMILIES.items() if "+" not in name and family.expect != "refused"]
-FAST = {"llama", "gpt2", "mixtral", "gemma3n_text"}
+FAST = {"llama", "gpt2", "mixtral"}
 
 
 @pytest.mark.parametrize("name", rest_slow(LAYERED, FAST))
