@@ -116,7 +116,7 @@ def _score_all(model: Model, asked: Sequence[Asked], kind: str, calibration: Cal
 
 def _of_parts(units: Units) -> dict[str, str]:
     """What a journal is told of units that are no whole layers."""
-    return {} if units.whole else {"units": units.kind}
+    return {} if units.whole else {"kind": units.kind}
 
 
 def _numbers(gathered: Gathered, count: int) -> dict[str, Any]:
@@ -136,7 +136,9 @@ def rescorer(model: Model, criterion: str, settings: Any, units: Units, calibrat
 
     def rescore(removal: Removal) -> dict[int, float]:
         own = vars(asked.settings) if asked.settings else {}
-        journal = journal_of(model, record, criterion=criterion, settings=own, **removed_of(removal))
+        journal = journal_of(
+            model, record, criterion=criterion, settings=own, **removed_of(removal), **_of_parts(units)
+        )
 
         def measure() -> dict[str, float]:
             (gathered,) = gather([asked], model, tokens, units=units, removal=removal, journal=journal)

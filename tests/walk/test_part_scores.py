@@ -11,6 +11,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 import shallower
 from shallower import Amount, Calibration, Compute, SelectionOptions, UserError, artifacts
 from shallower.artifacts import Removal, Unit
+from shallower.stages.score import rescorer
+from shallower.storage.journal import journaled
 
 MODULES = {  # what writes to the stream, and the names of the parameters of either part
     "llama": (("self_attn", "mlp"), ("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")),
@@ -142,13 +144,23 @@ def test_iterative_plans_of_parts(saved) -> None:
     )
     removal = Removal.of(())
     for name in plan.units:
-        scored = shallower.stages.score.rescorer(model, "gate", None, model.units("sublayer"), CHEAP["calibration"])(
-            removal
-        )
+        scored = rescorer(model, "gate", None, model.units("sublayer"), CHEAP["calibration"])(removal)
         units = model.units("sublayer")
         allowed = [number for number in scored if 1 <= units.listing[number].unit.layer < 7]
         assert units.name(min(allowed, key=scored.__getitem__)) == name
         removal = removal.plus(Unit.parse(name))
+
+
+def test_a_journal_tells_kinds_of_units_apart(saved, tmp_path) -> None:
+    """The same removal, scored among MLPs and among all parts: the numbers of the units are not the same."""
+    model = shallower.open_model(saved("llama"), CPU)
+    with journaled(tmp_path / "plan.json"):
+        mlps, both = (
+            rescorer(model, "gate", None, model.units(kind), CHEAP["calibration"])(Removal.of((Unit(5, "mlp"),)))
+            for kind in ("mlp", "sublayer")
+        )
+    assert len(mlps) == 7 and len(both) == 15
+    assert mlps[0] == pytest.approx(both[1], rel=1e-5)
 
 
 def test_a_plan_of_parts_is_kept(saved, tmp_path) -> None:
