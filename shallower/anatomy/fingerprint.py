@@ -10,7 +10,7 @@ import re
 import torch
 from torch import nn
 
-from .modeling_shallower import LAYER
+from .modeling_shallower import OWN_LAYER
 
 INDEX_NAME = re.compile(r"(layer|block)_?(idx|index|id|number|num)$|^(idx|index)$")
 DEPTH_NAME = re.compile(r"^(num|n)_(\w+_)?(layers|blocks)$")
@@ -52,7 +52,7 @@ def _fingerprint(layer: nn.Module) -> Fingerprint:
         attributes[f"{name}:class"] = type(module).__qualname__
         for key, value in vars(module).items():
             if key == "layer_idx":
-                value = getattr(module, LAYER, value)
+                value = getattr(module, OWN_LAYER, value)
             if not key.startswith("_") and key != "training" and _plain(value):
                 attributes[f"{name}.{key}".lstrip(".")] = list(value) if isinstance(value, tuple) else value
         for key, parameter in module._parameters.items():

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..artifacts import UNIT_KINDS, ModelRecord, Removal, Units
-from ..artifacts.units import LAYER
+from ..artifacts import ModelRecord, Removal, Units
+from ..artifacts.units import LAYER, check_units_kind
 from ..errors import UserError, argument
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
@@ -212,8 +212,7 @@ class Model:
             UserError: no such kind, or no layer has such a part.
             Refusal: a layer has no parts that can be told apart; names it.
         """
-        if kind not in UNIT_KINDS:
-            raise UserError(f"allowed are {', '.join(UNIT_KINDS)}", units=kind)
+        check_units_kind(kind)
         if kind == LAYER:
             return Units.of_layers(self.record.layer_parameters)
         listing = units_listing(self._shapes.get_submodule(self.outline.name), self.parts, kind)

@@ -23,7 +23,7 @@ SILENT, STACK = (
     "silent_modules",
     "silent_stack",
 )  # fields of the family's config in memory; in the file they lie beside it
-LAYER = "_layer_before_cache_places"  # attribute of a module whose ``layer_idx`` is a place in the cache: its layer
+OWN_LAYER = "_layer_before_cache_places"  # attribute of a module whose ``layer_idx`` is a place in the cache: its layer
 CONTAINERS = {"tuple": tuple, "list": list}
 ATTENTION = "attention"
 
@@ -192,7 +192,7 @@ def take_out(layers: Iterable[nn.Module], silent: list[list[dict[str, Any]]], co
             place = next(places[kinds[index]])
             for module in numbered:
                 module.layer_idx = place
-                setattr(module, LAYER, index)
+                setattr(module, OWN_LAYER, index)
 
 
 def _lacks(module: nn.Module) -> bool:

@@ -69,8 +69,8 @@ class Onloader:
         self.present: int | None = None
         self.step = 1
         self.cuda = device.startswith("cuda")
-        self.reader = ThreadPoolExecutor(1, "reader")  # of layers, one ahead
-        self.readers = ThreadPoolExecutor(1 if self.lean else min(READERS, os.cpu_count() or 1), "tensors")
+        self.layer_reader = ThreadPoolExecutor(1, "reader")  # of layers, one ahead
+        self.tensor_readers = ThreadPoolExecutor(1 if self.lean else min(READERS, os.cpu_count() or 1), "tensors")
         self.side = torch.cuda.Stream(device) if self.cuda else None  # copies the next layer while this one computes
         self.copied: dict[int, torch.cuda.Event] = {}
         self.coming: tuple[int, Future] | None = None
@@ -113,7 +113,7 @@ class Onloader:
 
     def close(self) -> None:
         """Free every weight, for good: what is still being read is waited for."""
-        for pool in (self.reader, self.readers):
+        for pool in (self.layer_reader, self.tensor_readers):
             pool.shutdown(wait=True)
         self.coming = self.present = None
         self.unchanged.clear()
@@ -177,7 +177,7 @@ class Onloader:
         self.present = index
         following = (index + self.step) % len(self.layers)
         if following != index and not self.lean:
-            self.coming = (following, self.reader.submit(self._read, following))
+            self.coming = (following, self.layer_reader.submit(self._read, following))
 
     def _tensors_of(self, index: int) -> dict[str, Tensor]:
         coming = self.coming
@@ -221,7 +221,7 @@ class Onloader:
         """
         skipped = self.ends.skipped if self.ends is not None else ()
         names = [name for name in self.units[unit] if name not in skipped]
-        tensors = dict(zip(names, self.readers.map(self._tensor, names), strict=True))
+        tensors = dict(zip(names, self.tensor_readers.map(self._tensor, names), strict=True))
         if self.cuda:
             self.copied[unit] = self.side.record_event()
         return tensors

@@ -4,7 +4,6 @@ import html
 from dataclasses import field
 from typing import ClassVar, Literal
 
-from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, Positive, Size, TypedRecord, check, record
@@ -127,7 +126,7 @@ class Evaluation(TypedRecord):
     @property
     def without(self) -> str:
         """What was left out, in words; empty for the model as it is."""
-        return "" if not self.removal else str(self.removal) if self.units else f"layers {layers(self.removed)}"
+        return self.removal.words if self.removal else ""
 
     @property
     def parameters(self) -> int:

@@ -4,7 +4,6 @@ import math
 from dataclasses import field
 from typing import ClassVar, Literal
 
-from ..runtime.format import layers
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
@@ -85,7 +84,7 @@ class Plan(TypedRecord):
         gone = parameters_gone(self.units, self.removed, model.layer_parameters)
         if self.params_before != model.parameters or self.params_after != self.params_before - gone:
             raise ValueError("params_before and params_after do not fit the model and the removed layers")
-        if self.agreement is not None and self.agreement > len(self.units or self.removed):
+        if self.agreement is not None and self.agreement > self.size:
             raise ValueError("agreement must be a number of the removed layers")
         if self.scores is not None and len(self.scores) != (len(self.scored) or model.layers):
             raise ValueError(f"expected {len(self.scored) or model.layers} scores, found {len(self.scores)}")
@@ -114,17 +113,15 @@ class Plan(TypedRecord):
 
     def __repr__(self) -> str:
         by = f" by {self.criterion}" if self.criterion else ""
-        return (
-            f"<Plan: without {self.what} of {self.model.layers} ({self.selection}{by}), {-self.share:.1%} parameters>"
-        )
+        how = f"({self.selection}{by}), {-self.share:.1%} parameters"
+        return f"<Plan: without {self.removal.words} of {self.model.layers} {how}>"
+
+    @property
+    def size(self) -> int:
+        """How many units or layers go."""
+        return len(self.units or self.removed)
 
     @property
     def how_many(self) -> str:
         """How many go, in words."""
-        layers_text = f"{len(self.removed)} of {self.model.layers} layers"
-        return f"{len(self.units)} units" if self.units else layers_text
-
-    @property
-    def what(self) -> str:
-        """What goes, in words: layers by number, or units by name."""
-        return str(self.removal) if self.units else f"layers {layers(self.removed)}"
+        return f"{self.size} units" if self.units else f"{self.size} of {self.model.layers} layers"

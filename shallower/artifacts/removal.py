@@ -100,6 +100,11 @@ class Removal:
         """The removal of these units too."""
         return Removal.of((*self.units, *units))
 
+    @property
+    def words(self) -> str:
+        """What goes, in words: layers by their numbers, or units by their names."""
+        return f"layers {self}" if self.kind == "layer" else str(self)
+
     def __len__(self) -> int:
         return len(self.units)
 
@@ -113,13 +118,23 @@ class Removal:
 NOTHING = Removal()
 
 
+def units_of(names: Iterable[str], layers: int) -> list[Unit]:
+    """The units of these names.
+
+    Raises:
+        ValueError: one names no unit of so many layers.
+    """
+    named = [Unit.parse(name) for name in names]
+    if beyond := [unit for unit in named if unit.layer >= layers]:
+        raise ValueError(f"units name {beyond[0]} of {layers} layers")
+    return named
+
+
 def check_units(units: dict[str, int], removed: Iterable[int], layers: int) -> None:
     """Raise a ValueError where units do not fit the layers that go: each one named once, of a layer that is there, and
     whole layers among the removed ones.
     """
-    named = [Unit.parse(name) for name in units]
-    if beyond := [unit for unit in named if unit.layer >= layers]:
-        raise ValueError(f"units name {beyond[0]} of {layers} layers")
+    named = units_of(units, layers)
     removed = set(removed)
     if any(not unit.part and unit.layer not in removed for unit in named):
         raise ValueError("whole layers among the units must be removed layers")

@@ -8,7 +8,7 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
-from .removal import check_units
+from .removal import units_of
 
 
 @record
@@ -51,7 +51,7 @@ class Scores(TypedRecord):
     @check
     def _check(self) -> "Scores":
         layers = len(self.units) or self.model.layers
-        check_units({name: count for name, count in self.units.items() if "." in name}, (), self.model.layers)
+        units_of(self.units, self.model.layers)
         if self.units and (self.windows or self.halves_windows):
             raise ValueError("windows are of whole layers")
         if len(self.scores) != layers:

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from ..errors import UserError
 from .removal import ATTENTION, MLP, Removal, Unit
 
 LAYER, SUBLAYER = "layer", "sublayer"  # whole layers; attention and MLP, each alone
 UNIT_KINDS = (LAYER, ATTENTION, MLP, SUBLAYER)
+
+
+def check_units_kind(kind: str) -> None:
+    """Raise a UserError if there are no units of that kind."""
+    if kind not in UNIT_KINDS:
+        raise UserError(f"allowed are {', '.join(UNIT_KINDS)}", units=kind)
 
 
 class SizedUnit(NamedTuple):
@@ -90,6 +97,10 @@ class Units:
         return Removal.of(self.listing[number].unit for number in numbers).folded(
             [self.parts.get(index, ()) for index in range(self.layers)]
         )
+
+    def most(self, allowed: Sequence[int]) -> int:
+        """How many of some units may go: all, or all but one where nothing would be left of the model."""
+        return len(allowed) - (len(self.removal(allowed).layers) == self.layers)
 
     def stays(self, removal: Removal) -> list[int]:
         """Numbers of the units of which a removal leaves something."""

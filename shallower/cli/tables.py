@@ -255,7 +255,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         f"expected by the weights that a token reads: decoding {plan.expected_speedup:.2f}x as fast", soft_wrap=True
     )
     if plan.agreement is not None:
-        size = len(plan.units or plan.removed)
+        size = plan.size
         text = (
             f"the two halves of the calibration samples agree on {plan.agreement} of "
             f"{size}{_warning(plan.agreement, size)}"

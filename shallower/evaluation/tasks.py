@@ -36,7 +36,7 @@ from .items import check_items
 
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
-PARTS = 50  # into how many parts requests are divided to be kept
+REQUEST_PARTS = 50  # into how many parts requests are divided to be kept
 FEWEST_REQUESTS = 512  # requests of one part
 
 
@@ -176,7 +176,7 @@ def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> An
             order = sorted(
                 range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place])
             )  # as they are batched
-            size = max(FEWEST_REQUESTS, -(-len(requests) // PARTS))
+            size = max(FEWEST_REQUESTS, -(-len(requests) // REQUEST_PARTS))
             request_journal = journal(requests=_digest(requests))
             answers = [(0.0, False)] * len(requests)
             past = min(size * len(request_journal.done), len(requests))

@@ -60,7 +60,7 @@ def check_amount(amount: Amount, record: ModelRecord, units: Units, allowed: Seq
     Raises:
         UserError: more than may go, or less than half a unit.
     """
-    most = len(allowed) - (len(units.removal(allowed).layers) == units.layers)
+    most = units.most(allowed)
     if not units.whole and amount.remove is None:
         return most, _wanted(amount, record, units, allowed)
     size = _first_size(amount, record, most)

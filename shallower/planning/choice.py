@@ -141,7 +141,7 @@ def meet(
         if wanted or amount.target_params is None or parameters_left <= amount.target_params:
             return choice, basis
         size += 1
-        if size > min(len(problem.allowed), record.layers - 1):
+        if size > problem.units.most(problem.allowed):
             raise UserError(
                 f"{amount.name} cannot be met: without {size - 1} layers "
                 f"{parameters_left} parameters are left, and no more may go; raise it, or lower "
@@ -169,8 +169,7 @@ def _within(
     growth = 0.0
     beyond = ""
     problem = make()
-    most = len(problem.allowed) - (len(problem.units.removal(problem.allowed).layers) == problem.units.layers)
-    for choice in choices(method, make, range(1, most + 1)):
+    for choice in choices(method, make, range(1, problem.units.most(problem.allowed) + 1)):
         share = evidence.growth(choice)
         size = len(choice.order)
         if share > increase:

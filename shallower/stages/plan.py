@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import methods
 from ..artifacts import ModelRecord, Plan, Scores, Units
-from ..artifacts.units import LAYER
+from ..artifacts.units import LAYER, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
@@ -25,7 +25,7 @@ from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
 from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
 from .evidence import Evidence
-from .score import check_units_kind, scores_of, seeded_settings
+from .score import scores_of, seeded_settings
 from .selection_options import CRITERION, SelectionOptions
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from .. import methods
 from ..anatomy.model import Model
-from ..artifacts import UNIT_KINDS, Removal, Scores, Units, load
-from ..artifacts.units import LAYER
+from ..artifacts import Removal, Scores, Units, load
+from ..artifacts.units import LAYER, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..settings.calibration import Calibration, calibration_of
@@ -78,12 +78,6 @@ def _outputs(out: str | Path | None, names: Sequence[str], inputs: Sequence[Any]
     if folder.exists() and not folder.is_dir():
         check_free(folder)
     return {name: artifact_place(folder / f"{name}.json", "scores", inputs) for name in names}
-
-
-def check_units_kind(kind: str) -> None:
-    """Raise a UserError if there are no units of that kind."""
-    if kind not in UNIT_KINDS:
-        raise UserError(f"allowed are {', '.join(UNIT_KINDS)}", units=kind)
 
 
 def _score_all(model: Model, asked: Sequence[Asked], kind: str, calibration: Calibration) -> list[Scores]:

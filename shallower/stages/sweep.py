@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import NOTHING, Perplexity, Plan, Sweep, SweepRow
-from ..artifacts.units import LAYER
+from ..artifacts.units import LAYER, check_units_kind
 from ..data.readers import check_readable
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -17,7 +17,6 @@ from ..walk.run import dtype_name, timed
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
 from .plan import check_selects, nested_plans
-from .score import check_units_kind
 from .selection_options import CRITERION, SelectionOptions
 
 
@@ -87,7 +86,7 @@ def _rows(
     plans: Sequence[Plan], parameters: Sequence[int], perplexities: Sequence[dict[str, Perplexity]]
 ) -> list[SweepRow]:
     """Rows of a sweep, the model as it is and one per plan."""
-    gone = [(0, [], {}), *((len(plan.units or plan.removed), list(plan.removed), plan.units) for plan in plans)]
+    gone = [(0, [], {}), *((plan.size, list(plan.removed), plan.units) for plan in plans)]
     return [
         SweepRow(size, layers, count, by_text, units)
         for (size, layers, units), count, by_text in zip(gone, parameters, perplexities, strict=True)

@@ -132,7 +132,7 @@ def _reference(
         RuntimeError
     ) as error:  # shapes that no longer fit; what is missing altogether is refused by the removal itself
         reason = f"other layers need what they make ({one_line(error)})"
-        raise Refusal(f"the model does not run without layers {removal}: {reason}") from error
+        raise Refusal(f"the model does not run without {removal.words}: {reason}") from error
     del stack
     control, info = _cached_difference(dense, open_module, tokens, "the dense model", info)
     return _Reference(tokens, logits, dtype, control, set(info["unexpected_keys"]))

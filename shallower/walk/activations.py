@@ -136,7 +136,7 @@ def stream_sums(
             parts, collector.first = batches_by_half(model, pieces[0])
             _whole(collector, parts, removal)
         else:
-            _step_by_step(collector, replay, pieces, (steps, running), part)
+            _step_by_step(collector, replay, pieces, steps, running, part)
     return [tap.totals_by_span() for tap in taps]
 
 
@@ -153,10 +153,10 @@ def _step_by_step(
     taps: _Taps,
     replay: Replay,
     pieces: list[Tensor],
-    through: tuple[Steps, list[tuple[Step, str]]],
+    steps: Steps,
+    stays: list[tuple[Step, str]],
     part: JournalPart,
 ) -> None:
-    steps, stays = through
     state = part.resume()
     first, done_before = divmod(state.step, len(stays))
     _restore(taps, state)
@@ -182,8 +182,7 @@ def _step_by_step(
                                 taps.see(i, units[0], streams[i], after)
                             streams[i] = after
                 done.add(1, f"layer {step.layer + 1} of {len(replay.stack)}")
-                step = number * len(stays) + place + 1
-                part.keep(step, _state(taps, streams), {})
+                part.keep(number * len(stays) + place + 1, _state(taps, streams), {})
 
 
 def _see_together(
