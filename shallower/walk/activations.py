@@ -22,7 +22,7 @@ from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal, JournalPart, State
 from .batching import batches_by_half, rounds
 from .evidence import Streams
-from .replay import Recording, Replay, replay_of
+from .replay import Replay, replay_of
 from .sums import LARGE_SUM, Halves, Sums
 
 Span = tuple[int, int]
@@ -172,32 +172,15 @@ def _step_by_step(
                 taps.kept.clear()
             for place in range(done_before if resumed else 0, len(stays)):
                 step, how = stays[place]
-                units = steps.units_of(step, how)
-                with packed_weights(replay.stack.layers[step.layer], len(recordings) * len(units)):
-                    _see_together(taps, replay, steps, recordings, streams, units)
-                    with steps.silenced(replay.stack, step, how):
-                        for i, recording in enumerate(recordings):
+                with packed_weights(replay.stack.layers[step.layer], len(recordings)):
+                    for i, recording in enumerate(recordings):
+                        with steps.silenced(replay.stack, step, how):
                             after = replay.step(recording, step.layer, streams[i])
-                            if len(units) == 1:
-                                taps.see(i, units[0], streams[i], after)
-                            streams[i] = after
+                        for unit, behind in replay.behind_units(steps, step, how, recording, streams[i], after):
+                            taps.see(i, unit, streams[i], behind)
+                        streams[i] = after
                 done.add(1, f"layer {step.layer + 1} of {len(replay.stack)}")
                 part.keep(number * len(stays) + place + 1, _state(taps, streams), {})
-
-
-def _see_together(
-    taps: _Taps,
-    replay: Replay,
-    steps: Steps,
-    recordings: list[Recording],
-    streams: list[Tensor],
-    units: tuple[Unit, ...],
-) -> None:
-    """Look at parts that read the same stream, each alone."""
-    for unit in units if len(units) > 1 else ():
-        with steps.alone(replay.stack, unit):
-            for i, recording in enumerate(recordings):
-                taps.see(i, unit, streams[i], replay.step(recording, unit.layer, streams[i]))
 
 
 def _state(taps: _Taps, streams: list[Tensor]) -> dict[str, Tensor]:

@@ -120,12 +120,8 @@ def flow_sums(
             ):
                 gradient = flowing[i]
                 flowing[i] = torch.autograd.grad(after, before, gradient)[0].contiguous()
-                together = steps.units_of(step, state)
-                for unit in together:
-                    if len(together) > 1:
-                        with torch.no_grad(), steps.alone(stack, unit):
-                            after = replay.step(recording, index, before)
-                    see(i >= first, unit, before, after, gradient)
+                for unit, behind in replay.behind_units(steps, step, state, recording, before, after):
+                    see(i >= first, unit, before, behind, gradient)
             entering[i] = None
         return marked({number: [half.all_sum() for half in halves if half] for number, halves in totals.items()})
 

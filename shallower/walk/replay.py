@@ -5,7 +5,7 @@ the layers; then any layer can be run on any stream, and the norm and the head o
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from ..anatomy.forwards import replaced_forwards
 from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..anatomy.stack import Stack, dry_tokens, sound_tokens
-from ..anatomy.units import without
-from ..artifacts.removal import NOTHING, Removal
+from ..anatomy.units import Step, Steps, without
+from ..artifacts.removal import NOTHING, Removal, Unit
 from ..errors import Refusal
 from ..runtime.progress import say
 
@@ -84,6 +84,24 @@ class Replay:
         if stream._version != version:
             raise RuntimeError(f"layer {index} writes into its input")
         return after
+
+    def behind_units(
+        self, steps: Steps, step: Step, state: str, recording: Recording, before: Tensor, after: Tensor
+    ) -> Iterator[tuple[Unit, Tensor]]:
+        """The stream behind each unit of a step: behind the step, or, of parts that read the same stream, behind each
+        of them alone.
+
+        Args:
+            before, after: the streams around the step in that state.
+        """
+        units = steps.units_of(step, state)
+        if len(units) == 1:
+            yield units[0], after
+            return
+        for unit in units:
+            with torch.no_grad(), steps.alone(self.stack, unit):
+                alone = self.step(recording, step.layer, before)
+            yield unit, alone
 
     def head(self, stream: Tensor) -> Float[Tensor, "batch position vocabulary"]:
         """Logits of (a part of) the stream after the last layer; each position stands for itself."""
