@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .settings.training import Training
     from .settings.writing import Writing
     from .stages.bench import bench
-    from .stages.common import open_model
+    from .stages.common import load, open_model
     from .stages.compare import compare
     from .stages.evaluate import evaluate
     from .stages.heal import heal
@@ -44,7 +44,7 @@ _PLACES = {
     "settings.training": "Training",
     "settings.writing": "Writing",
     "stages.bench": "bench",
-    "stages.common": "open_model",
+    "stages.common": "load open_model",
     "stages.compare": "compare",
     "stages.evaluate": "evaluate",
     "stages.heal": "heal",

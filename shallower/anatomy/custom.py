@@ -1,5 +1,5 @@
-"""Models of our own form: a family's class with modules missing, built by the code that ships with shallower, never by
-the file in the folder.
+"""Models of our own forms: a family's class with modules missing, told in our words or in those of DeciLM, built by the
+code that ships with shallower, never by the file in the folder.
 """
 
 import copy
@@ -14,12 +14,26 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
 from . import modeling_shallower
-from .modeling_shallower import CONTAINERS, FILE, MODEL_TYPE, SILENT, STACK, ShallowerConfig, lessened_class, unwrapped
+from .modeling_shallower import (
+    CONTAINERS,
+    DECI_TYPE,
+    FILE,
+    MODEL_TYPE,
+    SHAPES,
+    SILENT,
+    STACK,
+    DeciLMConfig,
+    ShallowerConfig,
+    lessened_class,
+    unwrapped,
+)
 from .units import LayerParts
 from .units.part import Output, Part
 
 __all__ = ["FILE", "code_text", "family_content", "is_custom", "loader_of", "read_custom", "silent_fields"]
 NAME = re.compile(r"\w+(\.\w+)*")
+DECI_CODE = f"{FILE.removesuffix('.py')}.{DeciLMConfig.__name__}"
+MOST = 1 << 24  # numbers along an axis of a weight
 ENTRY = {"module": str, "part": str, "container": (str, type(None)), "streams": list, "width": (int, type(None))}
 
 
@@ -29,8 +43,11 @@ def code_text() -> str:
 
 
 def is_custom(config: PreTrainedConfig | dict[str, Any]) -> bool:
-    """Whether a config, or the content of a config.json, is of our own form."""
-    return config.get("model_type") == MODEL_TYPE if isinstance(config, dict) else hasattr(config, SILENT)
+    """Whether a config, or the content of a config.json, is of one of our own forms."""
+    if not isinstance(config, dict):
+        return hasattr(config, SILENT)
+    code = (config.get("auto_map") or {}).get("AutoConfig")
+    return config.get("model_type") == MODEL_TYPE or (config.get("model_type") == DECI_TYPE and code == DECI_CODE)
 
 
 def family_content(raw: dict[str, Any]) -> dict[str, Any]:
@@ -39,25 +56,61 @@ def family_content(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_custom(source: str, raw: dict[str, Any]) -> PreTrainedConfig:
-    """The family's config, which carries what is missing, from a config.json of our own form.
+    """The family's config, which carries what is missing, from a config.json of one of our own forms.
 
     Raises:
         UserError: it is none that we write.
     """
-    base, stack, silent = raw.get("base_config"), raw.get("stack"), raw.get("silent")
-    kind = base.get("model_type") if isinstance(base, dict) else None
-    wrong = ""
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
-        wrong = f"base_config is of model_type {str(kind)[:60]!r}, which transformers does not know"
-    elif not isinstance(stack, str) or not NAME.fullmatch(stack):
-        wrong = f"stack is {str(stack)[:60]!r}; the name of a list of layers is needed"
-    elif not isinstance(silent, list) or not all(isinstance(layer, list) for layer in silent):
-        wrong = f"silent is a {type(silent).__name__}; a list of what each layer lacks is needed"
-    elif bad := next((entry for layer in silent for entry in layer if not _sound(entry)), None):
-        wrong = f"silent holds {str(bad)[:80]}, which names no module and what it returns"
+    deci = raw["model_type"] == DECI_TYPE
+    wrong = _wrong_blocks(raw) if deci else _wrong_fields(raw)
     if wrong:
         raise UserError(f"{source}: its config.json is none that shallower wrote ({wrong}): prune the model again")
-    return ShallowerConfig(base_config=base, stack=stack, silent=silent).family()
+    return (DeciLMConfig if deci else ShallowerConfig)(**raw).family()
+
+
+def _wrong_blocks(raw: dict[str, Any]) -> str:
+    """What is wrong with the fields of a DeciLM; empty for nothing."""
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        if not isinstance(raw.get(name), int) or raw[name] < 1:
+            return f"{name} is {str(raw.get(name))[:60]!r}; a whole number is needed"
+    blocks = raw.get("block_configs")
+    if not isinstance(blocks, list):
+        return f"block_configs is a {type(blocks).__name__}; a list of what each layer has is needed"
+    group = raw["num_attention_heads"] // raw["num_key_value_heads"]
+    for block in blocks:
+        attention, ffn = (block.get(name) if isinstance(block, dict) else None for name in ("attention", "ffn"))
+        if not isinstance(attention, dict) or not isinstance(ffn, dict):
+            return f"block_configs holds {str(block)[:80]}, which does not say what a layer has"
+        heads, multiple = attention.get("n_heads_in_group"), ffn.get("ffn_mult")
+        if attention.get("no_op") not in (True, False) or heads != (None if attention["no_op"] else group):
+            return f"block_configs holds an attention {str(attention)[:80]}; one of groups of {group} heads is needed"
+        if ffn.get("no_op") is not False or not isinstance(multiple, (int, float)) or not 0 < multiple < MOST:
+            return f"block_configs holds an ffn {str(ffn)[:80]}; a width is needed"
+    return ""
+
+
+def _wrong_fields(raw: dict[str, Any]) -> str:
+    """What is wrong with the fields of our own form; empty for nothing."""
+    base, stack, silent = raw.get("base_config"), raw.get("stack"), raw.get("silent")
+    shapes = raw.get("shapes") or []
+    kind = base.get("model_type") if isinstance(base, dict) else None
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
+        return f"base_config is of model_type {str(kind)[:60]!r}, which transformers does not know"
+    if not isinstance(stack, str) or not NAME.fullmatch(stack):
+        return f"stack is {str(stack)[:60]!r}; the name of a list of layers is needed"
+    if not isinstance(silent, list) or not all(isinstance(layer, list) for layer in silent):
+        return f"silent is a {type(silent).__name__}; a list of what each layer lacks is needed"
+    if bad := next((entry for layer in silent for entry in layer if not _sound(entry)), None):
+        return f"silent holds {str(bad)[:80]}, which names no module and what it returns"
+    if not isinstance(shapes, list) or not all(isinstance(layer, dict) for layer in shapes):
+        return "shapes is no list of the shapes of each layer's weights"
+    bad = next((item for layer in shapes for item in layer.items() if not _is_shape(*item)), None)
+    return f"shapes holds {str(bad)[:80]}, which names no weight and its shape" if bad else ""
+
+
+def _is_shape(name: str, shape: Any) -> bool:
+    whole = isinstance(shape, list) and all(isinstance(size, int) and 0 < size < MOST for size in shape)
+    return bool(NAME.fullmatch(name)) and whole and len(shape) in (1, 2, 3)
 
 
 def _sound(entry: Any) -> bool:
@@ -93,7 +146,8 @@ def silent_fields(
         Refusal: what a part returns, or which weights go with it, cannot be told in a file.
     """
     before = getattr(config, SILENT, None) or [[] for _ in layers]
-    fields = []
+    shapes = getattr(config, SHAPES, None) or [{} for _ in layers]
+    fields, sizes = [], []
     for index in removal.stays(len(layers)):
         lost = [parts[index].parts[name] for name in removal.parts(index)] if parts else []
         try:
@@ -103,7 +157,10 @@ def silent_fields(
         inner = [entry["module"] for entry in entries]
         kept = [entry for entry in before[index] if not any(_within(entry["module"], name) for name in inner)]
         fields.append([*kept, *entries])
-    return {SILENT: fields, STACK: stack}
+        sizes.append(
+            {name: shape for name, shape in shapes[index].items() if not any(_within(name, one) for one in inner)}
+        )
+    return {SILENT: fields, STACK: stack, SHAPES: sizes}
 
 
 def _within(name: str, module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Decoder language model in which some layers lack their attention or their MLP.
+"""Decoder language model in which some layers lack their attention or their MLP, or have weights of other shapes.
 
 It is the family's own class with nothing in the place of what is missing: modules, names of tensors and generation are
 the family's. This file lies beside the weights that need it, and is what shallower itself builds them with:
@@ -18,11 +18,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 MODEL_TYPE = "shallower"
+DECI_TYPE = "nemotron-nas"  # DeciLM, a Llama whose layers differ; vLLM, SGLang, llama.cpp and mlx-lm know it
 FILE = "modeling_shallower.py"
-SILENT, STACK = (
+SILENT, STACK, SHAPES = (
     "silent_modules",
     "silent_stack",
+    "silent_shapes",
 )  # fields of the family's config in memory; in the file they lie beside it
+OURS = (SILENT, STACK, SHAPES)
 OWN_LAYER = "_layer_before_cache_places"  # attribute of a module whose ``layer_idx`` is a place in the cache: its layer
 CONTAINERS = {"tuple": tuple, "list": list}
 ATTENTION = "attention"
@@ -37,6 +40,7 @@ class ShallowerConfig(PreTrainedConfig):
         silent: of each layer the modules that are not there: ``module`` is the name within the layer, ``part`` what it
             belonged to, ``container`` and ``streams`` what it returned (a bare tensor, or items of which some are as
             large as the stream), ``width`` the numbers per token in these; null where it hands on what enters it.
+        shapes: of each layer the weights that the family's config would make in another shape; empty for none.
     """
 
     model_type = MODEL_TYPE
@@ -46,11 +50,13 @@ class ShallowerConfig(PreTrainedConfig):
         base_config: dict[str, Any] | None = None,
         stack: str = "",
         silent: list[list[dict[str, Any]]] | None = None,
+        shapes: list[dict[str, list[int]]] | None = None,
         **kwargs: Any,
     ):
         self.base_config = base_config or {}
         self.stack = stack
         self.silent = silent or []
+        self.shapes = shapes or []
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -61,20 +67,56 @@ class ShallowerConfig(PreTrainedConfig):
 
     def family(self) -> PreTrainedConfig:
         """The family's own config, which carries what is missing; its class is one of transformers' own."""
-        kind = CONFIG_MAPPING[self.base_config["model_type"]]
-        if not kind.__module__.startswith("transformers."):
-            raise ValueError(f"{self.base_config['model_type']} is no model type of transformers' own")
-        base = {key: value for key, value in self.base_config.items() if key != "auto_map"}
-        config = kind.from_dict(copy.deepcopy(base))
-        setattr(config, SILENT, copy.deepcopy(self.silent))
-        setattr(config, STACK, self.stack)
-        if wanted := self.__dict__.get("_attn_implementation_internal"):
-            config._attn_implementation = wanted
-        return config
+        return _family(self, self.base_config, {SILENT: self.silent, STACK: self.stack, SHAPES: self.shapes})
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The part of the family's config that describes the decoder."""
         return self.family().get_text_config(*args, **kwargs) if self.base_config else self
+
+
+def _family(given: PreTrainedConfig, base: dict[str, Any], fields: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a family of transformers' own which carries what is missing."""
+    kind = CONFIG_MAPPING[base["model_type"]]
+    if not kind.__module__.startswith("transformers."):
+        raise ValueError(f"{base['model_type']} is no model type of transformers' own")
+    config = kind.from_dict(copy.deepcopy({key: value for key, value in base.items() if key != "auto_map"}))
+    for name, value in fields.items():
+        setattr(config, name, copy.deepcopy(value))
+    if wanted := given.__dict__.get("_attn_implementation_internal"):
+        config._attn_implementation = wanted
+    return config
+
+
+class Fields(dict):
+    """Fields that can be asked for as attributes too, as the runtimes do that know DeciLM."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+class DeciLMConfig(PreTrainedConfig):
+    """DeciLM's config: a Llama's, and what each layer has.
+
+    Args:
+        block_configs: of each layer ``attention`` (``no_op`` where there is none, ``n_heads_in_group``) and ``ffn``
+            (``ffn_mult``, three halves of its width by the stream's).
+    """
+
+    model_type = DECI_TYPE
+
+    def __init__(self, block_configs: list[dict[str, dict[str, Any]]] | None = None, **kwargs: Any):
+        blocks = block_configs or []
+        self.block_configs = [Fields({key: Fields(value) for key, value in block.items()}) for block in blocks]
+        if kwargs.get("rope_scaling", "") is None:  # transformers warns of it
+            del kwargs["rope_scaling"]
+        super().__init__(**kwargs)
+
+    def family(self) -> PreTrainedConfig:
+        """The config of the Llama that it is, which carries what is missing."""
+        content = from_deci(self.to_dict())
+        return _family(self, content, {name: content.pop(name) for name in OURS})
 
 
 class ShallowerForCausalLM(PreTrainedModel):
@@ -90,8 +132,8 @@ class ShallowerForCausalLM(PreTrainedModel):
         cls, path: Any, *args: Any, config: ShallowerConfig | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         """The model of a folder or of an id."""
-        if not isinstance(config, ShallowerConfig):
-            config = ShallowerConfig.from_pretrained(path)
+        if not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(path)
         kind, family = lessened_class(config.family())
         return kind.from_pretrained(path, *args, config=family, **kwargs)
 
@@ -99,6 +141,12 @@ class ShallowerForCausalLM(PreTrainedModel):
     def _from_config(cls, config: ShallowerConfig, **kwargs: Any) -> PreTrainedModel:
         kind, family = lessened_class(config.family())
         return kind._from_config(family, **kwargs)
+
+
+class DeciLMForCausalLM(ShallowerForCausalLM):
+    """The same for DeciLM's config."""
+
+    config_class = DeciLMConfig
 
 
 class Silent(nn.Module):
@@ -141,8 +189,8 @@ def lessened_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], Pre
     part = config.sub_configs.get("text_config")
     if part is not None and kind.config_class == part:  # the decoder alone
         text = config.get_text_config()
-        for name in (SILENT, STACK):
-            setattr(text, name, getattr(config, name))
+        for name in OURS:
+            setattr(text, name, getattr(config, name, None))
         config = text
     return _subclass(kind), config
 
@@ -153,7 +201,10 @@ def _subclass(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)
-        take_out(self.get_submodule(getattr(config, STACK)), getattr(config, SILENT), config)
+        layers = self.get_submodule(getattr(config, STACK))
+        for layer, shapes in zip(layers, getattr(config, SHAPES, None) or [], strict=False):
+            reshape(layer, shapes)
+        take_out(layers, getattr(config, SILENT), config)
 
     def save_pretrained(self: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("push_to_hub"):
@@ -167,6 +218,17 @@ def _subclass(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     own = {"__init__": __init__, "save_pretrained": save_pretrained, "config_class": kind.config_class}
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__, **own})
+
+
+def reshape(layer: nn.Module, shapes: dict[str, list[int]]) -> None:
+    """Give weights the shapes that the files have; what is in them is filled by loading."""
+    for path, shape in shapes.items():
+        owner, _, name = path.rpartition(".")
+        module = layer.get_submodule(owner)
+        weight = module.get_parameter(name)
+        setattr(module, name, nn.Parameter(weight.new_zeros(shape), requires_grad=weight.requires_grad))
+        if isinstance(module, nn.Linear) and name == "weight":
+            module.out_features, module.in_features = shape
 
 
 def take_out(layers: Iterable[nn.Module], silent: list[list[dict[str, Any]]], config: PreTrainedConfig) -> None:
@@ -202,7 +264,8 @@ def _lacks(module: nn.Module) -> bool:
 
 def wrapped(content: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json from that of the family's config which carries what is missing."""
-    base = {key: value for key, value in content.items() if key not in (SILENT, STACK, "auto_map")}
+    base = {key: value for key, value in content.items() if key not in (*OURS, "auto_map")}
+    shapes = content.get(SHAPES) or []
     module = FILE.removesuffix(".py")
     return {
         "model_type": MODEL_TYPE,
@@ -213,10 +276,37 @@ def wrapped(content: dict[str, Any]) -> dict[str, Any]:
         },
         "stack": content[STACK],
         "silent": content[SILENT],
+        **({"shapes": shapes} if any(shapes) else {}),
         "base_config": base,
     }
 
 
 def unwrapped(content: dict[str, Any]) -> dict[str, Any]:
     """The family's config which carries what is missing, from the content of config.json."""
-    return {**content["base_config"], SILENT: content["silent"], STACK: content["stack"]}
+    if content["model_type"] == DECI_TYPE:
+        return from_deci(content)
+    fields = {SILENT: content["silent"], STACK: content["stack"], SHAPES: content.get("shapes") or []}
+    return content["base_config"] | fields
+
+
+def deci_width(multiple: float, width: int) -> int:
+    """Neurons of a DeciLM's MLP: two thirds of ``ffn_mult`` times the stream's width, rounded up to 256."""
+    return -(-int(2 * multiple * width / 3) // 256) * 256
+
+
+def from_deci(content: dict[str, Any]) -> dict[str, Any]:
+    """The Llama's config which carries what is missing, from that of a DeciLM."""
+    other = ("block_configs", "auto_map", *(("rope_theta", "rope_scaling") if "rope_parameters" in content else ()))
+    base = {key: value for key, value in content.items() if key not in other}
+    width, neurons = base["hidden_size"], base["intermediate_size"]
+    attention = {"module": "self_attn", "container": "tuple", "streams": [True, False], "width": width}
+    norm = {"module": "input_layernorm", "container": None, "streams": [True], "width": width}
+    silent, shapes = [], []
+    for block in content["block_configs"]:
+        lost = (attention, norm) if block["attention"]["no_op"] else ()
+        silent.append([{**entry, "part": ATTENTION} for entry in lost])
+        own = deci_width(block["ffn"]["ffn_mult"], width)
+        into = {f"mlp.{name}_proj.weight": [own, width] for name in ("gate", "up")}
+        shapes.append({} if own == neurons else into | {"mlp.down_proj.weight": [width, own]})
+    fields = {SILENT: silent, STACK: "model.layers", SHAPES: shapes}
+    return base | fields | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

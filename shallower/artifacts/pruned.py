@@ -77,9 +77,9 @@ class Pruned(TypedRecord):
     """Files of the written folder."""
     weight_bytes: Count = 0
     """Bytes of the written weights."""
-    format: Literal["plain", "host", "custom"] | None = None
-    """Form of the files: the family's own class, another plain class that holds it, or code beside the weights; null
-    in older files."""
+    format: Literal["plain", "host", "custom", "deci"] | None = None
+    """Form of the files: the family's own class, another plain class that holds it, code beside the weights, or DeciLM;
+    null in older files."""
     cache_bytes_per_token_before: Count | None = None
     """Bytes that the cache of the dense model grows by per token; null where whole layers go, or it cannot be told."""
     cache_bytes_per_token: Count | None = None

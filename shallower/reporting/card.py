@@ -166,6 +166,8 @@ def _is_of(evaluation: Evaluation, pruned: Pruned) -> bool:
 def _needs(pruned: Pruned) -> str:
     """What loading the model needs."""
     code_text = "loading it runs the small modelling file beside the weights, so it needs `trust_remote_code=True`"
+    if pruned.format == "deci":
+        return f"{code_text} in transformers; vLLM, SGLang, llama.cpp and mlx-lm read it as DeciLM (nemotron-nas)"
     return code_text if pruned.format == "custom" else "loading it needs nothing of it"
 
 
@@ -305,7 +307,7 @@ def _proof_line(pruned: Pruned) -> str:
     if isinstance(proof, Unverified):
         return f"not verified ({unmarked(proof.skipped)})"
     when = "pruning, before it was trained" if pruned.healing else "writing"
-    by = "" if pruned.format == "custom" else "by plain transformers "
+    by = "" if pruned.format in ("custom", "deci") else "by plain transformers "
     return (
         f"proven after {when}: reloaded {by}in {unmarked(proof.dtype)}, no missing weights, logits equal "
         f"{unmarked(proof.logits)} to those of the intended model, cached decoding equal to uncached"

@@ -8,7 +8,7 @@ from .fields import option
 from .quantities import bytes_of
 
 GROUP = "Writing"
-FORMATS = ("auto", "plain", "custom")
+FORMATS = ("auto", "plain", "custom", "deci")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Writing:
         save_dtype: store floating tensors in fp32, bf16 or fp16; None keeps each one's own.
         max_shard_size: largest weight file.
         format: where parts of layers go, ``plain`` writes a class that transformers has, or refuses; ``custom`` writes
-            the family's own with code beside the weights; ``auto`` is plain. Whole layers are plain always.
+            the family's own with code beside the weights; ``deci`` a DeciLM, for vLLM, SGLang, llama.cpp and mlx-lm;
+            ``auto`` is plain. Whole layers are plain always.
     """
 
     overwrite: bool = option("replace an older output in --out", False)
@@ -32,7 +33,8 @@ class Writing:
     max_shard_size: int | str = option("largest weight file", "5GB", kind=str, metavar="SIZE")
     format: str = option(
         "where parts of layers go: plain (a class of transformers, or refused), custom (code in the folder, which "
-        "needs trust_remote_code elsewhere), or auto, which is plain and names custom where that is refused",
+        "needs trust_remote_code elsewhere), deci (DeciLM, for vLLM, SGLang, llama.cpp and mlx-lm), or auto, which is "
+        "plain and names the others where that is refused",
         "auto",
         metavar="FORMAT",
     )

@@ -4,8 +4,11 @@ What a Python caller may give, checking that artifacts fit a model, and saving r
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ..anatomy.model import Model
 from ..artifacts import ModelRecord, Unit, Units, save
@@ -28,6 +31,26 @@ def open_model(source: ModelSource, compute: Compute | None = None, **plain: Any
     if isinstance(source, Model):
         return source
     return Model(source, **vars(compute))
+
+
+def load(source: str | Path, compute: Compute | None = None, **plain: Any) -> nn.Module:
+    """Loaded model of a folder, Hub id or .gguf file, as transformers makes it; also where parts of layers are missing.
+
+    What ``--format custom`` and ``deci`` write is opened without the code in the folder. Its weights take no gradients
+    until ``requires_grad_()`` is called.
+
+    Args:
+        compute: device and dtype; the whole model has to fit.
+    Raises:
+        UserError: it cannot be loaded, or ``layered`` was asked for.
+
+    Example: ``shallower.load("my-model-shallow").generate(**tokens, max_new_tokens=20)``.
+    """
+    compute = settings_from(Compute, compute, plain, "compute")
+    check_spent(plain, (Compute,), "load")
+    if compute.layered:
+        raise UserError("the loaded model is whole: open_model keeps one layer in memory at a time", layered=True)
+    return Model(source, **vars(replace(compute, layered=False))).module
 
 
 def resolve_settings(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any]) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from ..anatomy.custom import family_content
 from ..anatomy.decoding import cache_growth
 from ..anatomy.loading import FLOATS, Checkpoint, parse_dtype
 from ..anatomy.model import SIDE_FILE, Model
+from ..anatomy.modeling_shallower import OURS
 from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
 from ..anatomy.quantised import StackNames, refuse, renumber_modules, stack_names
@@ -239,7 +240,7 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     beyond = (
         [f"{renaming.dropped_beyond} prediction layers after the stack left out"] if renaming.dropped_beyond else []
     )
-    return [*solved.changes, *beyond]
+    return [*(one for one in solved.changes if not one.startswith(OURS)), *beyond]
 
 
 def rename(

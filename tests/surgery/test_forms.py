@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
+from forms import generated, logits, trusted, virtual_logits
 from marks import rest_slow
 from shrinking import shrink
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+import shallower
 from shallower import Refusal, UserError, drop, evaluate, prune, score
 from shallower.anatomy import modeling_shallower
 from shallower.anatomy.decoding import Decoder, cache_growth
@@ -50,34 +52,12 @@ def dense(name: str, folder: Path) -> Path:
     return zoo.save(zoo.build(name, shrink(kind)) if kind == "qwen2" else name, folder)
 
 
-@torch.no_grad()
-def virtual_logits(source: Path, plan) -> torch.Tensor:
-    model = Model(source, device="cpu")
-    with model.without(plan.removal):
-        return model.module(input_ids=zoo.tokens(), use_cache=False).logits
-
-
-@torch.no_grad()
-def logits(module: PreTrainedModel) -> torch.Tensor:
-    return module.eval()(input_ids=zoo.tokens(), use_cache=False).logits
-
-
-def generated(module: PreTrainedModel, *, cached: bool) -> list[int]:
-    tokens = zoo.tokens(1, 6)
-    how = {"max_new_tokens": 12, "do_sample": False, "use_cache": cached, "eos_token_id": None, "pad_token_id": 0}
-    return module.generate(tokens, attention_mask=torch.ones_like(tokens), **how)[0].tolist()
-
-
 def written(name: str, folder: Path, units: list[str], layers: tuple[int, ...] = (), **how):
     """(record, plan, folder of the dense model) of a model without some parts, written to ``folder/out``."""
     source = dense(name, folder / "in")
     model = Model(source, device="cpu")
     plan = drop(model, [*units, *layers])
     return prune(model, plan, out=folder / "out", **how), plan, source
-
-
-def trusted(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -258,8 +238,15 @@ def test_windows_and_biases_have_no_host(tmp_path) -> None:
             prune(model, drop(model, ["3.mlp"]), out=tmp_path / "out")
 
 
+def test_a_loaded_model_is_whole(saved) -> None:
+    module = shallower.load(saved("llama"), device="cpu")
+    assert isinstance(module, PreTrainedModel) and not module.training
+    with pytest.raises(UserError, match="open_model"):
+        shallower.load(saved("llama"), layered=True)
+
+
 def test_an_unknown_format_is_refused(saved, tmp_path) -> None:
-    with pytest.raises(UserError, match="allowed are auto, plain, custom"):
+    with pytest.raises(UserError, match="allowed are auto, plain, custom, deci"):
         prune(saved("llama"), drop(saved("llama"), (4,)), out=tmp_path / "out", format="gguf")
 
 

@@ -229,7 +229,7 @@ def _parameters(probe: _Probe, writers: list[str], modules: list[str]) -> frozen
             if any(_within(name, module) for module in modules):
                 names.add(name)
                 continue
-            parameter.data = torch.zeros_like(whole)
+            parameter.data = torch.zeros_like(whole) if whole.any() else torch.ones_like(whole)
             if close(probe.run(writers), wanted, 0.0):
                 names.add(name)
         finally:

@@ -1,0 +1,73 @@
+"""Form of the files of a pruned model: what is lost and added beside the layers that go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..anatomy.loading import FLOATS
+from ..anatomy.model import Model
+from ..anatomy.names import TensorName
+from ..artifacts.removal import Removal
+from ..storage.index import ITEM_BYTES
+from ..storage.writer import Content
+
+
+@dataclass(frozen=True)
+class Form:
+    """What becomes of the files of a family.
+
+    Attributes:
+        name: ``plain``, ``host``, ``custom`` or ``deci``.
+        changes: what is worth telling of it.
+        lost: tensors of the dense model that are not written.
+        added: tensors that the dense model has not, by their names in the written one.
+        config: makes the content of ``config.json`` from that of the family's.
+        files: further files by name.
+    """
+
+    name: str = "plain"
+    changes: tuple[str, ...] = ()
+    lost: frozenset[str] = frozenset()
+    added: dict[str, Content] = field(default_factory=dict)
+    config: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def lost_tensors(model: Model, removal: Removal, part: str = "") -> frozenset[str]:
+    """Names in the files of the weights that serve nothing but parts that go; of one kind of part, or of all."""
+    stack = model.outline.name
+    gone = {
+        f"{stack}.{index}.{name}"
+        for index, layer in enumerate(model.parts_for(removal))
+        for each in removal.parts(index)
+        if part in ("", each)
+        for name in layer.parts[each].parameters
+    }
+    return frozenset(disk for disk, name in model.checkpoint.names.memory.items() if name in gone)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tensors of one layer are written, and how they are stored."""
+
+    prefix: str
+    dtype: str
+
+    @classmethod
+    def of(cls, model: Model, layer: int, new: int, save_dtype: torch.dtype | None) -> "Place":
+        """The place of a layer of the dense model that gets a new number."""
+        places: dict[str, TensorName] = model.solver.places()
+        name, place = next((name, place) for name, place in sorted(places.items()) if place.layer == layer)
+        stored = next((kind for kind, dtype in FLOATS.items() if dtype == save_dtype), None)
+        return cls(place.name(new).removesuffix(place.tail), stored or model.checkpoint.tensors[name].dtype)
+
+    def zeros(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Content]:
+        """Tensors of zeros by their names in the files, of the shapes by their names in the layer."""
+        return {f"{self.prefix}.{name}": _zeros(self.dtype, shape) for name, shape in shapes.items()}
+
+
+def _zeros(dtype: str, shape: tuple[int, ...]) -> Content:
+    count = int(torch.Size(shape).numel()) * ITEM_BYTES[dtype]
+    return Content(dtype, shape, count, lambda: iter([bytes(count)]))
