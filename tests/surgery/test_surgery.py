@@ -234,7 +234,7 @@ def test_the_control_speaks_before_the_pruned_model(saved, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_configs_and_removals(data, tmp_path_factory) -> None:
     layers = data.draw(st.integers(2, 6), label="layers")

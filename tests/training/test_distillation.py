@@ -236,7 +236,7 @@ def test_two_processes_follow_the_same_curve(which: str, pruned, text, tmp_path)
 # ---------------------------------------------------------------- the control, the state, the trackers, the data
 
 
-@pytest.mark.parametrize("method", rest_slow(methods.names("healing"), {"distill"}))
+@pytest.mark.parametrize("method", rest_slow(methods.names("healing"), {"continued"}))
 def test_the_control_is_the_unpruned_model_trained_the_same(method: str, saved, pruned, text, tmp_path) -> None:
     found = healed(pruned("llama"), text, tmp_path / "out", method=method, control=True, eval_texts=[text])
     alone = healed(

@@ -46,7 +46,7 @@ def opened(folder, **options):
 
 
 LAYERED = [name for name, family in zoo.FAMILIES.items() if "+" not in name and family.expect != "refused"]
-FAST = {"llama", "gpt2", "mixtral"}
+FAST = {"llama", "mixtral"}
 
 
 @pytest.mark.parametrize("name", rest_slow(LAYERED, FAST))
@@ -165,7 +165,7 @@ def test_rounds_are_sums(saved, monkeypatch) -> None:
     for part in (None, 1):
         if part:
             monkeypatch.setattr("shallower.walk.batching.total_memory", lambda device: 1)
-        for name in CRITERIA:
+        for name in ("taylor", "gradient", "perplexity", "block_influence"):  # a kind of evidence each
             scores.setdefault(name, []).append(score(opened(saved("qwen3")), criterion=name, calibration=SHORT).scores)
     for one, other in scores.values():
         assert one == pytest.approx(other, rel=1e-5)
@@ -295,8 +295,8 @@ def test_kill_minus_nine(saved, tmp_path) -> None:
     assert re.search(
         "resuming at loss of every removal [123] of 9", again.communicate()[1]
     )  # a slow disk keeps fewer steps
-    whole = command(*arguments, "--json")
-    assert json.loads(whole.communicate()[0])["scores"] == json.loads((tmp_path / "scores.json").read_text())["scores"]
+    whole = score(opened(saved("llama")), criterion="perplexity", samples=4, length=16)
+    assert whole.scores == json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
@@ -325,7 +325,7 @@ cli.main(sys.argv[2:])
 
 
 @pytest.mark.parametrize("shard", ["200KB", pytest.param("5GB", marks=pytest.mark.slow)])
-def test_killed_while_writing(shard: str, saved, tmp_path) -> None:
+def test_killed_while_writing(shard: str, saved, tmp_path, capsys) -> None:
     arguments = ["prune", str(saved("llama")), "--drop", "2", "--device", "cpu", "--max-shard-size", shard, "--out"]
     for count in (9,) if shard == "200KB" else (9, 25):
         dead = subprocess.run(
@@ -333,9 +333,10 @@ def test_killed_while_writing(shard: str, saved, tmp_path) -> None:
         )
         assert dead.returncode == 9
         assert not (tmp_path / "out").exists()
-    again, whole = command(*arguments, tmp_path / "out"), command(*arguments, tmp_path / "whole")
-    assert "resuming at" in again.communicate()[1]
-    whole.communicate()
+    with shown():
+        for name in ("out", "whole"):
+            prune(opened(saved("llama")), drop(saved("llama"), (2,)), out=tmp_path / name, max_shard_size=shard)
+            assert ("resuming at" in capsys.readouterr().err) == (name == "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     for path in (tmp_path / "whole").glob("*.safetensors*"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
