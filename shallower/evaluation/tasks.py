@@ -47,7 +47,7 @@ def check_tasks(tasks: Tasks) -> None:
     """
     harness = _harness()
     with _quiet(harness.evaluator):
-        _check_names(tasks.every(), _manager().all_tasks)
+        _check_names(tasks.every(), task_manager().all_tasks)
     for name in tasks.every() if tasks.data is not None else ():
         check_items(Path(tasks.data), name)
 
@@ -70,7 +70,7 @@ def zero_shot(
     """
     harness = _harness()
     with _quiet(harness.evaluator):
-        manager = _manager()
+        manager = task_manager()
         _check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, model.without(removal):
             ready = [task for name in tasks.every() for task in _load(manager, name, tasks.data, Path(place))]
@@ -96,7 +96,7 @@ def _harness() -> ModuleType:
 
 
 @functools.cache
-def _manager() -> Any:
+def task_manager() -> Any:
     """lm-eval's index of tasks, read once: it takes seconds."""
     return _harness().tasks.TaskManager()
 

@@ -28,7 +28,7 @@ from shallower import (
 )
 from shallower.cli import main
 from shallower.evaluation.perplexity import segments_of_text, settled_protocol
-from shallower.evaluation.tasks import batch_sizes, mean_of
+from shallower.evaluation.tasks import batch_sizes, mean_of, task_manager
 from shallower.runtime.progress import shown
 from shallower.settings.quantities import sizes_of
 from shallower.storage.journal import Journal
@@ -73,7 +73,7 @@ def directly(model, names: list[str], data: Path, tmp_path: Path, limit: int | N
     tasks = pytest.importorskip("lm_eval.tasks")
     from lm_eval.models.huggingface import HFLM
 
-    known = tasks.TaskManager().task_index
+    known = task_manager().task_index  # reading it takes seconds
     for name in names:
         local = {
             "dataset_path": "json",
@@ -84,7 +84,7 @@ def directly(model, names: list[str], data: Path, tmp_path: Path, limit: int | N
         (tmp_path / f"{name}_here.yaml").write_text(
             json.dumps({"include": str(known[name].yaml_path), "task": f"{name}_here"} | local | splits)
         )
-    manager = tasks.TaskManager(include_path=str(tmp_path))
+    manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
     lm = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch, backend="causal")
     found = lm_eval.simple_evaluate(lm, tasks=[f"{name}_here" for name in names], task_manager=manager, limit=limit)
     return {name: found["results"][f"{name}_here"] for name in names}
