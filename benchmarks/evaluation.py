@@ -141,6 +141,6 @@ if __name__ == "__main__":
         beside="tasks/piqa.jsonl",
         settings=(FULL, QUICK),
         about=about,
-        jobs=lambda data, settings: Measuring(data, settings).jobs(),
+        jobs=lambda data, settings, _: Measuring(data, settings).jobs(),
         table=table,
     )

@@ -311,6 +311,6 @@ if __name__ == "__main__":
         beside="instruct/alpaca_format.jsonl",
         settings=(FULL, QUICK),
         about=about,
-        jobs=lambda data, settings: Measuring(data, settings).jobs(),
+        jobs=lambda data, settings, _: Measuring(data, settings).jobs(),
         table=table,
     )

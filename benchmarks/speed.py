@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from harness import big, plain
-from harness.machine import BUSY, machine, others
+from harness.machine import BUSY, least, machine, others
 from harness.pieces import check_data, ended, parsed, parser_of
 from harness.store import CALIBRATION, begun, save
 
@@ -263,16 +263,6 @@ def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     found |= {f"small criterion {name}": partial(small.criterion, name) for name in methods.names("criteria")}
     found |= {f"big limited {what}": partial(big.limited, what, given.work, large, given.group) for what in LIMITED}
     return found | {"big writing": partial(big.writing, given.work, large)}
-
-
-def least(run: Callable[[], list], repeats: int = 5) -> tuple[float, list]:
-    """Seconds of the fastest of several runs, and what the last one gave."""
-    took = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = run()
-        took.append(time.perf_counter() - started)
-    return min(took), result
 
 
 def run(given: argparse.Namespace, out: Path) -> int:

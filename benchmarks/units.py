@@ -1,38 +1,72 @@
 """Whole layers against attention only, MLP only and both mixed, at equal parameters, in fp32 on the CPU.
 
-Every kind of unit is removed by Taylor+, by its removal losses (one-shot) and by greedy until 10 and 20 % of the
-parameters are gone; what goes is evaluated on three texts as it is, and with a repair without training. A kind of which
-that much cannot go, or not within 1 % of it, has no figure there. Each finished piece is on disk before the next one
-begins; the table is made from the JSON file alone. A second model is measured too where $SHALLOWER_SECOND_MODEL names
-one.
+Every kind of unit is removed by Taylor+, by its removal losses (one-shot) and by greedy, until as many parameters are
+gone as whole layers have that come nearest to 10, 20 and 30 % of the model. What goes is evaluated on three texts as it
+is and repaired by ``sequential``; the sets of greedy at 20 %, repaired, answer tasks too. A kind of which that much
+cannot go, or not within 1 % of the parameters, has no figure there. Beside it: the losses of all leave-one-outs
+against the half-layer forwards that they need, and speed and cache without layers, attentions and MLPs that lie evenly.
+Each finished piece is on disk before the next one begins; table and plot are made from the JSON file alone. A second
+model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
-import math
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import mean
 
-from harness.machine import machine
+import torch
+from harness.machine import least, machine
 from harness.pieces import Jobs, check_data, run
 from harness.store import CALIBRATION, FP32, TEXTS
+from units_tables import picture, table
 
-from shallower import Amount, Calibration, Protocol, RepairOptions, SelectionOptions, UserError, open_model, plan
+from shallower import (
+    Amount,
+    Calibration,
+    Grid,
+    Protocol,
+    RepairOptions,
+    SelectionOptions,
+    Tasks,
+    UserError,
+    bench,
+    drop,
+    open_model,
+    plan,
+    prune,
+    score,
+)
+from shallower.anatomy.kernels import fast_products
 from shallower.anatomy.model import Model
-from shallower.artifacts import NOTHING, UNIT_KINDS, Units
+from shallower.artifacts import NOTHING, UNIT_KINDS, Removal, Units
+from shallower.artifacts.removal import ATTENTION, MLP
 from shallower.cli.demo import demo_model
+from shallower.data.tokens import calibration_samples
 from shallower.evaluation.perplexity import evaluation_segments, perplexity
 from shallower.evaluation.removals import removals_perplexity
+from shallower.evaluation.tasks import zero_shot
 from shallower.runtime.memory import Peak
 from shallower.runtime.provenance import versions
 from shallower.stages.prune import fit_repair
+from shallower.walk.batching import batches, chunks
+from shallower.walk.logits import head_nll
+from shallower.walk.replay import replay_of
 
 WAYS = {"taylor": ("taylor", "lowest"), "perplexity": ("perplexity", "lowest"), "greedy": ("perplexity", "greedy")}
 SECOND = "SHALLOWER_SECOND_MODEL"
 NEAR = 0.01  # of all parameters: how far from a share a removal may be and still stand for it
-FULL = {"shares": [0.1, 0.2], "scoring": [10, 128], "fitting": [64, 128], "tokens": 4096, "length": 128}
-QUICK = {"shares": [0.1], "scoring": [2, 32], "fitting": [8, 32], "tokens": 256, "length": 32}
+FULL = {
+    **{"shares": [0.1, 0.2, 0.3], "scoring": [10, 128], "fitting": [64, 128], "tokens": 4096, "length": 128},
+    **{"tasks": {"lambada_openai": 200, "triviaqa": 60}, "tasks_at": 0.2, "repeats": 3, "context": 2048},
+}
+QUICK = FULL | {
+    **{"shares": [0.1], "scoring": [2, 32], "fitting": [8, 32], "tokens": 256, "length": 32, "context": 64},
+    **{"tasks": {"lambada_openai": 2}, "tasks_at": 0.1, "repeats": 1},
+}
+METRICS = {"lambada_openai": "acc", "triviaqa": "exact_match"}
+SIDES = {"with": "against", "without": "model"}
+SPEEDS = {"layer": 5, ATTENTION: 2, MLP: 5}  # kind of unit -> every which one goes
 
 
 def sources() -> list[Path]:
@@ -45,19 +79,23 @@ def about(settings: dict) -> dict:
     return {"settings": settings, "texts": list(TEXTS), "versions": versions(), "machine": machine()}
 
 
-def jobs(data: Path, settings: dict) -> Jobs:
-    """The pieces, by model, kind of unit and way, repairs last."""
+def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
+    """The pieces, by model, way and kind of unit; repairs of the share that answers tasks before all others."""
     check_data(data, CALIBRATION, *TEXTS)
     found: dict[str, Callable[[], dict]] = {}
+    shares = sorted(settings["shares"], key=lambda share: share != settings["tasks_at"])
     for source in sources():
-        bench = Bench(source, data, settings)
-        name = source.stem
-        found |= {f"dense {name}": bench.dense}
+        one, name = Bench(source, data, settings), source.stem
+        found[f"dense {name}"] = one.dense
         for way in WAYS:
             for kind in UNIT_KINDS:
-                found[f"choose {name} {kind} {way}"] = partial(bench.choose, kind, way)
-        for kind in UNIT_KINDS:
-            found[f"repair {name} {kind} greedy"] = partial(bench.repair, kind)
+                found[f"choose {name} {kind} {way}"] = partial(one.choose, kind, way)
+        found |= {f"speed {name} {kind}": partial(one.speed, kind) for kind in SPEEDS} | {f"losses {name}": one.losses}
+        for share in shares:
+            for way in reversed(WAYS):
+                for kind in UNIT_KINDS:
+                    made = partial(pieces.get, f"choose {name} {kind} {way}")
+                    found[f"repair {name} {kind} {way} {share:g}"] = partial(one.repair, made, way, share)
     return found
 
 
@@ -65,11 +103,10 @@ class Bench:
     """One model: what goes by every way, and what that costs."""
 
     def __init__(self, source: Path, data: Path, settings: dict):
+        self.source, self.data, self.settings = source, data, settings
         self.model: Model = open_model(source, FP32)
-        self.data, self.settings = data, settings
         samples, length = settings["scoring"]
         self.calibration = Calibration(text=str(data / CALIBRATION), samples=samples, length=length)
-        self.orders: dict[tuple[str, str], list[int]] = {}
 
     @property
     def texts(self) -> dict:
@@ -77,119 +114,141 @@ class Bench:
         protocol = Protocol(length=self.settings["length"], max_tokens=self.settings["tokens"])
         return evaluation_segments(self.model, [self.data / name for name in TEXTS], None, protocol)
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """Share that is asked for -> share of the whole layers that come nearest to it."""
+        record = self.model.record
+        layer = max(record.layer_parameters) / record.parameters
+        return {f"{share:g}": max(1, round(share / layer)) * layer for share in self.settings["shares"]}
+
+    def answers(self, removal: Removal = NOTHING) -> dict:
+        """Task -> value, error and count, of the model as it stands in memory."""
+        found = {}
+        for name, limit in self.settings["tasks"].items():
+            tasks = Tasks((name,), self.data.parent / "tasks", limit)
+            found |= zero_shot(self.model, tasks, removal=removal)
+        return {name: {METRICS[name]: one.metrics[METRICS[name]], "count": one.count} for name, one in found.items()}
+
     def dense(self) -> dict:
-        """Perplexity of the model as it is."""
+        """Perplexity and tasks of the model as it is."""
         found = removals_perplexity(self.model, self.texts, [NOTHING], "dense")[0]
-        return {"perplexity": {name: one.value for name, one in found.items()}, "layers": self.model.record.layers}
+        values = {name: one.value for name, one in found.items()}
+        return {"perplexity": values, "layers": self.model.record.layers, "tasks": self.answers()}
 
     def order(self, kind: str, way: str) -> list[int]:
         """Numbers of the units in the order of removal, until the largest share is gone or no more may go."""
-        key = kind, way
-        if key not in self.orders:
-            criterion, selection = WAYS[way]
-            units = self.model.units(kind)
-            for share in reversed(self.settings["shares"]):
-                try:
-                    chosen = plan(
-                        self.model,
-                        amount=Amount(ratio=share),
-                        choosing=SelectionOptions(selection),
-                        criterion=criterion,
-                        units=kind,
-                        calibration=self.calibration,
-                    )
-                    break
-                except UserError:  # more than there is of the kind
-                    continue
-            else:
-                return []
-            names = [*chosen.units] or [str(index) for index in chosen.order]
+        criterion, selection = WAYS[way]
+        units = self.model.units(kind)
+        for share in reversed(self.targets.values()):
+            try:
+                chosen = plan(
+                    self.model,
+                    amount=Amount(ratio=share),
+                    choosing=SelectionOptions(selection),
+                    criterion=criterion,
+                    units=kind,
+                    calibration=self.calibration,
+                )
+            except UserError:  # more than there is of the kind
+                continue
             known = {units.name(number): number for number in range(len(units))}
-            self.orders[key] = [known[name] for name in names]
-        return self.orders[key]
+            return [known[name] for name in [*chosen.units] or map(str, chosen.order)]
+        return []
 
     def cut(self, units: Units, order: list[int], share: float) -> list[int] | None:
         """The first units of an order with which about that share goes; None where none is near enough."""
         every = self.model.record.parameters
         cuts = [order[:count] for count in range(1, len(order) + 1)]
         nearest = min(cuts, key=lambda one: abs(units.parameters(one) / every - share), default=[])
-        near = nearest and abs(units.parameters(nearest) / every - share) <= NEAR + _coarse(units, every)
-        return nearest if near else None
+        return nearest if nearest and abs(units.parameters(nearest) / every - share) <= NEAR else None
 
     def choose(self, kind: str, way: str) -> dict:
-        """What goes at every share, and the perplexity without it."""
+        """What goes at every share, and the perplexity without it, as it is and repaired."""
         units = self.model.units(kind)
         with Peak("cpu") as peak:
             order = self.order(kind, way)
-        cuts = {share: one for share in self.settings["shares"] if (one := self.cut(units, order, share))}
+        cuts = {share: one for share, target in self.targets.items() if (one := self.cut(units, order, target))}
         removals = [units.removal(numbers) for numbers in cuts.values()]
         figures = removals_perplexity(self.model, self.texts, removals, f"{kind} {way}") if removals else []
-        rows = {
-            f"{share:g}": {
+        rows = {}
+        for (share, numbers), figure in zip(cuts.items(), figures, strict=True):
+            rows[share] = {
                 "units": [units.name(number) for number in numbers],
                 "share": units.parameters(numbers) / self.model.record.parameters,
                 "perplexity": {name: value.value for name, value in figure.items()},
             }
-            for (share, numbers), figure in zip(cuts.items(), figures, strict=True)
-        }
         return {"rows": rows, "seconds": peak.seconds}
 
-    def repair(self, kind: str) -> dict:
-        """The largest share that greedy removed, repaired by ``sequential``."""
-        units = self.model.units(kind)
-        share = self.settings["shares"][-1]
-        numbers = self.cut(units, self.order(kind, "greedy"), share)
-        if numbers is None:
-            return {"rows": {}}
+    def repair(self, made: Callable[[], dict], way: str, share: float) -> dict:
+        """The same with ``sequential``, fitted on the shipped prose: no kind of the texts alone; tasks for greedy's."""
+        row = made()["rows"].get(f"{share:g}")
+        if row is None:
+            return {}
+        asked = way == "greedy" and share == self.settings["tasks_at"]
+        removal = drop(self.model, row["units"]).removal
         samples, length = self.settings["fitting"]
-        calibration = Calibration(samples=samples, length=length)  # of the shipped prose: no kind of the texts alone
-        removal = units.removal(numbers)
-        patch, report = fit_repair(self.model, removal, RepairOptions("sequential", {}, calibration))
+        how = RepairOptions("sequential", {}, Calibration(samples=samples, length=length))
+        patch, _ = fit_repair(self.model, removal, how)
         with self.model.patched(patch):
             found = {name: perplexity(self.model, one, removal=removal).value for name, one in self.texts.items()}
-        row = {"share": units.parameters(numbers) / self.model.record.parameters, "perplexity": found}
-        return {"rows": {f"{share:g}": row}, "changed": len(patch), "seconds": report.seconds}
+            return {"perplexity": found, **({"tasks": self.answers(removal)} if asked else {})}
+
+    def losses(self) -> dict:
+        """Seconds of the losses of all parts, each left out alone, and of the half-layer forwards that they need.
+
+        Needed are the dense forward, for every attention its own layer's MLP, for both parts all layers behind, and
+        the head for each; every forward is timed alone, with the same kernels.
+        """
+        tokens = calibration_samples(self.calibration, lambda: self.model.tokenizer, self.model.vocabulary).tokens
+        ideal, ours = [], []
+        for _ in range(self.settings["repeats"]):
+            ideal.append(self.needed(open_model(self.source, FP32), tokens))
+            fresh = open_model(self.source, FP32)
+            ours.append(score(fresh, criterion="perplexity", units="sublayer", calibration=self.calibration).seconds)
+        return {"ideal": ideal, "ours": ours, "parts": len(self.model.units("sublayer"))}
+
+    @torch.no_grad()
+    def needed(self, model: Model, tokens: torch.Tensor) -> float:
+        """Seconds of the forwards that the losses of all parts need, each the least of a few."""
+        replay, depth, parts = replay_of(model), len(model.stack), batches(model, tokens)
+        recordings = [replay.record(part) for part in parts]
+        streams = [recording.entering for recording in recordings]
+        whole, behind_attention = [], []
+
+        def walked(index: int, streams: list) -> list:
+            return [replay.step(one, index, stream) for one, stream in zip(recordings, streams, strict=True)]
+
+        with fast_products(model.module):
+            for index in range(depth):
+                with model.without(Removal.told((), [f"{index}.{ATTENTION}"])):
+                    behind_attention.append(least(partial(walked, index, streams))[0])
+                seconds, streams = least(partial(walked, index, streams))
+                whole.append(seconds)
+            last = torch.cat(streams, dim=replay.axes[0])
+            blocks = chunks(model.vocabulary, tokens, model.module.dtype.itemsize)
+            head = least(lambda: [float(head_nll(replay, last, tokens, block).double().sum()) for block in blocks])[0]
+        behind = [sum(whole[index + 1 :]) for index in range(depth)]
+        return sum(whole) + head + sum(behind_attention) + 2 * sum(behind) + 2 * depth * head
+
+    def speed(self, kind: str) -> dict:
+        """Decoding and prefill without units that lie evenly in the stack, against the dense model, with a long
+        context.
+        """
+        every, context = SPEEDS[kind], self.settings["context"]
+        chosen = [*_evenly(len(self.model.stack), every)]
+        names = chosen if kind == "layer" else [f"{index}.{kind}" for index in chosen]
+        with tempfile.TemporaryDirectory() as place:
+            prune(self.model, drop(self.model, names), out=Path(place) / "out", verify=False, format="custom")
+            grid = Grid(batches=(1,), prompts=(context,), new=(32,), repeats=2 * self.settings["repeats"])
+            found = bench(Path(place) / "out", against=self.model, grid=grid, compute=FP32)
+        row = found.speedups[0]
+        cache = {name: int(found.analytic[side].kv_bytes_per_token) for name, side in SIDES.items()}
+        return {"units": names, "decode": row.decode, "ideal": row.ideal, "prefill": row.prefill, "cache": cache}
 
 
-def _coarse(units: Units, every: int) -> float:
-    """Half of the largest unit, as a share: whole layers cannot come nearer."""
-    return max(one.parameters for one in units.listing) / every / 2 if units.whole else 0.0
-
-
-def table(content: dict) -> str:
-    """The results in Markdown, from the file alone."""
-    pieces, settings = content["pieces"], content["settings"]
-    cpu = content["machine"]
-    lines = ["# Units: layers, attention, MLP and both", ""]
-    about_text = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
-    lines += [f"{cpu['cpu']} ({', '.join(cpu['instruction_sets'])}), fp32; {about_text}; {content['date']}.", ""]
-    samples, length = settings["scoring"]
-    texts = ", ".join(content["texts"])
-    lines += [
-        f"Geometric mean over {texts} of perplexity as a multiple of the dense model's; chosen on {samples} x {length} "
-        f"tokens of {CALIBRATION}; the share of parameters that really goes stands beside it.",
-        "",
-    ]
-    for name in [key.removeprefix("dense ") for key in pieces if key.startswith("dense ")]:
-        dense = pieces[f"dense {name}"]["perplexity"]
-        shares = [f"{share:g}" for share in settings["shares"]]
-        heads = [head for share in shares for head in (f"{float(share):.0%}", "gone")]
-        lines += [f"## {name}", "", f"| units | chosen by | {' | '.join(heads)} |", f"|---|---|{'--:|' * len(heads)}"]
-        for key, piece in pieces.items():
-            act, model, kind, way = key.split(" ") if key.count(" ") == 3 else ("", "", "", "")
-            if model == name:
-                cells = [cell for share in shares for cell in _cells(piece["rows"].get(share), dense)]
-                by = f"{way}, repaired by sequential" if act == "repair" else way
-                lines.append(f"| {kind} | {by} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cells(row: dict | None, dense: dict[str, float]) -> tuple[str, str]:
-    if row is None:
-        return "-", "-"
-    ratio = math.exp(mean(math.log(value / dense[name]) for name, value in row["perplexity"].items()))
-    return f"{ratio:.2f}" if ratio < 1000 else f"{ratio:.3g}", f"{row['share']:.1%}"
+def _evenly(layers: int, every: int) -> Iterator[int]:
+    """Every so many layers, the first and the last left out."""
+    return (index for index in range(1, layers - 1) if index % every == 0)
 
 
 if __name__ == "__main__":
@@ -201,4 +260,5 @@ if __name__ == "__main__":
         about=about,
         jobs=jobs,
         table=table,
+        picture=picture,
     )

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from harness.machine import others
@@ -25,8 +26,9 @@ def run(
     beside: str,
     settings: tuple[dict, dict],
     about: Callable[[dict], dict],
-    jobs: Callable[[Path, dict], Jobs],
+    jobs: Callable[[Path, dict, dict], Jobs],
     table: Callable[[dict], str],
+    picture: Callable[[dict], bytes] | None = None,
 ) -> None:
     """Read the arguments, make what is missing, and end the process with a line where that cannot be.
 
@@ -35,11 +37,21 @@ def run(
         beside: a file beside the folder of the texts without which nothing can be made.
         settings: in full, and of a quick trial.
         about: settings -> all that decides the results.
-        jobs: folder of the texts, settings -> the pieces.
+        jobs: folder of the texts, settings, the results of pieces so far -> the pieces.
         table: the content of the file in Markdown.
+        picture: the same as PNG.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ended(lambda: _run(parsed(parser_of(doc, name), name), beside, settings, about, jobs, table))
+    ended(
+        lambda: _run(parsed(parser_of(doc, name), name), beside, settings, about, jobs, partial(_show, table, picture))
+    )
+
+
+def _show(table: Callable[[dict], str], picture: Callable[[dict], bytes] | None, content: dict, out: Path) -> None:
+    """Write the table, and the picture where there is one, beside the results."""
+    if picture is not None:
+        write_atomic(out.with_suffix(".png"), picture(content))
+    print(write_atomic(out.with_suffix(".md"), table(content)))
 
 
 def ended(main: Callable[[], None]) -> None:
@@ -91,16 +103,16 @@ def check_data(data: Path, *names: str) -> None:
             raise UserError(f"no {name} in {data}: say with --data or $SHALLOWER_DATA where the texts are")
 
 
-def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], about, jobs, table) -> None:
+def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], about, jobs, show) -> None:
     chosen = settings[given.quick]
     if given.table:
-        print(write_atomic(given.out.with_suffix(".md"), table(json.loads(given.out.read_text()))))
+        show(json.loads(given.out.read_text()), given.out)
         return
     if not (given.data.parent / beside).is_file():
         raise UserError(f"no {beside} beside {given.data}: say with --data or $SHALLOWER_DATA where the texts are")
     content = begun(given.out, about(chosen), restart=given.restart)
     with shown():
-        for name, make in jobs(given.data, chosen).items():
+        for name, make in jobs(given.data, chosen, content["pieces"]).items():
             wanted = name not in content["pieces"] or (given.again and name.startswith(given.again))
             if wanted and name.startswith(given.only):
                 print(name, file=sys.stderr)
@@ -108,4 +120,4 @@ def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], ab
                     made = make()
                 content["pieces"][name] = made | shared
                 save(given.out, content)
-                print(write_atomic(given.out.with_suffix(".md"), table(content)))
+                show(content, given.out)
