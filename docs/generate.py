@@ -126,8 +126,11 @@ layer 0 goes where that is legal.
 The layers are also scored by `magnitude`, `block_influence`, `taylor` and `perplexity`, with one layer in
 memory and with all: the scores have to be equal bit for bit. {layered}.
 
-| type | status | removed | config fields changed | remarks |
-|---|---|---|---|---|
+**Parts**: the first attention and the MLP of a later layer go alone, are written as custom code and pass the same
+checks, loaded by transformers with that code. {parts}.
+
+| type | status | removed | config fields changed | parts | remarks |
+|---|---|---|---|---|---|
 """
 STATUSES = ("exact", "refused", "not built", "crash", "WRONG")
 
@@ -145,7 +148,11 @@ def family_page(content: dict) -> str:
         f"{alike} of {len(scored)} that open score so by all four, {differ} differ, the others refuse one of them "
         "and say why"
     )
-    intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs, layered=layered)
+    tried = [result["parts"]["outcome"] for result in types.values() if result.get("parts")]
+    parts = f"{tried.count('exact')} of {len(tried)} are exact, the others are refused and the remarks say why"
+    if len({*tried} - {"exact", "refused"}):
+        parts += "; some are WRONG or crashed"
+    intro = FAMILY_INTRO.format(**content["versions"], counts=rows, bugs=bugs, layered=layered, parts=parts)
     return intro + "".join(family_row(name, types[name]) for name in sorted(types))
 
 
@@ -158,12 +165,16 @@ def family_row(name: str, result: dict) -> str:
     reasons = dict.fromkeys(
         re.sub(r"^cannot remove layers? [\d, ]+: ", "", item["reason"]) for item in sets if item.get("reason")
     )
-    remarks = [result.get("reason", ""), result.get("note", ""), *reasons, layered_remark(result.get("layered", {}))]
+    parts = result.get("parts", {})
+    whole = result.get("layered", {})
+    without = f"parts: {parts['reason']}" if parts.get("reason") else ""
+    remarks = [result.get("reason", ""), result.get("note", ""), *reasons, layered_remark(whole), without]
     cells = [
         name,
         result["status"],
         "; ".join(removed),
         ", ".join(f"`{change}`" for change in changes),
+        ", ".join(parts.get("removed", ())) if parts.get("outcome") == "exact" else parts.get("outcome", ""),
         "; ".join(filter(None, remarks)),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

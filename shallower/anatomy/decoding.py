@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from ..errors import UserError
 from .loading import Checkpoint, from_config, quiet, unfilled, unlogged
+from .modeling_shallower import lacks_attention
 from .stack import dry_tokens
 
 PROMPT = 3  # tokens before the step that is watched: fewer than any window
@@ -59,7 +60,7 @@ class Decoder:
         ):  # a few fill the cache that they are given, but hand none out
             self.cache = DynamicCache(config=self.module.config)
             output = self.module(input_ids=tokens, use_cache=True, **{self.name: self.cache}, **last)
-        if not self.cached_bytes:
+        if not self.cached_bytes and not lacks_attention(self.module):  # without any there is nothing to keep
             raise UserError(
                 f"{type(self.module).__name__} keeps no cache of what it has read: bench measures cached decoding only"
             )

@@ -250,14 +250,14 @@ def take_out(layers: Iterable[nn.Module], silent: list[list[dict[str, Any]]], co
         own = [module for name, module in layer.named_modules() if name and not isinstance(module, Silent)]
         numbered = [module for module in own if getattr(module, "layer_idx", None) == index]
         lost = any(entry["part"] == ATTENTION for entry in entries)
-        if numbered and (not lost or any(_lacks(module) for module in numbered)):
+        if numbered and (not lost or any(lacks_attention(module) for module in numbered)):
             place = next(places[kinds[index]])
             for module in numbered:
                 module.layer_idx = place
                 setattr(module, OWN_LAYER, index)
 
 
-def _lacks(module: nn.Module) -> bool:
+def lacks_attention(module: nn.Module) -> bool:
     """Whether something of an attention is missing inside a module, which runs all the same."""
     return any(isinstance(inner, Silent) and inner.silent_part == ATTENTION for inner in module.modules())
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..anatomy.model import Model
+from ..anatomy.modeling_shallower import lacks_attention
 from ..anatomy.stack import dry_tokens
 from ..errors import UserError, argument
 from .objective import Objective, Soft, loss_of
@@ -166,7 +167,7 @@ def taps(student: Model, teacher: Model, teaching: Teaching) -> list[OutputTap]:
                 output_taps.append(
                     OutputTap("hidden", f"hidden{place}", *layers, lambda output, stream=stream: first(stream(output)))
                 )
-            if teaching.attention:
+            if teaching.attention and names[place]:
                 within = (layer.get_submodule(names[place]) for layer in layers)
                 output_taps.append(
                     OutputTap("attention", f"attention{place}", *within, lambda output: first(_first(output)))
@@ -182,7 +183,7 @@ def _first(output: Any) -> Tensor | None:
 @torch.no_grad()
 def attention_names(model: Model) -> list[str]:
     """Of every layer, the name within it of its attention, or of what stands in its place: the first part in which
-    tokens meet.
+    tokens meet. Empty for a layer of which the attention was removed.
 
     That is seen by behaviour: noise on the last token but one of what goes in shows at the last one of what comes out.
     """
@@ -203,12 +204,12 @@ def attention_names(model: Model) -> list[str]:
         attention = next(
             (name for name, call in seen.items() if _mixes(layers[place].get_submodule(name), call, sizes)), None
         )
-        if attention is None:
+        if attention is None and not lacks_attention(layers[place]):
             raise UserError(
                 f"distill: nothing in layer {place} is seen to let tokens meet; "
                 f"{argument('settings', {'attention': 0})} goes without"
             )
-        names.append(attention)
+        names.append(attention or "")
     return names
 
 

@@ -10,6 +10,7 @@ from checks import EFFECT, LOGITS_TOLERANCE, compare
 
 from shallower import Refusal, UserError, drop, open_model, prune
 from shallower.anatomy import names
+from shallower.artifacts import Removal
 from shallower.surgery.proof import CACHED_TOLERANCE
 
 SLOW = {
@@ -76,7 +77,7 @@ def attempt(model, removed, out):
 
 def check_independently(model, removed, out) -> None:
     """The verdict again without surgery's own comparison."""
-    found = compare(model, removed, out)
+    found = compare(model, Removal.of_layers(removed), out)
     assert not found.keys
     assert found.difference <= LOGITS_TOLERANCE
     assert found.effect > EFFECT, "the removed layers did not matter: the test shows nothing"

@@ -32,11 +32,17 @@ class Compared:
 
 
 @torch.no_grad()
-def compare(model, removed: tuple[int, ...], out: Path) -> Compared:
-    """The written checkpoint beside the dense model with the same layers bypassed."""
+def compare(model, removal: Removal, out: Path, *, code: bool = False) -> Compared:
+    """The written checkpoint beside the dense model with the same layers bypassed and parts silent.
+
+    Args:
+        code: whether the code in the folder is run.
+    """
     tokens = zoo.tokens(seed=7)
-    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, dtype="auto")
-    with without(model.stack, Removal.of_layers(removed)):
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        out, output_loading_info=True, dtype="auto", trust_remote_code=code
+    )
+    with without(model.stack, removal) if removal.kind == "layer" else model.without(removal):
         wanted = model.module(input_ids=tokens, use_cache=False).logits
     dense = model.module(input_ids=tokens, use_cache=False).logits
     got = loaded.eval()(input_ids=tokens, use_cache=False).logits

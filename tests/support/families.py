@@ -1,8 +1,9 @@
 """Every causal-LM type of transformers: remove layers, reload, compare; ``make families`` writes what happened.
 
 Each type is built tiny from its config (``shrinking.py``), with its layer rules set awkwardly, and pruned three times,
-once with layer 0 among the removed; and its layers are scored with one in memory and with all, by a criterion of each
-kind of evidence. What generic shrinking cannot guess stands in ``settings.py``. Each type runs in a
+once with layer 0 among the removed, and once more without an attention and an MLP; its layers are scored with one in
+memory and with all, by a criterion of each kind of evidence. What generic shrinking cannot guess stands in
+``settings.py``. Each type runs in a
 process of its own with a time limit, and its result is written before the next one starts, so the command can be
 stopped and resumed: a result is kept as long as the versions, the type's settings and the code that decides are what
 they were.
@@ -36,6 +37,7 @@ from settings import Setting, setting
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from shallower import Calibration, Compute, UserError, drop, open_model, prune, score
+from shallower.artifacts.removal import ATTENTION, MLP
 from shallower.storage.files import write_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,7 @@ DECIDING = (
     "shallower/anatomy",
     "shallower/surgery/rewrite.py",
     "shallower/surgery/proof.py",
+    "shallower/surgery/forms.py",
     "shallower/storage/writer.py",
     "shallower/storage/index.py",
     "shallower/walk",
@@ -98,7 +101,9 @@ def try_type(name: str, folder: Path) -> dict:
     sets = [try_set(model, removed, folder / str(number)) for number, removed in enumerate(wanted.removals)]
     refusals = [try_set(model, removed, folder / f"illegal{number}") for number, removed in enumerate(wanted.illegal)]
     layered = try_layered(source, folder)
-    status = "WRONG" if "DIFFERS" in layered.values() else _status(sets, refusals)
+    parts = try_parts(source, folder / "parts")
+    wrong = "DIFFERS" in layered.values() or parts["outcome"] in ("WRONG", "crash")
+    status = "WRONG" if wrong else _status(sets, refusals)
     return {
         "status": status,
         "layers": layers,
@@ -106,7 +111,26 @@ def try_type(name: str, folder: Path) -> dict:
         "sets": sets,
         "illegal": refusals,
         "layered": layered,
+        "parts": parts,
     }
+
+
+def try_parts(source: Path, out: Path) -> dict:
+    """The first attention and, of a later layer, an MLP, written as custom code: exact, refused with the reason, WRONG
+    or crash.
+    """
+    try:
+        model = open_model(source)
+        units = model.units("sublayer")
+        names = [units.name(number) for number in range(len(units)) if units.listing[number].unit.part]
+        first = next((name for name in names if name.endswith(ATTENTION)), None)
+        later = [name for name in names if name.endswith(MLP) and name.split(".")[0] != (first or "").split(".")[0]]
+        wanted = [*filter(None, (first, *later[1:2]))]
+        if not wanted:
+            return {"outcome": "refused", "reason": "none of its layers has an attention and an MLP"}
+        return {"removed": wanted} | _tried(model, drop(model, wanted), out, code=True)
+    except UserError as refusal:
+        return {"outcome": "refused", "reason": _line(refusal)}
 
 
 def try_layered(source: Path, folder: Path) -> dict[str, str]:
@@ -151,18 +175,26 @@ def _status(sets: list[dict], refusals: list[dict]) -> str:
 
 def try_set(model, removed: tuple[int, ...], out: Path) -> dict:
     """One removal: exact, refused with the reason, WRONG, or crash."""
-    found: dict = {"removed": list(removed)}
     try:
-        pruned = prune(model, drop(model, removed), out=out)
+        plan = drop(model, removed)
     except UserError as refusal:
-        return found | {"outcome": "WRONG" if out.exists() else "refused", "reason": _line(refusal)}
+        return {"removed": list(removed), "outcome": "refused", "reason": _line(refusal)}
+    return {"removed": list(removed)} | _tried(model, plan, out)
+
+
+def _tried(model, plan, out: Path, *, code: bool = False) -> dict:
+    """What became of a plan, ``code`` says as custom code."""
+    try:
+        pruned = prune(model, plan, out=out, format="custom" if code else "auto")
+    except UserError as refusal:
+        return {"outcome": "WRONG" if out.exists() else "refused", "reason": _line(refusal)}
     except Exception as error:  # a bug of ours
         traceback.print_exc()
-        return found | {"outcome": "crash", "reason": f"{type(error).__name__}: {_line(error)}"}
-    independent = compare(model, removed, out)
+        return {"outcome": "crash", "reason": f"{type(error).__name__}: {_line(error)}"}
+    independent = compare(model, plan.removal, out, code=code)
     difference = max(pruned.verified.logits_difference, independent.difference)
     right = difference <= LOGITS_TOLERANCE and independent.effect > EFFECT and not independent.keys
-    return found | {
+    return {
         "outcome": "exact" if right else "WRONG",
         "logits": difference,
         "cached": pruned.verified.cached_difference,

@@ -99,6 +99,24 @@ def test_the_first_attention_may_go(custom) -> None:
     assert decoder.grown(zoo.tokens(1, 1))[1] == pruned.cache_bytes_per_token
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "share"),
+    [
+        ("llama", lambda index, kind: True, 0),
+        pytest.param("gemma3_text", lambda index, kind: kind == "sliding_attention", 1 / 8, marks=pytest.mark.slow),
+        ("gemma3_text", lambda index, kind: kind == "full_attention", 7 / 8),
+    ],
+)
+def test_all_attentions_of_a_kind_may_go(name, without, share, tmp_path) -> None:
+    kinds = getattr(shrink(name), "layer_types", None) or [""] * 8
+    gone = [f"{index}.attention" for index, kind in enumerate(kinds) if without(index, kind)]
+    pruned, plan, source = written(name, tmp_path, gone, format="custom")
+    loaded = trusted(tmp_path / "out")
+    assert torch.equal(logits(loaded), virtual_logits(source, plan))
+    assert generated(loaded, cached=True) == generated(loaded, cached=False)
+    assert pruned.cache_bytes_per_token == share * pruned.cache_bytes_per_token_before
+
+
 def test_plain_transformers_does_not_take_it_for_something_else(custom) -> None:
     folder = custom[0]
     with pytest.raises(ValueError, match="trust_remote_code"):

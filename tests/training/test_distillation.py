@@ -22,7 +22,7 @@ from shallower.results.healing import gap_closed, gaps
 from shallower.stages.lineage import state_from
 from shallower.surgery.trained import STATE_FILE
 from shallower.training.checkpoints import checkpoint_folder
-from shallower.training.distillation import Distillation, Teaching, layer_pairs, share_weights
+from shallower.training.distillation import Distillation, Teaching, layer_pairs, share_weights, taps
 from shallower.training.objective import ChunkedLoss, Head, Soft, loss_of
 
 REMOVED = (2, 5)
@@ -137,6 +137,20 @@ def test_an_identical_student_has_nothing_to_learn(saved) -> None:
 
 
 # ---------------------------------------------------------------- healing by it
+
+
+def test_a_layer_without_attention_is_paired_by_what_it_has(saved, text, tmp_path) -> None:
+    """Its stream is compared, and its attention with nothing."""
+    source = saved("llama")
+    prune(source, drop(source, ["2.attention", "4.mlp", 5]), out=tmp_path / "less", format="custom")
+    student, teacher = open_model(tmp_path / "less", CPU), open_model(source, CPU)
+    labels = {tap.label for tap in taps(student, teacher, Teaching(Soft(), 1.0, 1.0, 1.0))}
+    every = {f"{term}{place}" for term in ("hidden", "attention") for place in range(7)}
+    assert labels == {"embedding"} | every - {"attention2"}
+    options = {"objective": "layerchop"}
+    found = healed(tmp_path / "less", text, tmp_path / "out", method="distill", settings=options)
+    assert found.rows[1].terms["attention"] > 0 and found.rows[-1].loss < found.rows[1].loss
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["silent"][2]
 
 
 @pytest.mark.parametrize("objective", ["logits", "layerchop"])
