@@ -1,16 +1,20 @@
 """Scores of attention and MLP equal literal transcriptions on a plain model; plans of parts keep their amounts."""
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from kills import SHORT, keep_every_step, killed_after
 from literal import TOKENS, plain
+from marks import rest_slow
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 import shallower
-from shallower import Amount, Calibration, Compute, SelectionOptions, UserError, artifacts
+from shallower import Amount, Calibration, Compute, SelectionOptions, UserError, artifacts, plan, score
 from shallower.artifacts import Removal, Unit
+from shallower.runtime.progress import shown
 from shallower.stages.score import rescorer
 from shallower.storage.journal import journaled
 
@@ -161,6 +165,36 @@ def test_a_journal_tells_kinds_of_units_apart(saved, tmp_path) -> None:
         )
     assert len(mlps) == 7 and len(both) == 15
     assert mlps[0] == pytest.approx(both[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "layered"), rest_slow([("taylor", True), ("perplexity", False), ("gate", False)], {("taylor", True)})
+)
+def test_a_killed_score_of_parts_goes_on(criterion, layered, saved, tmp_path, monkeypatch, capsys) -> None:
+    keep_every_step(monkeypatch)
+    compute = replace(CPU, layered=layered)
+    options = {"criterion": criterion, "calibration": SHORT, "units": "sublayer", "compute": compute}
+    wanted = score(saved("qwen3"), **options)
+    for count in (1, 3, 2):
+        killed_after(monkeypatch, count, lambda: score(saved("qwen3"), **options, out=tmp_path / "scores.json"))
+    with shown():
+        got = score(saved("qwen3"), **options, out=tmp_path / "scores.json")
+    assert " 6 of " in capsys.readouterr().err.split("resuming at")[-1]
+    assert got.scores == wanted.scores and len(got.scores) == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_a_killed_search_among_parts_goes_on(saved, tmp_path, monkeypatch) -> None:
+    keep_every_step(monkeypatch)
+    choosing = SelectionOptions("greedy", keep_first=0, keep_last=0)
+    options = {"amount": Amount(remove=3), "choosing": choosing, "calibration": SHORT, "units": "sublayer"}
+    wanted = plan(saved("qwen3"), **options, compute=CPU)
+    for count in (2, 12, 5):
+        killed_after(
+            monkeypatch, count, lambda: plan(saved("qwen3"), **options, compute=CPU, out=tmp_path / "plan.json")
+        )
+    got = plan(saved("qwen3"), **options, compute=CPU, out=tmp_path / "plan.json")
+    assert (got.units, got.trace) == (wanted.units, wanted.trace) and len(got.units) == 3
 
 
 def test_a_plan_of_parts_is_kept(saved, tmp_path) -> None:
