@@ -53,7 +53,7 @@ Verified = either(Proof, "proof", Unverified, "skipped")
 class Pruned(TypedRecord):
     """Written model: the plan, and what was proven about the files."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("format", "cache_bytes_per_token_before", "cache_bytes_per_token")
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("format", "zeros", "cache_bytes_per_token_before", "cache_bytes_per_token")
 
     plan: Plan
     """Plan that was followed, as in `plan.json`."""
@@ -80,6 +80,8 @@ class Pruned(TypedRecord):
     format: Literal["plain", "host", "custom", "deci"] | None = None
     """Form of the files: the family's own class, another plain class that holds it, code beside the weights, or DeciLM;
     null in older files."""
+    zeros: Count | None = None
+    """Parameters of zeros that the form asks for, beyond those that the plan counts; null for none."""
     cache_bytes_per_token_before: Count | None = None
     """Bytes that the cache of the dense model grows by per token; null where whole layers go, or it cannot be told."""
     cache_bytes_per_token: Count | None = None

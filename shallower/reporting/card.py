@@ -193,6 +193,7 @@ def _figures(pruned: Pruned, evaluations: Sequence[Evaluation]) -> str:
     rows = [
         ("layers", str(plan.model.layers), str(len(plan.kept))),
         ("parameters", f"{plan.params_before:,}", f"{plan.params_after:,} ({percent(1 - plan.share)})"),
+        *([("zeros that its form asks for beside them", "", f"{pruned.zeros:,}")] if pruned.zeros else []),
         *_weight_rows(pruned),
         *_cache_rows(pruned),
         *_quality_rows(pruned, evaluations),

@@ -34,6 +34,11 @@ class Form:
     config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     files: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def zeros(self) -> int | None:
+        """Numbers that were added, all of them zeros; None for none."""
+        return sum(int(torch.Size(content.shape).numel()) for content in self.added.values()) or None
+
 
 def lost_tensors(model: Model, removal: Removal, part: str = "") -> frozenset[str]:
     """Names in the files of the weights that serve nothing but parts that go; of one kind of part, or of all."""

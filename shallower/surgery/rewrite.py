@@ -156,7 +156,7 @@ def prune_files(
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
                 changes = [*_changes(solved, renaming), *notes, *form.changes]
-                weights = {"left_behind": left, "weight_bytes": written.bytes, "format": form.name}
+                weights = {"left_behind": left, "weight_bytes": written.bytes, "format": form.name, "zeros": form.zeros}
                 weights |= _cache_bytes(checkpoint, written) if plan.units else {}
                 pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **weights)
                 pruned = _write_beside(folder, pruned, beside)

@@ -40,6 +40,7 @@ def test_deci_is_the_virtual_removal(kind, tmp_path) -> None:
     before = sum(entry.count for entry in read_index(source).values())
     zeros = 3 * 256 * 64 + 64 + (6 * 64 if kind == "qwen2" else 0)  # an MLP, its norm, biases
     assert sum(entry.count for entry in read_index(tmp_path / "out").values()) == plan.params_after + zeros < before
+    assert pruned.zeros == zeros - 64 and f"| {zeros - 64:,} |" in (tmp_path / "out" / "README.md").read_text()
     assert pruned.cache_bytes_per_token * 8 == pruned.cache_bytes_per_token_before * 6
 
 

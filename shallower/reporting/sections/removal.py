@@ -24,13 +24,15 @@ def _stack(summary: Summary, pruning: Pruning, number: int) -> Figure:
     plan = pruning.plan
     count = summary.root.layers
     same_layers = plan.model.original == summary.root.original
-    places = {index: place for place, index in enumerate(pruning.order)}
+    parts = [unit for unit in pruning.removal.units if unit.part]
+    places = (
+        {} if parts else {index: place for place, index in enumerate(pruning.order)}
+    )  # the order is of layers alone
     removed = {index: places.get(index) for index in pruning.removal.layers}
     protected = [*range(plan.keep_first), *range(count - plan.keep_last, count)] if same_layers else []
     scores = plan.scores if same_layers and not plan.scored else None
     title = f"The {count} layers from the input down" + (f", with their scores by {plan.criterion}" if scores else "")
     name = figure_name("stack", number)
-    parts = [unit for unit in pruning.removal.units if unit.part]
     drawing = stack_figure(name, title, removed=removed, protected=protected, scores=scores, count=count, parts=parts)
     return Figure(drawing, title + ".")
 
