@@ -38,6 +38,7 @@ METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
 REQUEST_PARTS = 50  # into how many parts requests are divided to be kept
 FEWEST_REQUESTS = 512  # requests of one part
+ROW_TOKENS, MOST_ROWS = 128, 64  # a batch that writes answers: tokens that a row stands for, and rows at most
 
 
 def check_tasks(tasks: Tasks) -> None:
@@ -173,23 +174,49 @@ def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> An
             self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list:
             tokens = [[*context, *answer] for _, context, answer in requests]
-            order = sorted(
-                range(len(requests)), key=lambda place: (-len(tokens[place]), tokens[place])
-            )  # as they are batched
-            size = max(FEWEST_REQUESTS, -(-len(requests) // REQUEST_PARTS))
-            request_journal = journal(requests=_digest(requests))
-            answers = [(0.0, False)] * len(requests)
+            digest = _digest([[context, answer] for _, context, answer in requests])
+            found = self.in_parts(
+                requests, tokens, digest, FEWEST_REQUESTS, lambda part: self.answers(part, override_bs)
+            )
+            return [(value, likeliest) for value, likeliest in found]
+
+        def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+            self.batch_size_per_gpu = max(1, min(MOST_ROWS, most // ROW_TOKENS))  # else it tries the longest there are
+            longest = max(request.args[1].get("max_gen_toks") or self.max_gen_toks for request in requests)
+            if longest >= self.max_length:
+                raise UserError(
+                    f"a task's answers have up to {longest} tokens, and the model reads {self.max_length} in all: "
+                    "leave that task out"
+                )
+            plain = super().generate_until
+            digest = _digest([list(request.args) for request in requests])
+            texts = [request.args[0] for request in requests]
+            found = self.in_parts(
+                requests, texts, digest, self.batch_size_per_gpu, lambda part: self.written(plain, part)
+            )
+            self.batch_size_per_gpu = "auto"
+            return found
+
+        def written(self, plain: Callable, requests: list) -> list[str]:
+            texts = plain(requests, True)
+            self.done.add(len(requests))
+            return texts
+
+        def in_parts(self, requests: list, lengths: list, digest: str, least: int, answer: Callable) -> list:
+            """Answers to requests, the longest first, kept part by part."""
+            order = sorted(range(len(requests)), key=lambda place: (-len(lengths[place]), lengths[place]))
+            size = max(least, -(-len(requests) // REQUEST_PARTS))
+            request_journal = journal(requests=digest)
+            answers: list = [None] * len(requests)
             past = min(size * len(request_journal.done), len(requests))
             if request_journal.resumed:
                 say(f"resuming at task requests {past} of {len(requests)}")
             with meter("task requests", len(requests), past) as self.done:
                 for start in range(0, len(requests), size):
                     part = order[start : start + size]
-                    values = request_journal.memo(
-                        str(start), partial(self.answers, [requests[place] for place in part], override_bs)
-                    )
-                    for place, (value, likeliest) in zip(part, values, strict=True):
-                        answers[place] = value, likeliest
+                    values = request_journal.memo(str(start), partial(answer, [requests[place] for place in part]))
+                    for place, value in zip(part, values, strict=True):
+                        answers[place] = value
             return answers
 
         def answers(self, requests: list, override_bs: int | None) -> list[tuple[float, bool]]:
@@ -224,8 +251,8 @@ def _prefix(tokenizer: Any) -> int | None:
 
 
 def _digest(requests: list) -> str:
-    """A hash of the tokens of all requests, in order."""
-    return hashlib.sha256(json.dumps([[context, answer] for _, context, answer in requests]).encode()).hexdigest()
+    """A hash of what all requests ask, in order."""
+    return hashlib.sha256(json.dumps(requests).encode()).hexdigest()
 
 
 def batch_sizes(lengths: list[int], most: int) -> list[int]:
