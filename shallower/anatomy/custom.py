@@ -82,6 +82,8 @@ def _wrong_blocks(raw: dict[str, Any]) -> str:
         if not isinstance(attention, dict) or not isinstance(ffn, dict):
             return f"block_configs holds {str(block)[:80]}, which does not say what a layer has"
         heads, multiple = attention.get("n_heads_in_group"), ffn.get("ffn_mult")
+        if attention.get("replace_with_linear") or ffn.get("replace_with_linear"):
+            return "block_configs holds linear layers in the place of others"
         if attention.get("no_op") not in (True, False) or heads != (None if attention["no_op"] else group):
             return f"block_configs holds an attention {str(attention)[:80]}; one of groups of {group} heads is needed"
         if ffn.get("no_op") is not False or not isinstance(multiple, (int, float)) or not 0 < multiple < MOST:
@@ -102,7 +104,8 @@ def _wrong_fields(raw: dict[str, Any]) -> str:
         return f"silent is a {type(silent).__name__}; a list of what each layer lacks is needed"
     if bad := next((entry for layer in silent for entry in layer if not _sound(entry)), None):
         return f"silent holds {str(bad)[:80]}, which names no module and what it returns"
-    if not isinstance(shapes, list) or not all(isinstance(layer, dict) for layer in shapes):
+    layers = isinstance(shapes, list) and all(isinstance(layer, dict) for layer in shapes)
+    if not layers or len(shapes) not in (0, len(silent)):
         return "shapes is no list of the shapes of each layer's weights"
     bad = next((item for layer in shapes for item in layer.items() if not _is_shape(*item)), None)
     return f"shapes holds {str(bad)[:80]}, which names no weight and its shape" if bad else ""
@@ -119,7 +122,8 @@ def _sound(entry: Any) -> bool:
     ):
         return False
     named = NAME.fullmatch(entry["module"]) and entry["container"] in (None, *CONTAINERS)
-    return bool(named) and all(isinstance(one, bool) for one in entry["streams"])
+    sized = entry["width"] is None or 0 < entry["width"] < MOST
+    return bool(named) and sized and bool(entry["streams"]) and all(isinstance(one, bool) for one in entry["streams"])
 
 
 def loader_of(config: PreTrainedConfig) -> tuple[Any, PreTrainedConfig, bool]:

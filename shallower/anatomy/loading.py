@@ -276,6 +276,26 @@ def align_weights(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def running_form(source: str, config: PreTrainedConfig) -> Iterator[None]:
+    """Say of a model of our own form that does not run that its config.json tells it wrongly.
+
+    Raises:
+        UserError: what ran inside failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a missing module that returns another thing than it says fails anywhere
+        if not is_custom(config):
+            raise
+        why = f"without what it says is missing the model does not run: {one_line(error)}"
+        raise UserError(
+            f"{source}: its config.json is none that shallower wrote ({why}): prune the model again"
+        ) from error
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first informative line of an exception's text."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,7 @@ from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
-from .loading import Checkpoint, from_config, parse_dtype, unfilled, unlogged
+from .loading import Checkpoint, from_config, parse_dtype, running_form, unfilled, unlogged
 from .offload import Onloader, stand_ins
 from .patch import Patch, patched
 from .quantised import check_plain, refuse
@@ -122,7 +122,7 @@ class Model:
             with unlogged("torch._subclasses.fake_tensor"), FakeTensorMode(), unfilled():
                 stack = find_stack(from_config(config, trust_remote_code=trust, dtype=torch.bfloat16))
         except Exception:  # some operations have no kernel without data, some configs build nothing: loading will tell
-            with self.dry() as module:
+            with self.dry() as module, running_form(self.checkpoint.source, config):
                 stack = find_stack(module)
         return replace(stack, layers=())
 
@@ -134,10 +134,11 @@ class Model:
         """
         if not self.layered:
             module = self.checkpoint.load(dtype=self.dtype, device=self.device)
-            check_causal(module)
+            with running_form(self.checkpoint.source, self.checkpoint.config):
+                check_causal(module)
             return module
         module = self.checkpoint.skeleton(self.dtype)
-        with stand_ins(module, self.device):
+        with stand_ins(module, self.device), running_form(self.checkpoint.source, self.checkpoint.config):
             check_causal(module)
             name = find_stack(module).name
         self.onloader = Onloader(self.checkpoint, module, name, self.device, self._lean)

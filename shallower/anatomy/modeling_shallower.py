@@ -61,6 +61,8 @@ class ShallowerConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config") or {}
+        kind = CONFIG_MAPPING.get(base.get("model_type"), PreTrainedConfig) if not name.startswith("_") else None
+        name = getattr(kind, "attribute_map", {}).get(name, name)
         if name not in base or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no {name}")
         return base[name]

@@ -8,7 +8,7 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
-from .removal import Removal, check_units, parameters_gone
+from .removal import Removal, check_units, listed, parameters_gone
 
 
 @record
@@ -17,8 +17,8 @@ class Plan(TypedRecord):
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored")
 
-    removed: list[int]
-    """Layers that go."""
+    removed: list[int | str]
+    """What goes: numbers of layers, and names of other units such as `5.mlp`."""
     kept: list[int]
     """Layers that stay, in order."""
     order: list[int]
@@ -61,7 +61,7 @@ class Plan(TypedRecord):
     """Seconds of choosing, scoring left out."""
     units: dict[str, Count] = field(default_factory=dict)
     """Units that go, in the order of removal, such as `5.mlp`, with the parameters of each; empty where whole layers
-    go. A layer of which nothing is left is in `removed` too."""
+    go. A layer of which nothing is left is one number in `removed`."""
     scored: list[str] = field(default_factory=list)
     """Units that `scores` are of, in order; empty where they are of layers."""
     provenance: Provenance = field(default_factory=Provenance.now)
@@ -73,15 +73,17 @@ class Plan(TypedRecord):
 
     @check
     def _check(self) -> "Plan":
-        model = self.model
-        if sorted(self.removed + self.kept) != list(range(model.layers)):
+        model, layers = self.model, [one for one in self.removed if isinstance(one, int)]
+        if sorted(layers + self.kept) != list(range(model.layers)):
             raise ValueError(f"removed and kept together must name each layer 0 to {model.layers - 1} exactly once")
-        if not (self.removed or self.units) or not self.kept:
+        if not self.removed or not self.kept:
             raise ValueError("at least one layer must go and one must stay")
-        check_units(self.units, self.removed, model.layers)
-        if self.kept != sorted(self.kept) or sorted(self.order) != sorted(self.removed):
+        check_units(self.units, layers, model.layers)
+        if {*self.removed} != {*listed(self.removal)}:
+            raise ValueError("removed and units must name the same parts of layers that stay")
+        if self.kept != sorted(self.kept) or sorted(self.order) != sorted(layers):
             raise ValueError("kept must be in order, and order must name the removed layers")
-        gone = parameters_gone(self.units, self.removed, model.layer_parameters)
+        gone = parameters_gone(self.units, layers, model.layer_parameters)
         if self.params_before != model.parameters or self.params_after != self.params_before - gone:
             raise ValueError("params_before and params_after do not fit the model and the removed layers")
         if self.agreement is not None and self.agreement > self.size:
@@ -93,7 +95,7 @@ class Plan(TypedRecord):
     @property
     def removal(self) -> Removal:
         """What goes."""
-        return Removal.told(self.removed, self.units)
+        return Removal.told((one for one in self.removed if isinstance(one, int)), self.units)
 
     @property
     def share(self) -> float:

@@ -124,7 +124,10 @@ def units_of(names: Iterable[str], layers: int) -> list[Unit]:
     Raises:
         ValueError: one names no unit of so many layers.
     """
+    names = list(names)
     named = [Unit.parse(name) for name in names]
+    if other := next((name for name, unit in zip(names, named, strict=True) if str(unit) != name), None):
+        raise ValueError(f"units name {other}, which is {Unit.parse(other)}")
     if beyond := [unit for unit in named if unit.layer >= layers]:
         raise ValueError(f"units name {beyond[0]} of {layers} layers")
     return named
@@ -140,6 +143,11 @@ def check_units(units: dict[str, int], removed: Iterable[int], layers: int) -> N
         raise ValueError("whole layers among the units must be removed layers")
     if units and not removed <= {unit.layer for unit in named}:
         raise ValueError("removed names layers of which no unit goes")
+
+
+def listed(removal: Removal) -> list[int | str]:
+    """What goes, in order: numbers of layers and names of other units."""
+    return [str(unit) if unit.part else unit.layer for unit in removal.units]
 
 
 def parameters_gone(units: dict[str, int], removed: Sequence[int], layer_parameters: Sequence[int]) -> int:

@@ -227,7 +227,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
     by = f"by {plan.criterion}, {plan.selection}" if plan.criterion else f"by {plan.selection}"
     console.print(f"remove {plan.how_many}: {plan.removal} ({by})", soft_wrap=True)
     order = [*plan.units] or [str(index) for index in plan.order]
-    if order != [str(one) for one in (plan.removal.units if plan.units else plan.removed)]:
+    if order != [str(one) for one in plan.removed]:
         console.print(f"order of removal: {', '.join(order)}", soft_wrap=True)
     protection_text = (
         f"first {plan.keep_first} and last {plan.keep_last} protected"
@@ -268,6 +268,12 @@ def _print_plan(console: Console, plan: Plan) -> None:
 def pruned_table(pruned: Pruned, out: Path | None = None) -> None:
     console = plain_console()
     _print_plan(console, pruned.plan)
+    plan = pruned.plan
+    if pruned.zeros:
+        count = f"{millions(plan.params_after + pruned.zeros)} parameters, {millions(pruned.zeros)} of them zeros"
+        console.print(f"written: {count} that its form asks for, {byte_count(pruned.weight_bytes)}", soft_wrap=True)
+    elif pruned.weight_bytes and plan.bytes_after and abs(pruned.weight_bytes / plan.bytes_after - 1) > 0.01:
+        console.print(f"written: {byte_count(pruned.weight_bytes)}", soft_wrap=True)
     for change in pruned.config_changes:
         console.print("config:", change, soft_wrap=True)
     if pruned.compensation:

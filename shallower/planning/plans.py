@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..artifacts import CalibrationRecord, ModelRecord, Plan, Units
+from ..artifacts.removal import listed
 
 
 def plan_of(
@@ -21,13 +22,13 @@ def plan_of(
         units: what the numbers are of; by default layers.
     """
     units = units or Units.of_layers(record.layer_parameters)
-    removed = list(units.removal(order).layers)
+    removal = units.removal(order)
     gone = units.parameters(order)
     sizes = units.sizes(order)
     return Plan(
-        removed=removed,
-        kept=[index for index in range(record.layers) if index not in removed],
-        order=removed if sizes else list(order),
+        removed=listed(removal),
+        kept=removal.stays(record.layers),
+        order=list(removal.layers) if sizes else list(order),
         params_before=record.parameters,
         params_after=record.parameters - gone,
         bytes_before=record.weight_bytes,

@@ -94,7 +94,7 @@ def card_text(
     plan = pruned.plan
     base_name = model_name(plan.model)
     went = (
-        f"{len(plan.units)} attentions and MLPs"
+        f"{len(plan.removed)} attentions, MLPs and layers"
         if plan.units
         else f"{len(plan.removed)} of its {plan.model.layers} layers"
     )

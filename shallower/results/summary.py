@@ -167,8 +167,9 @@ class Summary:
         repair = self.main.repair
         cards = [
             (
-                f"−{len(plan.units)}" if plan.units else f"{self.root.layers} → {len(plan.kept)}",
-                ("attentions and MLPs" if plan.units else "layers") + (f", {self.main.name}" * (len(self.sets) > 1)),
+                f"−{len(plan.removed)}" if plan.units else f"{self.root.layers} → {len(plan.kept)}",
+                ("attentions, MLPs and layers" if plan.units else "layers")
+                + (f", {self.main.name}" * (len(self.sets) > 1)),
             ),
             (
                 f"{millions(self.root.parameters)} → {millions(plan.params_after)}",

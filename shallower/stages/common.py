@@ -3,7 +3,7 @@
 What a Python caller may give, checking that artifacts fit a model, and saving results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..anatomy.model import Model
-from ..artifacts import ModelRecord, Unit, Units, save
-from ..artifacts.units import SUBLAYER
+from ..artifacts import ModelRecord, Plan, Unit, Units, save
+from ..artifacts.units import LAYER, SUBLAYER
 from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.compute import Compute
@@ -73,6 +73,27 @@ def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
             f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
             f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
         )
+
+
+def check_plan_units(plan: Plan, model: Model) -> None:
+    """Raise a UserError where a plan's units are none of the model's, or of other sizes than it says."""
+    if not plan.units:
+        return
+    known = dict(enumerate_sizes(model))
+    wrong = next((name for name, count in plan.units.items() if known.get(name) != count), None)
+    if wrong is not None:
+        has = f"has {known[wrong]:,} parameters there" if wrong in known else "is none of its units"
+        raise UserError(
+            f"the plan does not fit {model.checkpoint.source} ({wrong} {has}): make it anew, or drop by name"
+        )
+    if plan.removal != plan.removal.folded([part.parts for part in model.parts]):
+        raise UserError("the plan keeps layers of which nothing is left: make it anew, or drop by name")
+
+
+def enumerate_sizes(model: Model) -> Iterator[tuple[str, int]]:
+    """Name and parameters of every unit that a model has: whole layers, and their parts."""
+    for kind in (LAYER, SUBLAYER):
+        yield from ((str(unit), count) for unit, count in model.units(kind).listing)
 
 
 def save_artifact(record, out: str | Path | None):

@@ -25,7 +25,7 @@ from ..storage.journal import journaled
 from ..storage.ownership import check_free
 from ..storage.paths import place
 from ..surgery.rewrite import Beside, prune_files, solve_removal
-from .common import ModelSource, check_same_model, open_model, resolve_settings
+from .common import ModelSource, check_plan_units, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
 from .repair_options import RepairOptions
 
@@ -65,6 +65,7 @@ def prune(
     plan = load(place(plan), "plan") if plan_file is not None else plan
     model = open_model(model, compute)
     check_same_model(plan.model, model.record, "the plan")
+    check_plan_units(plan, model)
     plan = replace(plan, model=model.record)  # as it lies here now
     stored = parse_dtype(writing.save_dtype)
     beside = Beside(card=partial(write_card, name=out.resolve().name, source=model.checkpoint.folder))

@@ -86,7 +86,7 @@ def _rows(
     plans: Sequence[Plan], parameters: Sequence[int], perplexities: Sequence[dict[str, Perplexity]]
 ) -> list[SweepRow]:
     """Rows of a sweep, the model as it is and one per plan."""
-    gone = [(0, [], {}), *((plan.size, list(plan.removed), plan.units) for plan in plans)]
+    gone = [(0, [], {}), *((plan.size, list(plan.removal.layers), plan.units) for plan in plans)]
     return [
         SweepRow(size, layers, count, by_text, units)
         for (size, layers, units), count, by_text in zip(gone, parameters, perplexities, strict=True)

@@ -2,6 +2,7 @@
 custom code beside the weights.
 """
 
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -10,7 +11,7 @@ from ..anatomy.config import Solved
 from ..anatomy.config_file import fresh_content
 from ..anatomy.custom import FILE, code_text, is_custom, silent_fields
 from ..anatomy.model import Model
-from ..anatomy.modeling_shallower import DECI_TYPE, wrapped
+from ..anatomy.modeling_shallower import DECI_TYPE, OURS, SHAPES, SILENT, wrapped
 from ..artifacts import Plan
 from ..artifacts.removal import MLP, Removal
 from ..errors import Refusal, argument
@@ -34,6 +35,8 @@ def choose_form(
     lacking = is_custom(model.checkpoint.config)
     if removal.kind == "layer" and not lacking:
         return Form()
+    if lacking and _whole_again(model, removal):
+        return Form(config=lambda content: {key: value for key, value in content.items() if key not in OURS})
     if lacking and wanted == "plain":
         _refuse(model, removal, "parts of its layers are missing already: no plain form fits")
     deci = wanted == "deci" or (wanted == "auto" and model.checkpoint.raw.get("model_type") == DECI_TYPE)
@@ -44,8 +47,16 @@ def choose_form(
     if deci and not reason:
         return deci_form(model, plan, solved, save_dtype)
     if lacking or wanted == "custom":
-        return _custom_form(model, removal)
+        form = _custom_form(model, removal)
+        return replace(form, changes=(*form.changes, f"no DeciLM any more ({reason})")) if reason else form
     return _host_form(model, plan, solved, save_dtype)
+
+
+def _whole_again(model: Model, removal: Removal) -> bool:
+    """Whether all layers that lack something go, so that those that stay are the family's own."""
+    config, layers = model.checkpoint.config, model.record.layers
+    changed = [getattr(config, name, None) or [None] * layers for name in (SILENT, SHAPES)]
+    return removal.kind == "layer" and not any(one[index] for one in changed for index in removal.stays(layers))
 
 
 def _custom() -> str:

@@ -323,7 +323,7 @@ def write_config(
     if save_dtype is not None:
         edited.store_as(save_dtype)
     (folder / "config.json").write_text(json.dumps(form.config(edited.content), indent=2) + "\n", encoding="utf-8")
-    return edited.changes
+    return [change for change in edited.changes if not change.startswith(OURS)]
 
 
 def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:

@@ -16,7 +16,6 @@ import shallower
 from shallower import Refusal, UserError, drop, prune
 from shallower.anatomy import modeling_shallower
 from shallower.anatomy.model import Model
-from shallower.anatomy.sources import open_checkpoint
 from shallower.storage.index import read_index
 
 
@@ -74,6 +73,9 @@ def test_deci_is_pruned_again_and_changes_its_form(tmp_path) -> None:
     assert torch.equal(logits(trusted(tmp_path / "custom")), want)
     trusted(tmp_path / "custom").save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(trusted(tmp_path / "saved")), want)
+    first = drop(again, (0, 1, 2, 3))  # what is first now lacks its attention
+    lost = prune(again, first, out=tmp_path / "lost", verify=False)
+    assert lost.format == "custom" and lost.config_changes[-1].startswith("no DeciLM any more (layer 4, its first")
     last = drop(tmp_path / "custom", ["4.mlp"])
     back = prune(tmp_path / "custom", last, out=tmp_path / "back", format="deci")
     assert back.format == "deci" and back.verified.logits == "bit for bit"
@@ -129,7 +131,7 @@ def test_a_deci_config_that_is_not_ours_is_refused_in_one_line(field, value, dec
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(UserError) as caught:
-        _ = open_checkpoint(folder).shapes
+        _ = Model(folder, device="cpu").module
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,9 @@ def test_transformers_saves_and_builds_it(custom, tmp_path) -> None:
     assert torch.equal(logits(again), logits(loaded))
     assert torch.equal(logits(Model(tmp_path / "again", device="cpu").module), logits(loaded))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    assert config.hidden_size == 64 and config.get_text_config().num_hidden_layers == 7
+    assert (
+        config.hidden_size == 64 and config.num_hidden_layers == 7 and config.get_text_config().num_hidden_layers == 7
+    )
     empty = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     assert {name: one.shape for name, one in empty.state_dict().items()} == {
         name: one.shape for name, one in loaded.state_dict().items()
@@ -168,9 +171,33 @@ def test_it_is_scored_and_pruned_again(custom, layered, tmp_path) -> None:
     again = trusted(tmp_path / "again")
     assert len(again.model.layers) == 6 and generated(again, cached=True) == generated(again, cached=False)
     more = drop(Model(folder, device="cpu"), ["1.mlp", "4.attention", "2.attention"])
-    assert more.removed == [2]  # what was left of it
+    assert more.removed == ["1.mlp", 2, "4.attention"]  # what was left of layer 2
     pruned = prune(folder, more, out=tmp_path / "more", format="custom")
     assert pruned.original == [0, 1, 3, 4, 5, 7]
+
+
+def test_what_stays_whole_is_the_family_again(custom, tmp_path) -> None:
+    """Without the layers that lack something a model is as plain as any."""
+    again = prune(custom[0], drop(custom[0], (0, 2)), out=tmp_path / "again", format="plain")
+    assert again.format == "plain" and AutoModelForCausalLM.from_pretrained(tmp_path / "again").model.layers[4]
+    assert not list((tmp_path / "again").glob("*.py"))
+
+
+def test_a_plan_that_does_not_fit_is_refused(saved, tmp_path) -> None:
+    """Names and sizes of units are the model's own, and no layer stays of which nothing is left."""
+    source = saved("llama")
+    plan = drop(source, ["5.mlp", "6.attention"])
+    mlp, attention = plan.units["5.mlp"], plan.units["6.attention"]
+    for units, said in (
+        ({"5.attention": mlp, "6.mlp": attention}, "5.attention has"),
+        ({"5.mlp": mlp + 1, "6.attention": attention - 1}, "5.mlp has"),
+        ({"5.mlp": mlp, "5.attention": attention}, "keeps layers of which nothing is left"),
+    ):
+        wrong = replace(plan, units=units, removed=[*units], params_after=plan.params_before - sum(units.values()))
+        with pytest.raises(UserError, match=said):
+            prune(source, wrong, out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"units name 05\.mlp, which is 5\.mlp"):
+        replace(plan, units={"05.mlp": mlp, "6.attention": attention}, removed=["05.mlp", "6.attention"])
 
 
 @pytest.mark.parametrize("layered", [False, True])
@@ -199,6 +226,15 @@ def test_a_record_tells_the_form_and_older_ones_nothing(custom, saved, tmp_path)
         ("silent", [1]),
         ("silent", [[{"module": "mlp"}]]),
         ("silent", []),
+        ("shapes", [{}]),
+        ("shapes", [{"mlp.up_proj.weight": [64, 10**9]}] * 7),
+        ("silent", [[{"module": "mlp", "part": "mlp", "container": None, "streams": [], "width": 64}]] * 7),
+        ("silent", [[{"module": "mlp", "part": "mlp", "container": None, "streams": [True], "width": -1}]] * 7),
+        ("silent", [[{"module": "mlp", "part": "mlp", "container": None, "streams": [True], "width": 32}]] * 7),
+        (
+            "silent",
+            [[{"module": "self_attn", "part": "attention", "container": None, "streams": [True], "width": 64}]] * 7,
+        ),
         ("silent", [[{"module": "none", "part": "mlp", "container": None, "streams": [True], "width": 64}]] * 7),
     ],
 )
@@ -207,7 +243,7 @@ def test_a_config_that_is_not_ours_is_refused_in_one_line(field, value, custom, 
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(UserError) as caught:
-        _ = open_checkpoint(folder).shapes
+        _ = Model(folder, device="cpu").module
     assert "\n" not in str(caught.value)
 
 
