@@ -57,8 +57,8 @@ WAYS = {"taylor": ("taylor", "lowest"), "perplexity": ("perplexity", "lowest"), 
 SECOND = "SHALLOWER_SECOND_MODEL"
 NEAR = 0.01  # of all parameters: how far from a share a removal may be and still stand for it
 FULL = {
-    **{"shares": [0.1, 0.2, 0.3], "scoring": [10, 128], "fitting": [64, 128], "tokens": 4096, "length": 128},
-    **{"tasks": {"lambada_openai": 200}, "tasks_at": 0.2, "repeats": 3, "context": 2048},
+    **{"shares": [0.1, 0.2, 0.3], "scoring": [10, 128], "fitting": [64, 128], "tokens": 2048, "length": 128},
+    **{"tasks": {"lambada_openai": 100}, "tasks_at": 0.2, "repeats": 3, "context": 2048},
 }
 QUICK = FULL | {
     **{"shares": [0.1], "scoring": [2, 32], "fitting": [8, 32], "tokens": 256, "length": 32, "context": 64},

@@ -55,7 +55,9 @@ def unit_names(value: Any, name: str) -> tuple[str, ...]:
     else:
         names = []
         for item in RANGE.sub(r"\1-\2", str(value).strip().strip("[]()")).replace(",", " ").replace(";", " ").split():
-            match = PART.fullmatch(item)
+            match = PART.fullmatch(item.lower())
+            if not match and "." in item:
+                raise UserError(f"{argument(name)}: {item!r} is no unit; write 12, 12.attention or 3-5.mlp")
             layers = numbers_of(match[1] if match else item, name)
             names += [f"{layer}.{match[2]}" if match else str(layer) for layer in layers]
         names = names or [str(layer) for layer in numbers_of(value, name)]

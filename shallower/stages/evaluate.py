@@ -8,6 +8,7 @@ from typing import Any
 from ..anatomy.model import Model
 from ..artifacts import Evaluation, Perplexity, Removal
 from ..data.readers import check_readable
+from ..errors import UserError
 from ..evaluation.perplexity import Segments, evaluation_segments, perplexity
 from ..evaluation.tasks import check_tasks, zero_shot
 from ..settings.calibration import Paths, listed_paths
@@ -56,6 +57,8 @@ def evaluate(
     model = open_model(model, compute)
     units, numbers = units_named(model, names, "removed")
     removal = units.removal(numbers)
+    if not removal.stays(model.record.layers):
+        raise UserError("at least one layer must stay", removed=removal.words)
     segments_by_name = (
         evaluation_segments(model, texts, tokens, protocol) if listed_paths(texts) or tokens or not tasks else {}
     )
