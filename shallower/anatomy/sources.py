@@ -37,7 +37,7 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whol
             weights, or remote code needed.
     """
     path = place(source)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and not path.is_dir():
         return _from_gguf(str(source), path, whole=whole)
     tensors: dict[str, TensorEntry] | None = None
     hashes: dict[Path, str] = {}

@@ -193,6 +193,12 @@ TENSORS = {
 }
 
 
+def test_a_folder_may_be_called_like_a_file(saved, tmp_path) -> None:
+    """As ``prune`` writes it where ``out`` ends so."""
+    folder = shutil.copytree(saved("llama"), tmp_path / "model.gguf")
+    assert open_model(folder).record.layers == 8
+
+
 def gguf_name(name: str) -> str:
     if not name.startswith("model.layers."):
         return f"{TENSORS[name.removesuffix('.weight')]}.weight"
