@@ -218,8 +218,18 @@ def _subclass(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             path.with_name(FILE).write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
 
+    def __reduce_ex__(self: PreTrainedModel, protocol: Any) -> tuple:
+        return _empty, (kind,), self.__dict__.copy()
+
     own = {"__init__": __init__, "save_pretrained": save_pretrained, "config_class": kind.config_class}
+    own["__reduce_ex__"] = __reduce_ex__  # the class is found by no name
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__, **own})
+
+
+def _empty(kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """An object of the class with modules missing, to be filled by unpickling."""
+    lessened = _subclass(kind)
+    return lessened.__new__(lessened)
 
 
 def reshape(layer: nn.Module, shapes: dict[str, list[int]]) -> None:

@@ -1,6 +1,8 @@
 """Parts of layers removed, written and loaded again: by a plain host class, or by custom code beside the weights."""
 
+import copy
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +144,8 @@ def test_transformers_saves_and_builds_it(custom, tmp_path) -> None:
     assert (
         AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.bfloat16).dtype == torch.bfloat16
     )
+    copied = pickle.loads(pickle.dumps(loaded))
+    assert torch.equal(logits(copied), logits(loaded)) and torch.equal(logits(copy.deepcopy(loaded)), logits(loaded))
     eager = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager")
     assert eager.config._attn_implementation == "eager"
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
