@@ -17,7 +17,7 @@ from ..artifacts.removal import MLP, Removal
 from ..errors import Refusal, argument
 from .deci import READERS, STEP, deci_form, deci_misfit
 from .form import Form, Place, lost_tensors
-from .hosts import HOSTS, ZEROS, misfit
+from .hosts import ZEROS, host_of, misfit
 
 
 def choose_form(
@@ -102,7 +102,7 @@ def _host_form(model: Model, plan: Plan, solved: Solved, save_dtype: torch.dtype
         reason = "its weights are quantised"
     if reason:
         _refuse(model, removal, f"no plain class holds {family} without {removal} ({reason})")
-    host = HOSTS[family]
+    host = host_of(solved.config)
     without = {index for index, old in enumerate(plan.kept) if MLP in removal.parts(old)}
     fields = host.fields(solved.config, without, save_dtype)
     content = fresh_content(host.model_type, fields) | {"architectures": [host.architecture]}

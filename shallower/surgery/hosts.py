@@ -49,7 +49,7 @@ class Host:
 
     def fields(self, config: Any, without: Set[int], save_dtype: torch.dtype | None) -> dict[str, Any]:
         """The fields of its config for a family's config and the layers that lack their MLP, as they are numbered."""
-        own = config.to_dict()
+        own, lacking = config.to_dict(), without | lacks_already(config)
         common = {key: own[key] for key in COMMON if key in own and key not in self.more}
         dtype = save_dtype or config.dtype
         return {
@@ -60,7 +60,7 @@ class Host:
             "num_experts_per_tok": 1,
             "moe_intermediate_size": WIDTH,
             "decoder_sparse_step": 1,
-            "mlp_only_layers": [index for index in range(config.num_hidden_layers) if index not in without],
+            "mlp_only_layers": [index for index in range(config.num_hidden_layers) if index not in lacking],
             **({"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}),
         }
 
@@ -78,11 +78,27 @@ HOSTS = {
 }
 
 
+def lacks_already(config: Any) -> set[int]:
+    """The layers of a model that is a host itself which have a single expert in the place of their MLP."""
+    own = set(getattr(config, "mlp_only_layers", None) or ()) if getattr(config, "num_experts", 0) == 1 else None
+    return set() if own is None else set(range(config.num_hidden_layers)) - own
+
+
+def host_of(config: Any) -> Host | None:
+    """The host of a family, or of a model that is a host already; None where there is none."""
+    again = getattr(config, "num_experts", 0) == 1 and getattr(config, "moe_intermediate_size", 0) == WIDTH
+    if again and config.model_type == "qwen3_moe":
+        return HOSTS["qwen3"]
+    if again and config.model_type == "qwen2_moe" and config.shared_expert_intermediate_size == WIDTH:
+        return _shared(config.qkv_bias)
+    return HOSTS.get(config.model_type)
+
+
 def misfit(config: Any, removal: Removal) -> str:
     """Why no plain class holds a family's layers after a removal; empty where one does."""
     if any(unit.part and unit.part != MLP for unit in removal.units):
         return "no plain class lacks an attention"
-    host = HOSTS.get(config.model_type)
+    host = host_of(config)
     if host is None:
         return f"for an MLP there is one for {', '.join(HOSTS)} only"
     if getattr(config, "mlp_bias", False):

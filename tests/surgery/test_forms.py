@@ -265,6 +265,19 @@ def test_a_plain_class_holds_layers_without_mlp(name, tmp_path) -> None:
     assert zeros and max(entry.count for entry in zeros) == 8 * 64
 
 
+@pytest.mark.parametrize("name", rest_slow(["qwen2", "qwen3"], {"qwen3"}))
+def test_a_host_is_pruned_again(name, tmp_path) -> None:
+    """A further MLP, and a layer of either sort."""
+    written(name, tmp_path, ["0.mlp", "3.mlp"], format="auto")
+    source = tmp_path / "out"
+    plan = drop(source, ["5.mlp", 1, 3])
+    again = prune(source, plan, out=tmp_path / "again", format="plain")
+    assert again.format == "host" and again.verified.logits == "bit for bit" and again.original == [0, 2, 4, 5, 6, 7]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits(loaded), virtual_logits(source, plan))
+    assert loaded.config.mlp_only_layers == [1, 2, 4, 5] and type(loaded.model.layers[3].mlp.gate.weight)
+
+
 def test_a_host_in_another_dtype(tmp_path) -> None:
     pruned, _, _ = written("llama", tmp_path, ["3.mlp"], format="plain", save_dtype="bf16")
     assert pruned.format == "host" and {entry.dtype for entry in read_index(tmp_path / "out").values()} == {"BF16"}
