@@ -116,12 +116,14 @@ class Edited:
 
         The depth by another name, and lists of its length.
         """
-        part, wanted = content, self.wanted
+        part, wanted, before = content, self.wanted, self.before
         for name in self.section:
-            part, wanted = part.get(name), wanted.get(name, {})
+            part, wanted, before = part.get(name), wanted.get(name, {}), before.get(name, {})
             if not isinstance(part, dict):
                 return
         for key, value in list(part.items()):
+            if before.get(key) != wanted.get(key):  # cut already
+                continue
             if key in self.own or any(key in names for names in self.aliases.get(self.section, {}).values()):
                 continue
             new = cut_value(key, value, self.kept, self.layers)

@@ -41,16 +41,19 @@ class Form:
 
 
 def lost_tensors(model: Model, removal: Removal, part: str = "") -> frozenset[str]:
-    """Names in the files of the weights that serve nothing but parts that go; of one kind of part, or of all."""
-    stack = model.outline.name
-    gone = {
-        f"{stack}.{index}.{name}"
-        for index, layer in enumerate(model.parts_for(removal))
-        for each in removal.parts(index)
-        if part in ("", each)
-        for name in layer.parts[each].parameters
-    }
-    return frozenset(disk for disk, name in model.checkpoint.names.memory.items() if name in gone)
+    """Names in the files of what serves nothing but parts that go: weights, and buffers of their modules.
+
+    Args:
+        part: one kind of part alone.
+    """
+    stack, weights, modules = model.outline.name, set(), []
+    for index, layer in enumerate(model.parts_for(removal)):
+        for each in removal.parts(index):
+            if part in ("", each):
+                weights |= {f"{stack}.{index}.{name}" for name in layer.parts[each].parameters}
+                modules += [f"{stack}.{index}.{name}." for name in layer.parts[each].modules]
+    names = model.checkpoint.names.memory.items()
+    return frozenset(disk for disk, name in names if name in weights or name.startswith(tuple(modules)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 import zoo
 from kills import SHORT, keep_every_step, killed_after
 from safetensors.torch import load_file, save_file
+from shrinking import shrink
 from trainings import CPU, healed, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -121,6 +122,16 @@ def carried(saved, text, tmp_path_factory) -> Carried:
         pruned = prune(source, drop(source, (2,)), out=home / "pruned")
         healed(home / "pruned", text, home / "healed", method="lora", tokens=256)
     return Carried(source, home / "pruned", home / "healed", pruned.left_behind, told.getvalue())
+
+
+def test_a_table_by_layer_in_a_config_is_cut_once(tmp_path) -> None:
+    """Gemma 4 writes settings by the layer's number, which older transformers do not know."""
+    kinds = ["full_attention" if index in (1, 2, 4, 7) else "sliding_attention" for index in range(8)]
+    source = zoo.save(zoo.build("gemma4_text", shrink("gemma4_text", layer_types=kinds)), tmp_path / "in")
+    before = json.loads((source / "config.json").read_text())["per_layer_config"]
+    prune(source, drop(source, (2,)), out=tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "config.json").read_text())["per_layer_config"]
+    assert [*before] == ["1", "2", "4", "7"] and [*after] == ["1", "3", "6"]
 
 
 def test_a_config_is_edited_and_not_rewritten(carried) -> None:

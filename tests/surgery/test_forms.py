@@ -52,7 +52,8 @@ def dense(name: str, folder: Path) -> Path:
     kind = name.partition("+")[0]
     if kind == "mistral":
         return zoo.save(zoo.build(name, shrink(kind, sliding_window=None)), folder)
-    return zoo.save(zoo.build(name, shrink(kind)) if kind == "qwen2" else name, folder)
+    known = kind != "qwen2" and kind in zoo.FAMILIES
+    return zoo.save(name if known else zoo.build(name, shrink(kind)), folder)
 
 
 def written(name: str, folder: Path, units: list[str], layers: tuple[int, ...] = (), **how):
@@ -79,6 +80,15 @@ def test_custom_code_is_the_virtual_removal(name, tmp_path) -> None:
     assert record.layer_parameters == sizes
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "shallower" and config["base_config"]["model_type"] == plan.model.family
+
+
+@pytest.mark.parametrize("name", rest_slow(["deepseek_v3", "apertus", "mbart"], {"mbart"}))
+def test_buffers_go_with_a_part_and_what_nobody_uses_stays(name, tmp_path) -> None:
+    """Buffers of a router or an activation; and attention to an encoder, which a decoder alone never asks for."""
+    pruned, plan, source = written(name, tmp_path, ["0.attention", "4.mlp"], format="custom")
+    loaded = trusted(tmp_path / "out")
+    assert torch.equal(logits(loaded), virtual_logits(source, plan)) and pruned.verified.unexpected_keys == 0
+    assert generated(loaded, cached=True) == generated(loaded, cached=False)
 
 
 @pytest.fixture(scope="module")

@@ -221,8 +221,8 @@ def _within(name: str, module: str) -> bool:
 
 
 def _parameters(probe: _Probe, writers: list[str], modules: list[str]) -> frozenset[str]:
-    """Those of some modules, and all others that change nothing when the writers are silent."""
-    wanted, names = probe.run(writers), set()
+    """Those of some modules, and all others that change something, but nothing when the writers are silent."""
+    whole_stream, wanted, names = probe.run(), probe.run(writers), set()
     for name, parameter in probe.layer.named_parameters():
         whole = parameter.data
         try:
@@ -230,7 +230,7 @@ def _parameters(probe: _Probe, writers: list[str], modules: list[str]) -> frozen
                 names.add(name)
                 continue
             parameter.data = torch.zeros_like(whole) if whole.any() else torch.ones_like(whole)
-            if close(probe.run(writers), wanted, 0.0):
+            if close(probe.run(writers), wanted, 0.0) and not close(probe.run(), whole_stream, 0.0):
                 names.add(name)
         finally:
             parameter.data = whole
