@@ -1,7 +1,7 @@
 """Whole layers against attention only, MLP only and both mixed, at equal parameters, in fp32 on the CPU.
 
 Every kind of unit is removed by Taylor+, by its removal losses (one-shot) and by greedy, until as many parameters are
-gone as whole layers have that come nearest to 10, 20 and 30 % of the model. What goes is evaluated on three texts as it
+gone as whole layers have that come nearest to 10 and 20 % of the model. What goes is evaluated on three texts as it
 is and repaired by ``sequential``; the sets of greedy at 20 %, repaired, answer tasks too. A kind of which that much
 cannot go, or not within 1 % of the parameters, has no figure there. Beside it: the losses of all leave-one-outs
 against the half-layer forwards that they need, and speed and cache without layers, attentions and MLPs that lie evenly.
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from harness.machine import least, machine
 from harness.pieces import Jobs, check_data, run
-from harness.store import CALIBRATION, FP32, TEXTS
+from harness.store import CALIBRATION, FP32, ROOT, TEXTS
 from units_tables import picture, table
 
 from shallower import (
@@ -57,7 +57,7 @@ WAYS = {"taylor": ("taylor", "lowest"), "perplexity": ("perplexity", "lowest"), 
 SECOND = "SHALLOWER_SECOND_MODEL"
 NEAR = 0.01  # of all parameters: how far from a share a removal may be and still stand for it
 FULL = {
-    **{"shares": [0.1, 0.2, 0.3], "scoring": [10, 128], "fitting": [64, 128], "tokens": 2048, "length": 128},
+    **{"shares": [0.1, 0.2], "scoring": [10, 128], "fitting": [64, 128], "tokens": 2048, "length": 128},
     **{"tasks": {"lambada_openai": 100}, "tasks_at": 0.2, "repeats": 3, "context": 2048},
 }
 QUICK = FULL | {
@@ -148,6 +148,7 @@ class Bench:
                     criterion=criterion,
                     units=kind,
                     calibration=self.calibration,
+                    out=ROOT / f"runs/units/{self.source.stem}-{kind}-{way}-{share:.3f}.json",  # a search goes on there
                 )
             except UserError:  # more than there is of the kind
                 continue
