@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
@@ -274,6 +275,36 @@ def align_weights(model: nn.Module) -> nn.Module:
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
     return model
+
+
+class _Writes(TorchDispatchMode):
+    """Names of those of some tensors that are written to meanwhile, through views too."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        super().__init__()
+        self.names = {tensor.untyped_storage()._cdata: name for name, tensor in tensors.items()}
+        self.written: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
+            name = self.names.get(args[0].untyped_storage()._cdata)
+            self.written += [name] if name else []
+        return func(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def changed_by_loading(model: nn.Module) -> list[str]:
+    """Names of weights that transformers changes after it has read them, as a few types' rules for initialising do.
+
+    Args:
+        model: without weights, on the meta device.
+    """
+    kept = model.state_dict(keep_vars=True)
+    for tensor in kept.values():
+        tensor._is_hf_initialized = True
+    with _Writes(kept) as writes:
+        model.initialize_weights()
+    return sorted(set(writes.written))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
-from .loading import Checkpoint, from_config, parse_dtype, running_form, unfilled, unlogged
+from .loading import Checkpoint, changed_by_loading, from_config, parse_dtype, running_form, unfilled, unlogged
 from .offload import Onloader, stand_ins
 from .patch import Patch, patched
 from .quantised import check_plain, refuse
@@ -138,6 +138,11 @@ class Model:
                 check_causal(module)
             return module
         module = self.checkpoint.skeleton(self.dtype)
+        if changed := changed_by_loading(self.checkpoint.shapes):
+            raise UserError(
+                f"{self.checkpoint.source}: transformers changes {changed[0]} when it has read the file, which reading "
+                f"layer by layer does not: run without {argument('layered', True)}"
+            )
         with stand_ins(module, self.device), running_form(self.checkpoint.source, self.checkpoint.config):
             check_causal(module)
             name = find_stack(module).name

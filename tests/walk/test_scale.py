@@ -13,6 +13,7 @@ import torch
 import zoo
 from kills import SHORT, keep_every_step, killed_after
 from marks import rest_slow
+from shrinking import shrink
 
 from shallower import (
     Amount,
@@ -157,6 +158,14 @@ def test_batch_limits_change_nothing_that_matters(limit: int, saved) -> None:
     wanted = score(opened(saved("llama")), criterion="perplexity", calibration=SHORT).scores
     got = score(opened(saved("llama"), max_batch_tokens=limit), criterion="perplexity", calibration=SHORT).scores
     assert got == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_loading_changes_is_not_read_layer_by_layer(tmp_path) -> None:
+    """Transformers itself writes to a row for padding when it has read it; to biases of a router in another type."""
+    source = zoo.save(zoo.build("youtu", shrink("youtu")), tmp_path)
+    with pytest.raises(UserError, match=r"transformers changes .* when it has read the file"):
+        _ = opened(source, layered=True).module
+    assert opened(source, layered=False).module
 
 
 def test_rounds_are_sums(saved, monkeypatch) -> None:
