@@ -61,7 +61,7 @@ def test_deci_is_told_in_the_words_that_its_readers_know(tmp_path) -> None:
 
 def test_deci_is_pruned_again_and_changes_its_form(tmp_path) -> None:
     source = wide("qwen2", tmp_path / "in")
-    prune(source, drop(source, ["2.mlp", "5.attention", 3]), out=tmp_path / "deci", format="deci")
+    prune(source, drop(source, ["2.mlp", "5.attention", 3]), out=tmp_path / "deci", format="deci", verify=False)
     again = Model(tmp_path / "deci", device="cpu")
     plan = drop(again, ["1.mlp", "3.attention", 6])
     more = prune(again, plan, out=tmp_path / "more")
@@ -69,7 +69,7 @@ def test_deci_is_pruned_again_and_changes_its_form(tmp_path) -> None:
     assert not any("silent" in change for change in more.config_changes)
     want = virtual_logits(tmp_path / "deci", plan)
     assert torch.equal(logits(trusted(tmp_path / "more")), want)
-    prune(again, plan, out=tmp_path / "custom", format="custom")
+    prune(again, plan, out=tmp_path / "custom", format="custom", verify=False)
     assert torch.equal(logits(trusted(tmp_path / "custom")), want)
     trusted(tmp_path / "custom").save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(trusted(tmp_path / "saved")), want)
@@ -77,8 +77,9 @@ def test_deci_is_pruned_again_and_changes_its_form(tmp_path) -> None:
     lost = prune(again, first, out=tmp_path / "lost", verify=False)
     assert lost.format == "custom" and lost.config_changes[-1].startswith("no DeciLM any more (layer 4, its first")
     last = drop(tmp_path / "custom", ["4.mlp"])
-    back = prune(tmp_path / "custom", last, out=tmp_path / "back", format="deci")
-    assert back.format == "deci" and back.verified.logits == "bit for bit"
+    back = prune(tmp_path / "custom", last, out=tmp_path / "back", format="deci", verify=False)
+    assert back.format == "deci"
+    assert torch.equal(logits(trusted(tmp_path / "back")), virtual_logits(tmp_path / "custom", last))
 
 
 @pytest.mark.parametrize(
