@@ -141,25 +141,30 @@ def _speeds(pieces: dict, model: str) -> Iterator[str]:
         yield ""
 
 
+def _dearness(entry: tuple[str, str, dict]) -> int:
+    return ("taylor", "perplexity", "greedy").index(entry[1])
+
+
 def picture(content: dict) -> bytes:
-    """Damage by share of parameters, a panel per model: dashed as it is, drawn through repaired, by greedy."""
+    """Damage by share of parameters, a panel per model: dashed as it is, drawn through repaired; by the dearest way
+    that is there.
+    """
     pieces, names = content["pieces"], models(content["pieces"])
     figure = Figure(figsize=(5.2 * max(1, len(names)), 4.0), layout="constrained")
     for axes, model in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
         dense = pieces[f"dense {model}"]["perplexity"]
-        for kind, way, rows in chosen(pieces, model):
-            if way != "greedy":
-                continue
+        found = {kind: (way, rows) for kind, way, rows in sorted(chosen(pieces, model), key=_dearness)}
+        for kind, (way, rows) in found.items():
             for repaired, line in enumerate(("--", "-")):
                 known = [(both[0]["share"], both[repaired]) for both in rows.values() if both[repaired]]
                 points = [(100 * share, ratio(row["perplexity"], dense)) for share, row in known]
-                label = kind if repaired else None
+                label = None if repaired else f"{kind} by {way}"
                 along, up = zip(*points, strict=True) if points else ((), ())
                 axes.plot(along, up, line, marker="o", color=COLOURS[kind], label=label)
         axes.set(title=model, xlabel="parameters removed, %", ylabel="perplexity / dense", yscale="log")
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(title="greedy, repaired; dashed: as it is", fontsize=8, title_fontsize=8)
+            axes.legend(title="dashed: as it is; through: repaired", fontsize=8, title_fontsize=8)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
