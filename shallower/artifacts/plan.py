@@ -73,7 +73,7 @@ class Plan(TypedRecord):
 
     @check
     def _check(self) -> "Plan":
-        model, layers = self.model, [one for one in self.removed if isinstance(one, int)]
+        model, layers = self.model, self._layers
         if sorted(layers + self.kept) != list(range(model.layers)):
             raise ValueError(f"removed and kept together must name each layer 0 to {model.layers - 1} exactly once")
         if not self.removed or not self.kept:
@@ -95,7 +95,12 @@ class Plan(TypedRecord):
     @property
     def removal(self) -> Removal:
         """What goes."""
-        return Removal.told((one for one in self.removed if isinstance(one, int)), self.units)
+        return Removal.told(self._layers, self.units)
+
+    @property
+    def _layers(self) -> list[int]:
+        """The layers of which nothing is left."""
+        return [one for one in self.removed if isinstance(one, int)]
 
     @property
     def share(self) -> float:

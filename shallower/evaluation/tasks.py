@@ -28,7 +28,7 @@ from ..artifacts import TaskResult
 from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
 from ..errors import UserError, argument
-from ..runtime.progress import meter, say
+from ..runtime.progress import Meter, meter, say
 from ..settings.evaluation import SETS, Tasks
 from ..storage.journal import NO_JOURNAL, Journal
 from .health import first_broken
@@ -174,52 +174,33 @@ def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> An
             self, requests: list, disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list:
             tokens = [[*context, *answer] for _, context, answer in requests]
-            digest = _digest([[context, answer] for _, context, answer in requests])
-            found = self.in_parts(
-                requests, tokens, digest, FEWEST_REQUESTS, lambda part: self.answers(part, override_bs)
-            )
+            request_journal = journal(requests=_digest([[context, answer] for _, context, answer in requests]))
+            answer = partial(self.answers, override_bs=override_bs)
+            found = _in_parts(requests, tokens, FEWEST_REQUESTS, request_journal, answer)
             return [(value, likeliest) for value, likeliest in found]
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-            self.batch_size_per_gpu = max(1, min(MOST_ROWS, most // ROW_TOKENS))  # else it tries the longest there are
             longest = max(request.args[1].get("max_gen_toks") or self.max_gen_toks for request in requests)
             if longest >= self.max_length:
                 raise UserError(
                     f"a task's answers have up to {longest} tokens, and the model reads {self.max_length} in all: "
                     "leave that task out"
                 )
-            plain = super().generate_until
-            digest = _digest([list(request.args) for request in requests])
+            request_journal = journal(requests=_digest([list(request.args) for request in requests]))
             texts = [request.args[0] for request in requests]
-            found = self.in_parts(
-                requests, texts, digest, self.batch_size_per_gpu, lambda part: self.written(plain, part)
-            )
+            rows = max(1, min(MOST_ROWS, most // ROW_TOKENS))
+            self.batch_size_per_gpu = rows  # else it tries the longest there are
+            found = _in_parts(requests, texts, rows, request_journal, self.written)
             self.batch_size_per_gpu = "auto"
             return found
 
-        def written(self, plain: Callable, requests: list) -> list[str]:
-            texts = plain(requests, True)
-            self.done.add(len(requests))
+        def written(self, requests: list, done: Meter) -> list[str]:
+            texts = super().generate_until(requests, True)
+            done.add(len(requests))
             return texts
 
-        def in_parts(self, requests: list, lengths: list, digest: str, least: int, answer: Callable) -> list:
-            """Answers to requests, the longest first, kept part by part."""
-            order = sorted(range(len(requests)), key=lambda place: (-len(lengths[place]), lengths[place]))
-            size = max(least, -(-len(requests) // REQUEST_PARTS))
-            request_journal = journal(requests=digest)
-            answers: list = [None] * len(requests)
-            past = min(size * len(request_journal.done), len(requests))
-            if request_journal.resumed:
-                say(f"resuming at task requests {past} of {len(requests)}")
-            with meter("task requests", len(requests), past) as self.done:
-                for start in range(0, len(requests), size):
-                    part = order[start : start + size]
-                    values = request_journal.memo(str(start), partial(answer, [requests[place] for place in part]))
-                    for place, value in zip(part, values, strict=True):
-                        answers[place] = value
-            return answers
-
-        def answers(self, requests: list, override_bs: int | None) -> list[tuple[float, bool]]:
+        def answers(self, requests: list, done: Meter, override_bs: int | None) -> list[tuple[float, bool]]:
+            self.done = done
             values = super()._loglikelihood_tokens(requests, True, override_bs)
             for (_, context, answer), (value, _) in zip(requests, values, strict=True):
                 if not math.isfinite(value):
@@ -238,6 +219,29 @@ def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> An
     lm = Open(**how, prefix_token_id=_prefix(model.tokenizer))
     lm._device = torch.device(model.device)  # a layered model's own weights may be nowhere yet
     return lm
+
+
+def _in_parts(requests: list, keys: list, least: int, journal: Journal, answer: Callable[[list, Meter], list]) -> list:
+    """Answers to requests, the longest first, kept part by part.
+
+    Args:
+        keys: what each is sorted by, its length before all.
+        least: requests of one part, at least.
+        answer: answers to some of them; it counts them.
+    """
+    order = sorted(range(len(requests)), key=lambda place: (-len(keys[place]), keys[place]))
+    size = max(least, -(-len(requests) // REQUEST_PARTS))
+    answers: list = [None] * len(requests)
+    past = min(size * len(journal.done), len(requests))
+    if journal.resumed:
+        say(f"resuming at task requests {past} of {len(requests)}")
+    with meter("task requests", len(requests), past) as done:
+        for start in range(0, len(requests), size):
+            part = order[start : start + size]
+            values = journal.memo(str(start), partial(answer, [requests[place] for place in part], done))
+            for place, value in zip(part, values, strict=True):
+                answers[place] = value
+    return answers
 
 
 def _prefix(tokenizer: Any) -> int | None:

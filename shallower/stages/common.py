@@ -3,7 +3,7 @@
 What a Python caller may give, checking that artifacts fit a model, and saving results.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def check_plan_units(plan: Plan, model: Model) -> None:
     """Raise a UserError where a plan's units are none of the model's, or of other sizes than it says."""
     if not plan.units:
         return
-    known = dict(enumerate_sizes(model))
+    kinds = (model.units(kind).listing for kind in (LAYER, SUBLAYER))
+    known = {str(unit): count for listing in kinds for unit, count in listing}
     wrong = next((name for name, count in plan.units.items() if known.get(name) != count), None)
     if wrong is not None:
         has = f"has {known[wrong]:,} parameters there" if wrong in known else "is none of its units"
@@ -88,12 +89,6 @@ def check_plan_units(plan: Plan, model: Model) -> None:
         )
     if plan.removal != plan.removal.folded([part.parts for part in model.parts]):
         raise UserError("the plan keeps layers of which nothing is left: make it anew, or drop by name")
-
-
-def enumerate_sizes(model: Model) -> Iterator[tuple[str, int]]:
-    """Name and parameters of every unit that a model has: whole layers, and their parts."""
-    for kind in (LAYER, SUBLAYER):
-        yield from ((str(unit), count) for unit, count in model.units(kind).listing)
 
 
 def save_artifact(record, out: str | Path | None):

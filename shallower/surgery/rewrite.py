@@ -155,7 +155,8 @@ def prune_files(
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
-                changes = [*_changes(solved, renaming), *notes, *form.changes]
+                changes = [one for one in (*_changes(solved, renaming), *notes) if not one.startswith(OURS)]
+                changes += form.changes
                 weights = {"left_behind": left, "weight_bytes": written.bytes, "format": form.name, "zeros": form.zeros}
                 weights |= _cache_bytes(checkpoint, written) if plan.units else {}
                 pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **weights)
@@ -240,7 +241,7 @@ def _changes(solved: Solved, renaming: Renaming) -> list[str]:
     beyond = (
         [f"{renaming.dropped_beyond} prediction layers after the stack left out"] if renaming.dropped_beyond else []
     )
-    return [*(one for one in solved.changes if not one.startswith(OURS)), *beyond]
+    return [*solved.changes, *beyond]
 
 
 def rename(
@@ -323,7 +324,7 @@ def write_config(
     if save_dtype is not None:
         edited.store_as(save_dtype)
     (folder / "config.json").write_text(json.dumps(form.config(edited.content), indent=2) + "\n", encoding="utf-8")
-    return [change for change in edited.changes if not change.startswith(OURS)]
+    return edited.changes
 
 
 def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:

@@ -25,9 +25,8 @@ def _stack(summary: Summary, pruning: Pruning, number: int) -> Figure:
     count = summary.root.layers
     same_layers = plan.model.original == summary.root.original
     parts = [unit for unit in pruning.removal.units if unit.part]
-    places = (
-        {} if parts else {index: place for place, index in enumerate(pruning.order)}
-    )  # the order is of layers alone
+    order = [] if parts else pruning.order  # it is of layers alone
+    places = {index: place for place, index in enumerate(order)}
     removed = {index: places.get(index) for index in pruning.removal.layers}
     protected = [*range(plan.keep_first), *range(count - plan.keep_last, count)] if same_layers else []
     scores = plan.scores if same_layers and not plan.scored else None
