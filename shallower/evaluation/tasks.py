@@ -176,8 +176,7 @@ def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> An
             tokens = [[*context, *answer] for _, context, answer in requests]
             request_journal = journal(requests=_digest([[context, answer] for _, context, answer in requests]))
             answer = partial(self.answers, override_bs=override_bs)
-            found = _in_parts(requests, tokens, FEWEST_REQUESTS, request_journal, answer)
-            return [(value, likeliest) for value, likeliest in found]
+            return [*map(tuple, _in_parts(requests, tokens, FEWEST_REQUESTS, request_journal, answer))]
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
             longest = max(request.args[1].get("max_gen_toks") or self.max_gen_toks for request in requests)

@@ -155,8 +155,7 @@ def prune_files(
                 )
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
-                changes = [one for one in (*_changes(solved, renaming), *notes) if not one.startswith(OURS)]
-                changes += form.changes
+                changes = _changes(solved, renaming, notes, form)
                 weights = {"left_behind": left, "weight_bytes": written.bytes, "format": form.name, "zeros": form.zeros}
                 weights |= _cache_bytes(checkpoint, written) if plan.units else {}
                 pruned = Pruned(plan, proof, plan.original(), written.fingerprint, changes, beside.report, **weights)
@@ -237,11 +236,12 @@ def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Jour
     )
 
 
-def _changes(solved: Solved, renaming: Renaming) -> list[str]:
+def _changes(solved: Solved, renaming: Renaming, notes: list[str], form: Form) -> list[str]:
     beyond = (
         [f"{renaming.dropped_beyond} prediction layers after the stack left out"] if renaming.dropped_beyond else []
     )
-    return [*solved.changes, *beyond]
+    told = (one for one in (*solved.changes, *beyond, *notes) if not one.startswith(OURS))
+    return [*told, *form.changes]
 
 
 def rename(
