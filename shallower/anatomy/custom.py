@@ -19,6 +19,7 @@ from .modeling_shallower import (
     DECI_TYPE,
     FILE,
     MODEL_TYPE,
+    NUMBERS,
     SHAPES,
     SILENT,
     STACK,
@@ -94,7 +95,7 @@ def _wrong_blocks(raw: dict[str, Any]) -> str:
 def _wrong_fields(raw: dict[str, Any]) -> str:
     """What is wrong with the fields of our own form; empty for nothing."""
     base, stack, silent = raw.get("base_config"), raw.get("stack"), raw.get("silent")
-    shapes = raw.get("shapes") or []
+    shapes, numbers = raw.get("shapes") or [], raw.get("numbers") or []
     kind = base.get("model_type") if isinstance(base, dict) else None
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
         return f"base_config is of model_type {str(kind)[:60]!r}, which transformers does not know"
@@ -107,8 +108,17 @@ def _wrong_fields(raw: dict[str, Any]) -> str:
     layers = isinstance(shapes, list) and all(isinstance(layer, dict) for layer in shapes)
     if not layers or len(shapes) not in (0, len(silent)):
         return "shapes is no list of the shapes of each layer's weights"
+    if not isinstance(numbers, list) or len(numbers) not in (0, len(silent)) or not all(map(_are_numbers, numbers)):
+        return "numbers is no list of the numbers that each layer's modules keep"
     bad = next((item for layer in shapes for item in layer.items() if not _is_shape(*item)), None)
     return f"shapes holds {str(bad)[:80]}, which names no weight and its shape" if bad else ""
+
+
+def _are_numbers(layer: Any) -> bool:
+    """Whether a layer's numbers are named and whole."""
+    return isinstance(layer, dict) and all(
+        NAME.fullmatch(name) and type(value) is int and 0 < value < MOST for name, value in layer.items()
+    )
 
 
 def _is_shape(name: str, shape: Any) -> bool:
@@ -151,7 +161,8 @@ def silent_fields(
     """
     before = getattr(config, SILENT, None) or [[] for _ in layers]
     shapes = getattr(config, SHAPES, None) or [{} for _ in layers]
-    fields, sizes = [], []
+    numbers = getattr(config, NUMBERS, None) or [{} for _ in layers]
+    fields, sizes, counts = [], [], []
     for index in removal.stays(len(layers)):
         lost = [parts[index].parts[name] for name in removal.parts(index)] if parts else []
         try:
@@ -164,7 +175,10 @@ def silent_fields(
         sizes.append(
             {name: shape for name, shape in shapes[index].items() if not any(_within(name, one) for one in inner)}
         )
-    return {SILENT: fields, STACK: stack, SHAPES: sizes}
+        counts.append(
+            {name: value for name, value in numbers[index].items() if not any(_within(name, one) for one in inner)}
+        )
+    return {SILENT: fields, STACK: stack, SHAPES: sizes, NUMBERS: counts}
 
 
 def _within(name: str, module: str) -> bool:

@@ -12,12 +12,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import ModelRecord, Removal, Units
-from ..artifacts.units import LAYER, check_units_kind
-from ..errors import UserError, argument
+from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH, check_units_kind
+from ..errors import Refusal, UserError, argument
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
 from ..storage.paths import parse_json
 from .config import ConfigSolver
+from .devices import checked_device
 from .disk import stored_dtypes
 from .layer_tables import layer_sizes
 from .loading import Checkpoint, changed_by_loading, from_config, parse_dtype, running_form, unfilled, unlogged
@@ -26,9 +27,10 @@ from .patch import Patch, patched
 from .quantised import check_plain, refuse
 from .sources import open_checkpoint
 from .stack import Stack, check_causal, dry_tokens, find_stack, parameter_count, sound_tokens
-from .units import LayerParts, Steps, lessened, parts_of, units_listing, without
+from .units import LayerParts, Steps, groups_of, lessened, parts_of, units_listing, without
 
 PARTS_PROBE = (1, 8)  # samples and positions on which parts of layers are looked for
+GROUPS_PROBE = (1, 16)  # the same for groups of parts: more, so that each neuron is awake somewhere
 SIDE_FILE = "shallower.json"
 RESIDENT_SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
 OUTLINES = 32  # outlines of models that are remembered
@@ -212,7 +214,7 @@ class Model:
             return parts_of(self.outline.of(module), module, tokens)
 
     def units(self, kind: str = LAYER) -> Units:
-        """All units of a kind: ``layer``, ``attention``, ``mlp`` or ``sublayer``.
+        """All units of a kind: ``layer``, ``attention``, ``mlp``, ``sublayer``, ``width`` or ``layer+width``.
 
         Raises:
             UserError: no such kind, or no layer has such a part.
@@ -221,6 +223,11 @@ class Model:
         check_units_kind(kind)
         if kind == LAYER:
             return Units.of_layers(self.record.layer_parameters)
+        if kind == WIDTH:
+            return self._width_units
+        if kind == LAYER_WIDTH:
+            whole = Units.of_layers(self.record.layer_parameters).listing
+            return Units(kind, (*whole, *self._width_units.listing), tuple(self.record.layer_parameters))
         listing = units_listing(self._shapes.get_submodule(self.outline.name), self.parts, kind)
         if not any(unit.part for unit, _ in listing):
             raise UserError(
@@ -229,12 +236,43 @@ class Model:
             )
         return Units(kind, listing, tuple(self.record.layer_parameters))
 
+    @cached_property
+    def _width_units(self) -> Units:
+        self.check_plain(f"{WIDTH} units")
+        shapes = self._shapes.get_submodule(self.outline.name)
+        parts, reasons = self._grouped
+        listing = units_listing(shapes, parts, WIDTH)
+        if not listing:
+            told = "; ".join(f"its {name}s: {reason}" for name, reason in reasons.items())
+            raise Refusal(f"{self.checkpoint.source} cannot be made narrower ({told}): remove layers or parts of them")
+        for name, reason in reasons.items():
+            say(f"its {name}s keep their width: {reason}")
+        return Units(WIDTH, listing, tuple(self.record.layer_parameters))
+
+    @cached_property
+    def _grouped(self) -> tuple[tuple[LayerParts, ...], dict[str, str]]:
+        with self.dry() as module:
+            tokens = sound_tokens(module, dry_tokens(self.vocabulary, *GROUPS_PROBE))
+            return groups_of(self.outline.of(module), module, tokens, self.parts)
+
+    @property
+    def grouped(self) -> tuple[LayerParts, ...]:
+        """Attention and MLP of every layer, with the groups by which they can be made narrower."""
+        return self._grouped[0]
+
+    @property
+    def kept_widths(self) -> dict[str, str]:
+        """Part -> why some layer's cannot be made narrower."""
+        return self._grouped[1]
+
     def lessened(self, index: int, removal: Removal) -> contextlib.AbstractContextManager[None]:
         """Let a layer that stays do without the parts that it loses while inside."""
         return lessened(self.stack, index, removal, self.parts_for(removal))
 
     def parts_for(self, *removals: Removal) -> tuple[LayerParts, ...]:
         """The parts where one of the removals takes some, else nothing."""
+        if any(removal.narrows for removal in removals):
+            return self.grouped
         return self.parts if any(removal.kind == "part" for removal in removals) else ()
 
     def steps(self, *removals: Removal) -> Steps:
@@ -356,23 +394,3 @@ class Model:
             what = f"does not fit the model beside it ({layers} layers)"
             raise UserError(f"{side} {what}: restore it, or remove it to number the layers anew")
         return original
-
-
-def checked_device(name: str | None) -> str:
-    """A device that exists; None chooses CUDA where there is one.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name is None or name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}; give cpu, cuda or cuda:0") from error
-    able = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not able.get(device.type, False):
-        raise UserError(
-            f"not available here; use {' or '.join(kind for kind, there in able.items() if there)}", device=name
-        )
-    return name

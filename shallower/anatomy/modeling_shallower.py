@@ -20,12 +20,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 MODEL_TYPE = "shallower"
 DECI_TYPE = "nemotron-nas"  # DeciLM, a Llama whose layers differ; vLLM, SGLang, llama.cpp and mlx-lm know it
 FILE = "modeling_shallower.py"
-SILENT, STACK, SHAPES = (
+SILENT, STACK, SHAPES, NUMBERS = (
     "silent_modules",
     "silent_stack",
     "silent_shapes",
+    "silent_numbers",
 )  # fields of the family's config in memory; in the file they lie beside it
-OURS = (SILENT, STACK, SHAPES)
+OURS = (SILENT, STACK, SHAPES, NUMBERS)
 OWN_LAYER = "_layer_before_cache_places"  # attribute of a module whose ``layer_idx`` is a place in the cache: its layer
 CONTAINERS = {"tuple": tuple, "list": list}
 ATTENTION = "attention"
@@ -41,6 +42,7 @@ class ShallowerConfig(PreTrainedConfig):
             belonged to, ``container`` and ``streams`` what it returned (a bare tensor, or items of which some are as
             large as the stream), ``width`` the numbers per token in these; null where it hands on what enters it.
         shapes: of each layer the weights that the family's config would make in another shape; empty for none.
+        numbers: of each layer numbers that modules keep beside their weights and that follow, such as a count of heads.
     """
 
     model_type = MODEL_TYPE
@@ -51,12 +53,14 @@ class ShallowerConfig(PreTrainedConfig):
         stack: str = "",
         silent: list[list[dict[str, Any]]] | None = None,
         shapes: list[dict[str, list[int]]] | None = None,
+        numbers: list[dict[str, int]] | None = None,
         **kwargs: Any,
     ):
         self.base_config = base_config or {}
         self.stack = stack
         self.silent = silent or []
         self.shapes = shapes or []
+        self.numbers = numbers or []
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -69,7 +73,8 @@ class ShallowerConfig(PreTrainedConfig):
 
     def family(self) -> PreTrainedConfig:
         """The family's own config, which carries what is missing; its class is one of transformers' own."""
-        return _family(self, self.base_config, {SILENT: self.silent, STACK: self.stack, SHAPES: self.shapes})
+        fields = {SILENT: self.silent, STACK: self.stack, SHAPES: self.shapes, NUMBERS: self.numbers}
+        return _family(self, self.base_config, fields)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The part of the family's config that describes the decoder."""
@@ -206,6 +211,8 @@ def _subclass(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
         layers = self.get_submodule(getattr(config, STACK))
         for layer, shapes in zip(layers, getattr(config, SHAPES, None) or [], strict=False):
             reshape(layer, shapes)
+        for layer, numbers in zip(layers, getattr(config, NUMBERS, None) or [], strict=False):
+            renumber(layer, numbers)
         take_out(layers, getattr(config, SILENT), config)
 
     def save_pretrained(self: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -237,10 +244,23 @@ def reshape(layer: nn.Module, shapes: dict[str, list[int]]) -> None:
     for path, shape in shapes.items():
         owner, _, name = path.rpartition(".")
         module = layer.get_submodule(owner)
-        weight = module.get_parameter(name)
+        weight = getattr(module, name)
+        weight = next(module.parameters(recurse=False)) if weight is None else weight  # a bias that it has not yet
         setattr(module, name, nn.Parameter(weight.new_zeros(shape), requires_grad=weight.requires_grad))
         if isinstance(module, nn.Linear) and name == "weight":
             module.out_features, module.in_features = shape
+        elif hasattr(module, "nf") and name == "weight":  # the transposed product of some families
+            module.nf = shape[1]
+
+
+def renumber(layer: nn.Module, numbers: dict[str, int]) -> None:
+    """Give modules the numbers that they keep beside their weights, such as a count of heads."""
+    for path, value in numbers.items():
+        owner, _, name = path.rpartition(".")
+        module = layer.get_submodule(owner.removesuffix(".config"))
+        if owner.endswith(".config"):  # which all layers share
+            module.config = copy.copy(module.config)
+        setattr(module.config if owner.endswith(".config") else module, name, value)
 
 
 def take_out(layers: Iterable[nn.Module], silent: list[list[dict[str, Any]]], config: PreTrainedConfig) -> None:
@@ -277,7 +297,7 @@ def lacks_attention(module: nn.Module) -> bool:
 def wrapped(content: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json from that of the family's config which carries what is missing."""
     base = {key: value for key, value in content.items() if key not in (*OURS, "auto_map")}
-    shapes = content.get(SHAPES) or []
+    shapes, numbers = content.get(SHAPES) or [], content.get(NUMBERS) or []
     module = FILE.removesuffix(".py")
     return {
         "model_type": MODEL_TYPE,
@@ -289,6 +309,7 @@ def wrapped(content: dict[str, Any]) -> dict[str, Any]:
         "stack": content[STACK],
         "silent": content[SILENT],
         **({"shapes": shapes} if any(shapes) else {}),
+        **({"numbers": numbers} if any(numbers) else {}),
         "base_config": base,
     }
 
@@ -297,7 +318,8 @@ def unwrapped(content: dict[str, Any]) -> dict[str, Any]:
     """The family's config which carries what is missing, from the content of config.json."""
     if content["model_type"] == DECI_TYPE:
         return from_deci(content)
-    fields = {SILENT: content["silent"], STACK: content["stack"], SHAPES: content.get("shapes") or []}
+    fields = {SILENT: content["silent"], STACK: content["stack"]}
+    fields |= {SHAPES: content.get("shapes") or [], NUMBERS: content.get("numbers") or []}
     return content["base_config"] | fields
 
 
@@ -320,5 +342,5 @@ def from_deci(content: dict[str, Any]) -> dict[str, Any]:
         own = deci_width(block["ffn"]["ffn_mult"], width)
         into = {f"mlp.{name}_proj.weight": [own, width] for name in ("gate", "up")}
         shapes.append({} if own == neurons else into | {"mlp.down_proj.weight": [width, own]})
-    fields = {SILENT: silent, STACK: "model.layers", SHAPES: shapes}
+    fields = {SILENT: silent, STACK: "model.layers", SHAPES: shapes, NUMBERS: []}
     return base | fields | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

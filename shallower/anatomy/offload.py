@@ -24,7 +24,7 @@ from .fingerprint import shared_tensors
 from .lean import lean_ends
 from .loading import FLOATS, Checkpoint, align_weights, check_whole, one_line, quiet
 from .names import names_in_model
-from .patch import Patch
+from .patch import Patch, add_bias, drop_bias
 
 WHOLE = {
     "I64": torch.int64,
@@ -78,6 +78,7 @@ class Onloader:
         self.asleep = False
         self.patch: Patch = {}
         self.unchanged: dict[str, Tensor] = {}  # the changed weights of the layer in memory, as they are on disk
+        self.fresh: set[str] = set()  # biases of the layer in memory that the model has not
         skeleton.onloader = self
         self._attach()
 
@@ -149,6 +150,10 @@ class Onloader:
         self.patch = patch
         here = [name for name in names if self.present is not None and name.startswith(f"{self.prefix}{self.present}.")]
         for name in here:
+            if name in self.fresh:
+                self.fresh.discard(name)
+                drop_bias(self.skeleton, name)
+                continue
             parameter = self.skeleton.get_parameter(name)
             parameter.data = self.unchanged.pop(name, parameter.data)
         self._change(here)
@@ -157,7 +162,10 @@ class Onloader:
 
     def _change(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in self.patch:
+            if name in self.patch and self.patch[name].kind == "new":
+                self.fresh.add(name)
+                add_bias(self.skeleton, name, self.patch[name])
+            elif name in self.patch:
                 parameter = self.skeleton.get_parameter(name)
                 self.unchanged[name] = parameter.data
                 parameter.data = self.patch[name].of(parameter.data)
@@ -170,6 +178,9 @@ class Onloader:
         self.present = None
         if before is not None:
             self.step = 1 if (index - before) % len(self.layers) <= len(self.layers) // 2 else -1
+            for name in self.fresh:
+                drop_bias(self.skeleton, name)
+            self.fresh.clear()
             self._free(self.layers[before].modules())
             if not self.cuda:
                 trim()

@@ -21,13 +21,14 @@ class Edit:
     """A change of one parameter.
 
     Attributes:
-        kind: ``map``: the features along ``axis`` are multiplied by the matrix ``value``, (features, features);
+        kind: ``new``: the parameter is a bias that the model has not yet;
+            ``map``: the features along ``axis`` are multiplied by the matrix ``value``, (features, features);
             ``add``: ``value``, shaped like the parameter, is added; ``scale``: it is multiplied by the number
                 ``value``.
         strength: of what the change adds, this share.
     """
 
-    kind: Literal["map", "add", "scale"]
+    kind: Literal["new", "map", "add", "scale"]
     value: Tensor
     axis: int = 0
     strength: float = 1.0
@@ -36,6 +37,8 @@ class Edit:
         """The changed parameter, computed in at least float32, in its own dtype and on its own device."""
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         value = self.value.to(wide)
+        if self.kind == "new":
+            return (self.strength * value).to(weight.dtype)
         if self.kind == "add":
             return torch.add(wide, value, alpha=self.strength).to(weight.dtype)
         if self.kind == "scale":
@@ -78,11 +81,30 @@ def patched(module: nn.Module, patch: Patch) -> Iterator[None]:
         with loader.patched(patch):
             yield
         return
-    before = {name: module.get_parameter(name).data for name in patch}
+    fresh = {name: edit for name, edit in patch.items() if edit.kind == "new"}
+    before = {name: module.get_parameter(name).data for name in patch if name not in fresh}
     try:
         for name, edit in patch.items():
-            module.get_parameter(name).data = edit.of(before[name])
+            if name in fresh:
+                add_bias(module, name, edit)
+            else:
+                module.get_parameter(name).data = edit.of(before[name])
         yield
     finally:
         for name, data in before.items():
             module.get_parameter(name).data = data
+        for name in fresh:
+            drop_bias(module, name)
+
+
+def add_bias(module: nn.Module, name: str, edit: Edit) -> None:
+    """Give a module within another a bias that it has not yet."""
+    owner, _, key = name.rpartition(".")
+    inner = module.get_submodule(owner)
+    setattr(inner, key, nn.Parameter(edit.of(next(inner.parameters(recurse=False)).data), requires_grad=False))
+
+
+def drop_bias(module: nn.Module, name: str) -> None:
+    """Take such a bias away again."""
+    owner, _, key = name.rpartition(".")
+    setattr(module.get_submodule(owner), key, None)

@@ -94,6 +94,16 @@ def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: di
         return tuple(_writer(call, name, scale) for name, scale in scales)
 
 
+@torch.no_grad()
+def writer_inside(layer: nn.Module, interface: Interface, args: tuple, kwargs: dict, module: str) -> Writer:
+    """What makes a module's output, be it added to the stream as it is or not; its scale is not looked for.
+
+    Raises:
+        Refusal: a map of the output folds into no weights.
+    """
+    return _writer(_Call(layer, interface, args, kwargs), module, 1.0)
+
+
 def _call_order(call: _Call) -> list[str]:
     """The direct children with weights that make something as large as the stream, once, in order."""
     log: list[str] = []
@@ -159,7 +169,8 @@ def _writer(call: _Call, name: str, scale: float) -> Writer:
         )
     owners = {key.rpartition(".")[0] for key in axes}
     if len(owners) == 1 and isinstance(owner := module.get_submodule(inside := next(iter(owners))), nn.Module):
-        features = any(value.dim() == 2 for value in owner.parameters(recurse=False)) and not any(owner.children())
+        sizes = {value.dim() for value in owner.parameters(recurse=False)}  # experts have three, with flat biases
+        features = 2 in sizes and max(sizes) == 2 and not any(owner.children())
         if features:
             return Writer(_dotted_name(name, inside), scale, _full_names(name, axes), features=True)
     axes = _alike(module, axes)

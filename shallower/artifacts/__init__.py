@@ -10,7 +10,7 @@ from .healing import Healing, HealingReport, LossChange, Recipe, ReloadedModel, 
 from .inspection import Inspection
 from .io import RECORDS, Record, dumps, load, model_of, published, read, save, short_arrays
 from .model import ModelRecord
-from .plan import Plan
+from .plan import Candidate, Plan
 from .pruned import Proof, Pruned, Unverified
 from .record import plain
 from .removal import NOTHING, Removal, Unit
@@ -25,6 +25,7 @@ __all__ = [
     "UNIT_KINDS",
     "Analytic",
     "CalibrationRecord",
+    "Candidate",
     "ComparedFigure",
     "ComparedModel",
     "Comparison",

@@ -8,14 +8,34 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
-from .removal import Removal, check_units, listed, parameters_gone
+from .removal import Removal, Unit, check_units, listed, parameters_gone
+
+
+@record
+class Candidate(TypedRecord):
+    """Depth and width that were tried together; losses are means in nats on held-out calibration text."""
+
+    layers: list[int]
+    """Layers that go."""
+    narrowed: str
+    """Groups that go from the layers that stay, in words; empty for none."""
+    share: Finite
+    """Share of the parameters that goes."""
+    loss_dense: Finite
+    """Loss of the dense model."""
+    loss_before: Finite
+    """Loss without these, not repaired."""
+    loss: Finite
+    """Loss without these, repaired."""
+    expected_speedup: NonNegative
+    """Times as fast that decoding one sequence should be, by the parameters that a token reads."""
 
 
 @record
 class Plan(TypedRecord):
     """Layers that go and layers that stay, in MODEL's own numbering."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored")
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored", "candidates")
 
     removed: list[int | str]
     """What goes: numbers of layers, and names of other units such as `5.mlp`."""
@@ -64,6 +84,8 @@ class Plan(TypedRecord):
     go. A layer of which nothing is left is one number in `removed`."""
     scored: list[str] = field(default_factory=list)
     """Units that `scores` are of, in order; empty where they are of layers."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """Depths and widths that were held against each other, where both could go."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["plan"] = "plan"
@@ -126,9 +148,13 @@ class Plan(TypedRecord):
     @property
     def size(self) -> int:
         """How many units or layers go."""
-        return len(self.units or self.removed)
+        return sum(max(1, len(Unit.parse(name).groups)) for name in self.units) or len(self.removed)
 
     @property
     def how_many(self) -> str:
         """How many go, in words."""
+        if self.removal.narrows:
+            layers = len(self.removal.layers)
+            beside = f"{layers} of {self.model.layers} layers and " if layers else ""
+            return f"{beside}{self.size - layers:,} groups of attentions and MLPs"
         return f"{self.size} units" if self.units else f"{self.size} of {self.model.layers} layers"

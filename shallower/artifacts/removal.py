@@ -10,18 +10,21 @@ from ..runtime.format import layers as numbers_text
 
 ATTENTION, MLP = "attention", "mlp"  # parts of a layer: what mixes positions, and what does not
 PARTS = (ATTENTION, MLP)
-UNIT = re.compile(rf"(\d{{1,6}})(?:\.({'|'.join(PARTS)}))?")
+GROUPS_MOST = 1 << 20  # groups of one part that a name may hold
+UNIT = re.compile(rf"(\d{{1,6}})(?:\.({'|'.join(PARTS)})(?::(\d[\d+-]*))?)?")
 WHOLE, GONE = "0", "1"  # states of a layer: as it is, and nothing of it left
 
 
 class Unit(NamedTuple):
-    """Unit that can go: a whole layer, or a part of one. Ordered, and named by its text: ``12``, ``12.mlp``,
-    ``12.mlp:340``.
+    """Unit that can go: a whole layer, a part of one, or groups of a part. Ordered, and named by its text: ``12``,
+    ``12.mlp``, ``12.mlp:340``, ``12.mlp:0-5+9``.
+
+    A group of an MLP is a neuron; one of an attention is a KV head with the query heads that read it.
     """
 
     layer: int
     part: str = ""
-    group: int = -1
+    groups: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Unit":
@@ -32,11 +35,47 @@ class Unit(NamedTuple):
         """
         match = UNIT.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is no unit; write 12, 12.{ATTENTION} or 12.{MLP}")
-        return cls(int(match[1]), match[2] or "")
+            raise ValueError(f"{text!r} is no unit; write 12, 12.{ATTENTION}, 12.{MLP} or 12.{MLP}:0-5+9")
+        return cls(int(match[1]), match[2] or "", groups_named(match[3] or ""))
 
     def __str__(self) -> str:
-        return f"{self.layer}{'.' * bool(self.part)}{self.part}{f':{self.group}' if self.group >= 0 else ''}"
+        return f"{self.layer}{'.' * bool(self.part)}{self.part}{':' * bool(self.groups)}{groups_text(self.groups)}"
+
+    def singles(self) -> list["Unit"]:
+        """Its groups one by one, or itself."""
+        return [self._replace(groups=(group,)) for group in self.groups] or [self]
+
+    @property
+    def whole(self) -> "Unit":
+        """The whole part, or the layer."""
+        return Unit(self.layer, self.part)
+
+
+def groups_text(groups: Sequence[int]) -> str:
+    """Numbers of groups, ascending, in short: ``0-5+9``."""
+    runs: list[list[int]] = []
+    for group in groups:
+        if runs and runs[-1][1] == group - 1:
+            runs[-1][1] = group
+        else:
+            runs.append([group, group])
+    return "+".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def groups_named(text: str) -> tuple[int, ...]:
+    """The numbers that ``groups_text`` writes.
+
+    Raises:
+        ValueError: they are none, or not ascending.
+    """
+    groups: list[int] = []
+    for run in text.split("+") if text else ():
+        match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", run)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not (groups[-1] if groups else -1) < first <= last < GROUPS_MOST:
+            raise ValueError(f"{text!r} names no groups; write them ascending, such as 0-5+9")
+        groups += range(first, last + 1)
+    return tuple(groups)
 
 
 @dataclass(frozen=True)
@@ -56,9 +95,16 @@ class Removal:
 
     @classmethod
     def of(cls, units: Iterable[Unit]) -> "Removal":
-        """The removal of units in any order; parts of layers that go anyway are left out."""
-        every = set(units)
-        return cls(tuple(sorted(unit for unit in every if not unit.part or Unit(unit.layer) not in every)))
+        """The removal of units in any order; groups of one part are told as one unit, and what goes anyway with a
+        layer or a part is left out.
+        """
+        groups: dict[Unit, set[int]] = {}
+        for unit in units:
+            groups.setdefault(unit.whole, set()).update(unit.groups or {-1})
+        whole = {unit for unit, numbers in groups.items() if -1 in numbers}
+        stays = (unit for unit in groups if not unit.part or Unit(unit.layer) not in whole)
+        every = (unit if unit in whole else unit._replace(groups=tuple(sorted(groups[unit]))) for unit in stays)
+        return cls(tuple(sorted(every)))
 
     @classmethod
     def told(cls, layers: Iterable[int], units: Iterable[str] = ()) -> "Removal":
@@ -76,8 +122,15 @@ class Removal:
 
     @property
     def kind(self) -> str:
-        """What the units are: ``layer``, or ``part`` where there are parts of layers among them."""
-        return "part" if any(unit.part for unit in self.units) else "layer"
+        """What the units are: ``layer``, ``part`` where there are parts of layers among them, or ``group`` where
+        there are groups of parts.
+        """
+        return "group" if self.narrows else "part" if any(unit.part for unit in self.units) else "layer"
+
+    @cached_property
+    def narrows(self) -> bool:
+        """Whether groups of parts are among the units."""
+        return any(unit.groups for unit in self.units)
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -86,7 +139,27 @@ class Removal:
 
     def parts(self, layer: int) -> tuple[str, ...]:
         """The parts that a layer loses, which keeps others."""
-        return tuple(unit.part for unit in self.units if unit.layer == layer and unit.part)
+        return tuple(unit.part for unit in self._by_layer.get(layer, ()) if unit.part and not unit.groups)
+
+    def groups(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Part -> the groups that it loses, of a layer that keeps others of them."""
+        return {unit.part: unit.groups for unit in self._by_layer.get(layer, ()) if unit.groups}
+
+    def lessens(self, layer: int) -> bool:
+        """Whether a layer that stays loses something."""
+        return any(unit.part for unit in self._by_layer.get(layer, ()))
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether a unit goes, be it with more of its part or layer."""
+        of_part = [one for one in self._by_layer.get(unit.layer, ()) if one.part in ("", unit.part)]
+        return any(not one.groups or (unit.groups and {*unit.groups} <= {*one.groups}) for one in of_part)
+
+    @cached_property
+    def _by_layer(self) -> dict[int, list[Unit]]:
+        by_layer: dict[int, list[Unit]] = {}
+        for unit in self.units:
+            by_layer.setdefault(unit.layer, []).append(unit)
+        return by_layer
 
     def gone(self, layer: int) -> bool:
         """Whether nothing of the layer is left."""
@@ -112,10 +185,38 @@ class Removal:
         return f"<Removal of {self.kind}s {self}>" if self else "<Removal of nothing>"
 
     def __str__(self) -> str:
-        return numbers_text(self.layers) if self.kind == "layer" else ", ".join(map(str, self.units))
+        if self.kind == "layer":
+            return numbers_text(self.layers)
+        narrowed = [unit for unit in self.units if unit.groups]
+        if len(narrowed) <= TOLD:
+            return ", ".join(map(_short, self.units))
+        whole = [str(unit) for unit in self.units if not unit.groups]
+        return ", ".join([*whole, *(_together(narrowed, part) for part in PARTS if _of_part(narrowed, part))])
 
 
 NOTHING = Removal()
+SHOWN = 8  # groups that are named one by one
+TOLD = 4  # parts that lose groups and are named one by one
+GROUP_WORDS = {ATTENTION: ("KV group", "attention"), MLP: ("neuron", "MLP")}
+
+
+def _short(unit: Unit) -> str:
+    many = len(unit.groups) > SHOWN
+    return f"{len(unit.groups)} groups of {unit.whole}" if many else str(unit)
+
+
+def _of_part(units: Iterable[Unit], part: str) -> list[int]:
+    """How many groups each of some units of one part has."""
+    return [len(unit.groups) for unit in units if unit.part == part]
+
+
+def _together(units: Iterable[Unit], part: str) -> str:
+    """How many groups of a part go, of all layers together."""
+    counts = _of_part(units, part)
+    group, whole = GROUP_WORDS[part]
+    least, most = min(counts), max(counts)
+    many = f"{most:,} {group}{'s' * (most > 1)} of each" if least == most else f"{least:,} to {most:,} {group}s"
+    return f"{many} of {len(counts)} {whole}s"
 
 
 def units_of(names: Iterable[str], layers: int) -> list[Unit]:

@@ -8,7 +8,9 @@ from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
-from .removal import units_of
+from .removal import Unit, units_of
+
+HTML_ROWS = 1000  # a page holds no more
 
 
 @record
@@ -50,8 +52,7 @@ class Scores(TypedRecord):
 
     @check
     def _check(self) -> "Scores":
-        layers = len(self.units) or self.model.layers
-        units_of(self.units, self.model.layers)
+        layers = sum(max(1, len(unit.groups)) for unit in units_of(self.units, self.model.layers)) or self.model.layers
         if self.units and (self.windows or self.halves_windows):
             raise ValueError("windows are of whole layers")
         if len(self.scores) != layers:
@@ -66,26 +67,36 @@ class Scores(TypedRecord):
     @property
     def word(self) -> str:
         """What the scores are of, one of them: ``layer`` or ``unit``."""
-        return "unit" if self.units else "layer"
+        return "group" if self.narrow else "unit" if self.units else "layer"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether groups of parts were scored."""
+        return any(":" in name for name in self.units)
 
     @property
     def names(self) -> list[str]:
         """What each score is of: the number of a layer, or the name of a unit."""
-        return [*self.units] or [str(index) for index in range(self.model.layers)]
+        if not self.units:
+            return [str(index) for index in range(self.model.layers)]
+        return [str(single) for name in self.units for single in Unit.parse(name).singles()]
 
     @property
     def ranks(self) -> list[int]:
         """By layer: 1 for the one that goes first."""
-        order = sorted(range(len(self.scores)), key=self.scores.__getitem__)
-        return [order.index(index) + 1 for index in range(len(order))]
+        ranks = [0] * len(self.scores)
+        for rank, index in enumerate(sorted(range(len(self.scores)), key=self.scores.__getitem__), 1):
+            ranks[index] = rank
+        return ranks
 
     def __repr__(self) -> str:
         first = sorted(range(len(self.scores)), key=self.scores.__getitem__)[:6]
-        named = ", ".join(self.names[place] for place in first)
+        names = self.names
+        named = ", ".join(names[place] for place in first)
         return f"<Scores by {self.criterion} of {self.model!r}; first to go: {named}>"
 
     def _repr_html_(self) -> str:
-        rows = zip(self.names, self.scores, self.ranks, strict=True)
+        rows = [*zip(self.names, self.scores, self.ranks, strict=True)][:HTML_ROWS]
         cells = "".join(f"<tr><td>{index}</td><td>{value:.6g}</td><td>{rank}</td></tr>" for index, value, rank in rows)
         head = f"<tr><th>{self.word}</th><th>{html.escape(self.criterion)}</th><th>rank (1 goes first)</th></tr>"
         return f"<table>{head}{cells}</table>"

@@ -71,7 +71,7 @@ def score(
 
     The lowest is removed first. Several criteria are scored in one pass and shown side by side.
     """
-    names = criteria_of(scoring.criterion)
+    names = criteria_of(scoring.criteria)
     own_settings = settings_by_criterion(key_values(settings), names)
     check_readable(calibration.texts)
     if len(names) == 1:
@@ -110,7 +110,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Decide which layers go."""
-    criterion = one_criterion(scoring.criterion)
+    criterion = one_criterion(scoring.criteria)
     from_scores = source.endswith(".json")
     if from_scores:
         given.refuse(SCORING_FLAGS, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
@@ -174,7 +174,7 @@ def prune(
         raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
     layers = own.unit_names()
     texts = listed_paths(own.texts)
-    criterion = one_criterion(scoring.criterion)
+    criterion = one_criterion(scoring.criteria)
     choosing = choosing.for_criterion(criterion, scoring.units)
     criterion_settings, selection_settings, repair_settings = split_settings(
         key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair

@@ -105,7 +105,7 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Perplexity against layers removed: scores once, then evaluates every size by virtual removal."""
-    criterion = one_criterion(scoring.criterion)
+    criterion = one_criterion(scoring.criteria)
     choosing = choosing.for_criterion(criterion, scoring.units)
     criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
     check_readable(calibration.texts)

@@ -14,6 +14,7 @@ from ..planning.amount import allowed_numbers, protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
 from ..runtime.format import byte_count, count_text, layers, millions
 from .grid import grid, plain_console
+from .group_tables import group_scores_table, several_group_scores
 
 BAR = 20  # characters of the longest bar
 AGREEMENT_SHARE = 0.2  # of the layers, for which the agreement of scores is shown
@@ -86,6 +87,10 @@ def stored_text(model: ModelRecord, dtype: str = "") -> str:
 
 def scores_table(scores: Scores, out: Path | None = None) -> None:
     console = plain_console()
+    if scores.narrow:
+        group_scores_table(console, scores)
+        _print_scored(console, scores, out, "--ratio 0.2")
+        return
     ranks = scores.ranks
     size = _default_size(scores)
     first, last = protection(scores.model.layers)
@@ -101,7 +106,8 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
         heading=heading,
         spare=("sooner",),
     )
-    soonest = ", ".join(scores.names[number] for number in _lowest(scores, scores.scores, size))
+    names = scores.names
+    soonest = ", ".join(names[number] for number in _lowest(scores, scores.scores, size))
     console.print(
         f"goes first: {soonest} (plan protects the first {first} and the last {last} layers if not told otherwise)",
         soft_wrap=True,
@@ -112,6 +118,11 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
             f"the two halves of the samples agree on {agreed} of these {size}{_warning(agreed, size)}",
             soft_wrap=True,
         )
+    _print_scored(console, scores, out, f"--remove {size}")
+
+
+def _print_scored(console: Console, scores: Scores, out: Path | None, amount: str) -> None:
+    """What scoring took, and what to do with its file."""
     tokens = (
         f" on {scores.calibration.samples} x {scores.calibration.length} tokens of {scores.calibration.source}"
         if scores.calibration
@@ -123,7 +134,7 @@ def scores_table(scores: Scores, out: Path | None = None) -> None:
     )
     saved_note(console, out)
     if out is not None:
-        console.print(f"next: shallower plan {shlex.quote(str(out))} --remove {size} --out plan.json", soft_wrap=True)
+        console.print(f"next: shallower plan {shlex.quote(str(out))} {amount} --out plan.json", soft_wrap=True)
 
 
 def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> None:
@@ -132,6 +143,10 @@ def several_scores_table(scores: Sequence[Scores], out: Path | None = None) -> N
     first, last = protection(scores[0].model.layers)
     size = _default_size(scores[0])
     names = _names_of(scores)
+    if scores[0].narrow:
+        several_group_scores(console, scores, names)
+        saved_note(console, out)
+        return
     rows = [[name, *(str(one.ranks[number]) for one in scores)] for number, name in enumerate(scores[0].names)]
     grid(
         console, [scores[0].word, *names], rows, heading=f"ranks on {Path(scores[0].model.source).name} (1 goes first)"
@@ -185,7 +200,8 @@ def _lowest(scores: Scores, values: Sequence[float], size: int) -> list[int]:
 
 
 def _named(scores: Scores, numbers: Sequence[int]) -> str:
-    return ", ".join(scores.names[number] for number in numbers) if scores.units else layers(numbers)
+    names = scores.names
+    return ", ".join(names[number] for number in numbers) if scores.units else layers(numbers)
 
 
 def _common_layers(choices: Sequence[Sequence[int]]) -> list[int]:
@@ -227,7 +243,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
     by = f"by {plan.criterion}, {plan.selection}" if plan.criterion else f"by {plan.selection}"
     console.print(f"remove {plan.how_many}: {plan.removal} ({by})", soft_wrap=True)
     order = [*plan.units] or [str(index) for index in plan.order]
-    if order != [str(one) for one in plan.removed]:
+    if order != [str(one) for one in plan.removed] and not plan.removal.narrows:
         console.print(f"order of removal: {', '.join(order)}", soft_wrap=True)
     protection_text = (
         f"first {plan.keep_first} and last {plan.keep_last} protected"
@@ -254,6 +270,21 @@ def _print_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"expected by the weights that a token reads: decoding {plan.expected_speedup:.2f}x as fast", soft_wrap=True
     )
+    if plan.candidates:
+        rows = [
+            (
+                layers(one.layers) or "none",
+                one.narrowed or "nothing",
+                f"{one.share:.1%}",
+                *(
+                    f"x {math.exp(min(loss - one.loss_dense, LARGEST_LOSS)):.3f}"
+                    for loss in (one.loss_before, one.loss)
+                ),
+            )
+            for one in plan.candidates
+        ]
+        columns = ["layers", "narrower by", "parameters", "not repaired", "repaired"]
+        grid(console, columns, rows, heading="perplexity on held-out text, as a multiple of the dense model's")
     if plan.agreement is not None:
         size = plan.size
         text = (

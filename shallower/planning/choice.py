@@ -197,8 +197,10 @@ def agreement(selection: ModuleType, problem: Problem, choice: Choice, scores: S
     if len(scores.halves) != 2:
         return None
     windows = scores.halves_windows or (None, None)
+    wanted = problem.units.parameters(choice.order) if problem.units.narrow else 0
+    problem = replace(problem, amount=len(choice.order), wanted=wanted)
     orders = [
-        selection.select(replace(problem, amount=len(choice.order), scores=half, windows=spans)).order
+        selection.select(replace(problem, scores=half, windows=spans)).order
         for half, spans in zip(scores.halves, windows, strict=True)
     ]
     return len(set(choice.order).intersection(*orders))

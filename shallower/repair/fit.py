@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import NOTHING, Compensation, HeldOutLoss, LayerDrift, Removal
-from ..artifacts.units import SUBLAYER
+from ..artifacts.units import LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
@@ -90,7 +90,7 @@ def _units_gone(model: Model, removal: Removal) -> dict[str, int]:
     """Name -> parameters of the units that go, where parts of layers are among them."""
     if removal.kind == "layer":
         return {}
-    units = model.units(SUBLAYER)
+    units = model.units(LAYER_WIDTH if removal.narrows else SUBLAYER)
     return units.sizes(sorted({*range(len(units))} - {*units.stays(removal)}))
 
 

@@ -21,6 +21,7 @@ from ..errors import Refusal, UserError
 from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, JournalPart
 from ..walk.batching import batches
+from ..walk.inputs import entering
 from ..walk.replay import replay_of
 from .capture import capture, features_of
 from .state import RepairState
@@ -252,11 +253,35 @@ class LayerStep:
     @property
     def touched(self) -> bool:
         """Whether the streams differ in front of the layer, or a gap follows it."""
-        lessened = self.gap > 0 or bool(self.walk.removal.parts(self.index))
+        lessened = self.gap > 0 or self.walk.removal.lessens(self.index)
         return lessened or any(one is not other for one, other in zip(self.entering, self.walk.pruned, strict=True))
 
     def writers(self) -> tuple[Writer, ...]:
         return self.walk.writers(self.index)
+
+    def mean_inputs(self) -> dict[str, Tensor]:
+        """Part -> mean over the tokens of what enters its last product in the dense model, of parts that lose groups.
+
+        Raises:
+            Refusal: it is a product of experts.
+        """
+        walk = self.walk
+        every = walk.model.grouped[self.index].groups
+        groups = {name: every[name] for name in walk.removal.groups(self.index)}
+        if experts := [name for name, one in groups.items() if not one.product]:
+            raise Refusal(f"layer {self.index}: its {experts[0]} ends in a product of experts, whose inputs are unseen")
+        layer = walk.model.layer(self.index)
+        sums: dict[str, Tensor] = {}
+        count = 0
+        with packed_weights(layer, len(walk.recordings)):
+            for recording, stream in zip(walk.recordings, self.entering, strict=True):
+                with entering(layer, groups) as seen:
+                    walk.replay.step(recording, self.index, stream)
+                for name, given in seen.items():
+                    total = given.flatten(0, -2).double().sum(dim=0)
+                    sums[name] = sums[name] + total if name in sums else total
+                count += stream.numel() // stream.shape[-1]
+        return {name: total / count for name, total in sums.items()}
 
     def batches(self, *writers: Writer) -> Iterator[PairedBatch]:
         """The batches as they pass the layer with the changes taken so far.

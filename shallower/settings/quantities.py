@@ -11,7 +11,7 @@ THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "B": 1}
 TIME_UNITS = {"S": 1.0, "SEC": 1.0, "M": 60.0, "MIN": 60.0, "H": 3600.0}
 LONGEST = 6  # digits of a layer's number
-PART = re.compile(r"(\d+(?:-\d+)?)\.([a-z]+)")
+PART = re.compile(r"(\d+(?:-\d+)?)\.([a-z]+(?::\d[\d+-]*)?)")
 RANGE = re.compile(r"(\d+)\s*(?:-|–|\.\.\.?|:)\s*(\d+)")
 
 
@@ -44,8 +44,8 @@ def numbers_of(value: Any, name: str, what: str = "layer numbers") -> tuple[int,
 
 
 def unit_names(value: Any, name: str) -> tuple[str, ...]:
-    """Names of layers and of parts of layers from text such as ``3,8-10``, ``5.mlp, 9.attention`` or ``3-5.mlp``, or
-    from a sequence; each once, in the order given.
+    """Names of layers, of parts of layers and of groups of parts from text such as ``3,8-10``, ``5.mlp, 9.attention``,
+    ``3-5.mlp`` or ``3-5.mlp:0-7+9``, or from a sequence; each once, in the order given.
 
     Raises:
         UserError: not such a list, or a unit that is named twice, or beside the layer that it is a part of.
@@ -63,6 +63,7 @@ def unit_names(value: Any, name: str) -> tuple[str, ...]:
         names = names or [str(layer) for layer in numbers_of(value, name)]
     for one in names:
         layer, dot, _ = one.partition(".")
+        part, colon, _ = one.partition(":")
         what = one if dot else f"layer {one}"
         if names.count(one) > 1:
             raise UserError(f"{argument(name)} names {what} twice; name each {'unit' if dot else 'layer'} once")
@@ -70,6 +71,8 @@ def unit_names(value: Any, name: str) -> tuple[str, ...]:
             raise UserError(
                 f"{argument(name)} names {one} beside layer {layer}, of which it is a part; name one of them"
             )
+        if colon and part in names:
+            raise UserError(f"{argument(name)} names {one} beside {part}, which holds it; name one of them")
     return tuple(names)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..anatomy.model import Model
 from ..artifacts import ModelRecord, Plan, Unit, Units, save
-from ..artifacts.units import LAYER, SUBLAYER
+from ..artifacts.units import LAYER, LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
 from ..runtime import distributed
 from ..settings.compute import Compute
@@ -79,15 +79,18 @@ def check_plan_units(plan: Plan, model: Model) -> None:
     """Raise a UserError where a plan's units are none of the model's, or of other sizes than it says."""
     if not plan.units:
         return
-    kinds = (model.units(kind).listing for kind in (LAYER, SUBLAYER))
-    known = {str(unit): count for listing in kinds for unit, count in listing}
+    narrows = plan.removal.narrows
+    kinds = [model.units(kind) for kind in (LAYER, *([LAYER_WIDTH] if narrows else [SUBLAYER]))]
+    known = {str(unit): count for units in kinds for unit, count in units.listing}
+    if narrows:
+        known |= {name: _size(kinds[1], Unit.parse(name)) for name in plan.units}
     wrong = next((name for name, count in plan.units.items() if known.get(name) != count), None)
     if wrong is not None:
         has = f"has {known[wrong]:,} parameters there" if wrong in known else "is none of its units"
         raise UserError(
             f"the plan does not fit {model.checkpoint.source} ({wrong} {has}): make it anew, or drop by name"
         )
-    if plan.removal != plan.removal.folded([part.parts for part in model.parts]):
+    if not narrows and plan.removal != plan.removal.folded([part.parts for part in model.parts]):
         raise UserError("the plan keeps layers of which nothing is left: make it anew, or drop by name")
 
 
@@ -119,6 +122,8 @@ def units_named(model: Model, names: Sequence[str], name: str) -> tuple[Units, t
         raise UserError(f"the model has the layers 0 to {layers - 1}", **{name: str(outside)})
     if not any(unit.part for unit in asked):
         return model.units(), tuple(unit.layer for unit in asked)
+    if any(unit.groups for unit in asked):
+        return _groups_named(model, asked, name)
     units = model.units(SUBLAYER)
     numbers: list[int] = []
     for unit in asked:
@@ -126,4 +131,30 @@ def units_named(model: Model, names: Sequence[str], name: str) -> tuple[Units, t
         if unit.part and unit.part not in model.parts[unit.layer].parts:
             raise UserError(f"layer {unit.layer} has no {unit.part}", **{name: str(unit)})
         numbers += [units.numbers[unit]] if unit in units.numbers and unit.part else own
+    return units, tuple(numbers)
+
+
+def _size(units: Units, unit: Unit) -> int:
+    """Parameters that go with groups of a part, which keeps others; with a layer; -1 for what is none."""
+    singles = [unit._replace(groups=(group,)) for group in unit.groups] or [unit]
+    if len(unit.groups) == len(units.by_part.get(unit.whole, ())) > 0:
+        return -1
+    return sum(units.listing[units.numbers[one]].parameters if one in units.numbers else -1 for one in singles)
+
+
+def _groups_named(model: Model, asked: Sequence[Unit], name: str) -> tuple[Units, tuple[int, ...]]:
+    """The same where groups of parts are named, beside whole layers at most."""
+    units = model.units(LAYER_WIDTH)
+    numbers: list[int] = []
+    for unit in asked:
+        if unit.part and not unit.groups:
+            raise UserError("name whole parts or groups of parts, not both", **{name: str(unit)})
+        own = len(units.by_part.get(unit.whole, ()))
+        if unit.groups and unit.groups[-1] >= own:
+            there = f"has the groups 0 to {own - 1}" if own else "has none that can go alone"
+            raise UserError(f"{unit.whole} {there}", **{name: str(unit)})
+        if len(unit.groups) == own > 0:
+            raise UserError(f"nothing of {unit.whole} would be left; name {unit.whole}", **{name: str(unit)})
+        singles = [unit._replace(groups=(group,)) for group in unit.groups] or [unit]
+        numbers += [units.numbers[one] for one in singles]
     return units, tuple(numbers)

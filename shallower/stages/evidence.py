@@ -20,7 +20,7 @@ from ..settings.evaluation import Protocol
 from ..walk.removals import LossWalk
 from ..walk.run import dtype_name, journal_of, load_weights, samples_of
 from .score import rescorer, score
-from .selection_options import CRITERION
+from .selection_options import default_criterion
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Evidence:
 
     model: Model | None
     given: Scores | None = None
-    criterion: str = CRITERION
+    criterion: str | None = None
     settings: dict[str, Any] | None = None
     kind: str = LAYER
     calibration: Calibration = field(default_factory=Calibration)
@@ -65,7 +65,11 @@ class Evidence:
         """One number per unit, and of runs where the criterion tells."""
         if self.given is not None:
             return self.given
-        how = {"criterion": self.criterion, "settings": self.settings, "units": self.kind}
+        how = {
+            "criterion": self.criterion or default_criterion(self.kind),
+            "settings": self.settings,
+            "units": self.kind,
+        }
         return score(self.model, **how, calibration=self.calibration)
 
     @cached_property
@@ -89,7 +93,9 @@ class Evidence:
     @cached_property
     def rescore(self) -> Callable[[Removal], dict[int, float]]:
         """Removal -> scores of the layers that stay."""
-        return rescorer(self.model, self.criterion, self.settings, self.units, self.calibration)
+        return rescorer(
+            self.model, self.criterion or default_criterion(self.kind), self.settings, self.units, self.calibration
+        )
 
     def used(self, needs: str) -> CalibrationRecord | None:
         """The tokens behind what a selection needs."""

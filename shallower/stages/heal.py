@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import methods
+from ..anatomy.devices import checked_device
 from ..anatomy.loading import parse_dtype
-from ..anatomy.model import Model, checked_device
+from ..anatomy.model import Model
 from ..anatomy.quantised import refuse
 from ..anatomy.stack import parameter_count
 from ..artifacts import Healing, TrainingRow

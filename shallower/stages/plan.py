@@ -1,5 +1,6 @@
 """Plans: which layers go, from scores, from a search by the model's loss, or as they are named."""
 
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from .. import methods
 from ..artifacts import ModelRecord, Plan, Scores, Units
-from ..artifacts.units import LAYER, check_units_kind
+from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
@@ -26,7 +27,7 @@ from ..storage.ownership import artifact_place
 from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
 from .evidence import Evidence
 from .score import scores_of, seeded_settings
-from .selection_options import CRITERION, SelectionOptions
+from .selection_options import SelectionOptions, default_criterion
 
 
 def plan(
@@ -73,20 +74,26 @@ def plan(
     out = artifact_place(out, "plan", inputs)
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
-    methods.check_name("criteria", criterion or CRITERION)
     kind = Units.named(scores.units, scores.model.layer_parameters).kind if scores is not None else units or LAYER
     check_units_kind(kind)
+    methods.check_name("criteria", criterion or default_criterion(kind))
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
     selection = methods.find("selection", choosing.selection)
     _check_schedule(selection, choosing)
     check_selects(choosing.selection, kind)
+    _check_narrowing(choosing, amount, kind)
     _check_runs(selection, choosing, amount, scores)
     model = None if scores else open_model(source, compute)
-    evidence = Evidence(model, scores, criterion or CRITERION, settings, kind, calibration, texts, protocol)
+    evidence = Evidence(
+        model, scores, criterion or default_criterion(kind), settings, kind, calibration, texts, protocol
+    )
     if amount.max_ppl_increase is not None:
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
-        return save_artifact(choose_plan(evidence, choosing, amount), out)
+        choose = choose_plan
+        if kind == LAYER_WIDTH:
+            choose = importlib.import_module(f"{__package__}.depth_and_width").plan_depth_and_width
+        return save_artifact(choose(evidence, choosing, amount), out)
 
 
 def _check_unsettled(scores: Scores, criterion: str | None, settles: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -170,8 +177,8 @@ def _plans(
                 trace=list(choice.trace),
             ),
             criterion=scores.criterion if scores else None,
-            scores=scores.scores if scores else None,
-            scored=[*scores.units] if scores else [],
+            scores=scores.scores if scores and not evidence.units.narrow else None,
+            scored=[*scores.units] if scores and not evidence.units.narrow else [],
             settings=(scores.settings if scores else {}) | (vars(method.settings) if method.settings else {}),
             keep_first=protected[0],
             keep_last=protected[1],
@@ -205,15 +212,33 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
 
 def check_selects(selection: str, kind: str) -> None:
     """Raise a UserError where a selection knows whole layers only and parts of layers are to go."""
-    if kind != LAYER and getattr(methods.find("selection", selection), "WHOLE_LAYERS", False):
-        able = [
-            name
-            for name in methods.names("selection")
-            if not getattr(methods.find("selection", name), "WHOLE_LAYERS", False)
-        ]
+    known = {name: methods.find("selection", name) for name in methods.names("selection")}
+    groups = {name: getattr(method, "GROUPS", "never") for name, method in known.items()}
+    wrong = "never" if kind in (WIDTH, LAYER_WIDTH) else "only"
+    if groups[selection] == wrong:
+        able = [name for name, what in groups.items() if what != wrong]
+        raise UserError(
+            f"{argument('selection', selection)} does not go with {argument('units', kind)}; with it go "
+            f"{', '.join(able)}"
+        )
+    if kind != LAYER and getattr(known[selection], "WHOLE_LAYERS", False):
+        able = [name for name, method in known.items() if not getattr(method, "WHOLE_LAYERS", False)]
         raise UserError(
             f"{argument('selection', selection)} chooses among whole layers; with {argument('units', kind)} go "
             f"{', '.join(able)}"
+        )
+
+
+def _check_narrowing(choosing: SelectionOptions, amount: Amount, kind: str) -> None:
+    """Raise a UserError for what has no meaning where groups of parts go, or only there."""
+    if kind not in (WIDTH, LAYER_WIDTH):
+        return
+    if choosing.iterative:
+        raise UserError(f"{argument('iterative', True)} has no meaning for {argument('units', kind)}")
+    if amount.max_ppl_increase is not None:
+        raise UserError(
+            f"{argument('max_ppl_increase')} counts units one by one; with {argument('units', kind)} give "
+            f"{argument('ratio')} or {argument('target_params')}"
         )
 
 

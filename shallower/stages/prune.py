@@ -25,6 +25,7 @@ from ..storage.journal import journaled
 from ..storage.ownership import check_free
 from ..storage.paths import place
 from ..surgery.rewrite import Beside, prune_files, solve_removal
+from ..surgery.width import LayerShapes, expected_biases
 from .common import ModelSource, check_plan_units, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
 from .repair_options import RepairOptions
@@ -75,7 +76,15 @@ def prune(
         "prove": WRITE if writing.verify else 0,
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
-        solve_removal(model, plan, out, save_dtype=stored, changed=compensating is not None, format=writing.format)
+        solve_removal(
+            model,
+            plan,
+            out,
+            save_dtype=stored,
+            changed=compensating is not None,
+            format=writing.format,
+            biases=_biases(model, plan, compensating),
+        )
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
@@ -86,6 +95,12 @@ def prune(
             pruned = prune_files(model, plan, out, writing, beside)
     remember_model(model)
     return pruned
+
+
+def _biases(model: Model, plan: Plan, how: RepairOptions | None) -> LayerShapes:
+    """Biases that a repair would give to what has none."""
+    adds = how is not None and getattr(methods.find("compensation", how.method), "ADDS_BIASES", False)
+    return expected_biases(model, plan) if adds else {}
 
 
 def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOptions) -> Beside:

@@ -16,16 +16,17 @@ from ..settings.compute import Compute
 from ..storage.journal import NO_JOURNAL, journaled
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import place
+from ..walk.group_scoring import group_scores
 from ..walk.run import dtype_name, journal_of, removed_of, samples_of, timed
 from ..walk.scoring import DATA, Asked, Gathered, gather
 from .common import ModelSource, open_model, resolve_settings, save_artifact
-from .selection_options import CRITERION
+from .selection_options import default_criterion
 
 
 def score(
     model: ModelSource,
     *,
-    criterion: str | Sequence[str] = CRITERION,
+    criterion: str | Sequence[str] | None = None,
     settings: dict[str, Any] | None = None,
     units: str = LAYER,
     calibration: Calibration | None = None,
@@ -33,19 +34,21 @@ def score(
     out: str | Path | None = None,
     **plain: Any,
 ) -> Any:
-    """Score every layer, or every attention or MLP; lower means remove first.
+    """Score every layer, every attention or MLP, or every group of these; lower means remove first.
 
     Example: ``shallower.score("my-model", criterion="block_influence", text="wiki.txt", samples=64)``.
 
     Args:
-        criterion: a name from ``methods.names("criteria")``, or several, which are scored in one pass; then a list is
-            returned, and ``out`` is a folder for one file each.
+        criterion: a name from ``methods.names("criteria")``, by default what suits the units; or several, which are
+            scored in one pass: then a list is returned, and ``out`` is a folder for one file each.
         settings: the criterion's own settings; of several ``{name: {key: value}}``.
-        units: what is scored: ``layer``, ``attention``, ``mlp`` or ``sublayer`` (attention and MLP, each alone).
+        units: what is scored: ``layer``, ``attention``, ``mlp``, ``sublayer`` (attention and MLP, each alone) or
+            ``width`` (KV groups of attentions, neurons of MLPs).
         calibration: which tokens; unused by criteria that need no data. Its fields, and those of ``compute``, are
             keywords too.
         out: also write the artifact there.
     """
+    criterion = criterion or default_criterion(units)
     several = not isinstance(criterion, str)
     names = list(dict.fromkeys(criterion)) if several else [criterion]
     calibration, compute = resolve_settings(
@@ -58,7 +61,7 @@ def score(
     inputs = [*calibration.files, None if isinstance(model, Model) else model]
     files = _outputs(out, names, inputs) if several else {names[0]: artifact_place(out, "scores", inputs)}
     check_readable(calibration.texts)
-    check_units_kind(units)
+    check_units_kind(units, plans=False)
     with journaled(place(out) if out is not None else None):
         results = _score_all(open_model(model, compute), asked, units, calibration)
         for result in results:
@@ -90,7 +93,7 @@ def _score_all(model: Model, asked: Sequence[Asked], kind: str, calibration: Cal
     def measure() -> dict[str, Any]:
         places = all(one.kind == "place" for one in asked)
         with timed(model, load=not places) as peak, model.check_length(tokens.shape[1] if tokens is not None else 0):
-            results = gather(asked, model, tokens, units=units, journal=journal)
+            results = gather(asked, model, tokens, units=units, journal=journal, **_by_group(units))
         seconds = journal.before + peak.seconds
         return {
             "scores": [_numbers(gathered, len(units)) for gathered in results],
@@ -106,6 +109,11 @@ def _score_all(model: Model, asked: Sequence[Asked], kind: str, calibration: Cal
         Scores(one.name, names[one.name], calibration=record if one.kind in DATA else None, **numbers, **common)
         for one, numbers in parts
     ]
+
+
+def _by_group(units: Units) -> dict[str, Any]:
+    """How groups of parts are scored, where they are."""
+    return {"by_group": group_scores} if units.narrow else {}
 
 
 def _of_parts(units: Units) -> dict[str, str]:
@@ -135,7 +143,8 @@ def rescorer(model: Model, criterion: str, settings: Any, units: Units, calibrat
         )
 
         def measure() -> dict[str, float]:
-            (gathered,) = gather([asked], model, tokens, units=units, removal=removal, journal=journal)
+            how = {"units": units, "removal": removal, "journal": journal, **_by_group(units)}
+            (gathered,) = gather([asked], model, tokens, **how)
             return {str(index): value for index, value in gathered.scores.items()}
 
         return {int(index): value for index, value in journal.memo("scores", measure).items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..artifacts.units import LAYER
+from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH
 from ..errors import UserError
 from ..methods import names
 from ..settings.fields import option, set_field
@@ -17,10 +17,16 @@ from ..settings.quantities import seconds_of
 GROUP = "Which layers go"
 # With a run of neighbours the least harm on the worst of many texts, for one forward pass (docs/calibration.md).
 CRITERION = "block_influence"
+NARROWING = "activation"  # for groups of parts
 SUITED = {
     "block_influence": "window",
     "angular": "window",
 }  # the selection by default; for other criteria the lowest scores
+
+
+def default_criterion(units: str) -> str:
+    """The criterion by default for a kind of units."""
+    return NARROWING if units in (WIDTH, LAYER_WIDTH) else CRITERION
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,29 @@ class Scoring:
     """By which criterion layers are scored, and its own settings.
 
     Attributes:
-        criterion: a name from ``methods.names("criteria")``, or several.
+        criterion: a name from ``methods.names("criteria")``, or several; None is what suits the units.
         settings: of the criterion; on the command line by ``--set``.
         units: what is scored and may go.
     """
 
-    criterion: str | Sequence[str] = option(
-        "one or several: " + ", ".join(names("criteria")), CRITERION, kind=list, metavar="NAME"
+    criterion: str | Sequence[str] | None = option(
+        f"one or several; by default {CRITERION}, and {NARROWING} with --units width: " + ", ".join(names("criteria")),
+        None,
+        kind=list,
+        metavar="NAME",
     )
     settings: dict[str, Any] = field(default_factory=dict)
     units: str = option(
-        "what may go: layer, attention, mlp, or sublayer (attention and MLP, each alone)", LAYER, metavar="KIND"
+        "what may go: layer, attention, mlp, sublayer (attention and MLP, each alone), width (KV groups and neurons), "
+        "or, in a plan, layer+width",
+        LAYER,
+        metavar="KIND",
     )
+
+    @property
+    def criteria(self) -> str | Sequence[str]:
+        """The criterion or criteria, settled."""
+        return self.criterion or default_criterion(self.units)
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class SelectionOptions:
     time.
 
     ``selection`` None is what suits the criterion. ``budget`` is in seconds, for a selection that searches: counted
-    from its first loss on, greedy's part included.
+    from its first loss on, greedy's part included. ``multiple_of`` is a setting of ``uniform``.
     """
 
     selection: str | None = option(
@@ -60,6 +77,9 @@ class SelectionOptions:
     keep_first: int | str | None = option("layers at the start that never go, or auto", None, kind=str, metavar="N")
     keep_last: int | str | None = option("layers at the end that never go, or auto", None, kind=str, metavar="N")
     iterative: bool = option("score anew after every removal", False)
+    multiple_of: int | None = option(
+        "with --units width: as many neurons stay in every MLP as divide by it, such as 32", None, metavar="N"
+    )
     budget: float | str | None = option(
         "time for a selection that searches, such as 120s, 10m or 2h; then the best so far, at least greedy's, "
         "is the result",
@@ -71,6 +91,10 @@ class SelectionOptions:
     def __post_init__(self) -> None:
         for name in ("keep_first", "keep_last"):
             set_field(self, name, _protected_count(name, getattr(self, name)))
+        if self.multiple_of is not None:
+            if type(self.multiple_of) is not int or self.multiple_of < 1:
+                raise UserError("a number of neurons, 1 or more", multiple_of=self.multiple_of)
+            set_field(self, "settings", {**self.settings, "multiple_of": self.multiple_of})
         if self.budget is not None:
             set_field(self, "budget", float(seconds_of(self.budget, "budget")))
             if not 0 <= self.budget < math.inf:
@@ -80,6 +104,8 @@ class SelectionOptions:
         """The same with its selection settled: as given, else what suits the criterion, the schedule and the units."""
         if self.selection is not None:
             return self
+        if units in (WIDTH, LAYER_WIDTH):
+            return replace(self, selection="uniform")
         plain = self.iterative or units != LAYER
         return replace(self, selection="lowest" if plain else SUITED.get(criterion or CRITERION, "lowest"))
 

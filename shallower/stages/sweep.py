@@ -17,14 +17,14 @@ from ..walk.run import dtype_name, timed
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
 from .plan import check_selects, nested_plans
-from .selection_options import CRITERION, SelectionOptions
+from .selection_options import SelectionOptions, default_criterion
 
 
 def sweep(
     model: ModelSource,
     *,
     sizes: Any,
-    criterion: str = CRITERION,
+    criterion: str | None = None,
     settings: dict[str, Any] | None = None,
     units: str = LAYER,
     choosing: SelectionOptions | str | None = None,
@@ -51,7 +51,8 @@ def sweep(
         "compute": (Compute, compute),
     }
     choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
-    check_units_kind(units)
+    check_units_kind(units, plans=False)
+    criterion = criterion or default_criterion(units)
     choosing = choosing.for_criterion(criterion, units)
     check_selects(choosing.selection, units)
     sizes = sizes_of(sizes, "sizes")

@@ -42,11 +42,13 @@ def deci_misfit(model: Model, removal: Removal) -> str:
     rope = config.rope_parameters
     if rope.get("rope_type", "default") not in ROPES or rope.get("partial_rotary_factor", 1) != 1:
         return f"its rotary positions are none of {', '.join(ROPES)}"
+    if any(removal.groups(index).get(ATTENTION) for index in range(len(model.stack))):
+        return "heads are left out of its attentions"
     stays = removal.stays(len(model.stack))
     lacking = {name: [old for old in stays if _lacks(config, removal, old, name)] for name in (ATTENTION, MLP)}
     if stays[0] in lacking[ATTENTION]:
         return f"layer {stays[0]}, its first one, has to keep its attention"
-    widths = {_neurons(config, old) for old in stays if old not in lacking[MLP]}
+    widths = {_neurons(config, removal, old) for old in stays if old not in lacking[MLP]}
     if wrong := next((width for width in sorted(widths) if width % STEP), None):
         return f"an MLP of {wrong:,} neurons is no multiple of {STEP}"
     if lacking[MLP] and config.intermediate_size <= STEP:
@@ -69,10 +71,10 @@ def deci_form(model: Model, plan: Plan, solved: Solved, save_dtype: torch.dtype 
             added |= place.zeros({"mlp.down_proj.weight": (width, STEP)})
             if _missing_before(config, old, MLP):
                 added |= place.zeros({"post_attention_layernorm.weight": (width,)})
-        blocks.append(_block(config, attention, STEP if old in without else _neurons(config, old)))
+        blocks.append(_block(config, attention, STEP if old in without else _neurons(config, removal, old)))
     lost = lost_tensors(model, removal, ATTENTION)
     lost |= {name for name in lost_tensors(model, removal, MLP) if f".{MLP}." in name}  # the norm in front of it stays
-    told = [f"layer {unit.layer} without its {unit.part}" for unit in removal.units if unit.part]
+    told = [f"layer {unit.layer} without its {unit.part}" for unit in removal.units if unit.part and not unit.groups]
     said = [f"{STEP} neurons of zeros in the place of each missing MLP, as llama.cpp needs"] if without else []
     return Form(
         "deci",
@@ -93,9 +95,10 @@ def _lacks(config: Any, removal: Removal, layer: int, part: str) -> bool:
     return part in removal.parts(layer) or _missing_before(config, layer, part)
 
 
-def _neurons(config: Any, layer: int) -> int:
+def _neurons(config: Any, removal: Removal, layer: int) -> int:
     shapes = getattr(config, SHAPES, None)
-    return (shapes[layer] if shapes else {}).get("mlp.up_proj.weight", [config.intermediate_size])[0]
+    width = (shapes[layer] if shapes else {}).get("mlp.up_proj.weight", [config.intermediate_size])[0]
+    return width - len(removal.groups(layer).get(MLP, ()))
 
 
 def _block(config: Any, attention: bool, neurons: int) -> dict[str, dict[str, Any]]:

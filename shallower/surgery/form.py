@@ -75,6 +75,15 @@ class Place:
         """Tensors of zeros by their names in the files, of the shapes by their names in the layer."""
         return {f"{self.prefix}.{name}": _zeros(self.dtype, shape) for name, shape in shapes.items()}
 
+    def values(self, tensors: dict[str, torch.Tensor]) -> dict[str, Content]:
+        """Tensors by their names in the files, given by their names in the layer."""
+        return {f"{self.prefix}.{name}": _values(self.dtype, value) for name, value in tensors.items()}
+
+
+def _values(dtype: str, value: torch.Tensor) -> Content:
+    raw = value.detach().cpu().to(FLOATS[dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+    return Content(dtype, tuple(value.shape), len(raw), lambda: iter([raw]))
+
 
 def _zeros(dtype: str, shape: tuple[int, ...]) -> Content:
     count = int(torch.Size(shape).numel()) * ITEM_BYTES[dtype]

@@ -3,7 +3,7 @@ custom code beside the weights.
 """
 
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -11,29 +11,42 @@ from ..anatomy.config import Solved
 from ..anatomy.config_file import fresh_content
 from ..anatomy.custom import FILE, code_text, is_custom, silent_fields
 from ..anatomy.model import Model
-from ..anatomy.modeling_shallower import DECI_TYPE, OURS, SHAPES, SILENT, wrapped
+from ..anatomy.modeling_shallower import DECI_TYPE, NUMBERS, OURS, SHAPES, SILENT, wrapped
 from ..artifacts import Plan
 from ..artifacts.removal import MLP, Removal
 from ..errors import Refusal, argument
 from .deci import READERS, STEP, deci_form, deci_misfit
 from .form import Form, Place, lost_tensors
 from .hosts import ZEROS, host_of, misfit
+from .width import LayerShapes, cut_shapes, layer_groups
+
+SAID = 12  # parts of layers that are told one by one
 
 
 def choose_form(
-    model: Model, plan: Plan, solved: Solved, wanted: str = "auto", save_dtype: torch.dtype | None = None
+    model: Model,
+    plan: Plan,
+    solved: Solved,
+    wanted: str = "auto",
+    save_dtype: torch.dtype | None = None,
+    *,
+    uniform: bool = False,
+    biases: LayerShapes | None = None,
 ) -> Form:
     """The form in which what the plan leaves is written.
 
     Args:
         wanted: auto, plain, custom or deci (see ``Writing``).
         solved: the family's config without the layers of which nothing is left.
+        uniform: that config says too how narrow the layers are, and that they have biases.
+        biases: layer -> names and shapes of biases that it gets and has not yet.
     Raises:
         Refusal: none fits; says what to do.
     """
     removal = plan.removal
     lacking = is_custom(model.checkpoint.config)
-    if removal.kind == "layer" and not lacking:
+    whole = removal.kind == "layer" or (uniform and not any(removal.parts(index) for index in plan.kept))
+    if whole and not lacking:
         return Form()
     if lacking and _whole_again(model, removal):
         return Form(config=lambda content: {key: value for key, value in content.items() if key not in OURS})
@@ -47,7 +60,7 @@ def choose_form(
     if deci and not reason:
         return deci_form(model, plan, solved, save_dtype)
     if lacking or wanted == "custom":
-        form = _custom_form(model, removal)
+        form = _custom_form(model, plan, biases or {})
         return replace(form, changes=(*form.changes, f"no DeciLM any more ({reason})")) if reason else form
     return _host_form(model, plan, solved, save_dtype)
 
@@ -55,7 +68,7 @@ def choose_form(
 def _whole_again(model: Model, removal: Removal) -> bool:
     """Whether all layers that lack something go, so that those that stay are the family's own."""
     config, layers = model.checkpoint.config, model.record.layers
-    changed = [getattr(config, name, None) or [None] * layers for name in (SILENT, SHAPES)]
+    changed = [getattr(config, name, None) or [None] * layers for name in (SILENT, SHAPES, NUMBERS)]
     return removal.kind == "layer" and not any(one[index] for one in changed for index in removal.stays(layers))
 
 
@@ -74,25 +87,43 @@ def _refuse(model: Model, removal: Removal, reason: str) -> NoReturn:
     raise Refusal(f"{reason}: {_custom()}; {argument('format', 'deci')} {deci}")
 
 
-def _custom_form(model: Model, removal: Removal) -> Form:
-    checkpoint, outline = model.checkpoint, model.outline
+def _custom_form(model: Model, plan: Plan, biases: LayerShapes) -> Form:
+    checkpoint, outline, removal = model.checkpoint, model.outline, plan.removal
     if checkpoint.trust_remote_code and not is_custom(checkpoint.config) and checkpoint.raw.get("auto_map"):
         raise Refusal(
             "the model comes with code of its own, which custom code cannot stand beside: remove whole layers"
         )
-    if removal.kind == "part" and model.solver.shared:
+    if removal.kind != "layer" and model.solver.shared:
         raise Refusal("its layers share weights, so that parts of them cannot go from the files: remove whole layers")
     layers = checkpoint.shapes.get_submodule(outline.name)
     parts = model.parts_for(removal)
     silent = silent_fields(checkpoint.config, layers, outline.name, outline.width, removal, parts)
-    told = [f"{unit.layer} without its {unit.part}" for unit in removal.units if unit.part]
+    shapes = cut_shapes(model, plan)
+    _narrow(silent, {index: shapes.get(index, {}) | biases.get(index, {}) for index in plan.kept}, plan, model)
+    told = [f"{unit.layer} without its {unit.part}" for unit in removal.units if unit.part and not unit.groups]
+    told += [
+        f"{unit.layer} without {len(unit.groups)} groups of its {unit.part}" for unit in removal.units if unit.groups
+    ]
     return Form(
         "custom",
-        (*(f"layer {one}" for one in told), f"{FILE} beside the weights, which loading elsewhere runs"),
+        (*_few([f"layer {one}" for one in told]), f"{FILE} beside the weights, which loading elsewhere runs"),
         lost_tensors(model, removal),
         config=lambda content: wrapped(content | silent),
         files={FILE: code_text()},
     )
+
+
+def _narrow(fields: dict[str, Any], shapes: LayerShapes, plan: Plan, model: Model) -> None:
+    """Add the shapes of weights that become smaller, and the numbers that follow, to what is said of each layer."""
+    for new, old in enumerate(plan.kept):
+        fields[SHAPES][new] |= {name: [*shape] for name, shape in shapes.get(old, {}).items()}
+        for part, gone in plan.removal.groups(old).items():
+            fields[NUMBERS][new] |= layer_groups(model, old)[part].narrowed(gone)
+
+
+def _few(told: list[str]) -> list[str]:
+    """The first of many lines, and how many there are."""
+    return told if len(told) <= SAID else [*told[:SAID], f"and so on, {len(told)} parts of layers in all"]
 
 
 def _host_form(model: Model, plan: Plan, solved: Solved, save_dtype: torch.dtype | None) -> Form:

@@ -96,6 +96,8 @@ def host_of(config: Any) -> Host | None:
 
 def misfit(config: Any, removal: Removal) -> str:
     """Why no plain class holds a family's layers after a removal; empty where one does."""
+    if removal.narrows:
+        return "no config of its says how wide its layers are then"
     if any(unit.part and unit.part != MLP for unit in removal.units):
         return "no plain class lacks an attention"
     host = host_of(config)

@@ -15,7 +15,7 @@ from ..anatomy.config import Solved
 from ..anatomy.config_file import Edited
 from ..anatomy.custom import family_content
 from ..anatomy.decoding import cache_growth
-from ..anatomy.loading import FLOATS, Checkpoint, parse_dtype
+from ..anatomy.loading import Checkpoint, parse_dtype
 from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.modeling_shallower import OURS
 from ..anatomy.names import TensorName
@@ -30,14 +30,25 @@ from ..settings.quantities import bytes_of
 from ..settings.writing import Writing
 from ..storage.files import check_space, new_folder
 from ..storage.hashes import remember
-from ..storage.index import ITEM_BYTES, TensorEntry
+from ..storage.index import TensorEntry
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
 from ..storage.paths import files_below, short_list
-from ..storage.writer import Content, Cut, stored_content, write_shards
+from ..storage.writer import Content, write_shards
+from .contents import bias_contents, edit_content, edits_on_disk, kept_contents, width_cuts
 from .forms import Form, choose_form
 from .proof import verify
 from .side_files import carry_side_files
+from .width import (
+    LayerShapes,
+    biased_config,
+    check_experts,
+    cut_edit,
+    new_biases,
+    uniform_config,
+)
+
+UNIFORM_FORMATS = ("auto", "plain")  # in which what is as narrow everywhere is a plain checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,14 @@ def solve_removal(
     save_dtype: torch.dtype | None = None,
     changed: bool = False,
     format: str = "auto",
+    biases: LayerShapes | None = None,
 ) -> tuple[Solved, Renaming, Form]:
     """Config, names and form of what stays, before any long work begins.
 
     Args:
         changed: weights of what stays are going to be changed.
         format: form that is asked for (see ``Writing``).
+        biases: layer -> names and shapes of biases that it gets and has not yet.
     Raises:
         Refusal: the config cannot describe the kept layers, or no form holds what is left of them.
         UserError: ``out`` holds the model itself, or its weights are quantised and cannot be stored as asked.
@@ -82,10 +95,17 @@ def solve_removal(
     solved = model.solver.solve(plan.removal.layers)
     if not plan.removal.layers:
         solved = replace(solved, changes=())
+    if plan.removal.narrows:
+        stored = save_dtype or checkpoint.config.dtype or torch.float32
+        check_experts(model, plan, torch.empty(0, dtype=stored).element_size())
+    narrowed = uniform_config(model, plan, solved) if plan.removal.narrows and format in UNIFORM_FORMATS else None
+    if narrowed is not None and biases:
+        narrowed = biased_config(model, plan, narrowed, biases)
+    solved = narrowed or solved
     renaming = rename(
         checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved_tensors(plan.kept)
     )
-    form = choose_form(model, plan, solved, format, save_dtype)
+    form = choose_form(model, plan, solved, format, save_dtype, uniform=narrowed is not None, biases=biases)
     sources = {new: old for new, old in renaming.sources.items() if old not in form.lost}
     return solved, replace(renaming, sources=sources), form
 
@@ -132,10 +152,19 @@ def prune_files(
     if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
     solved, renaming, form = solve_removal(
-        model, plan, out, save_dtype=save_dtype, changed=bool(patch), format=writing.format
+        model,
+        plan,
+        out,
+        save_dtype=save_dtype,
+        changed=bool(patch),
+        format=writing.format,
+        biases=new_biases(model, plan, patch),
     )
-    contents = kept_contents(model, plan, solved, renaming, save_dtype) | form.added
+    contents = kept_contents(model, plan, solved, renaming.sources, save_dtype) | form.added
+    contents |= bias_contents(model, plan, solved, patch, save_dtype, form)
+    cuts = width_cuts(model, plan)
     edits = edits_on_disk(model, patch, renaming.sources)
+    edits = {name: cut_edit(edit, cuts.get(renaming.sources[name])) for name, edit in edits.items()}
     contents |= {name: edit_content(contents[name], edit) for name, edit in edits.items()}
     with journaled(out):
         journal = Journal(_journal_key(model, plan, save_dtype, shard, edits, form))
@@ -167,22 +196,6 @@ def prune_files(
     if left:
         say(f"left behind, as nothing tells whether they hold for the pruned model: {short_list(left)}")
     return pruned
-
-
-def kept_contents(
-    model: Model, plan: Plan, solved: Solved, renaming: Renaming, save_dtype: torch.dtype | None
-) -> dict[str, Content]:
-    """Tensors to write by their new names, cut and converted, but not yet edited."""
-    cuts = {
-        name: Cut(axis, plan.model.layers, tuple(plan.kept))
-        for name, axis in model.solver.on_disk(solved.tables).items()
-    }
-    wide = model.kept_wide(save_dtype) if save_dtype else set()
-    contents = {}
-    for new, old in renaming.sources.items():
-        content = stored_content(model.checkpoint.tensors[old], cuts.get(old))
-        contents[new] = content if old in wide else convert_content(content, save_dtype)
-    return contents
 
 
 def _cache_bytes(dense: Checkpoint, written: Checkpoint) -> dict[str, int]:
@@ -325,56 +338,3 @@ def write_config(
         edited.store_as(save_dtype)
     (folder / "config.json").write_text(json.dumps(form.config(edited.content), indent=2) + "\n", encoding="utf-8")
     return edited.changes
-
-
-def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:
-    """The changes by the names of the tensors to write.
-
-    Raises:
-        Refusal: a changed weight is not in the files, or in another form than in memory.
-    """
-    if not patch:
-        return {}
-    tensors = model.checkpoint.tensors
-    shapes = {name: tuple(weight.shape) for name, weight in model.solver.dense.state_dict().items()}
-    known = model.checkpoint.names.memory
-    new = {old: name for name, old in sources.items()}
-    edits: dict[str, Edit] = {}
-    edited_names: set[str] = set()
-    for old, name in known.items():
-        if name in patch and old in new:
-            edits[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
-            edited_names.add(name)
-    if missing := sorted(patch.keys() - edited_names):
-        raise Refusal(
-            f"{missing[0]} is not in the weight files under a name that tells it apart, so it cannot be changed there"
-        )
-    return edits
-
-
-def edit_content(content: Content, edit: Edit) -> Content:
-    """The same tensor with an edit applied; it is in memory as a whole while it is written."""
-    kind = FLOATS[content.dtype]
-
-    def pieces():
-        raw = bytearray().join(content.pieces())
-        yield edit.of(torch.frombuffer(raw, dtype=kind).view(content.shape)).view(torch.uint8).numpy().tobytes()
-
-    return Content(content.dtype, content.shape, content.bytes, pieces)
-
-
-def convert_content(content: Content, dtype: torch.dtype | None) -> Content:
-    """The same tensor in another floating dtype, a piece at a time.
-
-    None, and tensors that are no floats, stay as they are.
-    """
-    target = next((name for name, kind in FLOATS.items() if kind == dtype), content.dtype)
-    if target == content.dtype or content.dtype not in FLOATS:
-        return content
-    kind = FLOATS[content.dtype]
-
-    def pieces():
-        for raw in content.pieces():
-            yield torch.frombuffer(bytearray(raw), dtype=kind).to(dtype).view(torch.uint8).numpy().tobytes()
-
-    return Content(target, content.shape, content.bytes // ITEM_BYTES[content.dtype] * ITEM_BYTES[target], pieces)

@@ -68,6 +68,20 @@ class Flows:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What enters the last product of a layer's attention or MLP (``EVIDENCE = "inputs"``).
+
+    ``features(sums, matrix, part)`` of such a criterion turns the totals, one number per feature each, and the
+    product's weight, (stream feature, feature), into a score per feature; ``POOL`` says whether a group's is the
+    ``sum`` or the ``mean`` of those of its features.
+    """
+
+    index: int
+    part: str
+    features: Float[Tensor, "sample position feature"]
+
+
+@dataclass(frozen=True)
 class Losses:
     """The summed NLL in nats, over ``tokens`` predictions, of the model without one unit (``EVIDENCE = "losses"``)."""
 

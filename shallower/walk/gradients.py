@@ -3,8 +3,7 @@
 A walk back through the stack that re-runs each layer with grad.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from ..anatomy.model import Model
 from ..anatomy.units import Step
 from ..artifacts.removal import NOTHING, Removal, Unit
 from ..artifacts.units import Units
-from ..errors import UserError, argument
+from ..errors import UserError
 from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import Meter, meter
@@ -24,9 +23,11 @@ from ..storage.journal import NO_JOURNAL, Journal
 from .activations import check_whole_units
 from .batching import GRADIENT_BATCHES, STREAM_SHARE, batches, batches_by_half, chunks, part_of, total_predictions
 from .evidence import Flows, Gradients
+from .group_totals import GroupTotals, Places
 from .replay import Recording, Replay, replay_of
 from .sums import Halves, Sums
 from .unit_totals import Condense, UnitTotals, by_unit, marked, unmarked
+from .whole_gradients import trainable, whole_flows, whole_gradients
 
 STREAM = ""  # the name under which a layer's gradients hold the one of its input
 Visit = Callable[
@@ -53,16 +54,56 @@ def gradient_sums(
     Only the layers' inputs are kept from the way up; one layer's gradients exist at a time. Models that cannot be
     replayed get one plain backward through everything instead.
     """
-    replay = replay_of(model)
     owners = _owners(model, units, removal)
-    if replay is None:
-        return _whole_gradients(model, tokens, (measure, condense), owners, removal)
+    return _collected(
+        model, tokens, lambda index, first: UnitTotals(owners[index], measure, condense, first), removal, journal
+    )
 
-    parts, first = _parts(model, tokens, weights=True)
+
+def group_gradient_sums(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    measure: Callable[[Gradients], dict],
+    places: Places,
+    *,
+    single: bool = False,
+    units: Units,
+    removal: Removal = NOTHING,
+    journal: Journal = NO_JOURNAL,
+) -> dict[int, Halves]:
+    """Number of a part's first group -> numbers of all its groups, added over the weights that go with each.
+
+    Args:
+        single: every sample is a batch of its own.
+    """
+    firsts: dict[int, dict[str, int]] = {}
+    for whole, numbers in units.by_part.items():
+        firsts.setdefault(whole.layer, {})[whole.part] = numbers[0]
+
+    def totals(index: int, first: int) -> UnitTotals:
+        return GroupTotals(firsts.get(index, {}), model.grouped[index].groups, measure, places, first)
+
+    return _collected(model, tokens, totals, removal, journal, single=single)
+
+
+def _collected(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    collect: Callable[[int, int], UnitTotals],
+    removal: Removal,
+    journal: Journal,
+    *,
+    single: bool = False,
+) -> dict[int, Halves]:
+    """The totals by unit of all layers, each collected on the way back through it."""
+    replay = replay_of(model)
+    parts, first = _parts(model, tokens, weights=True, single=single)
+    if replay is None:
+        return whole_gradients(model, tokens, (parts, first), collect, removal)
 
     def visit(index: int, recordings: list[Recording], entering: list, flowing: list[Tensor]) -> list[Sums]:
         layer = model.layer(index)
-        totals = UnitTotals(owners[index], measure, condense, first)
+        totals = collect(index, first)
         with model.lessened(index, removal):
             for i, recording in enumerate(recordings):
                 gradients = _layer_back(replay, layer, recording, index, (entering[i].to(model.device), flowing[i]))
@@ -93,7 +134,7 @@ def flow_sums(
     stack = model.stack
     if replay is None:
         check_whole_units(model, units)
-        return _whole_flows(model, tokens, measure, removal)
+        return whole_flows(model, tokens, _parts(model, tokens), measure, removal)
     parts, first = _parts(model, tokens)
     steps = model.steps_for(units, removal)
     by_layer: dict[int, list[tuple[Step, str]]] = {}
@@ -182,16 +223,19 @@ def _reverse(
     return dict(sorted(totals.items()))
 
 
-def _parts(model: Model, tokens: Int[Tensor, "sample position"], *, weights: bool = False) -> tuple[list[Tensor], int]:
+def _parts(
+    model: Model, tokens: Int[Tensor, "sample position"], *, weights: bool = False, single: bool = False
+) -> tuple[list[Tensor], int]:
     """The batches of this process, and how many of them are of the first half of its samples.
 
     All where halves are not kept apart.
 
     Args:
         weights: sums as large as weights are held, of one layer and half.
+        single: every sample is a batch of its own.
     """
     share = distributed.share(tokens)
-    limit = GRADIENT_BATCHES * model.batch_tokens
+    limit = tokens.shape[1] if single else GRADIENT_BATCHES * model.batch_tokens
     plain = batches(model, share, limit)
     largest = max(model.record.layer_parameters)
     apart = not weights or len(plain) > 1 or 8 * largest <= total_memory(model.device) // ROOM
@@ -268,94 +312,3 @@ def _layer_back(
         leaving = replay.step(recording, index, entering)
         gradients = torch.autograd.grad(leaving, [entering, *weights.values()], flowing, allow_unused=True)
     return dict(zip((STREAM, *weights), gradients, strict=True))
-
-
-@contextmanager
-def trainable(parameters) -> Iterator[None]:
-    """Let autograd see these parameters while inside."""
-    parameters = list(parameters)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-
-
-def _check_whole(model: Model) -> None:
-    if model.layered:
-        raise UserError(
-            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so gradients need "
-            "the whole model "
-            f"in memory: run without {argument('layered', True)}, or choose a criterion without gradients"
-        )
-
-
-def _whole_loss(model: Model, batch: Tensor, scale: float) -> Tensor:
-    logits = model.module(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-    return cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum") * scale
-
-
-def _whole_gradients(
-    model: Model,
-    tokens: Int[Tensor, "sample position"],
-    method: tuple[Callable, Condense],
-    owners: dict[int, dict[str, int]],
-    removal: Removal,
-) -> dict[int, Halves]:
-    """The same totals by a plain forward and backward per batch."""
-    _check_whole(model)
-    parts, first = _parts(model, tokens, weights=True)
-    scale = 1 / total_predictions(tokens)
-    layers = {i: model.stack.layers[i] for i in removal.stays(len(model.stack))}
-    every = list({id(weight): weight for layer in layers.values() for weight in layer.parameters()}.values())
-    totals = {index: UnitTotals(owners[index], *method, first) for index in layers}
-    with meter("gradients", len(parts)) as done:
-        for number, batch in enumerate(parts):
-            with model.without(removal), trainable(every), torch.enable_grad():
-                loss = _whole_loss(model, batch, scale)
-                by_weight = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
-            for index, layer in layers.items():
-                gradients = {name: by_weight[id(weight)] for name, weight in layer.named_parameters()}
-                totals[index].add(layer, gradients, number, last=batch is parts[-1])
-            done.add()
-    return by_unit({index: total.of_layer() for index, total in totals.items()})
-
-
-def _whole_flows(
-    model: Model, tokens: Int[Tensor, "sample position"], measure: Callable[[Flows], dict], removal: Removal
-) -> dict[int, Halves]:
-    """The same totals by a plain forward and backward per batch, the streams seen by hooks."""
-    _check_whole(model)
-    stack = model.stack
-    parts, first = _parts(model, tokens)
-    scale = 1 / total_predictions(tokens)
-    stays = removal.stays(len(stack))
-    totals = {index: [Sums(), Sums()] for index in stays}
-    streams: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def see(index: int, args: tuple, kwargs: dict, output) -> None:
-        streams[index] = (stack.interfaces[index].stream_in(args, kwargs), stack.interfaces[index].stream_out(output))
-
-    handles = [
-        stack.layers[index].register_forward_hook(
-            lambda _, args, kwargs, out, index=index: see(index, args, kwargs, out), with_kwargs=True
-        )
-        for index in stays
-    ]
-    embedding = model.module.get_input_embeddings()
-    try:
-        with meter("gradients", len(parts)) as done:
-            for number, batch in enumerate(parts):
-                with model.without(removal), trainable(embedding.parameters()), torch.enable_grad():
-                    loss = _whole_loss(model, batch, scale)
-                    gradients = torch.autograd.grad(loss, [streams[index][1] for index in stays])
-                for index, gradient in zip(stays, gradients, strict=True):
-                    around = (stack.tokens_first(stream.detach()) for stream in (*streams[index], gradient))
-                    totals[index][number >= first] += Sums.of(measure(Flows(index, *around)))
-                done.add()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {index: Halves.of([half.all_sum() for half in halves if half]) for index, halves in totals.items()}

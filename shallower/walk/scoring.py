@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..anatomy.model import Model
 from ..artifacts.removal import NOTHING, Removal
-from ..artifacts.units import Units
-from ..errors import UserError
+from ..artifacts.units import WIDTH, Units
+from ..errors import UserError, argument
 from ..runtime.progress import track
 from ..storage.journal import NO_JOURNAL, Journal
 from .activations import StreamTap, stream_sums
@@ -23,8 +23,8 @@ from .gradients import flow_sums, gradient_sums
 from .removals import LossWalk
 from .sums import Halves, Sums
 
-DATA = ("streams", "gradients", "flows", "losses")  # kinds of evidence that need calibration tokens
-PLAIN = ("weights", "gradients", "flows")  # kinds that weights which are packed numbers cannot give
+DATA = ("streams", "gradients", "flows", "losses", "inputs")  # kinds of evidence that need calibration tokens
+PLAIN = ("weights", "gradients", "flows", "inputs")  # kinds that weights which are packed numbers cannot give
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def gather(
     units: Units | None = None,
     removal: Removal = NOTHING,
     journal: Journal = NO_JOURNAL,
+    by_group: "Callable[[Sequence[Asked], Walked], Iterator[Gathered]] | None" = None,
 ) -> list[Gathered]:
     """Scores of the units that stay by each criterion, from one walk for all that look at the same kind of evidence.
 
     Args:
         units: what is scored; by default every layer.
+        by_group: instead, what scores groups of parts.
     Raises:
         UserError: a score is not finite; names the unit.
     """
@@ -101,12 +103,14 @@ def gather(
         "losses": _of_losses,
         "weights": _of_weights,
         "place": _of_places,
+        "inputs": _refused,
     }
     results: dict[int, Gathered] = {}
     for kind in dict.fromkeys(one.kind for one in criteria):
         places = [place for place, one in enumerate(criteria) if one.kind == kind]
         group = [criteria[place] for place in places]
-        results |= zip(places, collect[kind](group, Walked(model, tokens, units, removal, journal)), strict=True)
+        how = by_group or collect[kind]
+        results |= zip(places, how(group, Walked(model, tokens, units, removal, journal)), strict=True)
     for place, one in enumerate(criteria):
         for index, value in results[place].scores.items():
             if not math.isfinite(value):
@@ -243,6 +247,12 @@ def _of_weights(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
         }
         totals[number] = Halves(Sums.of(joint.measure(Weights(number, weights))))
     yield from joint.scores_of(totals)
+
+
+def _refused(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
+    raise UserError(
+        f"scores groups of parts: give {argument('units', WIDTH)}, or choose another criterion", criterion=group[0].name
+    )
 
 
 def _of_places(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:

@@ -48,6 +48,10 @@ class Halves(NamedTuple):
             total += part
         return cls(total, tuple(parts) if len(parts) > 1 else ())
 
+    def changed(self, change: Callable[["Sums"], "Sums"]) -> "Halves":
+        """The same with every one of the sums changed."""
+        return Halves(change(self.total), tuple(map(change, self.parts)))
+
 
 class Sums(dict[str, Tensor]):
     """Name -> total. ``+=`` merges; both sides must hold the same names."""

@@ -53,13 +53,17 @@ class UnitTotals:
 
     def _condense(self, name: str) -> None:
         halves = [self.sums.pop((name, second)).all_sum() for second in (False, True) if (name, second) in self.sums]
-        apart = [Sums.of(self.condense(half)) for half in halves] if len(halves) > 1 else []
+        apart = [self.condensed(name, half) for half in halves] if len(halves) > 1 else []
         for other in halves[1:]:
             halves[0] += other
-        results = [Sums.of(self.condense(halves[0])), *apart]
+        results = [self.condensed(name, halves[0]), *apart]
         totals = self.numbers.setdefault(self.owners[name], [Sums() for _ in results])
         for total, numbers in zip(totals, results, strict=True):
             total += numbers
+
+    def condensed(self, name: str, sums: Sums) -> Sums:
+        """The numbers that a parameter's total condenses to."""
+        return Sums.of(self.condense(sums))
 
 
 def marked(totals: dict[int, list[Sums]]) -> list[Sums]:

@@ -14,7 +14,7 @@ import pytest
 import shallower
 from shallower import Amount, SelectionOptions, UserError, cli, methods, plan, score
 
-EVIDENCE = {"place", "weights", "streams", "gradients", "flows", "losses"}
+EVIDENCE = {"place", "weights", "streams", "gradients", "flows", "losses", "inputs"}
 NEEDS = {"scores", "losses", "nothing"}
 LINES = 100
 BOTH = [(kind, name) for kind in ("criteria", "selection", "compensation", "healing") for name in methods.names(kind)]
@@ -71,6 +71,8 @@ def test_criterion(name) -> None:
     assert all(map(callable, (method.measure, method.score)))
     assert getattr(method, "POSITIONS", "all") in ("all", "last")
     assert getattr(method, "SPANS", False) in (True, False)
+    if method.EVIDENCE == "inputs":  # of groups of parts
+        assert callable(method.features) and method.POOL in ("sum", "mean")
     if method.EVIDENCE != "streams":
         assert not {"SPANS", "POSITIONS"} & set(vars(method)), "read for streams only"
 
@@ -143,7 +145,7 @@ def test_unknown_names_give_the_nearest(kind, wrong, near) -> None:
 
 
 def test_a_name_like_no_other_lists_all() -> None:
-    with pytest.raises(UserError, match="unknown criterion 'zzz': known are angular, block_influence"):
+    with pytest.raises(UserError, match="unknown criterion 'zzz': known are activation, angular, block_influence"):
         methods.find("criteria", "zzz")
 
 

@@ -39,7 +39,9 @@ from shallower.storage.journal import Journal, journaled
 from shallower.walk.removals import LossWalk
 from shallower.walk.replay import replay_of
 
-CRITERIA = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "place"]
+CRITERIA = [
+    name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE not in ("place", "inputs")
+]
 
 
 def opened(folder, **options):

@@ -1,31 +1,31 @@
 """Units that can be removed, and the model without some of them, virtually."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from torch import nn
 
 from ...artifacts.removal import PARTS, Removal, Unit
-from ...artifacts.units import SUBLAYER, SizedUnit
+from ...artifacts.units import SUBLAYER, WIDTH, SizedUnit
 from ...errors import Refusal
 from ..stack import Stack
+from .grouping import groups_of
 from .layer import skipped
-from .part import LayerParts, parts_of, silent
+from .part import LayerParts, lessened_layer, parts_of, silent
 from .steps import Step, Steps
 
-__all__ = ["LayerParts", "Step", "Steps", "lessened", "parts_of", "silent", "units_listing", "without"]
+__all__ = ["LayerParts", "Step", "Steps", "groups_of", "lessened", "parts_of", "silent", "units_listing", "without"]
 
 
 def lessened(stack: Stack, index: int, removal: Removal, parts: Sequence[LayerParts]) -> AbstractContextManager[None]:
-    """Let a layer that stays do without the parts that it loses while inside.
+    """Let a layer that stays do without the parts and groups that it loses while inside.
 
     Raises:
-        Refusal: it has no such part.
+        Refusal: it has no such part, or no such groups.
     """
-    if missing := [name for name in removal.parts(index) if name not in parts[index].parts]:
-        raise Refusal(f"layer {index} has no {missing[0]}")
-    lost = [parts[index].parts[name] for name in removal.parts(index)]
-    return silent(stack.layers[index], lost, stack.width)
+    if not removal.lessens(index):
+        return nullcontext()
+    return lessened_layer(stack, index, parts[index], removal.parts(index), removal.groups(index))
 
 
 @contextmanager
@@ -57,11 +57,16 @@ def units_listing(layers: Sequence[nn.Module], parts: Sequence[LayerParts], kind
 
     Args:
         layers: with or without weights.
-        kind: a part, or ``sublayer`` for both.
+        kind: a part, ``sublayer`` for both, or ``width`` for the groups of both.
     """
     listing = []
     for index, (layer, own) in enumerate(zip(layers, parts, strict=True)):
         sizes = {name: parameter.numel() for name, parameter in layer.named_parameters()}
+        if kind == WIDTH:
+            for name, groups in own.groups.items():
+                each = groups.parameters({name: tuple(parameter.shape) for name, parameter in layer.named_parameters()})
+                listing += [SizedUnit(Unit(index, name, (group,)), each) for group in range(groups.count)]
+            continue
         if len(own.parts) == 1:  # without it nothing is left
             listing += [SizedUnit(Unit(index), sum(sizes.values()))] if kind in (*own.parts, SUBLAYER) else []
             continue

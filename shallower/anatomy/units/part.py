@@ -17,6 +17,7 @@ from ...artifacts.removal import ATTENTION, MLP
 from ...errors import Refusal
 from ..forwards import replaced_forwards
 from ..stack import Interface, Stack
+from .group import Groups, masked
 
 EQUAL = 1e-5  # of the largest number of what is compared: equal but for the order of sums
 MOVED = 1e-4  # below this share nothing has reached another position
@@ -66,10 +67,12 @@ class LayerParts:
         parts: by name.
         order: the names in the order in which they run where the layer is one part after another: with all others
             silent each adds to the stream what it adds in the whole layer. Empty where they read the same stream.
+        groups: of the parts that can be made narrower, where that was looked for.
     """
 
     parts: dict[str, Part]
     order: tuple[str, ...] = field(default=())
+    groups: dict[str, Groups] = field(default_factory=dict)
 
 
 def as_large(value: Any, stream: Tensor) -> bool:
@@ -91,6 +94,28 @@ def silent(layer: nn.Module, parts: Iterable[Part], width: int) -> Iterator[None
 
     modules = [item for part in parts for item in part.modules.items()]
     with replaced_forwards((layer.get_submodule(name), forward(output)) for name, output in modules):
+        yield
+
+
+@contextmanager
+def lessened_layer(
+    stack: Stack, index: int, layer: LayerParts, names: Iterable[str], groups: dict[str, tuple[int, ...]]
+) -> Iterator[None]:
+    """Let a layer do without some parts, and without groups of others, while inside.
+
+    Raises:
+        Refusal: it has no such part, or no groups there.
+    """
+    names = [*names]
+    if missing := [name for name in names if name not in layer.parts]:
+        raise Refusal(f"layer {index} has no {missing[0]}")
+    if missing := [name for name in groups if name not in layer.groups]:
+        raise Refusal(f"layer {index} has no groups of {missing[0]}")
+    module = stack.layers[index]
+    with ExitStack() as changes:
+        changes.enter_context(silent(module, [layer.parts[name] for name in names], stack.width))
+        for name, gone in groups.items():
+            changes.enter_context(masked(module, layer.groups[name], gone))
         yield
 
 

@@ -1,13 +1,14 @@
 """Steps of a walk: the layers one after another, or their parts where these can run alone."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...artifacts.removal import GONE, WHOLE, Removal, Unit
+from ...artifacts.removal import GONE, WHOLE, Removal, Unit, groups_named, groups_text
 from ..stack import Stack
-from .part import LayerParts, silent
+from .part import LayerParts, lessened_layer, silent
+
+BESIDE = ";"  # between what a layer loses, in the text of its state
 
 
 class Step(NamedTuple):
@@ -43,16 +44,19 @@ class Steps:
     def states(self, removal: Removal) -> tuple[str, ...]:
         """How each step behaves: two removals that give it the same state give it the same output."""
         whole = frozenset(removal.layers)
-        lost = frozenset(removal.units)
-        return tuple(self._state(step, whole, lost) for step in self.steps)
+        return tuple(self._state(step, whole, removal) for step in self.steps)
 
-    def _state(self, step: Step, whole: frozenset[int], lost: frozenset[Unit]) -> str:
-        if step.layer in whole or (step.part and Unit(step.layer, step.part) in lost):
+    def _state(self, step: Step, whole: frozenset[int], removal: Removal) -> str:
+        if step.layer in whole:
             return GONE
-        if step.part or not self.parts:
+        if not self.parts or not removal.lessens(step.layer):
             return WHOLE
-        gone = [name for name in self.parts[step.layer].parts if Unit(step.layer, name) in lost]
-        return WHOLE if not gone else GONE if len(gone) == len(self.parts[step.layer].parts) else "+".join(gone)
+        names = (step.part,) if step.part else self.parts[step.layer].parts
+        gone = [name for name in removal.parts(step.layer) if name in names]
+        if len(gone) == len(names):
+            return GONE
+        narrowed = [f"{name}:{groups_text(one)}" for name, one in removal.groups(step.layer).items() if name in names]
+        return BESIDE.join([*gone, *narrowed]) or WHOLE
 
     def running(self, removal: Removal) -> list[tuple[Step, str]]:
         """The steps that do something without some units, each with its state."""
@@ -67,7 +71,7 @@ class Steps:
         every = self.parts[step.layer].parts
         if len(every) == 1:
             return (Unit(step.layer),)
-        names = [name for name in every if name not in state.split("+")]
+        names = [name for name in every if name not in state.split(BESIDE)]
         return tuple(Unit(step.layer, name) for name in names)
 
     def alone(self, stack: Stack, unit: Unit) -> AbstractContextManager[None]:
@@ -77,6 +81,11 @@ class Steps:
 
     def silenced(self, stack: Stack, step: Step, state: str = WHOLE) -> AbstractContextManager[None]:
         """Let the layer of a step do only what it does there, in that state."""
-        layer = self.parts[step.layer].parts if self.parts else {}
-        names: Iterable[str] = [name for name in layer if name != step.part] if step.part else state.split("+")
-        return silent(stack.layers[step.layer], [layer[name] for name in names if name in layer], stack.width)
+        if not self.parts:
+            return nullcontext()
+        layer = self.parts[step.layer]
+        lost = dict(one.partition(":")[::2] for one in state.split(BESIDE))
+        others = [name for name in layer.parts if name != step.part] if step.part else []
+        names = [name for name in layer.parts if name in others or lost.get(name) == ""]
+        groups = {name: groups_named(text) for name, text in lost.items() if text and name not in names}
+        return lessened_layer(stack, step.layer, layer, names, groups)

@@ -42,5 +42,14 @@ def condense(sums, settings: Settings) -> dict:
     return {"importance": square_sum(sums["gradient"]).sqrt()}
 
 
+def places(sums, others, settings: Settings) -> dict:
+    gradient = sums["gradient"]
+    if gradient.dim() < 2:  # of a bias, which does not count
+        return {}
+    return {
+        "importance": gradient.abs().sum(dim=others) if settings.norm == "l1" else gradient.square().sum(dim=others)
+    }
+
+
 def score(sums, settings: Settings) -> float:
     return float(sums["length"] / sums["tokens"] if settings.norm == "hidden" else sums["importance"])

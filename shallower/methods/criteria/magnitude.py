@@ -12,5 +12,9 @@ def measure(evidence) -> dict:
     return {"absolute": sum(weight.abs().double().sum() for weight in evidence.weights.values())}
 
 
+def places(sums, others) -> dict:
+    return {"importance": sums["weight"].abs().double().sum(dim=others)}
+
+
 def score(sums) -> float:
     return float(sums["absolute"])

@@ -1,19 +1,24 @@
 """Lowest: remove the layers with the lowest scores.
 
 One-shot scores the dense model once. With ``--iterative`` the lowest layer goes, the rest is scored anew, and so on;
-one-shot is the same schedule with a single step. Ties go to the earlier layer.
+one-shot is the same schedule with a single step. Ties go to the earlier layer. With ``--units width`` the groups of all
+layers are held against each other, as they are scored.
 
 Source: Shortened LLaMA (arXiv 2402.02834), one-shot; iterative re-scoring is the option for comparison.
 """
 
+from ...planning.narrowing import pooled
 from ...planning.problem import Choice, Problem
 
 NEEDS = "scores"
 NESTED = True
 ITERATIVE = True
+GROUPS = "too"  # of parts
 
 
 def select(problem: Problem) -> Choice:
+    if problem.units.narrow:
+        return pooled(problem, standardise=False)
     scores = dict(enumerate(problem.scores))
     order: list[int] = []
     trace: list[float] = []

@@ -1,0 +1,144 @@
+"""Group scoring: give criteria the evidence of groups of parts, and read their scores."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..artifacts.removal import Unit
+from ..errors import UserError
+from ..runtime.progress import track
+from .evidence import LayerPlace
+from .gradients import group_gradient_sums
+from .group_totals import group_sums
+from .inputs import input_sums
+from .scoring import Asked, Gathered, Walked
+from .sums import Halves, Sums
+
+KINDS = ("place", "weights", "gradients", "inputs")
+
+
+def group_scores(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
+    """Scores of groups by criteria that look at one kind of evidence.
+
+    Raises:
+        UserError: it says nothing of groups.
+    """
+    kind = group[0].kind
+    if kind not in KINDS:
+        raise UserError(
+            f"scores layers and parts of layers; with {walked.units.kind} go criteria of weights, gradients or inputs: "
+            "magnitude, taylor, gradient (norm=l1 or l2), wanda, flap, activation, random",
+            criterion=group[0].name,
+        )
+    if kind == "place":
+        for one in group:
+            stays = walked.stays
+            yield Gathered({number: one.score(Sums.of(one.measure(LayerPlace(number)))) for number in stays})
+        return
+    totals = {"weights": _of_weights, "gradients": _of_gradients, "inputs": _of_inputs}[kind](group, walked)
+    for place in range(len(group)):
+        yield _spread(walked, totals, f"{place}/importance")
+
+
+def _spread(walked: Walked, totals: dict[int, Halves], name: str) -> Gathered:
+    """Scores by number of the group, from those of parts by the number of their first."""
+
+    def scores(part: Callable[[Halves], Sums]) -> dict[int, float]:
+        every = {first: part(halves)[name].tolist() for first, halves in totals.items()}
+        return {first + place: value for first, values in every.items() for place, value in enumerate(values)}
+
+    stays = {*walked.stays}
+    halves = min((len(one.parts) for one in totals.values()), default=0)
+    several = [
+        scores(lambda one: one.total),
+        *(scores(lambda one, half=half: one.parts[half]) for half in range(halves)),
+    ]
+    kept = [{number: value for number, value in one.items() if number in stays} for one in several]
+    return Gathered(kept[0], halves=kept[1:])
+
+
+def _places(group: Sequence[Asked]) -> Callable[[Sums, tuple[int, ...]], dict[str, Tensor]]:
+    """The importance of a weight's places by every criterion, told apart by the criterion's number."""
+
+    def places(sums: Sums, others: tuple[int, ...]) -> dict[str, Tensor]:
+        found = {}
+        for place, one in enumerate(group):
+            own = _own(sums, place)
+            arguments = (own, others) if one.settings is None else (own, others, one.settings)
+            found |= {f"{place}/{name}": value for name, value in one.criterion.places(*arguments).items()}
+        return found
+
+    return places
+
+
+def _own(sums: Sums, place: int) -> Sums:
+    mark = f"{place}/"
+    return Sums({name.removeprefix(mark): value for name, value in sums.items() if name.startswith(mark)})
+
+
+def _measured(group: Sequence[Asked], evidence: Any) -> dict:
+    """The measurements of all criteria, told apart by the criterion's number."""
+    every = ((place, one.measure(evidence)) for place, one in enumerate(group))
+    return {f"{place}/{name}": value for place, numbers in every for name, value in numbers.items()}
+
+
+def _of_gradients(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
+    single = any(getattr(one.criterion, "single_samples", lambda _: False)(one.settings) for one in group)
+    return group_gradient_sums(
+        walked.model,
+        walked.tokens,
+        lambda evidence: _measured(group, evidence),
+        _places(group),
+        single=single,
+        **walked.how,
+    )
+
+
+def _of_weights(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
+    model, places = walked.model, _places(group)
+    totals: dict[int, Halves] = {}
+    of_layers: dict[int, list[tuple[str, int]]] = {}
+    for whole, numbers in walked.units.by_part.items():
+        of_layers.setdefault(whole.layer, []).append((whole.part, numbers[0]))
+    for index, parts in track(of_layers.items(), "weights", len(of_layers)):
+        layer = model.layer(index)
+        for part, first in parts:
+            groups = model.grouped[index].groups[part]
+            total = Sums()
+            for name in groups.slices:
+                weight = layer.get_parameter(name).detach()
+                sums = Sums({f"{place}/weight": weight for place in range(len(group))})
+                total += group_sums(sums, groups, name, places)
+            totals[first] = Halves(total)
+    return totals
+
+
+def _of_inputs(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
+    model = walked.model
+
+    def score(sums: Sums, matrix: Tensor, part: str) -> dict[str, Tensor]:
+        found = {}
+        for place, one in enumerate(group):
+            arguments = (_own(sums, place), matrix, part)
+            values = one.criterion.features(*arguments, *([] if one.settings is None else [one.settings]))
+            found[f"{place}/importance"] = values
+        return found
+
+    totals = input_sums(model, walked.tokens, lambda evidence: _measured(group, evidence), score, **walked.how)
+    wholes = {numbers[0]: whole for whole, numbers in walked.units.by_part.items()}
+    return {
+        first: halves.changed(lambda sums, whole=wholes[first]: _pooled(group, walked, whole, sums))
+        for first, halves in totals.items()
+    }
+
+
+def _pooled(group: Sequence[Asked], walked: Walked, whole: Unit, sums: Sums) -> Sums:
+    """Scores by group from those by feature."""
+    groups = walked.model.grouped[whole.layer].groups[whole.part]
+    found = Sums()
+    for place, one in enumerate(group):
+        values = sums[f"{place}/importance"].view(groups.count, groups.size)
+        pooled = values.mean(dim=1) if one.criterion.POOL == "mean" else values.sum(dim=1)
+        found[f"{place}/importance"] = pooled
+    return found

@@ -1,0 +1,136 @@
+"""Inputs of last products: what enters the last product of every attention and MLP, layer by layer for all samples."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ..anatomy.kernels import fast_products, packed_weights
+from ..anatomy.model import Model
+from ..anatomy.units.group import Groups
+from ..artifacts.removal import NOTHING, Removal, Unit
+from ..artifacts.units import Units
+from ..errors import Refusal
+from ..runtime.progress import meter
+from ..storage.journal import NO_JOURNAL, Journal
+from .batching import batches_by_half, rounds
+from .evidence import Inputs
+from .replay import replay_of
+from .sums import Halves, Sums
+from .unit_totals import by_unit, marked
+
+Score = Callable[[Sums, Tensor, str], Sums]  # totals per feature, the product's matrix, the part -> by group
+
+
+@torch.no_grad()
+def input_sums(
+    model: Model,
+    tokens: Int[Tensor, "sample position"],
+    measure: Callable[[Inputs], dict],
+    score: Callable[[Sums, Tensor, str], dict],
+    *,
+    units: Units,
+    removal: Removal = NOTHING,
+    journal: Journal = NO_JOURNAL,
+) -> dict[int, Halves]:
+    """Number of a part's first group -> numbers of all its groups: what enters its last product measured batch by
+    batch, the totals scored as soon as the layer has been passed.
+
+    Args:
+        measure: ``Inputs`` -> named totals, one number per feature each.
+        score: (those totals, the product's matrix as (stream feature, feature), the part) -> numbers per feature.
+    Raises:
+        Refusal: the model cannot be walked layer by layer, or a last product is one of experts.
+    """
+    replay = replay_of(model)
+    if replay is None:
+        raise Refusal(
+            f"{model.checkpoint.source}: its layers hand more than the stream to each other, so what enters their "
+            "products cannot be seen: choose magnitude"
+        )
+    firsts = {whole: numbers[0] for whole, numbers in units.by_part.items() if not removal.gone(whole.layer)}
+    _check_products(model, firsts)
+    pieces = rounds(model, tokens, 2)
+    stays = removal.stays(len(model.stack))
+    with journal.part("inputs", len(stays)) as part, fast_products(model.module):
+        state = part.resume()
+        totals = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
+        parts, first = _all_batches(model, pieces)
+        recordings = [replay.record(batch) for batch in parts]
+        streams = [recording.entering for recording in recordings]
+        if totals:
+            streams = [state.tensors[f"stream/{i}"].to(model.device) for i in range(len(parts))]
+        with meter("inputs", len(stays), len(totals)) as done:
+            for place in range(len(totals), len(stays)):
+                index = stays[place]
+                layer = model.layer(index)
+                groups = {name: one for name, one in model.grouped[index].groups.items() if Unit(index, name) in firsts}
+                sums: dict[tuple[str, int], Sums] = {}
+                with packed_weights(layer, len(parts)), model.lessened(index, removal):
+                    for i, recording in enumerate(recordings):
+                        with entering(layer, groups) as seen:
+                            shape = streams[i].shape
+                            streams[i] = replay.step(recording, index, streams[i])
+                        rows, places = (shape[axis] for axis in replay.axes)
+                        for name, given in seen.items():
+                            features = given.reshape(rows, places, -1) if replay.axes == (0, 1) else _first(given, rows)
+                            half = sums.setdefault((name, i >= first), Sums())
+                            half += Sums.of(measure(Inputs(index, name, features)))
+                numbers = {}
+                for name, one in groups.items():
+                    halves = [sums[name, second].all_sum() for second in (False, True) if (name, second) in sums]
+                    whole = halves[0] if len(halves) == 1 else Halves.of(halves).total
+                    matrix = _matrix(layer, one)
+                    every = [whole, *halves] if len(halves) > 1 else [whole]
+                    numbers[firsts[Unit(index, name)]] = [Sums.of(score(each, matrix, name)) for each in every]
+                totals[index] = marked(numbers)
+                done.add(1, f"layer {index + 1} of {len(model.stack)}")
+                notes = {
+                    str(one): [{name: value.tolist() for name, value in each.items()} for each in several]
+                    for one, several in totals.items()
+                }
+                part.keep(len(totals), {f"stream/{i}": stream for i, stream in enumerate(streams)}, notes)
+    return by_unit(totals)
+
+
+@contextmanager
+def entering(layer: nn.Module, groups: dict[str, Groups]) -> Iterator[dict[str, Tensor]]:
+    """What enters the last product of each part during one call of the layer."""
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name, one in groups.items():
+            module = layer.get_submodule(one.module)
+            hook = module.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
+            hooks.callback(hook.remove)
+        yield seen
+
+
+def _all_batches(model: Model, pieces: list[Tensor]) -> tuple[list[Tensor], int]:
+    """The batches of all rounds; halves are kept apart where one round holds everything."""
+    if len(pieces) == 1:
+        return batches_by_half(model, pieces[0])
+    every = [batch for piece in pieces for batch in batches_by_half(model, piece)[0]]
+    return every, len(every)
+
+
+def _first(given: Tensor, rows: int) -> Tensor:
+    """(sample, position, feature) of what lies with the positions in front."""
+    return given.reshape(-1, rows, given.shape[-1]).transpose(0, 1)
+
+
+def _matrix(layer: nn.Module, groups: Groups) -> Tensor:
+    """Weight of a last product, (stream feature, feature)."""
+    name, axis = groups.columns[0]
+    weight = layer.get_parameter(name)
+    return weight if axis == 1 else weight.T
+
+
+def _check_products(model: Model, firsts: dict[Unit, int]) -> None:
+    for whole in firsts:
+        if not model.grouped[whole.layer].groups[whole.part].product:
+            raise Refusal(
+                f"{whole} ends in a product of experts, whose inputs cannot be seen: choose magnitude, taylor or "
+                "gradient"
+            )

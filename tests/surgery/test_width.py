@@ -1,0 +1,208 @@
+"""Groups of parts that go: what is written is the model with their columns masked, uniform results are plain, all else
+is told apart or refused.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from marks import rest_slow
+from transformers import AutoModelForCausalLM
+
+import shallower
+from shallower import Calibration, Refusal, UserError, drop, open_model, plan, prune
+from shallower.artifacts.removal import Unit
+from shallower.artifacts.units import WIDTH
+
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "bloom"),
+    *("falcon", "granite", "mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe+sparse_step", "deepseek_v3", "starcoder2"),
+)
+PLAIN_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "mixtral", "qwen3_moe")
+FAST = ("llama", "phi3", "gpt2", "gpt_neox", "falcon", "gemma2", "qwen3_moe")
+UNKNOWN = {"bloom": "attention", "olmo2": "attention", "mamba": "", "zamba2": ""}
+
+
+def save_tokens(folder):
+    path = folder / "tokens.npy"
+    np.save(path, zoo.tokens(batch=4, length=16).numpy())
+    return path
+
+
+def names(model, choose):
+    """Names of what goes: of every part with so many groups those that are chosen."""
+    found = []
+    for part, numbers in model.units(WIDTH).by_part.items():
+        gone = choose(part, len(numbers))
+        found += [str(part._replace(groups=tuple(sorted(gone))))] if gone else []
+    return found
+
+
+def uniform(part: Unit, count: int) -> set[int]:
+    return {*range(1, count, 3)} if part.part == "mlp" else {count - 1}
+
+
+def mixed(part: Unit, count: int) -> set[int]:
+    if part.layer not in (1, 4):
+        return set()
+    few = {*range(16)} if count == 48 else {*range(part.layer, count, 5)}  # experts are multiples of 8 wide
+    return {0} if part.part == "attention" else few
+
+
+@torch.no_grad()
+def literal(folder, plan):
+    """Logits of the dense model, the rows that serve a removed group set to zero in copies of its weights: of the last
+    products their columns, looked up by hand for Llama's names.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    size = model.config.hidden_size // model.config.num_attention_heads
+    group = size * model.config.num_attention_heads // model.config.num_key_value_heads
+    for unit in plan.removal.units:
+        layer = model.model.layers[unit.layer]
+        for one in unit.groups:
+            if unit.part == "mlp":
+                layer.mlp.down_proj.weight[:, one] = 0
+            else:
+                layer.self_attn.o_proj.weight[:, one * group : (one + 1) * group] = 0
+    return model(input_ids=zoo.tokens(), use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", rest_slow(FAMILIES, FAST))
+def test_narrowed_models_are_written_as_they_are_meant(name, saved, tmp_path):
+    model = open_model(saved(name))
+    for label, choose, form in (("uniform", uniform, "auto"), ("mixed", mixed, "custom")):
+        chosen = names(model, choose)
+        if label == "uniform" and name not in PLAIN_HEADS:  # no config tells of fewer heads
+            chosen = [one for one in chosen if ".mlp" in one] if name != "bloom" else []
+        if not chosen:
+            continue
+        pruned = prune(model, drop(model, chosen), out=tmp_path / label, format=form)
+        assert pruned.format == ("plain" if label == "uniform" else "custom")
+        assert pruned.verified.logits_difference <= 2e-6
+        loaded = shallower.load(tmp_path / label)
+        assert sum(one.numel() for one in loaded.parameters()) == pruned.plan.params_after
+        assert pruned.weight_bytes < model.record.weight_bytes
+
+
+def test_a_narrowed_llama_is_the_one_with_zeros_in_its_last_products(saved, tmp_path):
+    model = open_model(saved("llama"))
+    for label, choose, form in (("uniform", uniform, "auto"), ("mixed", mixed, "custom")):
+        chosen = drop(model, names(model, choose))
+        prune(model, chosen, out=tmp_path / label, format=form)
+        got = shallower.load(tmp_path / label)(input_ids=zoo.tokens(), use_cache=False).logits
+        torch.testing.assert_close(got, literal(saved("llama"), chosen), rtol=0, atol=1e-5)
+    config = json.loads((tmp_path / "uniform/config.json").read_text())
+    told = (config["intermediate_size"], config["num_attention_heads"], config["num_key_value_heads"])
+    assert (*told, config["head_dim"]) == (64, 2, 1, 16)
+    with pytest.raises(ValueError, match="custom code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "mixed")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed", trust_remote_code=True)
+    assert plain.model.layers[1].mlp.down_proj.in_features < 96
+
+
+def test_a_narrowed_model_is_pruned_again(saved, tmp_path):
+    model = open_model(saved("llama"))
+    prune(model, drop(model, names(model, mixed)), out=tmp_path / "once", format="custom")
+    once = open_model(tmp_path / "once")
+    assert once.grouped[1].groups["mlp"].count == 96 - 19
+    again = drop(once, ["1.mlp:0-9", "2.mlp:3", "6"])
+    pruned = prune(once, again, out=tmp_path / "twice", format="custom")
+    assert pruned.verified.logits_difference <= 2e-6
+    assert shallower.load(tmp_path / "twice").model.layers[1].mlp.down_proj.in_features == 96 - 19 - 10
+    whole = prune(once, drop(once, [1, 4]), out=tmp_path / "whole")  # what stays is the family's own
+    assert whole.format == "plain"
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_parts_that_cannot_be_told_apart_keep_their_width(name, saved):
+    model = open_model(saved(name))
+    if not UNKNOWN[name]:
+        with pytest.raises(Refusal, match="cannot be made narrower"):
+            model.units(WIDTH)
+        return
+    assert {part.part for part in model.units(WIDTH).by_part} == {"mlp"}
+    assert model.kept_widths[UNKNOWN[name]].startswith("layer 0: self_att")
+
+
+def test_layered_reading_gives_the_same_scores_and_files(saved, tmp_path):
+    how = {"calibration": Calibration(tokens=str(save_tokens(tmp_path)), samples=4, length=16), "units": WIDTH}
+    for criterion in ("activation", "taylor", "magnitude"):
+        one, other = (
+            shallower.score(open_model(saved("llama"), layered=layered), criterion=criterion, **how)
+            for layered in (False, True)
+        )
+        assert one.scores == other.scores
+    model = open_model(saved("llama"), layered=True)
+    pruned = prune(model, plan(one, ratio=0.1), out=tmp_path / "out", compensating="sequential")
+    assert pruned.verified.logits_difference <= 2e-6
+
+
+def test_a_bias_gives_back_what_was_constant(saved, tmp_path):
+    """MLPs whose neurons are those of a bias alone: without half of them the new bias makes up for all."""
+    opt = AutoModelForCausalLM.from_pretrained(saved("opt"), dtype=torch.float32)
+    with torch.no_grad():
+        for layer in opt.model.decoder.layers:
+            layer.final_layer_norm.weight.zero_()
+            layer.fc1.bias.fill_(0.5)
+    opt.save_pretrained(tmp_path / "opt")
+    model = open_model(tmp_path / "opt")
+    chosen = drop(model, names(model, lambda part, count: {*range(0, count, 2)} if part.part == "mlp" else set()))
+    how = {"calibration": Calibration(samples=4, length=16, tokens=str(save_tokens(tmp_path)))}
+    pruned = prune(model, chosen, out=tmp_path / "out", compensating=shallower.RepairOptions("bias", {}, **how))
+    assert pruned.compensation.changed
+    tokens = zoo.tokens()
+    with torch.no_grad():
+        models = (AutoModelForCausalLM.from_pretrained(tmp_path / one) for one in ("out", "opt"))
+        got, wanted = (one(input_ids=tokens).logits for one in models)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_biases_are_added_to_products_that_have_none(saved, tmp_path):
+    model = open_model(saved("llama"))
+    how = shallower.RepairOptions("bias", {}, Calibration(samples=4, length=16, tokens=str(save_tokens(tmp_path))))
+    made = prune(model, drop(model, names(model, uniform)), out=tmp_path / "plain", compensating=how)
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    if made.compensation.changed:
+        assert config["attention_bias"] and config["mlp_bias"] and made.format == "plain"
+    made = prune(model, drop(model, names(model, mixed)), out=tmp_path / "own", compensating=how, format="custom")
+    assert made.verified.logits_difference <= 2e-6
+
+
+BAD = (
+    ("5.mlp:0-200", "has the groups 0 to 95"),
+    ("5.mlp:0-95", "nothing of 5.mlp would be left"),
+    ("5.mlp:3, 5.mlp", "names 5.mlp:3 beside 5.mlp"),
+    ("5.mlp:3, 6.attention", "not both"),
+    ("5.mlp:3-1", "names no groups"),
+    ("5.mlp:3, 5", "of which it is a part"),
+)
+
+
+@pytest.mark.parametrize(("given", "said"), BAD)
+def test_wrong_groups_are_refused(given, said, saved):
+    with pytest.raises(UserError, match=said):
+        drop(open_model(saved("llama")), given)
+
+
+def test_what_is_not_uniform_is_refused_as_plain(saved, tmp_path):
+    model = open_model(saved("llama"))
+    with pytest.raises(Refusal, match=r"no plain class holds llama .*custom"):
+        prune(model, drop(model, names(model, mixed)), out=tmp_path / "out", format="plain")
+    assert not (tmp_path / "out").exists()
+    for asked, said in (
+        ({"ratio": 0.9}, "all groups of the attention and mlps that may go have"),
+        ({"ratio": 0.1, "choosing": shallower.SelectionOptions("greedy")}, "does not go with units=width"),
+        ({"ratio": 0.1, "criterion": "perplexity"}, "scores layers and parts of layers"),
+        ({"ratio": 0.1, "multiple_of": 96}, "holds no smaller multiple"),
+        ({"ratio": 0.1, "iterative": True, "choosing": shallower.SelectionOptions("lowest")}, "iterative"),
+        ({"max_ppl_increase": 0.1}, "counts units one by one"),
+        ({"remove": 3}, "give ratio or target_params"),
+    ):
+        with pytest.raises(UserError, match=said):
+            plan(model, units=WIDTH, **({"criterion": "magnitude"} | asked))
+    with pytest.raises(UserError, match="give units=width"):
+        plan(model, ratio=0.1, criterion="wanda")
+    with pytest.raises(UserError, match="does not go with units=layer"):
+        plan(model, ratio=0.1, choosing=shallower.SelectionOptions("standardised"))
