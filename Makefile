@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing bench-calibration bench-gpu bench-units docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width docs clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,9 @@ bench-healing: setup
 
 bench-calibration: setup
 	$(PYTHON) benchmarks/calibration.py $(ARGS)
+
+bench-width: setup
+	$(PYTHON) benchmarks/width.py $(ARGS)
 
 bench-units: setup
 	$(PYTHON) benchmarks/units.py $(ARGS)

@@ -425,3 +425,14 @@ def test_what_runs_in_one_process_says_so(saved, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
     few = torchrun(2, "score", saved("qwen3"), "--samples", 1, "--length", 16, "--device", "cpu")
     assert "1 samples cannot be split among 2 processes" in few.stderr
+
+
+@pytest.mark.parametrize(("criterion", "layered"), [("flap", True), ("taylor", False)])
+def test_a_killed_score_of_groups_goes_on(criterion: str, layered: bool, saved, tmp_path, monkeypatch) -> None:
+    keep_every_step(monkeypatch)
+    options = {"criterion": criterion, "units": "width", "calibration": SHORT, "out": tmp_path / "scores.json"}
+    wanted = score(opened(saved("qwen3"), layered=layered), **options | {"out": None})
+    for count in (1, 3):
+        killed_after(monkeypatch, count, lambda: score(opened(saved("qwen3"), layered=layered), **options))
+    got = score(opened(saved("qwen3"), layered=layered), **options)
+    assert (got.scores, got.halves) == (wanted.scores, wanted.halves)
