@@ -216,6 +216,8 @@ def _together(units: Iterable[Unit], part: str) -> str:
     group, whole = GROUP_WORDS[part]
     least, most = min(counts), max(counts)
     many = f"{most:,} {group}{'s' * (most > 1)} of each" if least == most else f"{least:,} to {most:,} {group}s"
+    if len(counts) == 1:
+        return f"{most:,} {group}{'s' * (most > 1)} of one {whole}"
     return f"{many} of {len(counts)} {whole}s"
 
 

@@ -93,11 +93,8 @@ def card_text(
     """
     plan = pruned.plan
     base_name = model_name(plan.model)
-    went = (
-        f"{len(plan.removed)} attentions, MLPs and layers"
-        if plan.units
-        else f"{len(plan.removed)} of its {plan.model.layers} layers"
-    )
+    went = f"{len(plan.removed)} attentions, MLPs and layers" if plan.units else plan.how_many
+    went = str(plan.removal) if plan.removal.narrows else went.replace(" of ", " of its ")
     parts = [
         _front(base, name, [evaluation for evaluation in evaluations if _is_of(evaluation, pruned)]),
         MARK,
@@ -112,7 +109,7 @@ def card_text(
         "## How it was made",
         _provenance(pruned),
         "## Limits",
-        "What holds for the base holds here: its licence, its intended use, its weaknesses. With fewer layers "
+        "What holds for the base holds here: its licence, its intended use, its weaknesses. With less of it "
         "a model knows and reasons "
         "less; try it on your own task before you rely on it. The base's own card, where it came with one, is "
         f"in `{BASE_CARD}`.",

@@ -58,13 +58,17 @@ def stack_figure(
         state = "removed" if index in removed else "protected" if index in protected else "kept"
         value = f", score {short(scores[index])}" if scores is not None else ""
         hint = f"layer {index}: {state}{value}"
-        lost = {unit.part for unit in parts if unit.layer == index}
+        lost = {unit.part: len(unit.groups) for unit in parts if unit.layer == index}
         if lost:
             for place, name in enumerate(PARTS):
                 half = left + 28 + place * block / 2
-                gone = name in lost
-                hint = f"layer {index}, {name}: {'removed' if gone else 'kept'}"
-                drawing.box(half, y + 1, block / 2 - 1, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
+                gone = lost.get(name) == 0
+                narrower = lost.get(name, 0)
+                state = f"{narrower:,} groups removed" if narrower else "removed" if gone else "kept"
+                hint, side = f"layer {index}, {name}: {state}", block / 2 - 1
+                drawing.box(half, y + 1, side, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
+                if narrower:  # a stripe of it is gone
+                    drawing.box(half, y + ROW - 6, side, 4, "gone", hint=hint)
         else:
             drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in removed, hint=hint)
         if removed.get(index) is not None:
@@ -72,7 +76,8 @@ def stack_figure(
             drawing.text(left + 28 + block / 2, y + 10, place, colour="gone", anchor="middle", size=9.5)
         if scores is not None:
             _score_bar(drawing, scale, scores[index], left + 34 + block, y, colour, labelled=columns == 1)
-    gone_text = "removed (left half: attention, right half: MLP)" if parts else "removed, in this order"
+    stripe = ", a stripe: narrower" if any(unit.groups for unit in parts) else ""
+    gone_text = f"removed (left half: attention, right half: MLP{stripe})" if parts else "removed, in this order"
     items = [("kept", "kept", False), ("protected", "pale", False), (gone_text, "gone", True)]
     drawing.legend(drawing.height - 8, items if protected else [items[0], items[2]])
     return drawing

@@ -126,7 +126,7 @@ def _row(place: int, entry: ComparisonEntry, columns: Sequence[ComparedColumn]) 
         source=entry.model.source,
         fingerprint=entry.model.fingerprint,
         removed=list(entry.removal.layers),
-        units=[str(unit) for unit in entry.removal.units] if entry.removal.kind == "part" else [],
+        units=[str(unit) for unit in entry.removal.units] if entry.removal.kind != "layer" else [],
         how=entry.how,
         layers=entry.layers,
         parameters=entry.parameters,

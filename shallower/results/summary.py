@@ -132,8 +132,14 @@ class Summary:
     @property
     def removable(self) -> str:
         """What the prunings took from, in words."""
-        parts = any(pruning.removal.kind == "part" for pruning in self.collection.prunings)
+        parts = any(pruning.removal.kind != "layer" for pruning in self.collection.prunings)
         return "attentions, MLPs and layers" if parts else f"of {self.root.layers} layers"
+
+    def _narrower(self) -> str:
+        layers = f"{len(self.main.removal.layers)} layers less, " if self.main.removal.layers else ""
+        mean = self.mean_ratio(self.main_row) if self.main_row else None
+        quality = f", perplexity ×{mean[0]:.2f}" if mean else ""
+        return f"{layers}narrower layers, {percent(self.parameters_left(self.main))} parameters{quality}"
 
     def headline(self) -> str:
         """One line, such as: 6 of 30 layers removed, −15.8 % parameters, perplexity ×1.22."""
@@ -144,6 +150,8 @@ class Summary:
                 else "Models side by side"
             )
         counts = sorted({len(pruning.removal) for pruning in self.collection.prunings})
+        if any(pruning.removal.narrows for pruning in self.collection.prunings):
+            return f"{len(self.sets)} prunings, some of them of the width" if len(self.sets) > 1 else self._narrower()
         if len(counts) > 1:
             return f"{len(self.sets)} prunings, {counts[0]} to {counts[-1]} {self.removable} removed"
         verb = "removed" if any(pruning.pruned for pruning in self.collection.prunings) else "would be removed"

@@ -20,9 +20,10 @@ from .evidence import Evidence
 from .plan import choose_plan, selection_method
 from .prune import fit_repair
 from .repair_options import FITTED, RepairOptions
-from .selection_options import CRITERION, SelectionOptions
+from .selection_options import SelectionOptions
 
-DEEP = SelectionOptions("window")  # by which layers go
+DEPTH = "perplexity"  # by which layers go: one walk for all depths, and better than a run of neighbours
+DEEP = SelectionOptions("lowest")
 STEPS = 4  # depths between none and all that are tried beside them, at most
 
 
@@ -30,7 +31,7 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
     """The plan of the candidate with the lowest held-out loss after its repair.
 
     Args:
-        evidence: of the model; its criterion is that of the groups. Layers are chosen by block influence, as a run.
+        evidence: of the model; its criterion is that of the groups. Layers are chosen by their removal losses.
         choosing: of the groups, by ``uniform``.
     Raises:
         UserError: the amount cannot be met, or is one of quality or of a number of units.
@@ -42,7 +43,7 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
     units = evidence.model.units(LAYER_WIDTH)
     _, wanted = check_amount(settled, record, units, range(len(units)))
     depths = _depths(wanted, max(record.layer_parameters), record.layers)
-    layers = replace(evidence, criterion=CRITERION, settings=None, kind=LAYER, given=None)
+    layers = replace(evidence, criterion=DEPTH, settings=None, kind=LAYER, given=None)
     by_group = replace(evidence, kind=WIDTH)
     candidates: dict[tuple[int, ...], Candidate] = {}
     how = RepairOptions(calibration=replace(evidence.calibration, samples=FITTED, at_most=True))

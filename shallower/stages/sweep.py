@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import NOTHING, Perplexity, Plan, Sweep, SweepRow
-from ..artifacts.units import LAYER, check_units_kind
+from ..artifacts.units import LAYER, WIDTH, check_units_kind
 from ..data.readers import check_readable
+from ..errors import UserError, argument
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
@@ -52,6 +53,10 @@ def sweep(
     }
     choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
     check_units_kind(units, plans=False)
+    if units == WIDTH:
+        raise UserError(
+            f"sizes are numbers of layers or parts; plan widths by {argument('ratio')} and evaluate each", units=units
+        )
     criterion = criterion or default_criterion(units)
     choosing = choosing.for_criterion(criterion, units)
     check_selects(choosing.selection, units)

@@ -14,7 +14,7 @@ def section(summary: Summary) -> Section | None:
     parts: list[Block] = [_prunings(summary)] if len(prunings) > 1 else []
     for number, pruning in enumerate(summary.sets, 1):
         if len(summary.sets) > 1:
-            parts.append(Text(f"{len(pruning.removal)} of {summary.root.layers}: {pruning.name}", "heading"))
+            parts.append(Text(f"{_how_many(summary, pruning)}: {pruning.name}", "heading"))
         parts.append(Box([_stack(summary, pruning, number), _decision(pruning)], "pair"))
     written = any(pruning.pruned for pruning in prunings)
     return Section("What was removed" if written else "What would be removed", parts) if parts else None
@@ -44,13 +44,20 @@ def _prunings(summary: Summary) -> Table:
         ratios = (summary.mean_ratio(row) for row in summary.rows if row.pruning is pruning)
         ratio = next(filter(None, ratios), None)
         text = str(pruning.removal)
-        which = Cell(f"{len(pruning.removal)} of {summary.root.layers}", text if len(text) <= 40 else text[:38] + "…")
+        which = Cell(_how_many(summary, pruning), text if len(text) <= 40 else text[:38] + "…")
         parameters = percent(summary.parameters_left(pruning))
         perplexity = f"×{ratio[0]:.2f}" if ratio else "—"
         rows.append((pruning.name, which, parameters, pruning.repair or "none", perplexity, _proof(pruning)))
     main = [index for index, pruning in enumerate(prunings) if pruning is summary.main and len(summary.sets) == 1]
     head = ("pruning", "removed", "parameters", "repair", "perplexity", "files")
     return Table(head, rows, numbers=(2, 4), main=main)
+
+
+def _how_many(summary: Summary, pruning: Pruning) -> str:
+    """How much goes, in short."""
+    if pruning.removal.narrows:
+        return "narrower" + (f", {len(pruning.removal.layers)} layers less" if pruning.removal.layers else "")
+    return f"{len(pruning.removal)} of {summary.root.layers}"
 
 
 def _proof(pruning: Pruning) -> str:
