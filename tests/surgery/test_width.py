@@ -15,6 +15,7 @@ import shallower
 from shallower import Calibration, Refusal, UserError, drop, open_model, plan, prune
 from shallower.artifacts.removal import Unit
 from shallower.artifacts.units import WIDTH
+from shallower.walk.removals import LossWalk, all_nll
 
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "bloom"),
@@ -206,3 +207,45 @@ def test_what_is_not_uniform_is_refused_as_plain(saved, tmp_path):
         plan(model, ratio=0.1, criterion="wanda")
     with pytest.raises(UserError, match="does not go with units=layer"):
         plan(model, ratio=0.1, choosing=shallower.SelectionOptions("standardised"))
+
+
+def test_depth_and_width_share_one_amount(saved, tmp_path):
+    model = open_model(saved("llama"))
+    tokens = Calibration(tokens=str(save_tokens(tmp_path)), samples=4, length=16)
+    made = plan(model, units="layer+width", ratio=0.3, calibration=tokens, out=tmp_path / "plan.json")
+    assert abs(made.share - 0.3) < 0.01 and len(made.candidates) > 2
+    assert all(abs(one.share - 0.3) < 0.01 for one in made.candidates)
+    best = min(made.candidates, key=lambda one: one.loss)
+    assert [*made.removal.layers] == best.layers
+    assert all(one.loss <= one.loss_before for one in made.candidates)
+    assert shallower.artifacts.load(tmp_path / "plan.json", "plan").candidates == made.candidates
+    pruned = prune(model, tmp_path / "plan.json", out=tmp_path / "out")
+    assert pruned.format == "plain" and pruned.verified.logits_difference <= 2e-6
+    with pytest.raises(UserError, match="counted in parameters"):
+        plan(model, units="layer+width", remove=3, calibration=tokens)
+
+
+def test_what_was_narrowed_is_healed_compared_and_shown(saved, tmp_path, text):
+    model = open_model(saved("llama"))
+    prune(model, drop(model, names(model, mixed)), out=tmp_path / "own", format="custom")
+    shallower.heal(tmp_path / "own", data=text, method="lora", train_tokens=512, length=32, out=tmp_path / "healed")
+    healed = shallower.load(tmp_path / "healed")
+    assert healed.model.layers[1].mlp.down_proj.in_features == 96 - 19
+    value = shallower.evaluate(tmp_path / "healed", texts=text, max_tokens=512, out=tmp_path / "healed.json")
+    assert value.perplexity
+    shallower.report(tmp_path, out=tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "19 groups removed" in page and "narrower" in page
+    card = (tmp_path / "own/README.md").read_text(encoding="utf-8")
+    assert "without 1.attention:0, 19 groups of 1.mlp" in card
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_losses_of_narrowed_models_share_their_walk_exactly(name, saved):
+    model, tokens = open_model(saved(name)), zoo.tokens(batch=4, length=20)
+    given = ("2.mlp:0-15", "2.mlp:0-15, 4", "2.mlp:0-15, 5.attention:1", "6, 1.mlp:3-10+20")
+    removals = [drop(model, one).removal for one in given]
+    walk = LossWalk(model, tokens)
+    alone = [float(all_nll(model, tokens, removal, "alone").double().mean()) for removal in removals]
+    assert (walk(removals, "together") / walk.predictions).tolist() == alone
+    assert len({*alone}) == len(alone)
