@@ -26,6 +26,7 @@ from ..errors import Refusal, UserError, argument
 from ..runtime.memory import total_memory
 
 LOGITS_TOLERANCE = {
+    torch.float64: 1e-5,  # some norms and rotary tables are fp32 all the same
     torch.float32: 1e-4,
     torch.bfloat16: 3e-2,
     torch.float16: 4e-3,
@@ -51,7 +52,9 @@ def verify(
 
     Checked, with the dense model as control: no missing, mismatched or new unexpected keys; logits equal to those of
     the dense model with the layers bypassed (bit for bit, else within a stated tolerance per dtype); logits of
-    cached decoding of given tokens equal to those of one uncached forward, in fp32.
+    cached decoding of given tokens equal to those of one uncached forward, in fp32. Narrower layers run other kernels
+    than masked ones: they are compared in fp64, with the weights as they are stored, where the model is resident and
+    that fits.
 
     Args:
         folder: the written checkpoint.
@@ -71,7 +74,8 @@ def verify(
     pruned, info = open_module(written, save_dtype)
     check_whole("the written model", info)
     try:
-        got = _logits(pruned, reference.tokens)
+        wide = plan.removal.narrows and "close" not in info
+        got = _logits(pruned.to(reference.dtype) if wide else pruned, reference.tokens)
     except Exception as error:  # constants by layer that no config field holds
         raise UserError(
             f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
@@ -121,9 +125,10 @@ def _reference(
     stack = model.outline.of(dense)
     dtype = dense.dtype  # the check of the cache turns the model into fp32
     tokens = sound_tokens(dense, dry_tokens(model.vocabulary, *probe))
+    wide = removal.narrows and "close" not in info
     try:
         with patched(dense, patch), without(stack, removal, model.parts_for(removal)):
-            logits = _logits(dense, tokens)
+            logits, dtype = _wide_logits(model, dense, tokens) if wide else (_logits(dense, tokens), dtype)
         if not torch.isfinite(logits).all():
             raise UserError(
                 "the virtually pruned model yields NaN or infinite logits; another removal or dtype may help"
@@ -136,6 +141,16 @@ def _reference(
     del stack
     control, info = _cached_difference(dense, open_module, tokens, "the dense model", info)
     return _Reference(tokens, logits, dtype, control, set(info["unexpected_keys"]))
+
+
+def _wide_logits(model: Model, module: nn.Module, tokens: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Logits in float64, which the module becomes, and that dtype; in float32 where it does not fit or run."""
+    if 8 * model.record.parameters <= RESIDENT_SHARE * total_memory(model.device):
+        try:
+            return _logits(module.double(), tokens), torch.float64
+        except RuntimeError:  # some kernels, of experts say, know no float64
+            pass
+    return _logits(module.float(), tokens), torch.float32
 
 
 def _too_wide(model: Model) -> bool:

@@ -15,7 +15,10 @@ Places = Callable[[Sums, tuple[int, ...]], dict[str, Tensor]]  # totals of a wei
 def group_sums(sums: Sums, groups: Groups, name: str, places: Places) -> Sums:
     """Numbers by group, (count,) each, from the totals of one weight."""
     added: dict[str, Tensor] = {}
+    sums = Sums({label: value[:, None] if value.dim() == 1 else value for label, value in sums.items()})  # a bias: rows
     dims = max(value.dim() for value in sums.values())
+    if not dims:  # nothing of it counts
+        return Sums()
     for cut in groups.slices[name]:
         others = tuple(axis for axis in range(dims) if axis != cut.axis)
         for label, values in places(sums, others).items():

@@ -59,7 +59,8 @@ class UnitTotals:
         results = [self.condensed(name, halves[0]), *apart]
         totals = self.numbers.setdefault(self.owners[name], [Sums() for _ in results])
         for total, numbers in zip(totals, results, strict=True):
-            total += numbers
+            if numbers:  # nothing of a parameter may count
+                total += numbers
 
     def condensed(self, name: str, sums: Sums) -> Sums:
         """The numbers that a parameter's total condenses to."""

@@ -150,6 +150,30 @@ def test_magnitude_adds_coupled_weights(saved, dense):
     compare(scored(saved, "magnitude"), wanted)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gradient"])
+def test_biases_count_with_their_rows(criterion, tmp_path):
+    zoo.save("opt", tmp_path / "opt")
+    np.save(tmp_path / "tokens.npy", TOKENS.numpy())
+    model = open_model(tmp_path / "opt")
+    calibration = Calibration(tokens=str(tmp_path / "tokens.npy"), samples=5, length=20)
+    found = score(model, criterion=criterion, units=WIDTH, calibration=calibration)
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "opt", dtype=torch.float32)
+    dense(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    layer = dense.model.decoder.layers[0]
+    rows = {"fc1.weight": 1, "fc1.bias": None, "fc2.weight": 0}
+    wanted = 0.0
+    for name, axis in rows.items():
+        weight = layer.get_parameter(name)
+        value = {"magnitude": weight, "taylor": weight * weight.grad, "gradient": weight.grad}[criterion].abs()
+        if axis is not None:
+            wanted = wanted + value.sum(dim=axis)
+        elif criterion != "gradient":  # which looks at matrices alone
+            wanted = wanted + value
+    heads = 4
+    got = found.scores[heads : heads + len(wanted)]
+    np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=2e-4)
+
+
 def made_scores(saved, seed=0) -> Scores:
     """Scores of groups, drawn at random."""
     found = score(open_model(saved("llama")), criterion="random", units=WIDTH, settings={"seed": seed})

@@ -44,8 +44,6 @@ def condense(sums, settings: Settings) -> dict:
 
 def places(sums, others, settings: Settings) -> dict:
     gradient = sums["gradient"]
-    if gradient.dim() < 2:  # of a bias, which does not count
-        return {}
     return {
         "importance": gradient.abs().sum(dim=others) if settings.norm == "l1" else gradient.square().sum(dim=others)
     }
