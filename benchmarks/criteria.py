@@ -46,7 +46,7 @@ from shallower.runtime.provenance import versions
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 
-CRITERIA = methods.names("criteria")
+CRITERIA = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]
 FULL, QUICK = {"sizes": [3, 6, 9], "tokens": 8192, "length": 128}, {"sizes": [1, 2], "tokens": 1024, "length": 128}
 KEPT = ("criterion", "settings", "scores", "windows", "seconds", "peak_memory_bytes", "dtype")
 TOGETHER = 16  # removals evaluated in one walk

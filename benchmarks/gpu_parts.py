@@ -33,7 +33,8 @@ from shallower.evaluation.analytic import bandwidth, synchronize
 from shallower.runtime.memory import Peak
 from shallower.walk.replay import replay_of
 
-CRITERIA = [name for name in methods.names("criteria") if name != "random"]
+GROUPS = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE == "inputs"]
+CRITERIA = [name for name in methods.names("criteria") if name not in ("random", *GROUPS)]
 # forwards of all layers that a criterion amounts to; a backward that gives gradients of weights too counts two
 FORWARDS = {"block_influence": 1, "angular": 1, "gate": 3, "gradient": 4, "taylor": 4}
 FP32 = {"scores": 1e-3, "losses": 1e-4, "repair": 2e-3, "training": 1e-3}  # relative; losses in nats

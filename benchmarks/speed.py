@@ -260,7 +260,8 @@ def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     found |= {f"small ideal {kind}": partial(small.ideal, kind) for kind in ("fp32", "bf16")}
     found |= {"small greedy": small.greedy, "small taylor": small.taylor}
     found |= {f"small taylor memory {who}": partial(small.memory, who) for who in ("ours", "plain")}
-    found |= {f"small criterion {name}": partial(small.criterion, name) for name in methods.names("criteria")}
+    of_layers = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]
+    found |= {f"small criterion {name}": partial(small.criterion, name) for name in of_layers}
     found |= {f"big limited {what}": partial(big.limited, what, given.work, large, given.group) for what in LIMITED}
     return found | {"big writing": partial(big.writing, given.work, large)}
 

@@ -276,6 +276,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
                 layers(one.layers) or "none",
                 one.narrowed or "nothing",
                 f"{one.share:.1%}",
+                f"{one.expected_speedup:.2f}x",
                 *(
                     f"x {math.exp(min(loss - one.loss_dense, LARGEST_LOSS)):.3f}"
                     for loss in (one.loss_before, one.loss)
@@ -283,7 +284,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
             )
             for one in plan.candidates
         ]
-        columns = ["layers", "narrower by", "parameters", "not repaired", "repaired"]
+        columns = ["layers", "narrower by", "parameters", "decoding by bytes", "not repaired", "repaired"]
         grid(console, columns, rows, heading="perplexity on held-out text, as a multiple of the dense model's")
     if plan.agreement is not None:
         size = plan.size

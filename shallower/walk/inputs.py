@@ -17,11 +17,9 @@ from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal
 from .batching import batches_by_half, rounds
 from .evidence import Inputs
-from .replay import replay_of
+from .replay import Recording, replay_of
 from .sums import Halves, Sums
 from .unit_totals import by_unit, marked
-
-Score = Callable[[Sums, Tensor, str], Sums]  # totals per feature, the product's matrix, the part -> by group
 
 
 @torch.no_grad()
@@ -63,28 +61,17 @@ def input_sums(
         if totals:
             streams = [state.tensors[f"stream/{i}"].to(model.device) for i in range(len(parts))]
         with meter("inputs", len(stays), len(totals)) as done:
-            for place in range(len(totals), len(stays)):
-                index = stays[place]
-                layer = model.layer(index)
+            for index in stays[len(totals) :]:
                 groups = {name: one for name, one in model.grouped[index].groups.items() if Unit(index, name) in firsts}
-                sums: dict[tuple[str, int], Sums] = {}
-                with packed_weights(layer, len(parts)), model.lessened(index, removal):
-                    for i, recording in enumerate(recordings):
-                        with entering(layer, groups) as seen:
-                            shape = streams[i].shape
-                            streams[i] = replay.step(recording, index, streams[i])
-                        rows, places = (shape[axis] for axis in replay.axes)
-                        for name, given in seen.items():
-                            features = given.reshape(rows, places, -1) if replay.axes == (0, 1) else _first(given, rows)
-                            half = sums.setdefault((name, i >= first), Sums())
-                            half += Sums.of(measure(Inputs(index, name, features)))
-                numbers = {}
-                for name, one in groups.items():
-                    halves = [sums[name, second].all_sum() for second in (False, True) if (name, second) in sums]
-                    whole = halves[0] if len(halves) == 1 else Halves.of(halves).total
-                    matrix = _matrix(layer, one)
-                    every = [whole, *halves] if len(halves) > 1 else [whole]
-                    numbers[firsts[Unit(index, name)]] = [Sums.of(score(each, matrix, name)) for each in every]
+                with model.lessened(index, removal):
+                    halves = _through_layer(model, index, groups, measure, (recordings, streams, first))
+                layer = model.layer(index)
+                numbers = {
+                    firsts[Unit(index, name)]: [
+                        Sums.of(score(sums, _matrix(layer, groups[name]), name)) for sums in _with_whole(several)
+                    ]
+                    for name, several in halves.items()
+                }
                 totals[index] = marked(numbers)
                 done.add(1, f"layer {index + 1} of {len(model.stack)}")
                 notes = {
@@ -93,6 +80,35 @@ def input_sums(
                 }
                 part.keep(len(totals), {f"stream/{i}": stream for i, stream in enumerate(streams)}, notes)
     return by_unit(totals)
+
+
+def _through_layer(
+    model: Model,
+    index: int,
+    groups: dict[str, Groups],
+    measure: Callable[[Inputs], dict],
+    batched: tuple[list[Recording], list[Tensor], int],
+) -> dict[str, list[Sums]]:
+    """Take all streams through a layer; part -> totals over the first half of the samples and, where halves are kept
+    apart, over the second.
+    """
+    recordings, streams, first = batched
+    replay, layer = replay_of(model), model.layer(index)
+    sums: dict[str, list[Sums]] = {name: [Sums(), Sums()] for name in groups}
+    with packed_weights(layer, len(recordings)):
+        for i, recording in enumerate(recordings):
+            rows, places = (streams[i].shape[axis] for axis in replay.axes)
+            with entering(layer, groups) as seen:
+                streams[i] = replay.step(recording, index, streams[i])
+            for name, given in seen.items():
+                features = given.reshape(rows, places, -1) if replay.axes == (0, 1) else _first(given, rows)
+                sums[name][i >= first] += Sums.of(measure(Inputs(index, name, features)))
+    return {name: [half.all_sum() for half in halves if half] for name, halves in sums.items()}
+
+
+def _with_whole(halves: list[Sums]) -> list[Sums]:
+    """The totals over all samples and, where there are two halves, over each."""
+    return [Halves.of(halves).total, *halves] if len(halves) > 1 else halves
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from shallower.anatomy.quantised import renumber_modules
 from shallower.storage import writer
 from shallower.storage.index import read_header, read_index
 from shallower.storage.writer import Cut, stored_content, write_shards
+from shallower.surgery import contents as contents_of
 from shallower.surgery import rewrite
 
 
@@ -69,7 +70,7 @@ def test_tables_by_layer_are_cut(kept, save_dtype, buffer, tmp_path, monkeypatch
         name: stored_content(entry, Cut(axes[name], 6, kept) if name in axes else None)
         for name, entry in entries.items()
     }
-    contents = {name: rewrite.convert_content(content, save_dtype) for name, content in contents.items()}
+    contents = {name: contents_of.convert_content(content, save_dtype) for name, content in contents.items()}
     (tmp_path / "out").mkdir()
     assert len(write_shards(tmp_path / "out", contents, max_bytes=200)) > 1
     for name, entry in read_index(tmp_path / "out").items():

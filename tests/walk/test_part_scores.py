@@ -218,7 +218,7 @@ def test_a_plan_of_parts_is_kept(saved, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("5.ffn", "'5.ffn' is no unit; write 12, 12.attention or 12.mlp"),
+        ("5.ffn", "'5.ffn' is no unit; write 12, 12.attention, 12.mlp or"),
         ("5.mlp,5", "names 5.mlp beside layer 5, of which it is a part; name one of them"),
         ("5.MLP, 5.mlp-7.mlp", "'5.mlp-7.mlp' is no unit; write 12, 12.attention or 3-5.mlp"),
         ("5.mlp,5.mlp", "names 5.mlp twice; name each unit once"),
