@@ -10,6 +10,7 @@ model is measured too where $SHALLOWER_SECOND_MODEL names one.
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ class Bench:
             )
         found = removals_perplexity(self.model, self.texts, [chosen.removal], way)[0]
         return {
-            "plan": dumps(chosen),
+            "plan": dumps(replace(chosen, model=replace(chosen.model, source=self.source.stem))),  # no path of here
             "what": str(chosen.removal),
             "share": chosen.share,
             "seconds": peak.seconds,
