@@ -9,14 +9,14 @@ Each finished piece is on disk before the next one begins; table and plot are ma
 model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness.machine import least, machine
+from harness.machine import least
+from harness.models import Measured, about, sources
 from harness.pieces import Jobs, check_data, run
 from harness.store import CALIBRATION, FP32, ROOT, TEXTS
 from units_tables import picture, table
@@ -25,7 +25,6 @@ from shallower import (
     Amount,
     Calibration,
     Grid,
-    Protocol,
     RepairOptions,
     SelectionOptions,
     Tasks,
@@ -39,22 +38,21 @@ from shallower import (
 )
 from shallower.anatomy.kernels import fast_products
 from shallower.anatomy.model import Model
-from shallower.artifacts import NOTHING, UNIT_KINDS, Removal, Units
+from shallower.artifacts import NOTHING, Removal, Units
 from shallower.artifacts.removal import ATTENTION, MLP
-from shallower.cli.demo import demo_model
+from shallower.artifacts.units import LAYER, SUBLAYER
 from shallower.data.tokens import calibration_samples
-from shallower.evaluation.perplexity import evaluation_segments, perplexity
+from shallower.evaluation.perplexity import perplexity
 from shallower.evaluation.removals import removals_perplexity
 from shallower.evaluation.tasks import zero_shot
 from shallower.runtime.memory import Peak
-from shallower.runtime.provenance import versions
 from shallower.stages.prune import fit_repair
 from shallower.walk.batching import batches, chunks
 from shallower.walk.logits import head_nll
 from shallower.walk.replay import replay_of
 
+KINDS = (LAYER, ATTENTION, MLP, SUBLAYER)
 WAYS = {"taylor": ("taylor", "lowest"), "perplexity": ("perplexity", "lowest"), "greedy": ("perplexity", "greedy")}
-SECOND = "SHALLOWER_SECOND_MODEL"
 NEAR = 0.01  # of all parameters: how far from a share a removal may be and still stand for it
 FULL = {
     **{"shares": [0.1, 0.2], "scoring": [10, 128], "fitting": [64, 128], "tokens": 2048, "length": 128},
@@ -69,16 +67,6 @@ SIDES = {"with": "against", "without": "model"}
 SPEEDS = {"layer": 5, ATTENTION: 2, MLP: 5}  # kind of unit -> every which one goes
 
 
-def sources() -> list[Path]:
-    """The models: the demo's, and a second one where it is named."""
-    return [demo_model(), *([Path(os.environ[SECOND])] if os.environ.get(SECOND) else [])]
-
-
-def about(settings: dict) -> dict:
-    """All that decides the results."""
-    return {"settings": settings, "texts": list(TEXTS), "versions": versions(), "machine": machine()}
-
-
 def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
     """The pieces, by model, way and kind of unit; repairs of the share that answers tasks before all others."""
     check_data(data, CALIBRATION, *TEXTS)
@@ -88,31 +76,19 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
         one, name = Bench(source, data, settings), source.stem
         found[f"dense {name}"] = one.dense
         for way in WAYS:
-            for kind in UNIT_KINDS:
+            for kind in KINDS:
                 found[f"choose {name} {kind} {way}"] = partial(one.choose, kind, way)
         found |= {f"speed {name} {kind}": partial(one.speed, kind) for kind in SPEEDS} | {f"losses {name}": one.losses}
         for share in shares:
             for way in reversed(WAYS):
-                for kind in UNIT_KINDS:
+                for kind in KINDS:
                     made = partial(pieces.get, f"choose {name} {kind} {way}")
                     found[f"repair {name} {kind} {way} {share:g}"] = partial(one.repair, made, way, share)
     return found
 
 
-class Bench:
+class Bench(Measured):
     """One model: what goes by every way, and what that costs."""
-
-    def __init__(self, source: Path, data: Path, settings: dict):
-        self.source, self.data, self.settings = source, data, settings
-        self.model: Model = open_model(source, FP32)
-        samples, length = settings["scoring"]
-        self.calibration = Calibration(text=str(data / CALIBRATION), samples=samples, length=length)
-
-    @property
-    def texts(self) -> dict:
-        """The texts that perplexity is measured on."""
-        protocol = Protocol(length=self.settings["length"], max_tokens=self.settings["tokens"])
-        return evaluation_segments(self.model, [self.data / name for name in TEXTS], None, protocol)
 
     @property
     def targets(self) -> dict[str, float]:

@@ -31,17 +31,21 @@ def chosen(pieces: dict, model: str) -> Iterator[tuple[str, str, dict]]:
             yield names[1], names[2], {share: (row, repairs[share]) for share, row in piece["rows"].items()}
 
 
+def heading(content: dict, title: str) -> list[str]:
+    """The first lines of a page: its title, and on what and with what it was measured."""
+    cpu = content["machine"]
+    about = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    sets = ", ".join(cpu["instruction_sets"])
+    return [f"# {title}", "", f"{cpu['cpu']} ({sets}), fp32; {about}; {content['date']}.", ""]
+
+
 def table(content: dict) -> str:
     """The results in Markdown."""
-    pieces, settings, cpu = content["pieces"], content["settings"], content["machine"]
-    about = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    pieces, settings = content["pieces"], content["settings"]
     samples, length = settings["scoring"]
     fitted = " x ".join(map(str, settings["fitting"]))
     lines = [
-        "# Units: layers, attention, MLP and both",
-        "",
-        f"{cpu['cpu']} ({', '.join(cpu['instruction_sets'])}), fp32; {about}; {content['date']}.",
-        "",
+        *heading(content, "Units: layers, attention, MLP and both"),
         f"Geometric mean over {', '.join(content['texts'])} of perplexity as a multiple of the dense model's, as it is "
         f"and behind an arrow repaired by `sequential` (fitted on {fitted} tokens of the shipped prose). Chosen on "
         f"{samples} x {length} tokens of wikitext2.valid.txt. A share stands for the whole layers that come nearest to "

@@ -7,7 +7,6 @@ Each finished piece is on disk before the next one begins; table and plot are ma
 model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.machine import machine
+from harness.models import Measured, about, sources
 from harness.pieces import Jobs, check_data, run
 from harness.store import CALIBRATION, FP32, TEXTS
 from width_tables import picture, table
@@ -24,23 +23,18 @@ from shallower import (
     Amount,
     Calibration,
     Grid,
-    Protocol,
     Refusal,
     RepairOptions,
     SelectionOptions,
     bench,
-    open_model,
     plan,
     prune,
 )
-from shallower.anatomy.model import Model
 from shallower.artifacts import NOTHING, Plan, load
 from shallower.artifacts.io import dumps
-from shallower.cli.demo import demo_model
-from shallower.evaluation.perplexity import evaluation_segments, perplexity
+from shallower.evaluation.perplexity import perplexity
 from shallower.evaluation.removals import removals_perplexity
 from shallower.runtime.memory import Peak
-from shallower.runtime.provenance import versions
 from shallower.stages.prune import fit_repair
 
 
@@ -63,7 +57,6 @@ WAYS = {
     "uniform-taylor": Way("width", "taylor", SelectionOptions("uniform", multiple_of=16)),
     "depth+width": Way("layer+width", "taylor", SelectionOptions("uniform")),
 }
-SECOND = "SHALLOWER_SECOND_MODEL"
 FULL: dict[str, Any] = {
     **{"shares": [0.1, 0.2, 0.3], "first": 0.2, "scoring": [32, 128], "fitting": [64, 128], "tokens": 2048},
     **{"length": 128, "batches": [1, 8, 32], "prompt": 128, "new": 16, "repeats": 3},
@@ -72,16 +65,6 @@ QUICK = FULL | {
     **{"shares": [0.2], "scoring": [4, 32], "fitting": [8, 32], "tokens": 256, "length": 32},
     **{"batches": [1], "prompt": 16, "new": 4, "repeats": 1},
 }
-
-
-def sources() -> list[Path]:
-    """The models: the demo's, and a second one where it is named."""
-    return [demo_model(), *([Path(os.environ[SECOND])] if os.environ.get(SECOND) else [])]
-
-
-def about(settings: dict) -> dict:
-    """All that decides the results."""
-    return {"settings": settings, "texts": list(TEXTS), "versions": versions(), "machine": machine()}
 
 
 def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
@@ -105,20 +88,8 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
     return found
 
 
-class Bench:
+class Bench(Measured):
     """One model: what goes by every way, and what that costs."""
-
-    def __init__(self, source: Path, data: Path, settings: dict):
-        self.source, self.data, self.settings = source, data, settings
-        self.model: Model = open_model(source, FP32)
-        samples, length = settings["scoring"]
-        self.calibration = Calibration(text=str(data / CALIBRATION), samples=samples, length=length)
-
-    @property
-    def texts(self) -> dict:
-        """The texts that perplexity is measured on."""
-        protocol = Protocol(length=self.settings["length"], max_tokens=self.settings["tokens"])
-        return evaluation_segments(self.model, [self.data / name for name in TEXTS], None, protocol)
 
     def dense(self) -> dict:
         """Perplexity of the model as it is."""

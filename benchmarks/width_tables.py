@@ -4,22 +4,18 @@ import io
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from units_tables import models, ratio
+from units_tables import heading, models, ratio
 
 COLOURS = ("#0b6bb0", "#5aa0d0", "#c85200", "#8a4a9e", "#11785a", "#7a7a00", "#b0306a", "#222222")
 
 
 def table(content: dict) -> str:
     """The results in Markdown."""
-    pieces, settings, cpu = content["pieces"], content["settings"], content["machine"]
-    about = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    pieces, settings = content["pieces"], content["settings"]
     samples, length = settings["scoring"]
     fitted = " x ".join(map(str, settings["fitting"]))
     lines = [
-        "# Depth against width, at equal parameters",
-        "",
-        f"{cpu['cpu']} ({', '.join(cpu['instruction_sets'])}), fp32; {about}; {content['date']}.",
-        "",
+        *heading(content, "Depth against width, at equal parameters"),
         f"Geometric mean over {', '.join(content['texts'])} of perplexity as a multiple of the dense model's, as it is "
         f"and behind an arrow repaired (FLAP by its bias, all others by `sequential`, fitted on {fitted} tokens of the "
         f"shipped prose). Scored on {samples} x {length} tokens of wikitext2.valid.txt. In brackets the share of the "

@@ -14,6 +14,7 @@ from .removal import ATTENTION, MLP, Removal, Unit
 LAYER, SUBLAYER = "layer", "sublayer"  # whole layers; attention and MLP, each alone
 WIDTH = "width"  # KV groups of attentions and neurons of MLPs
 LAYER_WIDTH = "layer+width"  # whole layers, and groups of those that stay
+NARROW = (WIDTH, LAYER_WIDTH)  # kinds that hold groups of parts
 UNIT_KINDS = (LAYER, ATTENTION, MLP, SUBLAYER, WIDTH, LAYER_WIDTH)
 
 
@@ -139,7 +140,7 @@ class Units:
     @property
     def narrow(self) -> bool:
         """Whether these are groups of parts."""
-        return self.kind in (WIDTH, LAYER_WIDTH)
+        return self.kind in NARROW
 
     @cached_property
     def by_part(self) -> dict[Unit, list[int]]:

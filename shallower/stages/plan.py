@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import methods
 from ..artifacts import ModelRecord, Plan, Scores, Units
-from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH, check_units_kind
+from ..artifacts.units import LAYER, LAYER_WIDTH, NARROW, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
@@ -214,7 +214,7 @@ def check_selects(selection: str, kind: str) -> None:
     """Raise a UserError where a selection knows whole layers only and parts of layers are to go."""
     known = {name: methods.find("selection", name) for name in methods.names("selection")}
     groups = {name: getattr(method, "GROUPS", "never") for name, method in known.items()}
-    wrong = "never" if kind in (WIDTH, LAYER_WIDTH) else "only"
+    wrong = "never" if kind in NARROW else "only"
     if groups[selection] == wrong:
         able = [name for name, what in groups.items() if what != wrong]
         raise UserError(
@@ -231,7 +231,7 @@ def check_selects(selection: str, kind: str) -> None:
 
 def _check_narrowing(choosing: SelectionOptions, amount: Amount, kind: str) -> None:
     """Raise a UserError for what has no meaning where groups of parts go, or only there."""
-    if kind not in (WIDTH, LAYER_WIDTH):
+    if kind not in NARROW:
         return
     if choosing.iterative:
         raise UserError(f"{argument('iterative', True)} has no meaning for {argument('units', kind)}")

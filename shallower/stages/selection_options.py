@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH
+from ..artifacts.units import LAYER, NARROW
 from ..errors import UserError
 from ..methods import names
 from ..settings.fields import option, set_field
@@ -26,7 +26,7 @@ SUITED = {
 
 def default_criterion(units: str) -> str:
     """The criterion by default for a kind of units."""
-    return NARROWING if units in (WIDTH, LAYER_WIDTH) else CRITERION
+    return NARROWING if units in NARROW else CRITERION
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class SelectionOptions:
         """The same with its selection settled: as given, else what suits the criterion, the schedule and the units."""
         if self.selection is not None:
             return self
-        if units in (WIDTH, LAYER_WIDTH):
+        if units in NARROW:
             return replace(self, selection="uniform")
         plain = self.iterative or units != LAYER
         return replace(self, selection="lowest" if plain else SUITED.get(criterion or CRITERION, "lowest"))

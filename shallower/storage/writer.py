@@ -95,11 +95,10 @@ def _range(entry: TensorEntry, start: int, end: int) -> Iterator[bytes]:
 def _cut_pieces(entry: TensorEntry, cut: Cut, rows: int, part: int) -> Iterator[bytes]:
     """What stays of each row (what lies along the cut axis and behind it); short rows are read many at a time."""
     row = part * cut.of
-    runs = [(first * part, end * part) for first, end in cut.runs()]
     if row > COPY_BYTES:
         for start in range(entry.start, entry.end, row):
-            for low, high in runs:
-                yield from _range(entry, start + low, start + high)
+            for first, end in cut.runs():
+                yield from _range(entry, start + first * part, start + end * part)
         return
     together = COPY_BYTES // max(row, 1)
     kept = np.array(cut.kept)

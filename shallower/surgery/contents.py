@@ -11,18 +11,26 @@ from ..errors import Refusal
 from ..storage.index import ITEM_BYTES
 from ..storage.writer import Content, Cut, stored_content
 from .form import Form, Place
-from .width import cuts_on_disk, new_biases, zero_biases
+from .width import new_biases, zero_biases
 
 
 def kept_contents(
-    model: Model, plan: Plan, solved: Solved, sources: dict[str, str], save_dtype: torch.dtype | None
+    model: Model,
+    plan: Plan,
+    solved: Solved,
+    sources: dict[str, str],
+    save_dtype: torch.dtype | None,
+    narrower: dict[str, Cut],
 ) -> dict[str, Content]:
-    """Tensors to write by their new names, cut and converted, but not yet edited."""
-    cuts = {
+    """Tensors to write by their new names, cut and converted, but not yet edited.
+
+    Args:
+        narrower: name in the files -> what stays of a tensor that becomes smaller with groups that go.
+    """
+    cuts = narrower | {
         name: Cut(axis, plan.model.layers, tuple(plan.kept))
         for name, axis in model.solver.on_disk(solved.tables).items()
     }
-    cuts |= width_cuts(model, plan)
     wide = model.kept_wide(save_dtype) if save_dtype else set()
     contents = {}
     for new, old in sources.items():
@@ -46,11 +54,6 @@ def bias_contents(
         contents |= place.values({name: patch[whole].strength * patch[whole].value for name, whole in names.items()})
         contents |= place.zeros(more.get(old, {}))
     return contents
-
-
-def width_cuts(model: Model, plan: Plan) -> dict[str, Cut]:
-    """Name in the files -> what stays of a tensor that becomes smaller with groups that go."""
-    return cuts_on_disk(model, plan) if plan.removal.narrows else {}
 
 
 def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[str, Edit]:

@@ -35,7 +35,7 @@ from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
 from ..storage.paths import files_below, short_list
 from ..storage.writer import Content, write_shards
-from .contents import bias_contents, edit_content, edits_on_disk, kept_contents, width_cuts
+from .contents import bias_contents, edit_content, edits_on_disk, kept_contents
 from .forms import Form, choose_form
 from .proof import verify
 from .side_files import carry_side_files
@@ -44,6 +44,7 @@ from .width import (
     biased_config,
     check_experts,
     cut_edit,
+    cuts_on_disk,
     new_biases,
     uniform_config,
 )
@@ -160,9 +161,9 @@ def prune_files(
         format=writing.format,
         biases=new_biases(model, plan, patch),
     )
-    contents = kept_contents(model, plan, solved, renaming.sources, save_dtype) | form.added
+    cuts = cuts_on_disk(model, plan)
+    contents = kept_contents(model, plan, solved, renaming.sources, save_dtype, cuts) | form.added
     contents |= bias_contents(model, plan, solved, patch, save_dtype, form)
-    cuts = width_cuts(model, plan)
     edits = edits_on_disk(model, patch, renaming.sources)
     edits = {name: cut_edit(edit, cuts.get(renaming.sources[name])) for name, edit in edits.items()}
     contents |= {name: edit_content(contents[name], edit) for name, edit in edits.items()}

@@ -53,6 +53,8 @@ def cuts_on_disk(model: Model, plan: Plan) -> dict[str, Cut]:
     Raises:
         Refusal: it lies there in another form than in memory, so that its places cannot be told.
     """
+    if not plan.removal.narrows:
+        return {}
     prefix, tensors = f"{model.outline.name}.", model.checkpoint.tensors
     stored: dict[str, list[str]] = {}
     for disk, name in model.checkpoint.names.memory.items():

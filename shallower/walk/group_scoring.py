@@ -1,7 +1,6 @@
 """Group scoring: give criteria the evidence of groups of parts, and read their scores."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from .evidence import LayerPlace
 from .gradients import group_gradient_sums
 from .group_totals import group_sums
 from .inputs import input_sums
-from .scoring import Asked, Gathered, Walked
+from .scoring import Asked, Gathered, Joint, Walked
 from .sums import Halves, Sums
 
 KINDS = ("place", "weights", "gradients", "inputs")
@@ -64,7 +63,7 @@ def _places(group: Sequence[Asked]) -> Callable[[Sums, tuple[int, ...]], dict[st
     def places(sums: Sums, others: tuple[int, ...]) -> dict[str, Tensor]:
         found = {}
         for place, one in enumerate(group):
-            own = _own(sums, place)
+            own = Joint.part(sums, place)
             arguments = (own, others) if one.settings is None else (own, others, one.settings)
             found |= {f"{place}/{name}": value for name, value in one.criterion.places(*arguments).items()}
         return found
@@ -72,23 +71,12 @@ def _places(group: Sequence[Asked]) -> Callable[[Sums, tuple[int, ...]], dict[st
     return places
 
 
-def _own(sums: Sums, place: int) -> Sums:
-    mark = f"{place}/"
-    return Sums({name.removeprefix(mark): value for name, value in sums.items() if name.startswith(mark)})
-
-
-def _measured(group: Sequence[Asked], evidence: Any) -> dict:
-    """The measurements of all criteria, told apart by the criterion's number."""
-    every = ((place, one.measure(evidence)) for place, one in enumerate(group))
-    return {f"{place}/{name}": value for place, numbers in every for name, value in numbers.items()}
-
-
 def _of_gradients(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
     single = any(getattr(one.criterion, "single_samples", lambda _: False)(one.settings) for one in group)
     return group_gradient_sums(
         walked.model,
         walked.tokens,
-        lambda evidence: _measured(group, evidence),
+        Joint(group).measure,
         _places(group),
         single=single,
         **walked.how,
@@ -120,12 +108,12 @@ def _of_inputs(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
     def score(sums: Sums, matrix: Tensor, part: str) -> dict[str, Tensor]:
         found = {}
         for place, one in enumerate(group):
-            arguments = (_own(sums, place), matrix, part)
+            arguments = (Joint.part(sums, place), matrix, part)
             values = one.criterion.features(*arguments, *([] if one.settings is None else [one.settings]))
             found[f"{place}/importance"] = values
         return found
 
-    totals = input_sums(model, walked.tokens, lambda evidence: _measured(group, evidence), score, **walked.how)
+    totals = input_sums(model, walked.tokens, Joint(group).measure, score, **walked.how)
     wholes = {numbers[0]: whole for whole, numbers in walked.units.by_part.items()}
     return {
         first: halves.changed(lambda sums, whole=wholes[first]: _pooled(group, walked, whole, sums))

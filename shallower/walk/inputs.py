@@ -68,7 +68,7 @@ def input_sums(
                 layer = model.layer(index)
                 numbers = {
                     firsts[Unit(index, name)]: [
-                        Sums.of(score(sums, _matrix(layer, groups[name]), name)) for sums in _with_whole(several)
+                        Sums.of(score(sums, groups[name].matrix(layer), name)) for sums in _with_whole(several)
                     ]
                     for name, several in halves.items()
                 }
@@ -134,13 +134,6 @@ def _all_batches(model: Model, pieces: list[Tensor]) -> tuple[list[Tensor], int]
 def _first(given: Tensor, rows: int) -> Tensor:
     """(sample, position, feature) of what lies with the positions in front."""
     return given.reshape(-1, rows, given.shape[-1]).transpose(0, 1)
-
-
-def _matrix(layer: nn.Module, groups: Groups) -> Tensor:
-    """Weight of a last product, (stream feature, feature)."""
-    name, axis = groups.columns[0]
-    weight = layer.get_parameter(name)
-    return weight if axis == 1 else weight.T
 
 
 def _check_products(model: Model, firsts: dict[Unit, int]) -> None:

@@ -175,7 +175,7 @@ def _windows(totals: dict, score: Callable, layers: int) -> list[list[float]]:
     return [[score(totals[start, start + size]) for start in range(layers - size + 1)] for size in range(1, layers)]
 
 
-class _Joint:
+class Joint:
     """The measurements of several criteria as one, their names told apart by the criterion's number."""
 
     def __init__(self, group: Sequence[Asked]):
@@ -208,12 +208,12 @@ class _Joint:
 
 
 def _gradients(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
-    joint = _Joint(group)
+    joint = Joint(group)
     yield from joint.scores_of(gradient_sums(walked.model, walked.tokens, joint.measure, joint.condense, **walked.how))
 
 
 def _flows(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
-    joint = _Joint(group)
+    joint = Joint(group)
     yield from joint.scores_of(flow_sums(walked.model, walked.tokens, joint.measure, **walked.how))
 
 
@@ -235,7 +235,7 @@ def _of_losses(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
 
 
 def _of_weights(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
-    joint = _Joint(group)
+    joint = Joint(group)
     totals = {}
     for number in track(walked.stays, "weights", len(walked.stays)):
         unit = walked.units.listing[number].unit
@@ -256,5 +256,5 @@ def _refused(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
 
 
 def _of_places(group: Sequence[Asked], walked: Walked) -> Iterator[Gathered]:
-    joint = _Joint(group)
+    joint = Joint(group)
     yield from joint.scores_of({number: Halves(Sums.of(joint.measure(LayerPlace(number)))) for number in walked.stays})

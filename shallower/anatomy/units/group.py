@@ -92,6 +92,12 @@ class Groups:
         lost = {*gone}
         return [group for group in range(self.count) if group not in lost]
 
+    def matrix(self, layer: nn.Module) -> Tensor:
+        """Weight of the last product of a layer's part, (stream feature, feature), where it is one plain product."""
+        name, axis = self.columns[0]
+        weight = layer.get_parameter(name)
+        return weight if axis == 1 else weight.T
+
     def narrowed(self, gone: Sequence[int]) -> dict[str, int]:
         """The numbers that follow, by their names within the layer, without some groups."""
         left = self.count - len({*gone})

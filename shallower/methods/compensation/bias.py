@@ -24,12 +24,10 @@ def fit(case: Case) -> Fitted:
         for part, mean in (step.mean_inputs() if lost else {}).items():
             groups = case.model.grouped[step.index].groups[part]
             gone = 1 - groups.mask(lost[part]).to(mean)
-            name, axis = groups.columns[0]
-            weight = case.model.layer(step.index).get_parameter(name)
-            matrix = weight if axis == 1 else weight.T
-            change = (matrix.double() @ (mean * gone)).float()
+            layer = case.model.layer(step.index)
+            change = (groups.matrix(layer).double() @ (mean * gone)).float()
             bias = f"{groups.module}.bias"
-            product = case.model.layer(step.index).get_submodule(groups.module)
+            product = layer.get_submodule(groups.module)
             kind = "add" if isinstance(getattr(product, "bias", None), torch.Tensor) else "new"
             step.take({step.name(bias): Edit(kind, change)})
             step.note(part=part, shift=float(change.norm()))
