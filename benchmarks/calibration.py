@@ -54,7 +54,7 @@ from shallower.runtime.memory import Peak
 from shallower.runtime.progress import shown
 from shallower.runtime.provenance import versions
 from shallower.settings.quantities import seconds_of
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 

@@ -39,7 +39,7 @@ from shallower import (
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
 from shallower.artifacts import Removal, plain
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.storage.journal import journaled
 
 TEXTS = ("wikitext2.valid.txt", "emma_158.txt")  # of the folder that SHALLOWER_DATA names, where it has them

@@ -50,7 +50,7 @@ from shallower.repair.ridge import Normal
 from shallower.runtime.memory import Peak
 from shallower.runtime.progress import shown
 from shallower.runtime.provenance import versions
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 

@@ -46,7 +46,7 @@ from shallower.evaluation.perplexity import perplexity
 from shallower.evaluation.removals import removals_perplexity
 from shallower.evaluation.tasks import zero_shot
 from shallower.runtime.memory import Peak
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.walk.batching import batches, chunks
 from shallower.walk.logits import head_nll
 from shallower.walk.replay import replay_of

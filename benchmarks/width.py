@@ -35,7 +35,7 @@ from shallower.artifacts.io import dumps
 from shallower.evaluation.perplexity import perplexity
 from shallower.evaluation.removals import removals_perplexity
 from shallower.runtime.memory import Peak
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 
 
 class Way(NamedTuple):

@@ -9,7 +9,7 @@ import zoo
 
 import shallower
 from shallower.artifacts import Removal, plain
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.walk.replay import replay_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -60,15 +60,7 @@ def stack_figure(
         hint = f"layer {index}: {state}{value}"
         lost = {unit.part: len(unit.groups) for unit in parts if unit.layer == index}
         if lost:
-            for place, name in enumerate(PARTS):
-                half = left + 28 + place * block / 2
-                gone = lost.get(name) == 0
-                narrower = lost.get(name, 0)
-                state = f"{narrower:,} groups removed" if narrower else "removed" if gone else "kept"
-                hint, side = f"layer {index}, {name}: {state}", block / 2 - 1
-                drawing.box(half, y + 1, side, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
-                if narrower:  # a stripe of it is gone
-                    drawing.box(half, y + ROW - 6, side, 4, "gone", hint=hint)
+            _halves(drawing, index, lost, colour, (left + 28, y, block))
         else:
             drawing.box(left + 28, y + 1, block, ROW - 3, colour, hollow=index in removed, hint=hint)
         if removed.get(index) is not None:
@@ -81,6 +73,24 @@ def stack_figure(
     items = [("kept", "kept", False), ("protected", "pale", False), (gone_text, "gone", True)]
     drawing.legend(drawing.height - 8, items if protected else [items[0], items[2]])
     return drawing
+
+
+def _halves(drawing: Drawing, index: int, lost: dict[str, int], colour: str, place: tuple[float, float, float]) -> None:
+    """A layer that stays as its two halves, attention and MLP: hollow where one is gone, a stripe where it is narrower.
+
+    Args:
+        lost: part -> how many groups it loses; 0 where the whole part goes.
+        place: left and top edge, and width of both.
+    """
+    left, y, block = place
+    for number, name in enumerate(PARTS):
+        half, side = left + number * block / 2, block / 2 - 1
+        gone, narrower = lost.get(name) == 0, lost.get(name, 0)
+        state = f"{narrower:,} groups removed" if narrower else "removed" if gone else "kept"
+        hint = f"layer {index}, {name}: {state}"
+        drawing.box(half, y + 1, side, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
+        if narrower:
+            drawing.box(half, y + ROW - 6, side, 4, "gone", hint=hint)
 
 
 def _score_bar(

@@ -16,9 +16,9 @@ from ..planning.problem import Problem
 from ..runtime.progress import parts
 from ..settings.amount import Amount
 from ..walk.run import load_weights
+from .choosing import choose_plan, selection_method
 from .evidence import Evidence
-from .plan import choose_plan, selection_method
-from .prune import fit_repair
+from .repair import fit_repair
 from .repair_options import FITTED, RepairOptions
 from .selection_options import SelectionOptions
 

@@ -11,11 +11,9 @@ from typing import Any
 from .. import methods
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
-from ..anatomy.patch import Patch
 from ..anatomy.quantised import check_loadable
-from ..artifacts import Compensation, Plan, Pruned, Removal, dumps, load, published
+from ..artifacts import Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
-from ..repair.fit import fit_compensation
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
 from ..runtime.progress import parts
@@ -25,9 +23,10 @@ from ..storage.journal import journaled
 from ..storage.ownership import check_free
 from ..storage.paths import place
 from ..surgery.rewrite import Beside, prune_files, solve_removal
-from ..surgery.width import LayerShapes, expected_biases
+from ..surgery.width import expected_biases
 from .common import ModelSource, check_plan_units, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
+from .repair import fit_repair
 from .repair_options import RepairOptions
 
 REPAIR, WRITE = 10.0, 1.0  # about what a repair costs beside writing, and beside proving
@@ -68,7 +67,6 @@ def prune(
     check_same_model(plan.model, model.record, "the plan")
     check_plan_units(plan, model)
     plan = replace(plan, model=model.record)  # as it lies here now
-    stored = parse_dtype(writing.save_dtype)
     beside = Beside(card=partial(write_card, name=out.resolve().name, source=model.checkpoint.folder))
     costs = {
         "repair": REPAIR if compensating is not None else 0,
@@ -76,15 +74,7 @@ def prune(
         "prove": WRITE if writing.verify else 0,
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
-        solve_removal(
-            model,
-            plan,
-            out,
-            save_dtype=stored,
-            changed=compensating is not None,
-            format=writing.format,
-            biases=_biases(model, plan, compensating),
-        )
+        _check_form(model, plan, out, writing, compensating)
         if writing.verify:  # the proof loads it
             check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
@@ -97,10 +87,18 @@ def prune(
     return pruned
 
 
-def _biases(model: Model, plan: Plan, how: RepairOptions | None) -> LayerShapes:
-    """Biases that a repair would give to what has none."""
+def _check_form(model: Model, plan: Plan, out: Path, writing: Writing, how: RepairOptions | None) -> None:
+    """Refuse what cannot be written, with the biases that a repair would give, before any long work."""
     adds = how is not None and getattr(methods.find("compensation", how.method), "ADDS_BIASES", False)
-    return expected_biases(model, plan) if adds else {}
+    solve_removal(
+        model,
+        plan,
+        out,
+        save_dtype=parse_dtype(writing.save_dtype),
+        changed=how is not None,
+        format=writing.format,
+        biases=expected_biases(model, plan) if adds else {},
+    )
 
 
 def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOptions) -> Beside:
@@ -111,15 +109,6 @@ def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOpti
         "compensation.png": drift_figure(report).png(),
     }
     return replace(beside, patch=patch, report=report.brief(), files=files)
-
-
-def fit_repair(model: Model, removal: Removal, how: RepairOptions) -> tuple[Patch, Compensation]:
-    """Changes of weights that repair the model after a removal, and the record of how they were found.
-
-    See ``fit_compensation``.
-    """
-    method = methods.find("compensation", how.method)
-    return fit_compensation(model, removal, method, methods.configure(method, how.settings), how.calibration)
 
 
 def compensate(

@@ -15,9 +15,10 @@ from ..settings.quantities import sizes_of
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, timed
+from .choosing import nested_plans
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
-from .plan import check_selects, nested_plans
+from .plan import check_selects
 from .selection_options import SelectionOptions, default_criterion
 
 
@@ -52,11 +53,7 @@ def sweep(
         "compute": (Compute, compute),
     }
     choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
-    check_units_kind(units, plans=False)
-    if units == WIDTH:
-        raise UserError(
-            f"sizes are numbers of layers or parts; plan widths by {argument('ratio')} and evaluate each", units=units
-        )
+    _check_units(units)
     criterion = criterion or default_criterion(units)
     choosing = choosing.for_criterion(criterion, units)
     check_selects(choosing.selection, units)
@@ -70,8 +67,7 @@ def sweep(
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))
-        removals = [NOTHING, *(plan.removal for plan in plans)]
-        perplexities = evidence.perplexities(removals, "sweep")
+        perplexities = evidence.perplexities([NOTHING, *(plan.removal for plan in plans)], "sweep")
     last = plans[-1]
     parameters = [model.record.parameters, *(plan.params_after for plan in plans)]
     result = Sweep(
@@ -86,6 +82,15 @@ def sweep(
         dtype=dtype_name(model),
     )
     return save_artifact(result, out)
+
+
+def _check_units(units: str) -> None:
+    """Raise a UserError where sizes are no numbers of such units."""
+    check_units_kind(units, plans=False)
+    if units == WIDTH:
+        raise UserError(
+            f"sizes are numbers of layers or parts; plan widths by {argument('ratio')} and evaluate each", units=units
+        )
 
 
 def _rows(

@@ -11,7 +11,30 @@ from ..errors import Refusal
 from ..storage.index import ITEM_BYTES
 from ..storage.writer import Content, Cut, stored_content
 from .form import Form, Place
-from .width import new_biases, zero_biases
+from .width import cut_edit, cuts_on_disk, new_biases, zero_biases
+
+
+def changed_contents(
+    model: Model,
+    plan: Plan,
+    solved: Solved,
+    sources: dict[str, str],
+    form: Form,
+    changes: tuple[Patch, torch.dtype | None],
+) -> tuple[dict[str, Content], dict[str, Edit]]:
+    """(tensors to write by their new names, the edits that they have had).
+
+    Args:
+        sources: new name -> name in the dense model's files.
+        changes: of weights, and the dtype to store them in.
+    """
+    patch, save_dtype = changes
+    cuts = cuts_on_disk(model, plan)
+    contents = kept_contents(model, plan, solved, sources, save_dtype, cuts) | form.added
+    contents |= bias_contents(model, plan, solved, patch, save_dtype, form)
+    edits = edits_on_disk(model, patch, sources)
+    edits = {name: cut_edit(edit, cuts.get(sources[name])) for name, edit in edits.items()}
+    return contents | {name: edit_content(contents[name], edit) for name, edit in edits.items()}, edits
 
 
 def kept_contents(

@@ -22,7 +22,7 @@ from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
 from ..anatomy.quantised import StackNames, refuse, renumber_modules, stack_names
 from ..anatomy.sources import open_checkpoint
-from ..artifacts import Plan, Pruned, RepairReport, Unverified, dumps, published
+from ..artifacts import Plan, Proof, Pruned, RepairReport, Unverified, dumps, published
 from ..errors import Refusal, argument
 from ..runtime.progress import say
 from ..runtime.provenance import versions
@@ -35,7 +35,7 @@ from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
 from ..storage.paths import files_below, short_list
 from ..storage.writer import Content, write_shards
-from .contents import bias_contents, edit_content, edits_on_disk, kept_contents
+from .contents import changed_contents
 from .forms import Form, choose_form
 from .proof import verify
 from .side_files import carry_side_files
@@ -43,8 +43,6 @@ from .width import (
     LayerShapes,
     biased_config,
     check_experts,
-    cut_edit,
-    cuts_on_disk,
     new_biases,
     uniform_config,
 )
@@ -152,21 +150,9 @@ def prune_files(
     out = Path(out)
     if not writing.verify and getattr(checkpoint.config, "is_decoder", None) is False:
         _ = model.module  # loading tells an encoder from a decoder; this config alone does not
-    solved, renaming, form = solve_removal(
-        model,
-        plan,
-        out,
-        save_dtype=save_dtype,
-        changed=bool(patch),
-        format=writing.format,
-        biases=new_biases(model, plan, patch),
-    )
-    cuts = cuts_on_disk(model, plan)
-    contents = kept_contents(model, plan, solved, renaming.sources, save_dtype, cuts) | form.added
-    contents |= bias_contents(model, plan, solved, patch, save_dtype, form)
-    edits = edits_on_disk(model, patch, renaming.sources)
-    edits = {name: cut_edit(edit, cuts.get(renaming.sources[name])) for name, edit in edits.items()}
-    contents |= {name: edit_content(contents[name], edit) for name, edit in edits.items()}
+    how = {"save_dtype": save_dtype, "changed": bool(patch), "biases": new_biases(model, plan, patch)}
+    solved, renaming, form = solve_removal(model, plan, out, format=writing.format, **how)
+    contents, edits = changed_contents(model, plan, solved, renaming.sources, form, (patch, save_dtype))
     with journaled(out):
         journal = Journal(_journal_key(model, plan, save_dtype, shard, edits, form))
         try:
@@ -178,11 +164,9 @@ def prune_files(
                 for name, text in form.files.items():
                     (folder / name).write_text(text, encoding="utf-8")
                 hashes = _write(folder, contents, shard, journal, out)
-                proof = (
-                    verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
-                    if writing.verify
-                    else Unverified(f"{argument('verify', False)} was given")
-                )
+                proof: Proof | Unverified = Unverified(f"{argument('verify', False)} was given")
+                if writing.verify:
+                    proof = verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
                 written = open_checkpoint(folder, trust_remote_code=python)
                 written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
                 changes = _changes(solved, renaming, notes, form)

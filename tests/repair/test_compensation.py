@@ -27,7 +27,7 @@ from shallower.repair.ridge import Normal, map_of
 from shallower.repair.state import RepairState
 from shallower.repair.suffix import SuffixLoss
 from shallower.runtime.progress import shown
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 from shallower.storage.journal import Journal, journaled
 from shallower.surgery.rewrite import Beside, prune_files
 from shallower.walk.removals import all_nll

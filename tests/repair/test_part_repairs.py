@@ -9,7 +9,7 @@ import shallower
 from shallower import Calibration, Compute, RepairOptions
 from shallower.artifacts import Removal, Unit, load
 from shallower.repair.paired import PairedWalk
-from shallower.stages.prune import fit_repair
+from shallower.stages.repair import fit_repair
 
 CPU = Compute(device="cpu")
 LOST = Removal.of((Unit(2, "mlp"), Unit(4, "attention"), Unit(6)))
