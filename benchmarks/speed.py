@@ -59,7 +59,8 @@ BIG = {
 SHAPE_QUICK = SHAPE | {"hidden": 1536, "intermediate": 4128, "heads": 16}  # 2 GB, so that the limit makes it layered
 BIG_QUICK = BIG | {"shape": SHAPE_QUICK, "samples": 2, "length": 32, "limit_bytes": 2 << 30, "repeats": 1}
 LAYERED = ("block_influence", "taylor", "perplexity")
-LIMITED = (*LAYERED, "prune", big.REPAIR, "plain backward")
+NARROWING = ("wanda", "flap", "taylor")  # criteria of groups that are measured
+LIMITED = (*LAYERED, *(f"{name} of groups" for name in NARROWING), "prune", big.REPAIR, "plain backward")
 Arms = dict[str, list[float]]
 
 
@@ -227,6 +228,29 @@ class Small:
 
         return {"arms": in_turn({"plain": back, "ours": partial(self.score, model, "taylor")}, self.repeats + 2)}
 
+    def groups(self, criterion: str) -> dict:
+        """A criterion of KV groups and neurons against a plain forward, of taylor against forward and backward, and
+        what finding the groups takes, once per model.
+        """
+        model = self.model()
+        dense, tokens = self.plain(model), self.tokens(model)
+        _ = model.stack
+        started = time.perf_counter()
+        model.units("width")
+        finding = time.perf_counter() - started
+
+        def run() -> None:
+            if criterion == "taylor":
+                plain.backward(dense, tokens)
+            else:
+                with torch.no_grad():
+                    plain.loss(dense, tokens)
+
+        def ours() -> float:
+            return score(model, criterion=criterion, units="width", calibration=self.calibration).seconds
+
+        return {"arms": in_turn({"plain": run, "ours": ours}, self.repeats + 2), "finding_seconds": finding}
+
     def memory(self, who: str) -> dict:
         """Peak memory of Taylor, or of a plain forward and backward, and what there was before."""
         model = self.model()
@@ -259,6 +283,7 @@ def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     found = {"small perplexity": small.perplexity}
     found |= {f"small ideal {kind}": partial(small.ideal, kind) for kind in ("fp32", "bf16")}
     found |= {"small greedy": small.greedy, "small taylor": small.taylor}
+    found |= {f"small groups {name}": partial(small.groups, name) for name in NARROWING}
     found |= {f"small taylor memory {who}": partial(small.memory, who) for who in ("ours", "plain")}
     of_layers = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]
     found |= {f"small criterion {name}": partial(small.criterion, name) for name in of_layers}
@@ -429,6 +454,14 @@ def small_rows(pieces: dict) -> Iterator[Row]:
             ratio <= 1.15,
             f"best against best {best:.2f}",
         )
+    for name in NARROWING:
+        if piece := pieces.get(f"small groups {name}"):
+            measured, _, _ = against(piece["arms"], "plain", "ours")
+            ratio = side_by_side(piece["arms"]["ours"], piece["arms"]["plain"])
+            other = "forward and backward" if name == "taylor" else "forward"
+            remark = f"finding the groups, once per model, {piece['finding_seconds']:.1f} s"
+            what = f"{name} of groups against plain {other}"
+            yield Row(what, "<= 1.15", measured, ratio, ratio <= 1.15, remark)
     yield from memory_rows(pieces)
     for name, piece in ((name, piece) for name, piece in pieces.items() if name.startswith("small criterion")):
         arms, label = piece["arms"], name.removeprefix("small criterion ")

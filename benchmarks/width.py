@@ -55,7 +55,7 @@ WAYS = {
     "llm-pruner": Way("width", "taylor", SelectionOptions("uniform", keep_first=4, keep_last=2)),
     "uniform-mlp": Way("width", "activation", SelectionOptions("uniform", {"parts": "mlp"}, multiple_of=16)),
     "uniform-taylor": Way("width", "taylor", SelectionOptions("uniform", multiple_of=16)),
-    "depth+width": Way("layer+width", "taylor", SelectionOptions("uniform")),
+    "depth+width": Way("layer+width", "activation", SelectionOptions("uniform", {"parts": "mlp"}, multiple_of=16)),
 }
 FULL: dict[str, Any] = {
     **{"shares": [0.1, 0.2, 0.3], "first": 0.2, "scoring": [32, 128], "fitting": [64, 128], "tokens": 2048},

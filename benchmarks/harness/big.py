@@ -181,8 +181,8 @@ def dropped(settings: dict) -> str:
 
 
 def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
-    """One command under the memory limit: a criterion's name, ``prune``, ``REPAIR`` (twice the limit), or ``plain
-    backward``.
+    """One command under the memory limit: a criterion's name, with `` of groups`` for those, ``prune``, ``REPAIR``
+    (twice the limit), or ``plain backward``.
     """
     model, tokens, out, log = (
         prepare(work, settings["shape"]),
@@ -199,18 +199,9 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
         REPAIR: [*prune, "--compensate", "sequential", "--tokens", tokens],
         "plain backward": [HERE / "plain.py", model, tokens],
     }
-    score = [
-        "-m",
-        "shallower",
-        "score",
-        model,
-        "--criterion",
-        what,
-        "--tokens",
-        tokens,
-        "--out",
-        out.with_suffix(".json"),
-    ]
+    criterion, _, groups = what.partition(" of ")
+    score = ["-m", "shallower", "score", model, "--criterion", criterion, *(["--units", "width"] if groups else [])]
+    score += ["--tokens", tokens, "--out", out.with_suffix(".json")]
     command = [str(part) for part in commands.get(what, score)]
     clear(work)
     if what in WRITERS:

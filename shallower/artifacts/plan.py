@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
 from .calibration import CalibrationRecord
+from .compensation import HeldOutLoss
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
 from .removal import Removal, Unit, check_units, listed, parameters_gone
@@ -13,7 +14,7 @@ from .removal import Removal, Unit, check_units, listed, parameters_gone
 
 @record
 class Candidate(TypedRecord):
-    """Depth and width that were tried together; losses are means in nats on held-out calibration text."""
+    """Depth and width that were tried together; losses are means in nats."""
 
     layers: list[int]
     """Layers that go."""
@@ -22,11 +23,11 @@ class Candidate(TypedRecord):
     share: Finite
     """Share of the parameters that goes."""
     loss_dense: Finite
-    """Loss of the dense model."""
-    loss_before: Finite
-    """Loss without these, not repaired."""
+    """Loss of the dense model on the calibration samples."""
     loss: Finite
-    """Loss without these, repaired."""
+    """Loss without these on the same samples, not repaired."""
+    repaired: HeldOutLoss | None
+    """Losses on samples that the repair was not fitted on; null where it was not repaired."""
     expected_speedup: NonNegative
     """Times as fast that decoding one sequence should be, by the parameters that a token reads."""
 

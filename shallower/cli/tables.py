@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..artifacts import Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Units, Unverified
+from ..artifacts import Candidate, Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Units, Unverified
 from ..planning.amount import allowed_numbers, protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
 from ..runtime.format import byte_count, count_text, layers, millions
@@ -271,21 +271,9 @@ def _print_plan(console: Console, plan: Plan) -> None:
         f"expected by the weights that a token reads: decoding {plan.expected_speedup:.2f}x as fast", soft_wrap=True
     )
     if plan.candidates:
-        rows = [
-            (
-                layers(one.layers) or "none",
-                one.narrowed or "nothing",
-                f"{one.share:.1%}",
-                f"{one.expected_speedup:.2f}x",
-                *(
-                    f"x {math.exp(min(loss - one.loss_dense, LARGEST_LOSS)):.3f}"
-                    for loss in (one.loss_before, one.loss)
-                ),
-            )
-            for one in plan.candidates
-        ]
-        columns = ["layers", "narrower by", "parameters", "decoding by bytes", "not repaired", "repaired"]
-        grid(console, columns, rows, heading="perplexity on held-out text, as a multiple of the dense model's")
+        columns = ["layers", "narrower by", "parameters", "decoding by bytes", "scored text", "held out", "repaired"]
+        heading = "perplexity as a multiple of the dense model's, on calibration text"
+        grid(console, columns, [*map(_candidate_row, plan.candidates)], heading=heading)
     if plan.agreement is not None:
         size = plan.size
         text = (
@@ -295,6 +283,15 @@ def _print_plan(console: Console, plan: Plan) -> None:
         console.print(text, soft_wrap=True)
     if plan.assumed:
         console.print(f"assumed: {plan.assumed}", soft_wrap=True)
+
+
+def _candidate_row(one: Candidate) -> tuple[str, ...]:
+    """A depth with its width, what it saves and what it costs."""
+    told = one.repaired
+    held_out = [f"x {times:.3f}" for times in perplexity_times(told)] if told else ["", ""]
+    first = (layers(one.layers) or "none", one.narrowed or "nothing", f"{one.share:.1%}")
+    plain = math.exp(min(one.loss - one.loss_dense, LARGEST_LOSS))
+    return (*first, f"{one.expected_speedup:.2f}x", f"x {plain:.3f}", *held_out)
 
 
 def pruned_table(pruned: Pruned, out: Path | None = None) -> None:

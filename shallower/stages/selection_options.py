@@ -24,6 +24,10 @@ SUITED = {
 }  # the selection by default; for other criteria the lowest scores
 
 
+# By one criterion of groups, MLPs alone: their width costs less than heads (benchmarks/results/width.md).
+SUITED_PARTS = {"activation": "mlp"}
+
+
 def default_criterion(units: str) -> str:
     """The criterion by default for a kind of units."""
     return NARROWING if units in NARROW else CRITERION
@@ -102,10 +106,12 @@ class SelectionOptions:
 
     def for_criterion(self, criterion: str | None, units: str = LAYER) -> "SelectionOptions":
         """The same with its selection settled: as given, else what suits the criterion, the schedule and the units."""
+        if units in NARROW and self.selection in (None, "uniform"):
+            suited = SUITED_PARTS.get(criterion or default_criterion(units))
+            parts = {"parts": suited} if suited else {}
+            return replace(self, selection="uniform", settings=parts | self.settings)
         if self.selection is not None:
             return self
-        if units in NARROW:
-            return replace(self, selection="uniform")
         plain = self.iterative or units != LAYER
         return replace(self, selection="lowest" if plain else SUITED.get(criterion or CRITERION, "lowest"))
 

@@ -25,6 +25,7 @@ class Form:
         added: tensors that the dense model has not, by their names in the written one.
         config: makes the content of ``config.json`` from that of the family's.
         files: further files by name.
+        renamed: name that a tensor would have in the written model -> the name that it has in this form.
     """
 
     name: str = "plain"
@@ -33,6 +34,7 @@ class Form:
     added: dict[str, Content] = field(default_factory=dict)
     config: Callable[[dict[str, Any]], dict[str, Any]] = dict
     files: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def zeros(self) -> int | None:
@@ -71,13 +73,17 @@ class Place:
         stored = next((kind for kind, dtype in FLOATS.items() if dtype == save_dtype), None)
         return cls(place.name(new).removesuffix(place.tail), stored or model.checkpoint.tensors[name].dtype)
 
+    def name(self, within: str) -> str:
+        """A tensor's name in the files, by that in the layer."""
+        return f"{self.prefix}.{within}"
+
     def zeros(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Content]:
         """Tensors of zeros by their names in the files, of the shapes by their names in the layer."""
-        return {f"{self.prefix}.{name}": _zeros(self.dtype, shape) for name, shape in shapes.items()}
+        return {self.name(name): _zeros(self.dtype, shape) for name, shape in shapes.items()}
 
     def values(self, tensors: dict[str, torch.Tensor]) -> dict[str, Content]:
         """Tensors by their names in the files, given by their names in the layer."""
-        return {f"{self.prefix}.{name}": _values(self.dtype, value) for name, value in tensors.items()}
+        return {self.name(name): _values(self.dtype, value) for name, value in tensors.items()}
 
 
 def _values(dtype: str, value: torch.Tensor) -> Content:

@@ -17,7 +17,7 @@ from ..artifacts.removal import MLP, Removal
 from ..errors import Refusal, argument
 from .deci import READERS, STEP, deci_form, deci_misfit
 from .form import Form, Place, lost_tensors
-from .hosts import ZEROS, host_of, misfit
+from .hosts import EXPERT, SIZES, WIDTH, host_of, misfit
 from .width import LayerShapes, cut_shapes, layer_groups
 
 SAID = 12  # parts of layers that are told one by one
@@ -62,7 +62,7 @@ def choose_form(
     if lacking or wanted == "custom":
         form = _custom_form(model, plan, biases or {})
         return replace(form, changes=(*form.changes, f"no DeciLM any more ({reason})")) if reason else form
-    return _host_form(model, plan, solved, save_dtype)
+    return _host_form(model, plan, solved, save_dtype, biases)
 
 
 def _whole_again(model: Model, removal: Removal) -> bool:
@@ -126,23 +126,43 @@ def _few(told: list[str]) -> list[str]:
     return told if len(told) <= SAID else [*told[:SAID], f"and so on, {len(told)} parts of layers in all"]
 
 
-def _host_form(model: Model, plan: Plan, solved: Solved, save_dtype: torch.dtype | None) -> Form:
+def _host_form(
+    model: Model, plan: Plan, solved: Solved, save_dtype: torch.dtype | None, biases: LayerShapes | None
+) -> Form:
     removal, family = plan.removal, model.checkpoint.config.model_type
-    reason = misfit(solved.config, removal)
+    narrow = _narrower_mlps(model, plan)
+    reason = misfit(solved.config, removal, {*narrow.values()})
+    if biases:
+        reason = "its biases are none of a plain class's"
     if model.checkpoint.quantised is not None:
         reason = "its weights are quantised"
     if reason:
         _refuse(model, removal, f"no plain class holds {family} without {removal} ({reason})")
     host = host_of(solved.config)
-    without = {index for index, old in enumerate(plan.kept) if MLP in removal.parts(old)}
-    fields = host.fields(solved.config, without, save_dtype)
-    content = fresh_content(host.model_type, fields) | {"architectures": [host.architecture]}
+    without = {*narrow} or {index for index, old in enumerate(plan.kept) if MLP in removal.parts(old)}
+    width = next(iter(narrow.values()), WIDTH)
+    content = fresh_content(host.model_type, host.fields(solved.config, without, save_dtype, width))
+    content["architectures"] = [host.architecture]
     numbers = ", ".join(map(str, sorted(without)))
-    said = f"layers {numbers}, numbered anew, with an expert of zeros in the place of their MLP"
+    what = f"their MLP as one expert of {width:,} neurons" if narrow else "an expert of zeros in the place of their MLP"
     lost = frozenset(name for name in lost_tensors(model, removal, MLP) if f".{MLP}." in name)  # its norm stays
-    sizes = ZEROS | {"hidden": model.outline.width}
-    zeros = {f"{MLP}.{name}": tuple(sizes[one] for one in shape) for name, shape in host.tensors.items()}
-    added = {}
+    sizes = SIZES | {"hidden": model.outline.width, "width": width}
+    shapes = host.beside if narrow else EXPERT | host.beside
+    zeros = {f"{MLP}.{name}": tuple(sizes[one] for one in shape) for name, shape in shapes.items()}
+    added, renamed = {}, {}
     for new in sorted(without):
-        added |= Place.of(model, plan.kept[new], new, save_dtype).zeros(zeros)
-    return Form("host", (f"written as {host.architecture}", said), lost, added, config=lambda _: content)
+        place = Place.of(model, plan.kept[new], new, save_dtype)
+        added |= place.zeros(zeros)
+        for name in EXPERT if narrow else ():
+            renamed[place.name(f"{MLP}.{name.removeprefix('experts.0.')}")] = place.name(f"{MLP}.{name}")
+    said = (f"written as {host.architecture}", f"layers {numbers}, numbered anew, with {what}")
+    return Form("host", said, lost, added, config=lambda _: content, renamed=renamed)
+
+
+def _narrower_mlps(model: Model, plan: Plan) -> dict[int, int]:
+    """New number of a layer -> neurons that are left to its MLP, where some go."""
+    found = {}
+    for new, old in enumerate(plan.kept):
+        if gone := plan.removal.groups(old).get(MLP):
+            found[new] = layer_groups(model, old)[MLP].count - len(gone)
+    return found

@@ -74,8 +74,10 @@ def verify(
     pruned, info = open_module(written, save_dtype)
     check_whole("the written model", info)
     try:
-        wide = plan.removal.narrows and "close" not in info
-        got = _logits(pruned.to(reference.dtype) if wide else pruned, reference.tokens)
+        if plan.removal.narrows and "close" not in info:
+            got = _logits_as(pruned, reference.dtype, reference.tokens)
+        else:
+            got = _logits(pruned, reference.tokens)
     except Exception as error:  # constants by layer that no config field holds
         raise UserError(
             f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
@@ -147,10 +149,23 @@ def _wide_logits(model: Model, module: nn.Module, tokens: Tensor) -> tuple[Tenso
     """Logits in float64, which the module becomes, and that dtype; in float32 where it does not fit or run."""
     if 8 * model.record.parameters <= RESIDENT_SHARE * total_memory(model.device):
         try:
-            return _logits(module.double(), tokens), torch.float64
-        except RuntimeError:  # some kernels, of experts say, know no float64
+            return _logits_as(module, torch.float64, tokens), torch.float64
+        except RuntimeError:  # some kernels know no float64
             pass
-    return _logits(module.float(), tokens), torch.float32
+    return _logits_as(module, torch.float32, tokens), torch.float32
+
+
+def _logits_as(module: nn.Module, dtype: torch.dtype, tokens: Tensor) -> Tensor:
+    """Logits of a module that becomes of a dtype; in float64, unknown to grouped products, experts run one by one."""
+    before = getattr(module.config, "_experts_implementation", None)
+    alone = dtype == torch.float64 and before and hasattr(module, "set_experts_implementation")
+    if alone:
+        module.set_experts_implementation("eager")
+    try:
+        return _logits(module.to(dtype), tokens)
+    finally:
+        if alone:
+            module.set_experts_implementation(before)
 
 
 def _too_wide(model: Model) -> bool:

@@ -105,7 +105,7 @@ def solve_removal(
         checkpoint.tensors, model.solver.places(), plan.kept, plan.model.layers, model.solver.moved_tensors(plan.kept)
     )
     form = choose_form(model, plan, solved, format, save_dtype, uniform=narrowed is not None, biases=biases)
-    sources = {new: old for new, old in renaming.sources.items() if old not in form.lost}
+    sources = {form.renamed.get(new, new): old for new, old in renaming.sources.items() if old not in form.lost}
     return solved, replace(renaming, sources=sources), form
 
 

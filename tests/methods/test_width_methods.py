@@ -195,6 +195,23 @@ def test_uniform_takes_the_lowest_of_every_part(saved):
     assert abs(both.share - 0.2) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("criterion", "parts", "kinds"),
+    [
+        ("activation", None, {"mlp"}),
+        ("activation", "both", {"attention", "mlp"}),
+        ("wanda", None, {"attention", "mlp"}),
+    ],
+)
+def test_activation_narrows_mlps_unless_told_otherwise(criterion, parts, kinds, saved):
+    choosing = SelectionOptions(settings={"parts": parts} if parts else {})
+    calibration = Calibration(samples=4, length=16)
+    how = {"criterion": criterion, "units": WIDTH, "calibration": calibration}
+    made = plan(saved("llama"), amount=Amount(ratio=0.3), choosing=choosing, **how)
+    assert {unit.part for unit in made.removal.units} == kinds
+    assert made.settings["parts"] == ("mlp" if kinds == {"mlp"} else "both")
+
+
 def test_standardised_finds_the_threshold_of_the_published_code(saved):
     found = made_scores(saved)
     ratio = 0.15

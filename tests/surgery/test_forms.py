@@ -275,6 +275,36 @@ def test_a_plain_class_holds_layers_without_mlp(name, tmp_path) -> None:
     assert zeros and max(entry.count for entry in zeros) == 8 * 64
 
 
+@pytest.mark.parametrize("name", rest_slow(HOSTED, {"llama", "qwen3"}))
+def test_a_plain_class_holds_mlps_of_a_second_width(name, tmp_path) -> None:
+    """A third of the neurons of some layers, among them two that keep all and one that goes."""
+    narrow = [f"{layer}.mlp:0-31" for layer in (1, 3, 4, 6)]
+    pruned, _, source = written(name, tmp_path, narrow, (5,), format="auto")
+    assert pruned.format == "host" and pruned.verified.logits_difference <= 2e-6
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(loaded).__name__ == f"{HOSTED[name]}ForCausalLM" and loaded.config.moe_intermediate_size == 64
+    wanted = virtual_logits(source, pruned.plan)
+    torch.testing.assert_close(logits(loaded), wanted, rtol=0, atol=2e-6)
+    assert generated(loaded, cached=True) == generated(loaded, cached=False)
+    assert sum(one.numel() for one in loaded.parameters()) == pruned.plan.params_after + pruned.zeros
+    again = prune(tmp_path / "out", drop(tmp_path / "out", (0, 4)), out=tmp_path / "again")
+    assert again.verified.logits == "bit for bit"
+
+
+@pytest.mark.parametrize(
+    ("narrow", "said"),
+    [
+        (["1.mlp:0-31", "3.mlp:0-15"], "have 2 widths beside the old one"),
+        (["1.mlp:0-32"], "is no multiple of 8: multiple_of=8 makes it one"),
+        (["1.mlp:0-31", "3.attention:0"], "how narrow each attention is"),
+    ],
+)
+def test_widths_that_no_plain_class_holds_are_refused(narrow, said, saved, tmp_path) -> None:
+    model = Model(saved("llama"), device="cpu")
+    with pytest.raises(Refusal, match=said):
+        prune(model, drop(model, narrow), out=tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", rest_slow(["qwen2", "qwen3"], {"qwen3"}))
 def test_a_host_is_pruned_again(name, tmp_path) -> None:
     """A further MLP, and a layer of either sort."""

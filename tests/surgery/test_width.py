@@ -215,9 +215,12 @@ def test_depth_and_width_share_one_amount(saved, tmp_path):
     made = plan(model, units="layer+width", ratio=0.3, calibration=tokens, out=tmp_path / "plan.json")
     assert abs(made.share - 0.3) < 0.01 and len(made.candidates) > 2
     assert all(abs(one.share - 0.3) < 0.01 for one in made.candidates)
-    best = min(made.candidates, key=lambda one: one.loss)
+    repaired = [one for one in made.candidates if one.repaired]
+    best = min(repaired, key=lambda one: one.repaired.after)
     assert [*made.removal.layers] == best.layers
-    assert all(one.loss <= one.loss_before for one in made.candidates)
+    assert len(repaired) == 3 and all(one.repaired.after <= one.repaired.before for one in repaired)
+    assert {one.loss for one in repaired} == {*sorted(one.loss for one in made.candidates)[:3]}
+    assert len({len(one.layers) for one in made.candidates}) == len(made.candidates)
     assert shallower.artifacts.load(tmp_path / "plan.json", "plan").candidates == made.candidates
     pruned = prune(model, tmp_path / "plan.json", out=tmp_path / "out")
     assert pruned.format == "plain" and pruned.verified.logits_difference <= 2e-6

@@ -2,7 +2,7 @@
 
 All layers become as narrow, so that what is written is a plain checkpoint. The share of heads is rounded to whole ones;
 neurons make up for it, so that as many parameters go as are asked for. With ``--multiple-of`` as many neurons stay as
-divide by it.
+divide by it. By the criterion ``activation`` MLPs alone are narrowed unless ``parts`` says otherwise.
 
 Source: the schedule of Wanda-sp (arXiv 2306.11695), of LLM-Pruner (arXiv 2305.11627; ``--keep-first 4 --keep-last 2``,
 so that the layers differ) and of 2SSP's first stage (arXiv 2501.17771; ``parts = mlp``). How heads are rounded is ours.
