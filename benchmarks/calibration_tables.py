@@ -7,6 +7,7 @@ from itertools import combinations
 from statistics import geometric_mean, mean
 from typing import NamedTuple
 
+from harness.machine import processor_text
 from harness.store import removal
 from quality_tables import markdown as whole_table
 from quality_tables import number, shared
@@ -297,10 +298,9 @@ def introduction(content: dict) -> str:
         tokens = f", evaluated on {known['segments']} x {own['length']} tokens of each text" if known else ""
         models.append(f"- {name}: {gone}{tokens}")
     sizes = ", ".join(map(str, settings["sizes"]))
-    sets = ", ".join(machine["instruction_sets"]) or "no wide instruction sets"
     threads = f"{machine['torch_threads']} thread{'s' * (machine['torch_threads'] > 1)}"
     about = (
-        f"fp32; {machine['cpu']} ({sets}), {threads}, torch {used['torch']}, "
+        f"fp32; {processor_text(machine)}, {threads}, torch {used['torch']}, "
         f"transformers {used['transformers']}, Python {used['python']}, begun {content['date']}. "
         f"Scored on {sizes} samples of {settings['length']} tokens."
     )

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
-from harness.machine import machine
+from harness.machine import machine, processor_text
 from harness.pieces import check_data, ended, parsed, parser_of
 from harness.store import CALIBRATION, FP32, TEXTS, begun, removal, save
 
@@ -214,9 +214,8 @@ def tables(content: dict) -> str:
     """Both tables in Markdown, from the JSON alone."""
     used, machine, settings, pieces = (content[name] for name in ("calibration", "machine", "settings", "pieces"))
     walks = [f"{' '.join(item['row'][:2])} {item['seconds']:.0f} s" for item in pieces.values() if item.get("walks")]
-    about = (
-        f"{machine['cpu']}, {machine['torch_threads']} threads, torch {content['versions']['torch']}, {content['date']}"
-    )
+    cpu = f"{processor_text(machine)}, {machine['torch_threads']} threads"
+    about = f"{cpu}, torch {content['versions']['torch']}, {content['date']}"
     tokens = f"{used['samples']} x {used['length']} tokens of {used['source']} (seed {used['seed']})"
     parts = [
         f"# Criteria\n\n{content['model']['source']} in fp32; {about}.",

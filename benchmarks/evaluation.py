@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from harness.machine import machine
+from harness.machine import machine, processor_text
 from harness.pieces import run
 from harness.store import CALIBRATION, FP32
 
@@ -83,7 +83,7 @@ def table(content: dict) -> str:
     pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "lm-eval"))
     parts = [
-        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {machine['cpu']}, "
+        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {processor_text(machine)}, "
         f"{machine['torch_threads']} threads, "
         f"{used}, {content['date']}. Made by `make bench-evaluation`.",
         f"## Zero-shot, the first {settings['limit']} items of each task",

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from harness.machine import BUSY, machine
+from harness.machine import BUSY, machine, processor_text
 from harness.pieces import run
 from harness.store import CALIBRATION, FP32
 
@@ -228,7 +228,7 @@ def table(content: dict) -> str:
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "accelerate", "peft"))
     parts = [
         f"# Healing\n\n{content['model']}, layers 12-17 of 30 removed and repaired by `sequential`, fp32; "
-        f"{machine['cpu']}, "
+        f"{processor_text(machine)}, "
         f"{machine['torch_threads']} threads, {used}, {content['date']}. Made by `make bench-healing`.",
     ]
     if found := pieces.get("throughput"):

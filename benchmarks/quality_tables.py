@@ -10,7 +10,7 @@ import re
 from statistics import mean
 from typing import NamedTuple
 
-from harness.machine import BUSY
+from harness.machine import BUSY, processor_text
 from harness.store import removal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -279,7 +279,7 @@ def parts(content: dict) -> list[str]:
     fits = settings["fitting"]
     sources = ", ".join(name.removeprefix("books/") for name in fitting["sources"])
     found = [
-        f"{content['model']['source']} ({content['layers']} layers) in fp32; {machine['cpu']}, "
+        f"{content['model']['source']} ({content['layers']} layers) in fp32; {processor_text(machine)}, "
         f"{machine['torch_threads']} threads, "
         f"torch {content['versions']['torch']}, begun {content['date']}. Evaluated on {settings['tokens']} "
         "tokens each of "

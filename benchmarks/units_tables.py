@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from statistics import mean, median
 
+from harness.machine import processor_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -33,10 +34,8 @@ def chosen(pieces: dict, model: str) -> Iterator[tuple[str, str, dict]]:
 
 def heading(content: dict, title: str) -> list[str]:
     """The first lines of a page: its title, and on what and with what it was measured."""
-    cpu = content["machine"]
     about = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
-    sets = ", ".join(cpu["instruction_sets"])
-    return [f"# {title}", "", f"{cpu['cpu']} ({sets}), fp32; {about}; {content['date']}.", ""]
+    return [f"# {title}", "", f"{processor_text(content['machine'])}, fp32; {about}; {content['date']}.", ""]
 
 
 def table(content: dict) -> str:

@@ -1,12 +1,14 @@
 """Depth against width at equal parameters: layers, Wanda-sp, FLAP, LLM-Pruner, uniform width, and both, on the CPU.
 
 Every way removes 10, 20 and 30 % of the parameters. What is left is evaluated on three texts as it is and with the
-repair that goes with the way: FLAP's bias, else ``sequential`` fitted on the shipped prose. Then it is written, and
-decoding and prefill are timed against the dense model at several batch sizes, with the memory of weights and cache.
-Each finished piece is on disk before the next one begins; table and plot are made from the JSON file alone. A second
+repair that goes with the way: FLAP's bias, else ``sequential`` fitted on the shipped prose; at one share it answers
+tasks, as repaired and after the same short LoRA on novels. Decoding and prefill of what is written are timed against
+the dense model at several batch sizes, with the memory of weights and cache. Each finished piece is on disk before the
+next one begins; table and plot are made from the JSON file alone. Repaired models are kept in runs/width. A second
 model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +18,8 @@ from typing import Any, NamedTuple
 
 from harness.models import Measured, about, sources
 from harness.pieces import Jobs, check_data, run
-from harness.store import CALIBRATION, FP32, TEXTS
-from width_tables import picture, table
+from harness.store import CALIBRATION, FP32, ROOT, TEXTS
+from width_tables import CHANCE, picture, table
 
 from shallower import (
     Amount,
@@ -26,16 +28,21 @@ from shallower import (
     Refusal,
     RepairOptions,
     SelectionOptions,
+    Tasks,
+    Training,
     bench,
+    heal,
+    open_model,
     plan,
     prune,
 )
-from shallower.artifacts import NOTHING, Plan, load
+from shallower.anatomy.model import Model
+from shallower.artifacts import NOTHING, Plan, Pruned, load
 from shallower.artifacts.io import dumps
 from shallower.evaluation.perplexity import perplexity
 from shallower.evaluation.removals import removals_perplexity
+from shallower.evaluation.tasks import zero_shot
 from shallower.runtime.memory import Peak
-from shallower.stages.repair import fit_repair
 
 
 class Way(NamedTuple):
@@ -60,11 +67,13 @@ WAYS = {
 FULL: dict[str, Any] = {
     **{"shares": [0.1, 0.2, 0.3], "first": 0.2, "scoring": [32, 128], "fitting": [64, 128], "tokens": 2048},
     **{"length": 128, "batches": [1, 8, 32], "prompt": 128, "new": 16, "repeats": 3},
+    **{"tasks": dict.fromkeys(CHANCE, 50) | {"lambada_openai": 100}, "train_tokens": 16384},
 }
 QUICK = FULL | {
     **{"shares": [0.2], "scoring": [4, 32], "fitting": [8, 32], "tokens": 256, "length": 32},
-    **{"batches": [1], "prompt": 16, "new": 4, "repeats": 1},
+    **{"batches": [1], "prompt": 16, "new": 4, "repeats": 1, "tasks": {"piqa": 2}, "train_tokens": 128},
 }
+BOOKS = ("great-expectations_1400", "bleak-house_1023")  # what is trained on
 
 
 def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
@@ -80,7 +89,12 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
                 key = f"{name} {way} {share:g}"
                 made = partial(pieces.get, f"choose {key}")
                 found[f"choose {key}"] = partial(one.choose, way, share)
-                found[f"repair {key}"] = partial(one.repair, made, way)
+                found[f"repair {key}"] = partial(one.repair, made, key)
+        for act in ("tasks", "heal"):
+            for way in WAYS:
+                key = f"{name} {way} {settings['first']:g}"
+                found[f"{act} {key}"] = partial(getattr(one, act), partial(pieces.get, f"choose {key}"), key)
+        found[f"tasks {name} dense"] = one.dense_tasks
         for share in shares:
             for way in WAYS:
                 made = partial(pieces.get, f"choose {name} {way} {share:g}")
@@ -117,27 +131,61 @@ class Bench(Measured):
             "perplexity": {name: one.value for name, one in found.items()},
         }
 
-    def repair(self, made: Callable[[], dict], way: str) -> dict:
-        """The same repaired, by what goes with the way."""
-        chosen = _plan(made())
-        samples, length = self.settings["fitting"]
-        how = RepairOptions(WAYS[way].repair, {}, Calibration(samples=samples, length=length))
-        patch, report = fit_repair(self.model, chosen.removal, how)
-        with self.model.patched(patch):
-            found = {
-                name: perplexity(self.model, one, removal=chosen.removal).value for name, one in self.texts.items()
-            }
-        return {"perplexity": found, "taken": bool(patch), "seconds": report.seconds}
+    def repaired(self, made: Callable[[], dict], key: str) -> Path:
+        """The folder of the same repaired by what goes with the way, in float32; made once."""
+        out = ROOT / "runs/width" / f"{self.settings['fitting'][0]} {key}".replace(" ", "-")
+        if not out.is_dir():
+            samples, length = self.settings["fitting"]
+            how = RepairOptions(WAYS[key.split(" ")[1]].repair, {}, Calibration(samples=samples, length=length))
+            _written(self.model, _plan(made()), out, compensating=how)
+        return out
+
+    def repair(self, made: Callable[[], dict], key: str) -> dict:
+        """Perplexity of what is repaired."""
+        folder = self.repaired(made, key)
+        record = json.loads((folder / "shallower.json").read_text())
+        return self.perplexities(folder) | {
+            "taken": bool(record["compensation"]["changed"]),
+            "format": record["format"],
+        }
+
+    def perplexities(self, folder: Path) -> dict:
+        """Perplexity by text of a folder."""
+        model = open_model(folder, FP32)
+        return {"perplexity": {name: perplexity(model, one).value for name, one in self.texts.items()}}
+
+    def tasks(self, made: Callable[[], dict], key: str) -> dict:
+        """Tasks of what is repaired."""
+        return {"tasks": self.answers(open_model(self.repaired(made, key), FP32))}
+
+    def dense_tasks(self) -> dict:
+        """Tasks of the model as it is."""
+        return {"tasks": self.answers(self.model)}
+
+    def answers(self, model: Model) -> dict:
+        """Task -> value and count, the first items of each."""
+        found = {}
+        for name, limit in self.settings["tasks"].items():
+            told = zero_shot(model, Tasks((name,), self.data.parent / "tasks", limit))[name]
+            found[name] = {"value": told.metrics["acc"], "count": told.count}
+        return found
+
+    def heal(self, made: Callable[[], dict], key: str) -> dict:
+        """Perplexity and tasks of what is repaired and then trained, adapters merged."""
+        with tempfile.TemporaryDirectory() as place:
+            books = [self.data / f"books/{name}.txt" for name in BOOKS]
+            how = {"train_tokens": self.settings["train_tokens"], "method": "lora", "compute": FP32}
+            training = Training(length=self.settings["length"], batch_tokens=8 * self.settings["length"])
+            heal(self.repaired(made, key), data=books, out=Path(place) / "out", training=training, **how)
+            folder = Path(place) / "out"
+            return self.perplexities(folder) | {"tasks": self.answers(open_model(folder, FP32))}
 
     def speed(self, made: Callable[[], dict]) -> dict:
         """Decoding and prefill against the dense model, and memory, of what is written."""
         chosen, own = _plan(made()), self.settings
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "out"
-            try:
-                written = prune(self.model, chosen, out=out, verify=False)
-            except Refusal:  # no plain class holds it
-                written = prune(self.model, chosen, out=out, verify=False, format="custom")
+            written = _written(self.model, chosen, out)
             grid = Grid(tuple(own["batches"]), (own["prompt"],), (own["new"],), repeats=own["repeats"])
             found = bench(out, against=self.model, grid=grid, compute=FP32)
         rows = [{"batch": row.batch, "decode": row.decode, "prefill": row.prefill} for row in found.speedups]
@@ -148,6 +196,14 @@ class Bench(Measured):
             "bytes": written.weight_bytes,
             "cache": int(analytic.kv_bytes_per_token),
         }
+
+
+def _written(model: Model, chosen: Plan, out: Path, **how: Any) -> Pruned:
+    """Write what is left, plain where a class holds it."""
+    try:
+        return prune(model, chosen, out=out, verify=False, save_dtype="fp32", **how)
+    except Refusal:  # no plain class holds it
+        return prune(model, chosen, out=out, verify=False, save_dtype="fp32", format="custom", **how)
 
 
 def _plan(made: dict) -> Plan:

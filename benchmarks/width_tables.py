@@ -6,6 +6,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from units_tables import heading, models, ratio
 
+CHANCE = {  # task -> what guessing scores
+    **dict.fromkeys(("boolq", "piqa", "winogrande"), 0.5),
+    **dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "hellaswag"), 0.25),
+}
+STATES = {"tasks": "repaired", "heal": "after LoRA"}
 COLOURS = ("#0b6bb0", "#5aa0d0", "#c85200", "#8a4a9e", "#11785a", "#7a7a00", "#b0306a", "#222222")
 
 
@@ -23,7 +28,8 @@ def table(content: dict) -> str:
         "",
     ]
     for model in models(pieces):
-        lines += [f"## {model}", "", *_damage(pieces, model, settings), "", *_speeds(pieces, model, settings)]
+        lines += [f"## {model}", "", *_damage(pieces, model, settings), "", *_answers(pieces, model, settings)]
+        lines += _speeds(pieces, model, settings)
     return "\n".join(lines)
 
 
@@ -49,6 +55,33 @@ def _damage(pieces: dict, model: str, settings: dict) -> list[str]:
             cells.append(f"{_short(ratio(made['perplexity'], dense))} → {after} ({made['share']:.1%})")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return lines
+
+
+def _answers(pieces: dict, model: str, settings: dict) -> list[str]:
+    """Tasks of what is repaired, and after training, with the perplexity then."""
+    share, dense = f"{settings['first']:g}", pieces[f"dense {model}"]["perplexity"]
+    found = {"dense": pieces.get(f"tasks {model} dense")}
+    for way in _ways(pieces, model):
+        found |= {f"{way}, {said}": pieces.get(f"{act} {model} {way} {share}") for act, said in STATES.items()}
+    found = {who: piece for who, piece in found.items() if piece}
+    if not found:
+        return []
+    written = [name for name in settings["tasks"] if name not in CHANCE]
+    rows = []
+    for who, piece in found.items():
+        told = {name: one["value"] for name, one in piece["tasks"].items()}
+        centred = [(told[name] - CHANCE[name]) / (1 - CHANCE[name]) for name in told if name in CHANCE]
+        mean = f"{sum(centred) / len(centred):.3f}" if centred else ""
+        times = f"x {_short(ratio(piece['perplexity'], dense))}" if "perplexity" in piece else ""
+        rows.append(f"| {who} | {times} | {mean} | {' | '.join(f'{told[name]:.2f}' for name in settings['tasks'])} |")
+    items = ", ".join(f"{name} {count}" for name, count in settings["tasks"].items())
+    about = (
+        f"At {float(share):.0%}, the first items of each task ({items}): accuracy, and the mean of "
+        f"{len(settings['tasks']) - len(written)} tasks centred on chance (0 is guessing, 1 all right). LoRA: "
+        f"{settings['train_tokens']:,} tokens of two novels."
+    )
+    head = f"| {float(share):.0%} | perplexity | centred | {' | '.join(settings['tasks'])} |"
+    return [about, "", head, f"|---|--:|--:|{'--:|' * len(settings['tasks'])}", *rows, ""]
 
 
 def _speeds(pieces: dict, model: str, settings: dict) -> list[str]:

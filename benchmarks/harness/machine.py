@@ -19,6 +19,13 @@ def machine() -> dict:
     return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "instruction_sets": sets}
 
 
+def processor_text(found: dict) -> str:
+    """A CPU's name and, where they were noted, its instruction sets, of what ``machine`` found."""
+    if "instruction_sets" not in found:
+        return found["cpu"]
+    return f"{found['cpu']} ({', '.join(found['instruction_sets']) or 'no wide instruction sets'})"
+
+
 @contextmanager
 def others() -> Iterator[dict[str, float]]:
     """How many cores were busy with anything but this process and its children while inside; known at the end."""

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -16,7 +17,7 @@ from shrinking import shrink
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import shallower
-from shallower import Refusal, UserError, drop, evaluate, prune, score
+from shallower import Calibration, Refusal, RepairOptions, UserError, drop, evaluate, prune, score
 from shallower.anatomy import modeling_shallower
 from shallower.anatomy.decoding import Decoder, cache_growth
 from shallower.anatomy.model import Model
@@ -289,6 +290,11 @@ def test_a_plain_class_holds_mlps_of_a_second_width(name, tmp_path) -> None:
     assert sum(one.numel() for one in loaded.parameters()) == pruned.plan.params_after + pruned.zeros
     again = prune(tmp_path / "out", drop(tmp_path / "out", (0, 4)), out=tmp_path / "again")
     assert again.verified.logits == "bit for bit"
+    np.save(tmp_path / "tokens.npy", zoo.tokens(batch=6, length=16).numpy())
+    tokens = Calibration(tokens=str(tmp_path / "tokens.npy"), samples=6, length=16)
+    how = RepairOptions("sequential", {"strength": "0.01"}, tokens)
+    mended = prune(source, drop(source, narrow), out=tmp_path / "mended", compensating=how)
+    assert mended.format == "host" and mended.verified.changed_weights == len(mended.compensation.changed)
 
 
 @pytest.mark.parametrize(
