@@ -9,6 +9,7 @@ from .calibration import CalibrationRecord
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, SettingValues, TypedRecord, check, record
 from .removal import Unit, units_of
+from .units import Units
 
 HTML_ROWS = 1000  # a page holds no more
 
@@ -68,6 +69,11 @@ class Scores(TypedRecord):
     def word(self) -> str:
         """What the scores are of, one of them: ``layer`` or ``unit``."""
         return "group" if self.narrow else "unit" if self.units else "layer"
+
+    @property
+    def kind_of_units(self) -> str:
+        """The kind of units that were scored, such as ``layer`` or ``width``."""
+        return Units.named(self.units, self.model.layer_parameters).kind
 
     @property
     def narrow(self) -> bool:

@@ -112,15 +112,18 @@ def plan(
     """Decide which layers go."""
     criterion = one_criterion(scoring.criteria)
     from_scores = source.endswith(".json")
+    kind, scores = scoring.units, None
     if from_scores:
-        given.refuse(SCORING_FLAGS, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
+        flags = SCORING_FLAGS - {"--set"}
+        given.refuse(flags, f"{source} holds scores that are made already; give MODEL instead, or leave it out")
         if not place(source).is_file():
             raise UserError(f"no scores file at {source}: give the file that score wrote, or a model")
+        scores = api.artifacts.load(place(source), "scores")
+        criterion, kind = scores.criterion, scores.kind_of_units
     _check_texts(amount, texts)
-    choosing = (
-        choosing if from_scores else choosing.for_criterion(criterion, scoring.units)
-    )  # scores know by which criterion they are
-    criterion_settings, selection_settings, _ = split_settings(key_values(settings), criterion, choosing.selection)
+    choosing = choosing.for_criterion(criterion, kind)
+    at_work = None if from_scores else criterion
+    criterion_settings, selection_settings, _ = split_settings(key_values(settings), at_work, choosing.selection)
     artifact_place(out, "plan", [*calibration.files, *(texts or ()), source])
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
@@ -137,7 +140,7 @@ def plan(
             }
         )
         result = api.plan(
-            source,
+            scores or source,
             amount=amount,
             choosing=with_settings(choosing, selection_settings),
             texts=texts or (),

@@ -31,7 +31,7 @@ def shares(problem: Problem, kinds: Sequence[str], multiple_of: int = 1) -> dict
     if problem.wanted >= every:
         raise UserError(
             f"{problem.wanted:,.0f} parameters should go, and all groups of the {' and '.join(kinds)}s that may go "
-            f"have {every:,.0f}: lower the amount, or remove layers too"
+            f"have {every:,.0f}: lower the amount, {_all_parts(kinds)}or remove layers too"
         )
     share = problem.wanted / every
     counts = dict.fromkeys(parts, 0)
@@ -45,6 +45,11 @@ def shares(problem: Problem, kinds: Sequence[str], multiple_of: int = 1) -> dict
         if part.part == MLP:
             counts[part] = len(numbers) - _left(len(numbers), share, multiple_of)
     return counts
+
+
+def _all_parts(kinds: Sequence[str]) -> str:
+    """What else to do where one kind of part is narrowed alone."""
+    return f"give {argument('settings', {'parts': 'both'})}, " if len(kinds) == 1 else ""
 
 
 def _left(count: int, share: float, multiple_of: int) -> int:

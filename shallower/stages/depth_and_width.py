@@ -6,13 +6,15 @@ other by their loss, in one walk. The best of each depth are left, the best few 
 and the one with the lowest loss on held-out calibration text is planned.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..artifacts import NOTHING, Candidate, HeldOutLoss, Plan, Removal, Units
+from ..artifacts import NOTHING, Candidate, HeldOutLoss, Plan, Removal
 from ..artifacts.units import LAYER, LAYER_WIDTH, WIDTH
-from ..errors import Refusal, UserError, argument
-from ..planning.amount import check_amount, resolve_amount
+from ..errors import UserError, argument
+from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
 from ..planning.plans import plan_of
 from ..planning.problem import Problem
 from ..runtime.progress import parts, say
@@ -27,8 +29,9 @@ from .selection_options import SelectionOptions
 DEPTHS = {"block_influence": "window", "taylor": "lowest", "perplexity": "lowest"}  # how layers are named
 STEPS = 8  # depths between none and all that are tried beside them, at most
 REPAIRED = 3  # candidates that are repaired
-FITTED = 64  # samples of a repair that only compares; by default one that is kept takes more
-BROKEN = 1000.0  # nats that stand for NaN and what is infinite
+FITTED = 64  # samples of a repair that only compares, at least; by default one that is kept takes more
+NEAR = 0.01  # of the parameters that should stay: how far a candidate may be from them
+BROKEN = 1000.0  # nats that stand for what is infinite
 
 
 @dataclass(frozen=True)
@@ -45,104 +48,142 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
 
     Args:
         evidence: of the model; its criterion is that of the groups.
-        choosing: of the groups, by ``uniform``.
+        choosing: of the groups, by ``uniform``; what it protects is protected from either.
     Raises:
         UserError: the amount cannot be met, or is one of quality or of a number of units.
     """
     if amount.remove is not None:
         raise UserError(f"layers and groups are counted in parameters: give {argument('ratio')}", remove=amount.remove)
-    model, record = evidence.model, evidence.record
-    settled, basis = resolve_amount(amount, record, evidence.dtype)
-    units = model.units(LAYER_WIDTH)
-    _, wanted = check_amount(settled, record, units, range(len(units)))
-    by_group = replace(evidence, kind=WIDTH)
+    search = _Search(evidence, choosing, amount)
+    started = time.monotonic()
     with parts({"candidates": 1.0} | {f"repair {number + 1}": 1.0 for number in range(REPAIRED)}) as part:
-        load_weights(model)
+        load_weights(evidence.model)
         with part("candidates"):
-            drafts = _drafts(evidence, by_group, choosing, wanted)
-            if not drafts:
-                raise UserError(f"{amount.name or 'the amount'} cannot be met by layers and width together: lower it")
-            found = by_group.losses([NOTHING, *(one.plan.removal for one in drafts)], "candidates")
-            dense, *losses = found.nan_to_num(BROKEN, BROKEN).clamp(max=BROKEN).tolist()
-            drafts = _best_of_each_depth(replace(one, loss=loss) for one, loss in zip(drafts, losses, strict=True))
-        how = RepairOptions(calibration=replace(evidence.calibration, samples=FITTED, at_most=True))
+            dense, drafts = search.drafts()
         candidates: list[tuple[_Draft, Candidate]] = []
         for number, draft in enumerate(sorted(drafts, key=lambda one: one.loss)):
             told = None
             if number < REPAIRED:
                 with part(f"repair {number + 1}"):
-                    _, report = fit_repair(model, draft.plan.removal, how)
-                told = report.loss
+                    told = search.repaired(draft)
             candidates.append((draft, _candidate(draft, dense, told)))
-    repaired = [(draft, one) for draft, one in candidates if one.repaired is not None]
-    best, _ = min(repaired, key=lambda pair: pair[1].repaired.after)
+    best, _ = min(((draft, one) for draft, one in candidates if one.repaired), key=lambda pair: pair[1].repaired.after)
+    scores = search.by_group.scores
     return replace(
         best.plan,
-        calibration=by_group.scores.calibration,
-        criterion=by_group.scores.criterion,
-        settings=by_group.scores.settings | choosing.settings,
-        assumed=basis,
+        calibration=search.by_group.used("losses"),
+        criterion=scores.criterion,
+        settings=scores.settings | vars(search.method.settings),
+        keep_first=search.protected[0],
+        keep_last=search.protected[1],
+        assumed=search.basis,
         candidates=sorted((one for _, one in candidates), key=lambda one: len(one.layers)),
+        seconds=time.monotonic() - started,
     )
 
 
-def _drafts(evidence: Evidence, by_group: Evidence, choosing: SelectionOptions, wanted: float) -> list[_Draft]:
-    """Every depth with the layers that each way names, made as narrow as the amount asks; each set of layers once."""
-    record, units = evidence.record, evidence.model.units(LAYER_WIDTH)
-    found: dict[tuple[int, ...], _Draft] = {}
-    depths = _depths(wanted, max(record.layer_parameters), record.layers)
-    for gone in _sets_of_layers(evidence, depths):
-        numbers = _numbers(units, by_group, choosing, gone, wanted) if gone.layers not in found else None
-        if numbers is not None:
-            found[gone.layers] = _Draft(gone, plan_of(record, numbers, choosing.selection, units=units))
-    return [*found.values()]
+class _Search:
+    """Candidates for an amount: which there are, and how good they are.
 
+    Attributes:
+        by_group: evidence of the groups.
+        wanted: parameters that have to go.
+        protected: how many layers at each end neither go nor become narrower.
+    """
 
-def _sets_of_layers(evidence: Evidence, depths: list[int]) -> Iterator[Removal]:
-    """Sets of layers of these sizes, by each of the ways that the model can be walked for."""
-    yield from [NOTHING] if 0 in depths else []
-    for criterion, selection in DEPTHS.items():
-        layers = replace(evidence, criterion=criterion, settings=None, kind=LAYER, given=None)
+    def __init__(self, evidence: Evidence, choosing: SelectionOptions, amount: Amount):
+        model, record = evidence.model, evidence.record
+        settled, self.basis = resolve_amount(amount, record, evidence.dtype)
+        self.evidence, self.choosing = evidence, choosing
+        self.by_group = replace(evidence, kind=WIDTH)
+        self.method = selection_method(choosing, self.by_group)
+        self.protected = protection(record.layers, self.method.selection, choosing.keep_first, choosing.keep_last)
+        self.units = model.units(LAYER_WIDTH)
+        _, self.wanted = check_amount(settled, record, self.units, allowed_numbers(self.units, self.protected))
+        self.reason = ""  # why the last candidate that was none cannot be
+
+    def drafts(self) -> tuple[float, list[_Draft]]:
+        """(loss of the dense model, the best draft of every depth), each draft with its loss."""
+        drafts = self._near([*self._every_draft()])
+        if not drafts:
+            raise UserError(self.reason or "so much cannot go by layers and width together: lower the amount")
+        removals = [NOTHING, *(one.plan.removal for one in drafts)]
+        dense, *losses = self.by_group.losses(removals, "candidates", bounded=len(removals)).tolist()
+        if math.isinf(dense):
+            raise UserError(
+                "the dense model's loss is NaN or infinite: are the weights whole, and does the dtype suffice?"
+            )
+        best: dict[int, _Draft] = {}
+        told = (replace(one, loss=min(loss, BROKEN)) for one, loss in zip(drafts, losses, strict=True))
+        for draft in sorted(told, key=lambda one: one.loss):
+            best.setdefault(len(draft.gone.layers), draft)
+        return dense, [*best.values()]
+
+    def repaired(self, draft: _Draft) -> HeldOutLoss:
+        """Losses of a draft before and after its repair, on samples that it is not fitted on."""
+        own = self.evidence.calibration
+        tokens = replace(own, samples=max(FITTED, own.samples), at_most=True)
+        return fit_repair(self.evidence.model, draft.plan.removal, RepairOptions(calibration=tokens))[1].loss
+
+    def _near(self, drafts: list[_Draft]) -> list[_Draft]:
+        """Those that leave about as many parameters as are asked for; where a multiple is too coarse, the nearest."""
+        left = self.evidence.record.parameters - self.wanted
+        apart = {id(one): abs(one.plan.params_after - left) / left for one in drafts}
+        limit = max(NEAR, min(apart.values(), default=0))
+        return [one for one in drafts if apart[id(one)] <= limit]
+
+    def _every_draft(self) -> Iterator[_Draft]:
+        """Every depth with the layers that each way names, made as narrow as the amount asks; each set once."""
+        seen = set()
+        for gone in self._sets_of_layers():
+            numbers = self._numbers(gone) if gone.layers not in seen else ()
+            seen.add(gone.layers)
+            if numbers:
+                plan = plan_of(self.evidence.record, numbers, self.choosing.selection, units=self.units)
+                yield _Draft(gone, plan)
+
+    def _sets_of_layers(self) -> Iterator[Removal]:
+        """Sets of layers of all depths, by each of the ways that the model can be walked for."""
+        yield NOTHING
+        own = {"keep_first": self.choosing.keep_first, "keep_last": self.choosing.keep_last}
+        record = self.evidence.record
+        for criterion, selection in DEPTHS.items():
+            layers = replace(self.evidence, criterion=criterion, settings=None, kind=LAYER, given=None)
+            how = SelectionOptions(selection, **own)
+            try:
+                for depth in _depths(self.wanted, max(record.layer_parameters), record.layers):
+                    yield choose_plan(layers, how, Amount(remove=depth)).removal
+            except UserError as error:  # so many cannot go, or the model cannot be walked so: the other ways go on
+                say(f"no further depth by {criterion}: {error}")
+
+    def _numbers(self, gone: Removal) -> tuple[int, ...]:
+        """Numbers of the layers that go and of the groups that go from the others; none where the width cannot make
+        up.
+        """
+        groups, units = self.by_group.units, self.units
+        whole = tuple(units.numbers[unit] for unit in gone.units)
+        left = self.wanted - units.parameters(whole)
+        allowed = tuple(
+            number
+            for number in allowed_numbers(groups, self.protected)
+            if not gone.gone(groups.listing[number].unit.layer)
+        )
+        if left <= min(one.parameters for one in groups.listing):
+            return whole
+        problem = Problem(units=groups, amount=len(allowed), allowed=allowed, scores=self.by_group.scores.scores)
         try:
-            for depth in filter(None, depths):
-                yield choose_plan(layers, SelectionOptions(selection), Amount(remove=depth)).removal
-        except Refusal as refusal:  # of one way: the others go on
-            say(f"no depth by {criterion}: {refusal}")
+            chosen = self.method.select(replace(problem, settings=self.method.settings), len(allowed), left).order
+        except UserError as error:  # narrower than anything that is left
+            self.reason = str(error)
+            return ()
+        return (*whole, *(units.numbers[groups.listing[one].unit] for one in chosen))
 
 
 def _depths(wanted: float, layer: int, layers: int) -> list[int]:
-    """Numbers of layers to try: none, the most that do not go beyond what is wanted, and some between."""
+    """Numbers of layers to try: the most that do not go beyond what is wanted, and some between it and none."""
     most = min(int(wanted // layer), layers - 1)
     steps = min(most, STEPS + 1)
-    return sorted({round(most * step / max(1, steps)) for step in range(steps + 1)})
-
-
-def _numbers(
-    units: Units, by_group: Evidence, choosing: SelectionOptions, gone: Removal, wanted: float
-) -> tuple[int, ...] | None:
-    """Numbers of the layers that go and of the groups that go from the others; None where the width cannot make up."""
-    groups = by_group.units
-    left = wanted - units.parameters([units.numbers[unit] for unit in gone.units])
-    allowed = tuple(number for number, one in enumerate(groups.listing) if not gone.gone(one.unit.layer))
-    smallest = min(one.parameters for one in groups.listing)
-    method = selection_method(choosing, by_group)
-    chosen: tuple[int, ...] = ()
-    if left > smallest:
-        problem = Problem(units=groups, amount=len(allowed), allowed=allowed, scores=by_group.scores.scores)
-        problem = replace(problem, settings=method.settings)
-        try:
-            chosen = method.select(problem, len(allowed), left).order
-        except UserError:  # narrower than anything that is left
-            return None
-    return (*(units.numbers[unit] for unit in gone.units), *(units.numbers[groups.listing[one].unit] for one in chosen))
-
-
-def _best_of_each_depth(drafts: Iterator[_Draft]) -> list[_Draft]:
-    """One draft for every number of layers, that with the lowest loss."""
-    best: dict[int, _Draft] = {}
-    for draft in sorted(drafts, key=lambda one: one.loss):
-        best.setdefault(len(draft.gone.layers), draft)
-    return [*best.values()]
+    return sorted({round(most * step / steps) for step in range(1, steps + 1)})
 
 
 def _candidate(draft: _Draft, dense: float, repaired: HeldOutLoss | None) -> Candidate:

@@ -5,12 +5,13 @@ from types import ModuleType
 from typing import Any
 
 from .. import methods
-from ..artifacts import Plan, Scores, Units
+from ..artifacts import Plan, Scores
 from ..artifacts.units import LAYER, LAYER_WIDTH, NARROW, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.choice import searches
 from ..planning.plans import plan_of
+from ..runtime.progress import say
 from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
@@ -70,7 +71,7 @@ def plan(
     out = artifact_place(out, "plan", inputs)
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
-    kind = Units.named(scores.units, scores.model.layer_parameters).kind if scores is not None else units or LAYER
+    kind = scores.kind_of_units if scores is not None else units or LAYER
     check_units_kind(kind)
     methods.check_name("criteria", criterion or default_criterion(kind))
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
@@ -85,7 +86,16 @@ def plan(
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
         choose = plan_depth_and_width if kind == LAYER_WIDTH else choose_plan
-        return save_artifact(choose(evidence, choosing, amount), out)
+        chosen = choose(evidence, choosing, amount)
+        _say_missed(chosen, amount)
+        return save_artifact(chosen, out)
+
+
+def _say_missed(chosen: Plan, amount: Amount) -> None:
+    """Say by how much a target of parameters is missed, as a multiple of neurons may have it."""
+    if amount.target_params is not None and chosen.params_after > amount.target_params:
+        more = chosen.params_after / amount.target_params - 1
+        say(f"{amount.name} is missed by {more:.2%}: {chosen.params_after:,} parameters stay")
 
 
 def _check_unsettled(scores: Scores, criterion: str | None, settles: dict[str, Any], plain: dict[str, Any]) -> None:

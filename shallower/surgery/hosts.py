@@ -109,13 +109,15 @@ def misfit(config: Any, removal: Removal, widths: Set[int]) -> str:
     """
     if any(unit.part and unit.part != MLP for unit in removal.units):
         return (
-            "no config of its says how narrow each attention is"
+            "no config of its says how narrow its layers are"
             if removal.narrows
             else "no plain class lacks an attention"
         )
     if reason := _unlike(widths, removal):
         return reason
     host = host_of(config)
+    if host is None and getattr(config, "num_experts", 0) == 1:
+        return "its layers have single experts of another width already"
     if host is None:
         return f"for {'a second width' if widths else 'an MLP'} there is one for {', '.join(HOSTS)} only"
     if widths and lacks_already(config):
@@ -132,7 +134,7 @@ def misfit(config: Any, removal: Removal, widths: Set[int]) -> str:
 def _unlike(widths: Set[int], removal: Removal) -> str:
     """Why narrower MLPs are no experts of one width; empty where they are, or where there are none."""
     if len(widths) > 1:
-        return f"its MLPs have {len(widths)} widths beside the old one, and plain classes hold one"
+        return f"its MLPs get {len(widths)} widths, and a plain class holds one beside the old"
     if widths and any(unit.part and not unit.groups for unit in removal.units):
         return "MLPs are missing and others narrower, and plain classes hold one of the two"
     if any(width % STEP for width in widths):

@@ -5,7 +5,7 @@ Two removals that are equal so far share one stream.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from .replay import Recording, Replay, replay_of
 
 KL_VARIANTS = 16  # variants that are compared with the same block of the dense model's logits before it is made anew
 BATCHES_TOGETHER = 16  # batches of a resident model that are walked at once where nothing but losses is asked for
+LONG = 2000  # characters of a name in a journal
 LossKind = Literal["loss", "kl"]
 States = tuple[str, ...]  # the states of the layers of a variant, or of the first of them
 COUNTS: States = ("",)  # the name under which totals hold how many predictions they are of
@@ -253,6 +254,7 @@ class LossWalk:
         variants = dict(zip(keys, removals, strict=True))
         sums = self.journal.memo(f"losses {which}", lambda: self._walk(variants, steps, walk))
         both = torch.tensor([sums[_text(key)] for key in keys], dtype=torch.float64)
+        both = both.nan_to_num(math.inf, math.inf) if bounded else both  # a broken one is beyond any bound
         total = both[:, 0]
         if total.isnan().any() or (total.isinf().any() and not bounded) or total.isinf().all():
             raise UserError("the loss is NaN or infinite: are the weights whole, and does the dtype suffice?")
@@ -274,7 +276,7 @@ class LossWalk:
         """Every variant by whole forwards; for divergences each time beside the dense one."""
         with self.journal.part(walk.label, len(variants), walk.which) as part:
             state = part.resume()
-            totals: dict[States, Both] = _by_key(state.notes.get("found", {}))
+            totals: dict[States, Both] = _by_key(state.notes.get("found", {}), variants)
             with meter(walk.label, len(variants), len(totals)) as done:
                 for key, removal in [*variants.items()][len(totals) :]:
                     parts, first = batches_by_half(self.model, distributed.share(self.tokens))
@@ -304,7 +306,7 @@ class LossWalk:
         )
         with self.journal.part(walk.label, len(pieces) * (depth + 1), walk.which) as part:
             state = part.resume()
-            total |= _by_key(state.notes.get("total", {}))
+            total |= _by_key(state.notes.get("total", {}), order)
             first, level = divmod(state.step, depth + 1)
             past = first * (forwards + head * len(order)) + sum(runs[:level])
             with meter(walk.label, len(pieces) * (forwards + head * len(order)), past) as done:
@@ -312,7 +314,8 @@ class LossWalk:
                     work = _Round(replay, steps, pieces[number].to(self.model.device), self.model.batch_tokens)
                     streams = {(): work.recording(0, len(work.tokens), 1).entering}
                     if number == first and level:
-                        streams = {_key(text): tensor.to(self.model.device) for text, tensor in state.tensors.items()}
+                        known = {_text(key): key for key in prefixes[level]}
+                        streams = {known[text]: one.to(self.model.device) for text, one in state.tensors.items()}
                     state.tensors = {}
                     base = number * (depth + 1)
                     for k in range(level if number == first else 0, depth):
@@ -373,17 +376,15 @@ def _step(work: _Round, place: int, streams: dict[States, Tensor], prefixes: set
 
 
 def _text(key: States) -> str:
-    """A key as the journal holds it."""
-    return ".".join(key)
-
-
-def _key(text: str) -> States:
-    return tuple(text.split("."))
+    """A key as the journal holds it: a digest where it names many groups, of which whole stacks have megabytes."""
+    text = ".".join(key)
+    return text if len(text) <= LONG else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _by_text(values: dict[States, Any]) -> dict[str, Any]:
     return {_text(key): value for key, value in values.items()}
 
 
-def _by_key(values: dict[str, Any]) -> dict[States, Both]:
-    return {_key(text): tuple(both) for text, both in values.items()}
+def _by_key(values: dict[str, Any], keys: Iterable[States]) -> dict[States, Both]:
+    known = {_text(key): key for key in keys}
+    return {known[text]: tuple(both) for text, both in values.items()}

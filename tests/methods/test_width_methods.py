@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from commands import status
 from transformers import AutoModelForCausalLM
 
 from shallower import Amount, Calibration, Scores, SelectionOptions, open_model, plan, score
+from shallower.artifacts import load
 from shallower.artifacts.units import WIDTH
 
 HEADS, GROUPS, SIZE, NEURONS, LAYERS = 4, 2, 16, 96, 8  # of the tiny Llama
@@ -210,6 +212,17 @@ def test_activation_narrows_mlps_unless_told_otherwise(criterion, parts, kinds, 
     made = plan(saved("llama"), amount=Amount(ratio=0.3), choosing=choosing, **how)
     assert {unit.part for unit in made.removal.units} == kinds
     assert made.settings["parts"] == ("mlp" if kinds == {"mlp"} else "both")
+
+
+def test_scores_of_groups_take_settings_of_the_selection(saved, tmp_path, capsys):
+    calibration = Calibration(samples=4, length=16)
+    score(saved("llama"), criterion="activation", units=WIDTH, calibration=calibration, out=tmp_path / "scores.json")
+    for given, parts in (([], {"mlp"}), (["--set", "parts=both"], {"attention", "mlp"})):
+        out = tmp_path / f"{len(given)}.json"
+        assert status("plan", str(tmp_path / "scores.json"), "--ratio", "0.3", *given, "--out", str(out)) == 0
+        assert {unit.part for unit in load(out, "plan").removal.units} == parts
+    assert status("plan", str(tmp_path / "scores.json"), "--ratio", "0.3", "--set", "norm=l2") == 2
+    assert "norm" in capsys.readouterr().err
 
 
 def test_standardised_finds_the_threshold_of_the_published_code(saved):

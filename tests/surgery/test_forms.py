@@ -290,6 +290,8 @@ def test_a_plain_class_holds_mlps_of_a_second_width(name, tmp_path) -> None:
     assert sum(one.numel() for one in loaded.parameters()) == pruned.plan.params_after + pruned.zeros
     again = prune(tmp_path / "out", drop(tmp_path / "out", (0, 4)), out=tmp_path / "again")
     assert again.verified.logits == "bit for bit"
+    with pytest.raises(Refusal, match="single experts of another width already"):
+        prune(tmp_path / "out", drop(tmp_path / "out", ["0.mlp"]), out=tmp_path / "more")
     np.save(tmp_path / "tokens.npy", zoo.tokens(batch=6, length=16).numpy())
     tokens = Calibration(tokens=str(tmp_path / "tokens.npy"), samples=6, length=16)
     how = RepairOptions("sequential", {"strength": "0.01"}, tokens)
@@ -300,9 +302,9 @@ def test_a_plain_class_holds_mlps_of_a_second_width(name, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("narrow", "said"),
     [
-        (["1.mlp:0-31", "3.mlp:0-15"], "have 2 widths beside the old one"),
+        (["1.mlp:0-31", "3.mlp:0-15"], "get 2 widths, and a plain class holds one"),
         (["1.mlp:0-32"], "is no multiple of 8: multiple_of=8 makes it one"),
-        (["1.mlp:0-31", "3.attention:0"], "how narrow each attention is"),
+        (["1.mlp:0-31", "3.attention:0"], "how narrow its layers are"),
     ],
 )
 def test_widths_that_no_plain_class_holds_are_refused(narrow, said, saved, tmp_path) -> None:

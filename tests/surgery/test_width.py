@@ -15,6 +15,7 @@ import shallower
 from shallower import Calibration, Refusal, UserError, drop, open_model, plan, prune
 from shallower.artifacts.removal import Unit
 from shallower.artifacts.units import WIDTH
+from shallower.runtime.progress import shown
 from shallower.walk.removals import LossWalk, all_nll
 
 FAMILIES = (
@@ -224,8 +225,41 @@ def test_depth_and_width_share_one_amount(saved, tmp_path):
     assert shallower.artifacts.load(tmp_path / "plan.json", "plan").candidates == made.candidates
     pruned = prune(model, tmp_path / "plan.json", out=tmp_path / "out")
     assert pruned.format == "plain" and pruned.verified.logits_difference <= 2e-6
+    assert made.seconds > 0 and made.calibration.samples == 4 and made.settings["parts"] == "mlp"
     with pytest.raises(UserError, match="counted in parameters"):
         plan(model, units="layer+width", remove=3, calibration=tokens)
+
+
+def test_depth_and_width_with_a_multiple_and_protected_layers(saved, tmp_path, capsys):
+    model = open_model(saved("llama"))
+    how = {"units": "layer+width", "calibration": Calibration(tokens=str(save_tokens(tmp_path)), samples=4, length=16)}
+    made = plan(model, ratio=0.2, multiple_of=8, keep_first=2, keep_last=1, **how)
+    assert (made.keep_first, made.keep_last, made.settings["multiple_of"]) == (2, 1, 8)
+    assert {*(unit.layer for unit in made.removal.units)} <= {*range(2, 7)}
+    left = 0.8 * model.record.parameters
+    assert all(abs((1 - one.share) * model.record.parameters - left) <= 0.01 * left for one in made.candidates)
+    with shown():
+        made = plan(model, target_params=int(0.69 * model.record.parameters), multiple_of=32, **how)
+    missed = made.params_after / (0.69 * model.record.parameters) - 1
+    assert (f"is missed by {missed:.2%}" in capsys.readouterr().err) == (missed > 1e-5)
+    for asked in ({"ratio": 0.3}, {"target_params": int(0.7 * model.record.parameters)}):
+        with pytest.raises(UserError, match="holds no smaller multiple"):
+            plan(model, multiple_of=96, **asked, **how)
+
+
+def test_a_candidate_without_a_number_is_the_worst(saved, tmp_path, monkeypatch):
+    from shallower.walk import removals
+
+    model, nll = open_model(saved("llama")), removals.head_nll
+    how = {"units": "layer+width", "calibration": Calibration(tokens=str(save_tokens(tmp_path)), samples=4, length=16)}
+    asked = []
+
+    def broken(*args):
+        asked.append(nll(*args))
+        return asked[-1] * (float("nan") if len(asked) == 3 else 1)
+
+    monkeypatch.setattr(removals, "head_nll", broken)
+    assert plan(model, ratio=0.3, **how).candidates
 
 
 def test_what_was_narrowed_is_healed_compared_and_shown(saved, tmp_path, text):

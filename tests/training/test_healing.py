@@ -134,6 +134,14 @@ def test_lora_merged_is_the_adapter(saved, text, tmp_path) -> None:
     assert len({path.stat().st_mode for path in (tmp_path / "out").rglob("*.*") if path.is_file()}) == 1
 
 
+def test_experts_that_adapters_do_not_reach_are_told(saved, capsys) -> None:
+    for name, told in (("mixtral", True), ("llama", False)):
+        module = open_model(saved(name)).module
+        with shown():
+            lora.prepare(module, "model.layers", lora.Settings())
+        assert ("are experts, which adapters do not reach" in capsys.readouterr().err) == told
+
+
 def test_lora_targets(saved) -> None:
     module = open_model(saved("llama"), CPU).module
     lora.prepare(module, "model.layers", lora.Settings(targets="q_proj+down_proj", rslora=True, dora=True))

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from .part import LayerParts, Part
 
 Places = dict[tuple[str, int], Tensor]  # (weight, axis) -> which places along it, as booleans
 SPREAD = 0.05  # of the random weights that are looked at
+APART = 1009  # random numbers between where one weight's and the next one's begin
 UNMOVED = 1e-5  # of the largest number: equal but for the order of sums
 ATTRIBUTES = 3  # numbers beside the weights that have to follow, at most
 TRIES = 2000
@@ -135,26 +137,25 @@ class _Trial:
 
     def rows(self, first: int, last: int) -> Places:
         """Places of weights that the features from first to last depend on."""
-        weights = [self.layer.get_parameter(name) for name in self.names]
-        before = [weight.requires_grad for weight in weights]
-        for weight in weights:
-            weight.requires_grad_(True)
-        try:
+        places: Places = {}
+
+        def see(name: str, weight: Tensor) -> None:
+            moved, weight.grad = weight.grad != 0, None  # one gradient at a time is in memory
+            for axis in range(moved.dim()):
+                others = [one for one in range(moved.dim()) if one != axis]
+                places[name, axis] = moved.amax(dim=others) if others else moved
+
+        with ExitStack() as undo:
+            for name in self.names:
+                weight = self.layer.get_parameter(name)
+                undo.callback(weight.requires_grad_, weight.requires_grad)
+                weight.requires_grad_(True)
+                undo.callback(weight.register_post_accumulate_grad_hook(partial(see, name)).remove)
             with torch.enable_grad():
                 output = self.run([*range(first), *range(last + 1, self.features)])
                 noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(first)).to(output)
-                gradients = torch.autograd.grad((output * noise).sum(), weights, allow_unused=True)
-        finally:
-            for weight, needed in zip(weights, before, strict=True):
-                weight.requires_grad_(needed)
-        places = {}
-        for name, gradient in zip(self.names, gradients, strict=True):
-            if gradient is not None:
-                moved = gradient != 0
-                for axis in range(moved.dim()):
-                    others = [one for one in range(moved.dim()) if one != axis]
-                    places[name, axis] = moved.amax(dim=others) if others else moved
-        return places
+                (output * noise).sum().backward()
+        return {key: places[key] for name in self.names for key in sorted(places) if key[0] == name}
 
     def slices(self, size: int) -> dict[str, tuple[Slices, ...]] | None:
         """Where the rows of stretches of that many features lie; None where these share rows with their neighbours."""
@@ -214,7 +215,7 @@ class _Trial:
         ]
         tries = itertools.chain.from_iterable(itertools.combinations(names, size) for size in range(ATTRIBUTES + 1))
         for chosen in itertools.islice(dict.fromkeys(tries), TRIES):
-            layer = copy.deepcopy(self.layer)
+            layer = _shallow(self.layer)
             narrow(layer, replace(groups, attributes=chosen), gone)
             try:
                 moved = float((self.interface.stream_out(layer(*args, **kwargs)) - wanted).abs().max())
@@ -251,6 +252,12 @@ def narrow(layer: nn.Module, groups: Groups, gone: list[int]) -> None:
         reshape(layer, {name: [*groups.cut(name, weight, gone).shape]})
         layer.get_parameter(name).data = groups.cut(name, weight, gone).contiguous()
     renumber(layer, groups.narrowed(gone))
+
+
+def _shallow(layer: nn.Module) -> nn.Module:
+    """A copy of a layer whose parameters are others, of the same values in the same memory."""
+    shared = {id(one): nn.Parameter(one.data, requires_grad=False) for one in layer.parameters()}
+    return copy.deepcopy(layer, shared)
 
 
 def _some(count: int) -> list[int]:
@@ -330,17 +337,30 @@ def _runs_of(cut: Slices, group: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def _random_weights(layer: nn.Module, part: Part) -> Iterator[torch.dtype]:
-    """Random weights, in float32, in the place of a layer's own while inside."""
+    """Random weights, in float32, in the place of a layer's own while inside.
+
+    So that a large layer takes little memory, all are stretches of one block of numbers, each from another place on,
+    and outside the part one row stands for all of a matrix.
+    """
     kind = torch.float32
     generator = torch.Generator().manual_seed(0)
     tensors = [*layer.parameters(), *(buffer for buffer in layer.buffers() if buffer.is_floating_point())]
     before = [tensor.data for tensor in tensors]
     try:
-        for parameter in layer.parameters():
-            if not parameter.is_floating_point():
-                raise Refusal("its weights are packed numbers")
-            noise = torch.randn(parameter.shape, generator=generator).mul_(SPREAD).to(parameter.device)
-            parameter.data = noise if parameter.dim() > 1 else noise + 1
+        named = dict(layer.named_parameters())
+        if not all(parameter.is_floating_point() for parameter in named.values()):
+            raise Refusal("its weights are packed numbers")
+        shapes = {
+            name: one.shape if name in part.parameters or one.dim() < 2 else torch.Size((1, *one.shape[1:]))
+            for name, one in named.items()
+        }
+        largest = max((shape.numel() for shape in shapes.values()), default=0)
+        block = torch.randn(largest + APART * len(named), generator=generator).mul_(SPREAD)
+        block = block.to(next(iter(named.values())).device) if named else block
+        for place, (name, parameter) in enumerate(named.items()):
+            start = place * APART
+            noise = block[start : start + shapes[name].numel()].view(shapes[name])
+            parameter.data = noise.expand(parameter.shape) if parameter.dim() > 1 else noise + 1
         for buffer in tensors[len([*layer.parameters()]) :]:
             buffer.data = buffer.data.to(kind)
         yield kind

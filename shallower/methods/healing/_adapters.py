@@ -7,6 +7,9 @@ from typing import Any
 from torch import nn
 
 from ...errors import UserError, argument
+from ...runtime.progress import say
+
+UNREACHED = 0.01  # of the layers' weights, beyond which it is told
 
 
 def targets(module: nn.Module, layers: str, given: str) -> list[str]:
@@ -55,6 +58,7 @@ def add_adapters(
         use_dora=dora,
         task_type="CAUSAL_LM",
     )
+    _say_unreached(module, layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it turns transposed matrices by itself
         try:
@@ -65,6 +69,20 @@ def add_adapters(
                 f"lora: targets={names}: {reason}; name others, such as "
                 f"{argument('settings', {'targets': 'q_proj+v_proj'})}"
             ) from error
+
+
+def _say_unreached(module: nn.Module, layers: str) -> None:
+    """Say which share of the layers' weights is in experts, which lie in piles that adapters do not reach."""
+    sizes = {name: one for name, one in module.named_parameters() if name.startswith(f"{layers}.")}
+    every = sum(one.numel() for one in sizes.values())
+    piled = sum(one.numel() for one in sizes.values() if one.dim() > 2)
+    if piled > UNREACHED * every:
+        other = f"{argument('method', 'continued')} trains them"
+        say(
+            f"warning: {piled / every:.0%} of the layers' weights are experts, which adapters do not reach and which "
+            f"stay as they are; {other}, and a model that prune wrote with single experts can be written with "
+            f"{argument('format', 'custom')} instead"
+        )
 
 
 def merge_adapters(prepared: Any, folder: Path) -> None:
