@@ -2,8 +2,8 @@
 
 Depths from none to as many layers as meet the amount alone are tried, the layers of each as several criteria name
 them; those that stay are made narrower, all alike, until the amount is met. All these candidates are held against each
-other by their loss, in one walk. The best of each depth are left, the best few of these are repaired in closed form,
-and the one with the lowest loss on held-out calibration text is planned.
+other by their loss, in one walk. The best of each depth are left; the best two of these are repaired in closed form,
+then the neighbours of the best so far, and the one with the lowest loss on held-out calibration text is planned.
 """
 
 import math
@@ -28,7 +28,7 @@ from .selection_options import SelectionOptions
 
 DEPTHS = {"block_influence": "window", "taylor": "lowest", "perplexity": "lowest"}  # how layers are named
 STEPS = 8  # depths between none and all that are tried beside them, at most
-REPAIRED = 3  # candidates that are repaired
+FIRST, REPAIRED = 2, 6  # candidates that are repaired: those to begin with, and the most
 FITTED = 64  # samples of a repair that only compares, at least; by default one that is kept takes more
 NEAR = 0.01  # of the parameters that should stay: how far a candidate may be from them
 BROKEN = 1000.0  # nats that stand for what is infinite
@@ -60,14 +60,11 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
         load_weights(evidence.model)
         with part("candidates"):
             dense, drafts = search.drafts()
-        candidates: list[tuple[_Draft, Candidate]] = []
-        for number, draft in enumerate(sorted(drafts, key=lambda one: one.loss)):
-            told = None
-            if number < REPAIRED:
-                with part(f"repair {number + 1}"):
-                    told = search.repaired(draft)
-            candidates.append((draft, _candidate(draft, dense, told)))
-    best, _ = min(((draft, one) for draft, one in candidates if one.repaired), key=lambda pair: pair[1].repaired.after)
+        repaired: dict[int, HeldOutLoss] = {}  # by depth
+        while len(repaired) < REPAIRED and (depth := _next_depth(drafts, repaired)) is not None:
+            with part(f"repair {len(repaired) + 1}"):
+                repaired[depth] = search.repaired(drafts[depth])
+    best = drafts[min(repaired, key=lambda depth: repaired[depth].after)]
     scores = search.by_group.scores
     return replace(
         best.plan,
@@ -77,7 +74,7 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
         keep_first=search.protected[0],
         keep_last=search.protected[1],
         assumed=search.basis,
-        candidates=sorted((one for _, one in candidates), key=lambda one: len(one.layers)),
+        candidates=[_candidate(draft, dense, repaired.get(depth)) for depth, draft in sorted(drafts.items())],
         seconds=time.monotonic() - started,
     )
 
@@ -102,8 +99,8 @@ class _Search:
         _, self.wanted = check_amount(settled, record, self.units, allowed_numbers(self.units, self.protected))
         self.reason = ""  # why the last candidate that was none cannot be
 
-    def drafts(self) -> tuple[float, list[_Draft]]:
-        """(loss of the dense model, the best draft of every depth), each draft with its loss."""
+    def drafts(self) -> tuple[float, dict[int, _Draft]]:
+        """(loss of the dense model, the best draft by depth), each draft with its loss."""
         drafts = self._near([*self._every_draft()])
         if not drafts:
             raise UserError(self.reason or "so much cannot go by layers and width together: lower the amount")
@@ -117,7 +114,7 @@ class _Search:
         told = (replace(one, loss=min(loss, BROKEN)) for one, loss in zip(drafts, losses, strict=True))
         for draft in sorted(told, key=lambda one: one.loss):
             best.setdefault(len(draft.gone.layers), draft)
-        return dense, [*best.values()]
+        return dense, best
 
     def repaired(self, draft: _Draft) -> HeldOutLoss:
         """Losses of a draft before and after its repair, on samples that it is not fitted on."""
@@ -184,6 +181,19 @@ def _depths(wanted: float, layer: int, layers: int) -> list[int]:
     most = min(int(wanted // layer), layers - 1)
     steps = min(most, STEPS + 1)
     return sorted({round(most * step / steps) for step in range(1, steps + 1)})
+
+
+def _next_depth(drafts: dict[int, _Draft], repaired: dict[int, HeldOutLoss]) -> int | None:
+    """Depth to repair next: the first few by their loss as it is, then the neighbours of the best, as it is the deeper
+    ones that gain most; None when the best has no neighbour left.
+    """
+    if len(repaired) < FIRST:
+        left = drafts.keys() - repaired.keys()
+        return min(left, key=lambda depth: drafts[depth].loss, default=None)
+    best = min(repaired, key=lambda depth: repaired[depth].after)
+    order = sorted(drafts)
+    place = order.index(best)
+    return next((one for one in (*order[place + 1 : place + 2], *order[:place][-1:]) if one not in repaired), None)
 
 
 def _candidate(draft: _Draft, dense: float, repaired: HeldOutLoss | None) -> Candidate:

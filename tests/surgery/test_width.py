@@ -219,8 +219,10 @@ def test_depth_and_width_share_one_amount(saved, tmp_path):
     repaired = [one for one in made.candidates if one.repaired]
     best = min(repaired, key=lambda one: one.repaired.after)
     assert [*made.removal.layers] == best.layers
-    assert len(repaired) == 3 and all(one.repaired.after <= one.repaired.before for one in repaired)
-    assert {one.loss for one in repaired} == {*sorted(one.loss for one in made.candidates)[:3]}
+    assert 2 <= len(repaired) <= 6 and all(one.repaired.after <= one.repaired.before for one in repaired)
+    assert {one.loss for one in repaired} >= {*sorted(one.loss for one in made.candidates)[:2]}
+    place = made.candidates.index(best)
+    assert len(repaired) == 6 or all(one.repaired for one in made.candidates[max(0, place - 1) : place + 2])
     assert len({len(one.layers) for one in made.candidates}) == len(made.candidates)
     assert shallower.artifacts.load(tmp_path / "plan.json", "plan").candidates == made.candidates
     pruned = prune(model, tmp_path / "plan.json", out=tmp_path / "out")
