@@ -37,6 +37,7 @@ WHOLE = {
 TENSOR_DTYPES = FLOATS | WHOLE  # safetensors' spelling -> torch
 READ_PIECE = 64 << 20
 READERS = 8  # tensors of a layer that are read at once: one thread copies no faster than a few GB/s, even from a cache
+APART = 1009  # numbers between where one stand-in and the next one begin
 NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
 OUTSIDE_UNIT = -1  # the unit of all weights that belong to no layer
 
@@ -340,9 +341,11 @@ def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
     Then none again.
 
     Which way the stream takes through a model does not depend on its weights, so that can be judged without reading
-    them.
+    them. Every weight begins at another place of the same numbers: queries and keys with the same weights would let
+    every token see itself alone.
     """
-    largest = max((parameter.numel() for parameter in skeleton.parameters()), default=1)
+    count = sum(1 for _ in skeleton.parameters())
+    largest = max((parameter.numel() for parameter in skeleton.parameters()), default=1) + APART * count
     block = torch.randn(min(largest, NOISE), generator=torch.Generator().manual_seed(0)).mul_(0.05)
     kinds = {parameter.dtype for parameter in skeleton.parameters()}
     noise = {kind: block.to(device, kind).repeat(-(-largest // len(block))) for kind in kinds}
@@ -353,7 +356,8 @@ def stand_ins(skeleton: nn.Module, device: str) -> Iterator[None]:
             if parameter is not None and parameter.is_meta:
                 parameters.append((module, key, parameter))
                 if id(parameter) not in replacements:
-                    values = noise[parameter.dtype][: parameter.numel()].view(parameter.shape)
+                    start = APART * len(replacements)
+                    values = noise[parameter.dtype][start : start + parameter.numel()].view(parameter.shape)
                     replacements[id(parameter)] = nn.Parameter(
                         values if parameter.dim() > 1 else torch.ones_like(values), requires_grad=False
                     )

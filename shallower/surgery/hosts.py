@@ -108,11 +108,9 @@ def misfit(config: Any, removal: Removal, widths: Set[int]) -> str:
         widths: of the MLPs that become narrower.
     """
     if any(unit.part and unit.part != MLP for unit in removal.units):
-        return (
-            "no config of its says how narrow its layers are"
-            if removal.narrows
-            else "no plain class lacks an attention"
-        )
+        keep = argument("settings", {"parts": "mlp"})
+        narrow = f"its config cannot say how narrow its layers are, or refuses so many heads, which {keep} keeps"
+        return narrow if removal.narrows else "no plain class lacks an attention"
     if reason := _unlike(widths, removal):
         return reason
     host = host_of(config)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import zoo
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from shallower import open_model
 from shallower.anatomy.stack import find_stack
 from shallower.anatomy.units.part import find_parts, silent
 from shallower.errors import Refusal
@@ -89,3 +91,13 @@ def test_what_cannot_be_told_apart_is_refused(name) -> None:
     layer, interface, args, kwargs, stack, _ = next(layers_of(name))
     with pytest.raises(Refusal, match="adds more to the stream"):
         find_parts(layer, interface, args, kwargs, stack.position_axis)
+
+
+def test_parts_of_wide_layers_are_found_without_their_weights(tmp_path) -> None:
+    """Queries and keys with the same stand-ins would let every token see itself alone, and attention mix nothing."""
+    shape = {"hidden_size": 2048, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    config = LlamaConfig(**shape, num_attention_heads=16, num_key_value_heads=16, tie_word_embeddings=True)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "wide")
+    model = open_model(tmp_path / "wide")
+    assert [layer.order for layer in model.parts] == [BOTH, BOTH]
+    assert {part.part for part in model.units("width").by_part} == {*BOTH}
