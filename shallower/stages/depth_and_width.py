@@ -125,9 +125,9 @@ class _Search:
     def _near(self, drafts: list[_Draft]) -> list[_Draft]:
         """Those that leave about as many parameters as are asked for; where a multiple is too coarse, the nearest."""
         left = self.evidence.record.parameters - self.wanted
-        apart = {id(one): abs(one.plan.params_after - left) / left for one in drafts}
-        limit = max(NEAR, min(apart.values(), default=0))
-        return [one for one in drafts if apart[id(one)] <= limit]
+        apart = [abs(one.plan.params_after - left) / left for one in drafts]
+        limit = max(NEAR, min(apart, default=0))
+        return [one for one, far in zip(drafts, apart, strict=True) if far <= limit]
 
     def _every_draft(self) -> Iterator[_Draft]:
         """Every depth with the layers that each way names, made as narrow as the amount asks; each set once."""

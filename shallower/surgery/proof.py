@@ -72,10 +72,8 @@ def verify(
     open_module = partial(_open, device=model.device, layered=layered)
     reference = _reference(model, plan.removal, patch or {}, partial(open_module, model.checkpoint), save_dtype, probe)
     written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
-    if reference.widened:
-        pruned, info = open_module(written, torch.float32, lean=reference.tokens)
-    else:
-        pruned, info = open_module(written, save_dtype)
+    how = {"dtype": torch.float32, "lean": reference.tokens} if reference.widened else {"dtype": save_dtype}
+    pruned, info = open_module(written, **how)
     check_whole("the written model", info)
     try:
         if plan.removal.narrows and "close" not in info:
@@ -87,9 +85,7 @@ def verify(
             f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
         ) from error
     _check_unexpected(info, sources, reference.unexpected)
-    stored = save_dtype or model.checkpoint.config.dtype or reference.dtype
-    rounded = patch or save_dtype not in (None, model.checkpoint.config.dtype)
-    kind = stored if reference.widened and rounded else reference.dtype
+    kind = _tolerated(model, reference, save_dtype, patch)
     difference = _check_logits(reference.logits, got, kind)
     cached, _ = _cached_difference(pruned, partial(open_module, written), reference.tokens, "the written model", info)
     within = f"within {LOGITS_TOLERANCE[kind]:g} of the largest logit"
@@ -106,6 +102,15 @@ def verify(
         layered=layered,
         changed_weights=len(patch or {}),
     )
+
+
+def _tolerated(
+    model: Model, reference: "_Reference", save_dtype: torch.dtype | None, patch: Patch | None
+) -> torch.dtype:
+    """The dtype whose tolerance counts: that of the stored weights where only the written ones were rounded."""
+    own = model.checkpoint.config.dtype
+    rounded = patch or save_dtype not in (None, own)
+    return save_dtype or own or reference.dtype if reference.widened and rounded else reference.dtype
 
 
 class _Reference(NamedTuple):
