@@ -30,7 +30,7 @@ import torch
 from calibration_tables import DATA_FREE, REPAIR, Removed, updated
 from harness.machine import machine, others
 from harness.pieces import ended, parsed, parser_of
-from harness.store import FP32, ROOT, begun, removal, save
+from harness.store import FP32, ROOT, begun, place, removal, save
 
 from shallower import (
     Amount,
@@ -515,7 +515,7 @@ class CalibrationBench:
             with others() as shared:
                 made = job.make()
             wall = round((time.monotonic() - began) / len(made), 2)
-            costs = {"wall": wall, "cost": job.cost / len(made)}
+            costs = {"wall": wall, "cost": job.cost / len(made)} | place(self.content, machine())
             self.pieces |= {key: piece | shared | costs for key, piece in made.items()}
             save(self.out, self.content)
         return True

@@ -7,8 +7,7 @@ from itertools import combinations
 from statistics import geometric_mean, mean
 from typing import NamedTuple
 
-from harness.machine import processor_text
-from harness.store import removal
+from harness.store import machines_text, removal
 from quality_tables import markdown as whole_table
 from quality_tables import number, shared
 
@@ -291,16 +290,15 @@ def source_table(content: dict) -> str:
 
 def introduction(content: dict) -> str:
     """What was measured, where and how."""
-    settings, machine, used = content["settings"], content["machine"], content["versions"]
+    settings, used = content["settings"], content["versions"]
     own, models = settings["evaluation"], []
     for name, known in content["models"].items():
         gone = f"{known['removed']} of {known['layers']} layers go" if known else NOT_RUN
         tokens = f", evaluated on {known['segments']} x {own['length']} tokens of each text" if known else ""
         models.append(f"- {name}: {gone}{tokens}")
     sizes = ", ".join(map(str, settings["sizes"]))
-    threads = f"{machine['torch_threads']} thread{'s' * (machine['torch_threads'] > 1)}"
     about = (
-        f"fp32; {processor_text(machine)}, {threads}, torch {used['torch']}, "
+        f"fp32; {machines_text(content)}, torch {used['torch']}, "
         f"transformers {used['transformers']}, Python {used['python']}, begun {content['date']}. "
         f"Scored on {sizes} samples of {settings['length']} tokens."
     )

@@ -20,9 +20,9 @@ from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
-from harness.machine import machine, processor_text
+from harness.machine import machine
 from harness.pieces import check_data, ended, parsed, parser_of
-from harness.store import CALIBRATION, FP32, TEXTS, begun, removal, save
+from harness.store import CALIBRATION, FP32, TEXTS, begun, machines_text, place, removal, save
 
 from shallower import (
     Amount,
@@ -182,6 +182,7 @@ class Bench:
                 f"{len(left)} left, about {total * (spent / guessed if guessed else 1) / 60:.0f} min: {key}",
                 file=sys.stderr,
             )
+            on = place(self.content, machine())
             if isinstance(make, tuple):
                 group = {
                     key: (guess, its[1])
@@ -189,12 +190,11 @@ class Bench:
                     if isinstance(its, tuple) and its[0] == make[0]
                 }
                 group = dict(list(group.items())[:TOGETHER])
-                self.pieces |= dict(
-                    zip(group, self.evaluate(make[0], [gone for _, gone in group.values()]), strict=True)
-                )
+                found = self.evaluate(make[0], [gone for _, gone in group.values()])
+                self.pieces |= {key: one | on for key, one in zip(group, found, strict=True)}
                 guess = sum(guess for guess, _ in group.values())
             else:
-                self.pieces[key] = make()
+                self.pieces[key] = make() | on
             save(self.out, self.content)
             spent, guessed = spent + time.monotonic() - began, guessed + guess
 
@@ -212,10 +212,9 @@ def score_alone(criterion: str, tokens: Path, out: Path) -> None:
 
 def tables(content: dict) -> str:
     """Both tables in Markdown, from the JSON alone."""
-    used, machine, settings, pieces = (content[name] for name in ("calibration", "machine", "settings", "pieces"))
+    used, settings, pieces = (content[name] for name in ("calibration", "settings", "pieces"))
     walks = [f"{' '.join(item['row'][:2])} {item['seconds']:.0f} s" for item in pieces.values() if item.get("walks")]
-    cpu = f"{processor_text(machine)}, {machine['torch_threads']} threads"
-    about = f"{cpu}, torch {content['versions']['torch']}, {content['date']}"
+    about = f"{machines_text(content)}, torch {content['versions']['torch']}, {content['date']}"
     tokens = f"{used['samples']} x {used['length']} tokens of {used['source']} (seed {used['seed']})"
     parts = [
         f"# Criteria\n\n{content['model']['source']} in fp32; {about}.",

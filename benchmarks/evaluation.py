@@ -12,9 +12,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from harness.machine import machine, processor_text
+from harness.machine import machine
 from harness.pieces import run
-from harness.store import CALIBRATION, FP32
+from harness.store import CALIBRATION, FP32, machines_text
 
 from shallower import Calibration, Grid, Tasks, bench, drop, evaluate, open_model, prune
 from shallower.anatomy.model import Model
@@ -80,11 +80,10 @@ class Measuring:
 
 def table(content: dict) -> str:
     """The results in Markdown, from the JSON alone."""
-    pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
+    pieces, settings = content["pieces"], content["settings"]
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "lm-eval"))
     parts = [
-        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {processor_text(machine)}, "
-        f"{machine['torch_threads']} threads, "
+        f"# Evaluation\n\n{content['model']}, layers 12-17 of 30 removed, fp32; {machines_text(content)}, "
         f"{used}, {content['date']}. Made by `make bench-evaluation`.",
         f"## Zero-shot, the first {settings['limit']} items of each task",
         _tasks(pieces),
@@ -130,7 +129,7 @@ def about(settings: dict) -> dict:
         "model": demo_model().name,
         "settings": {key: value for key, value in settings.items() if key != "speed"},
         "versions": versions() | {"lm-eval": metadata.version("lm-eval")},
-        "machine": {name: value for name, value in machine().items() if name != "cores"},
+        "machine": machine(),
     }
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
-from harness.machine import BUSY, machine, processor_text
+from harness.machine import BUSY, machine
 from harness.pieces import run
-from harness.store import CALIBRATION, FP32
+from harness.store import CALIBRATION, FP32, machines_text
 
 from shallower import Calibration, Protocol, Training, drop, evaluate, heal, open_model, prune
 from shallower.artifacts import plain
@@ -224,12 +224,11 @@ class Measuring:
 
 def table(content: dict) -> str:
     """The results in Markdown, from the JSON alone."""
-    pieces, machine, settings = content["pieces"], content["machine"], content["settings"]
+    pieces, settings = content["pieces"], content["settings"]
     used = ", ".join(f"{name} {content['versions'][name]}" for name in ("torch", "transformers", "accelerate", "peft"))
     parts = [
         f"# Healing\n\n{content['model']}, layers 12-17 of 30 removed and repaired by `sequential`, fp32; "
-        f"{processor_text(machine)}, "
-        f"{machine['torch_threads']} threads, {used}, {content['date']}. Made by `make bench-healing`.",
+        f"{machines_text(content)}, {used}, {content['date']}. Made by `make bench-healing`.",
     ]
     if found := pieces.get("throughput"):
         parts += ["## Useful tokens per second on instruction data", _throughput(found)]

@@ -25,7 +25,7 @@ import torch
 from criteria import CRITERIA, KEPT, TOGETHER, Bench, Spec, specs
 from harness.machine import machine, others
 from harness.pieces import check_data, ended, parsed, parser_of
-from harness.store import CALIBRATION, FP32, TEXTS, begun, removal, save
+from harness.store import CALIBRATION, FP32, TEXTS, begun, place, removal, save
 from quality_tables import Removed, cells, ratio, sets, tables
 
 from shallower import (
@@ -434,7 +434,10 @@ class Quality(Bench):
             with others() as shared:
                 made = {key: job.make()} if job.make else self.together(job, left)
             wall = (time.monotonic() - began) / len(made)
-            self.pieces |= {name: piece | shared | {"wall": round(wall, 2)} for name, piece in made.items()}
+            self.pieces |= {
+                name: piece | shared | place(self.content, machine()) | {"wall": round(wall, 2)}
+                for name, piece in made.items()
+            }
             save(self.out, self.content)
         return True
 

@@ -10,8 +10,8 @@ import re
 from statistics import mean
 from typing import NamedTuple
 
-from harness.machine import BUSY, processor_text
-from harness.store import removal
+from harness.machine import BUSY
+from harness.store import machines_text, removal
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -275,12 +275,11 @@ def refusals(content: dict) -> str:
 
 def parts(content: dict) -> list[str]:
     """All sections."""
-    settings, machine, used, fitting = (content[name] for name in ("settings", "machine", "calibration", "fitting"))
+    settings, used, fitting = (content[name] for name in ("settings", "calibration", "fitting"))
     fits = settings["fitting"]
     sources = ", ".join(name.removeprefix("books/") for name in fitting["sources"])
     found = [
-        f"{content['model']['source']} ({content['layers']} layers) in fp32; {processor_text(machine)}, "
-        f"{machine['torch_threads']} threads, "
+        f"{content['model']['source']} ({content['layers']} layers) in fp32; {machines_text(content)}, "
         f"torch {content['versions']['torch']}, begun {content['date']}. Evaluated on {settings['tokens']} "
         "tokens each of "
         f"{', '.join(content['texts'])}, in segments of {settings['length']}; a ratio is perplexity / dense "

@@ -293,7 +293,7 @@ def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
 
 def run(given: argparse.Namespace, out: Path) -> int:
     """Make what is missing, each piece in a fresh process, written at once; the number of pieces that failed."""
-    content = begun(out, about(quick=given.quick), restart=given.restart)
+    content = begun(out, about(quick=given.quick), restart=given.restart, bound=True)
     pieces, failed = content["pieces"], 0
     for name in [name for name in pieces if given.again and name.startswith(given.again)]:
         del pieces[name]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from harness.machine import others
-from harness.store import DATA, ROOT, begun, save
+from harness.machine import machine, others
+from harness.store import DATA, ROOT, begun, place, save
 from shallower.errors import UserError, arguments_as_options
 from shallower.runtime.progress import shown
 from shallower.storage.files import write_atomic
@@ -118,6 +118,6 @@ def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], ab
                 print(name, file=sys.stderr)
                 with others() as shared:
                     made = make()
-                content["pieces"][name] = made | shared
+                content["pieces"][name] = made | shared | place(content, machine())
                 save(given.out, content)
                 show(content, given.out)

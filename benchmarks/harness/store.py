@@ -1,9 +1,9 @@
 """Store of results: one JSON file per benchmark, a piece a line, refused if its settings are others."""
 
-import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,30 +13,60 @@ from shallower import (
 )
 from shallower.storage.files import write_atomic
 
+from .machine import processor_text
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("SHALLOWER_DATA", ROOT.parent / "shared/data/text"))
 CALIBRATION, TEXTS = "wikitext2.valid.txt", ("wikitext2-raw.test.txt", "ptb.valid.txt", "books/emma_158.txt")
 FP32 = Compute(dtype="fp32", device="cpu")
 
 
-def begun(path: Path, about: dict, *, restart: bool) -> dict:
-    """The results so far, or empty ones; those made with other settings are refused."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+def begun(path: Path, about: dict, *, restart: bool, bound: bool = False) -> dict:
+    """The results so far, or empty ones; those made with other settings are refused.
+
+    Args:
+        about: all that decides the results, and ``machine``, on which pieces may differ.
+        bound: whether all pieces must be of one machine.
+    """
+    decides = json.loads(json.dumps({name: value for name, value in about.items() if bound or name != "machine"}))
     if restart or not path.exists():
-        return {"settings_hash": digest, "date": time.strftime("%Y-%m-%d"), **about, "pieces": {}}
-    content = json.loads(path.read_text())
-    if content.get("settings_hash") != digest:
-        other = ", ".join(name for name in about if content.get(name) != about[name])
-        raise UserError(
-            f"{path} was made with other settings ({other}): --restart begins anew, --out FILE writes elsewhere"
-        )
+        content = {"date": time.strftime("%Y-%m-%d"), **about, "pieces": {}}
+    else:
+        content = json.loads(path.read_text())
+        if other := ", ".join(name for name, value in decides.items() if content.get(name) != value):
+            raise UserError(
+                f"{path} was made with other settings ({other}): --restart begins anew, --out FILE writes elsewhere"
+            )
+    if not bound:
+        content.setdefault("machines", [content.pop("machine", None)])
+        if about["machine"] not in content["machines"]:
+            content["machines"].append(about["machine"])
     return content
+
+
+def place(content: dict, machine: dict) -> dict[str, int]:
+    """What a piece says of the machine that it was made on: its place among those of the results, unless the first."""
+    number = content.get("machines", [machine]).index(machine)
+    return {"machine": number} if number else {}
+
+
+def machines_text(content: dict) -> str:
+    """All machines of some results and their threads, with how many pieces those behind the first one made."""
+    count = Counter(piece.get("machine", 0) for piece in content["pieces"].values())
+    found = []
+    for number, one in enumerate(content.get("machines") or [content["machine"]]):
+        threads = f"{one['torch_threads']} thread{'s' * (one['torch_threads'] > 1)}"
+        if not number or count[number]:
+            share = f" ({count[number]} of {count.total()} pieces)" if number else ""
+            found.append(f"{processor_text(one)}, {threads}{share}")
+    return "; ".join(found)
 
 
 def save(path: Path, content: dict) -> None:
     """Write the file atomically, one piece a line."""
     pieces = ",\n".join(f"  {json.dumps(key)}: {json.dumps(piece)}" for key, piece in content["pieces"].items())
-    head = json.dumps(content | {"pieces": {}}, indent=1).removesuffix("{}\n}")
+    others = {name: value for name, value in content.items() if name != "pieces"}
+    head = json.dumps(others | {"pieces": {}}, indent=1).removesuffix("{}\n}")
     write_atomic(path, f"{head}{{\n{pieces}\n }}\n}}\n")
 
 

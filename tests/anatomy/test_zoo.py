@@ -43,6 +43,16 @@ SLOW = {
     "stablelm",
     "llama4_text",
     "gpt_neo",
+    "gemma4_text",
+    "qwen3_moe+sparse_step",
+    "minimax",
+    "llama4_text+every",
+    "roberta",
+    "hy_v4",
+    "smollm3",
+    "granite",
+    "cohere2",
+    "modernbert-decoder",
 }
 
 

@@ -49,7 +49,7 @@ def opened(folder, **options):
 
 
 LAYERED = [name for name, family in zoo.FAMILIES.items() if "+" not in name and family.expect != "refused"]
-FAST = {"llama", "mixtral"}
+FAST = {"mixtral"}
 
 
 @pytest.mark.parametrize("name", rest_slow(LAYERED, FAST))
@@ -74,9 +74,7 @@ def test_layered_equals_resident(name: str, saved) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    rest_slow(
-        ("llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom", "roberta"), {"llama", "gemma3_text"}
-    ),
+    rest_slow(("llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "mamba", "bloom", "roberta"), {"gemma3_text"}),
 )
 def test_a_layered_proof_and_evaluation(name: str, saved, tmp_path) -> None:
     layered = opened(saved(name), layered=True)

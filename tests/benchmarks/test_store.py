@@ -1,0 +1,35 @@
+"""Results of benchmarks: they go on across machines and sessions, and only with the same settings."""
+
+import json
+
+import pytest
+
+from shallower import UserError
+
+
+def test_results_go_on_and_name_every_machine(bench, tmp_path):
+    """A file from before, of one machine, is continued on another; what that made says so; other settings are
+    refused.
+    """
+    store = bench("harness.store")
+    here, there = ({"cpu": name, "torch_threads": 1, "instruction_sets": []} for name in ("one", "two"))
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"settings": {"sizes": [1]}, "machine": here, "pieces": {"a": {"value": 1}}}))
+    about = {"settings": {"sizes": (1,)}, "machine": there}
+
+    content = store.begun(path, about, restart=False)
+    content["pieces"]["b"] = {"value": 2} | store.place(content, there)
+    store.save(path, content)
+
+    again = store.begun(path, about, restart=False)
+    assert again == json.loads(path.read_text()) and again["machines"] == [here, there]
+    assert again["pieces"] == {"a": {"value": 1}, "b": {"value": 2, "machine": 1}}
+    assert store.place(again, here) == {}
+    assert store.machines_text(again).split("; ")[1].startswith("two (") and "(1 of 2 pieces)" in store.machines_text(
+        again
+    )
+    with pytest.raises(UserError, match="other settings"):
+        store.begun(path, about | {"settings": {"sizes": [2]}}, restart=False)
+    with pytest.raises(UserError, match=r"\(machine\)"):
+        store.begun(path, about, restart=False, bound=True)
+    assert store.begun(path, about, restart=True)["pieces"] == {}
