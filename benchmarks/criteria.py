@@ -20,6 +20,7 @@ from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
+from harness.criteria import OF_LAYERS
 from harness.machine import machine
 from harness.pieces import check_data, ended, parsed, parser_of
 from harness.store import CALIBRATION, FP32, TEXTS, begun, machines_text, place, removal, save
@@ -31,7 +32,6 @@ from shallower import (
     Scores,
     SelectionOptions,
     UserError,
-    methods,
     open_model,
     plan,
     score,
@@ -46,7 +46,6 @@ from shallower.runtime.provenance import versions
 from shallower.storage.files import write_atomic
 from shallower.walk.removals import LossWalk
 
-CRITERIA = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]
 FULL, QUICK = {"sizes": [3, 6, 9], "tokens": 8192, "length": 128}, {"sizes": [1, 2], "tokens": 1024, "length": 128}
 KEPT = ("criterion", "settings", "scores", "windows", "seconds", "peak_memory_bytes", "dtype")
 TOGETHER = 16  # removals evaluated in one walk
@@ -70,7 +69,7 @@ def specs() -> dict[str, Spec]:
 
     Magnitude and random gain nothing by iteration.
     """
-    found = [Spec("lowest", name, "", SelectionOptions("lowest"), {}) for name in CRITERIA if name != "random"]
+    found = [Spec("lowest", name, "", SelectionOptions("lowest"), {}) for name in OF_LAYERS if name != "random"]
     found += [
         Spec("lowest", "random", f"seed {seed}", SelectionOptions("lowest"), {"seed": seed})
         for seed in ("1234", "1235", "1236")
@@ -115,7 +114,7 @@ class Bench:
         """All pieces in order: seconds at a guess, and the work. Evaluations of plans still to be made stand in under
         other keys.
         """
-        found = {f"score {name}": (70 if name == "perplexity" else 20, partial(self.score, name)) for name in CRITERIA}
+        found = {f"score {name}": (70 if name == "perplexity" else 20, partial(self.score, name)) for name in OF_LAYERS}
         sets = {removal(()): ()}
         for key, spec in specs().items():
             found[key] = (spec.step * self.sizes[-1], partial(self.plan, spec))
@@ -151,7 +150,7 @@ class Bench:
     def plan(self, spec: Spec) -> dict:
         """Which layers go, by size: the beginnings of one plan where they are nested, else one plan per size."""
         how = {"choosing": spec.choosing, "settings": spec.settings, "calibration": self.calibration}
-        how |= {"criterion": spec.criterion} if spec.criterion in CRITERIA else {}
+        how |= {"criterion": spec.criterion} if spec.criterion in OF_LAYERS else {}
         source, stored = self.model, self.pieces.get(f"score {spec.criterion}")
         if spec.step:
             _ = self.model.stack  # loaded before the clock starts
@@ -291,7 +290,7 @@ def short_table(content: dict) -> str:
 def main() -> None:
     """Read the arguments; ``--one`` with ``--tokens`` is how the script starts itself for a single criterion."""
     parser = parser_of(__doc__, "criteria", without=("only",))
-    parser.add_argument("--one", choices=CRITERIA, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=OF_LAYERS, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     given = parsed(parser, "criteria")
     out = given.out

@@ -110,7 +110,7 @@ def _about(given: argparse.Namespace, settings: dict) -> dict:
     """The card, the machine, the versions, the code, the settings and the texts."""
     import gpu_models
     import torch
-    from criteria import machine
+    from harness.machine import machine
 
     from shallower.runtime.memory import total_memory
     from shallower.runtime.provenance import versions

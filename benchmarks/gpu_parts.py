@@ -24,17 +24,16 @@ import numpy as np
 import torch
 from gpu_models import Asked
 from harness import plain
+from harness.criteria import OF_LAYERS
 from harness.machine import others
 from speed import SHAPE
 
-from shallower import methods
 from shallower.anatomy.model import Model, checked_device
 from shallower.evaluation.analytic import bandwidth, synchronize
 from shallower.runtime.memory import Peak
 from shallower.walk.replay import replay_of
 
-GROUPS = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE == "inputs"]
-CRITERIA = [name for name in methods.names("criteria") if name not in ("random", *GROUPS)]
+CRITERIA = [name for name in OF_LAYERS if name != "random"]
 # forwards of all layers that a criterion amounts to; a backward that gives gradients of weights too counts two
 FORWARDS = {"block_influence": 1, "angular": 1, "gate": 3, "gradient": 4, "taylor": 4}
 FP32 = {"scores": 1e-3, "losses": 1e-4, "repair": 2e-3, "training": 1e-3}  # relative; losses in nats

@@ -22,7 +22,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from criteria import CRITERIA, KEPT, TOGETHER, Bench, Spec, specs
+from criteria import KEPT, TOGETHER, Bench, Spec, specs
+from harness.criteria import OF_LAYERS
 from harness.machine import machine, others
 from harness.pieces import check_data, ended, parsed, parser_of
 from harness.store import CALIBRATION, FP32, TEXTS, begun, place, removal, save
@@ -133,14 +134,14 @@ def ways(settings: dict) -> dict[str, Spec]:
 
 def scoring(spec: Spec) -> str | None:
     """The piece that scores the dense model for a plan, where there is one."""
-    if spec.criterion not in CRITERIA or spec.step or "seed" in spec.settings:
+    if spec.criterion not in OF_LAYERS or spec.step or "seed" in spec.settings:
         return None
     return " ".join(filter(None, ("score", spec.criterion, spec.settings.get("norm"))))
 
 
 def passes(spec: Spec, layers: int, decisions: int = 1) -> tuple[int, int]:
     """Forwards and backwards of one layer over all scoring tokens, losses of removals left out; see ``counted``."""
-    method = methods.find("criteria", spec.criterion) if spec.criterion in CRITERIA else None
+    method = methods.find("criteria", spec.criterion) if spec.criterion in OF_LAYERS else None
     kind = getattr(method, "EVIDENCE", None)
     walked = sum(layers - gone for gone in range(decisions))
     return {"streams": (walked, 0), "gradients": (2 * walked, walked), "flows": (2 * walked, walked)}.get(kind, (0, 0))
@@ -356,7 +357,7 @@ class Quality(Bench):
     def plan(self, key: str, spec: Spec, sizes: list[int] | None = None) -> dict:
         """Which layers go, by size: the beginnings of one plan where they are nested, else one plan per size."""
         how = {"choosing": spec.choosing, "settings": spec.settings, "calibration": self.calibration}
-        how |= {"criterion": spec.criterion} if spec.criterion in CRITERIA else {}
+        how |= {"criterion": spec.criterion} if spec.criterion in OF_LAYERS else {}
         source, stored = self.model, self.pieces.get(scoring(spec))
         if stored:
             source = Scores(**{name: stored[name] for name in KEPT}, model=self.model.record, calibration=self.record)

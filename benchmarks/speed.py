@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from harness import big, plain
+from harness.criteria import OF_LAYERS
 from harness.machine import BUSY, least, machine, others, processor_text
 from harness.pieces import check_data, ended, parsed, parser_of
 from harness.store import CALIBRATION, begun, save
@@ -285,8 +286,7 @@ def jobs(given: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     found |= {"small greedy": small.greedy, "small taylor": small.taylor}
     found |= {f"small groups {name}": partial(small.groups, name) for name in NARROWING}
     found |= {f"small taylor memory {who}": partial(small.memory, who) for who in ("ours", "plain")}
-    of_layers = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]
-    found |= {f"small criterion {name}": partial(small.criterion, name) for name in of_layers}
+    found |= {f"small criterion {name}": partial(small.criterion, name) for name in OF_LAYERS}
     found |= {f"big limited {what}": partial(big.limited, what, given.work, large, given.group) for what in LIMITED}
     return found | {"big writing": partial(big.writing, given.work, large)}
 

@@ -31,7 +31,7 @@ mkdir -p "$OUT"
 if [ -n "$TINY" ]; then
   DATA=${SHALLOWER_DATA:-$HERE/../../shared/data/text}
   [ -d "$DATA/books" ] || { echo "error: no books in $DATA: say with SHALLOWER_DATA where the texts are" >&2; exit 2; }
-  MODEL=$("$(dirname "$(command -v shallower)")/python" -c 'from shallower.demo import demo_model; print(demo_model())')
+  MODEL=$("$(dirname "$(command -v shallower)")/python" -c 'from shallower.cli.demo import demo_model; print(demo_model())')
   BOOKS="--data $DATA/books/bleak-house_1023.txt --data $DATA/books/the-moonstone_155.txt"
   EVAL_TEXT=${EVAL_TEXT:-$DATA/books/emma_158.txt}
   export PYTHONWARNINGS=ignore

@@ -1,7 +1,9 @@
 """Recipes: every step is a command that there is, with options that it has; slow: the tiny ones run to their report."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,12 @@ def test_every_step_is_a_command_that_there_is(name: str, tiny: bool, tmp_path) 
     count = len(asked)
     again = started(name, *given, **options)
     assert again.returncode == 0 and len(log.read_text().splitlines()) == count + 1  # only the report is made anew
+
+
+def test_what_recipes_import_is_there() -> None:
+    """The stand-in for Python does not look."""
+    found = re.findall(r"from (shallower\S*) import (\w+)", "".join(path.read_text() for path in FOLDER.glob("*.sh")))
+    assert found and all(hasattr(importlib.import_module(module), name) for module, name in found)
 
 
 def test_wrong_words_are_one_line(tmp_path) -> None:
