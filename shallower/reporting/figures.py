@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from statistics import median
 from typing import TypeAlias
 
-from ..artifacts import Compensation, Healing, Scores, Speed, Unit
+from ..artifacts import Compensation, Healing, Scores, Speed, Unit, Units
 from ..artifacts.removal import PARTS
 from ..results.healing import perplexities
 from ..results.timings import setting
@@ -112,8 +113,7 @@ def ordinal(number: int) -> str:
 def importance_figure(name: str, scores: Scores, removed: Iterable[int]) -> Drawing:
     """One bar per layer; those of removed layers stand out."""
     drawing = Drawing(name, f"Importance of every layer by {scores.criterion}", 210)
-    removed = set(removed)
-    values = scores.scores
+    removed, values, names = set(removed), scores.scores, scores.names
     y = Scale.over(values, 172, 30, zero=True)
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
     frame(drawing, x, y, x_label=scores.word, y_label=f"{scores.criterion}: low goes first")
@@ -122,8 +122,35 @@ def importance_figure(name: str, scores: Scores, removed: Iterable[int]) -> Draw
     for index, value in enumerate(values):
         top = y(value)
         colour = "gone" if index in removed else "kept"
-        hint = f"{scores.word} {scores.names[index]}: {short(value)}" + (", removed" if index in removed else "")
+        hint = f"{scores.word} {names[index]}: {short(value)}" + (", removed" if index in removed else "")
         drawing.box(x(index) - width / 2, min(top, foot), width, max(abs(foot - top), 1), colour, hint=hint)
+    return drawing
+
+
+def groups_figure(name: str, scores: Scores, removed: Iterable[int]) -> Drawing:
+    """The median score of the groups of every attention and MLP, a plot for each kind; of a bar as much is in the
+    colour of what is removed as of its groups go.
+    """
+    removed = set(removed)
+    by_part = Units.named(scores.units, scores.model.layer_parameters).by_part
+    kinds = [kind for kind in PARTS if any(part.part == kind for part in by_part)]
+    drawing = Drawing(name, f"Importance of the groups of every part by {scores.criterion}", 210 * len(kinds))
+    x = Scale(-0.5, len(scores.model.layer_parameters) - 0.5, LEFT, RIGHT)
+    width = min(14.0, 0.74 * (RIGHT - LEFT) / len(scores.model.layer_parameters))
+    for row, kind in enumerate(kinds):
+        bars = {part: numbers for part, numbers in by_part.items() if part.part == kind}
+        middle = {part: median(scores.scores[number] for number in numbers) for part, numbers in bars.items()}
+        y = Scale.over(list(middle.values()), 210 * row + 172, 210 * row + 30, zero=True)
+        frame(drawing, x, y, x_label="layer", y_label=f"{kind}: median of {scores.criterion}")
+        foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
+        for part, numbers in bars.items():
+            top, gone = y(middle[part]), sum(number in removed for number in numbers)
+            hint = f"{part}: {short(middle[part])}" + f", {gone:,} of {len(numbers):,} groups removed" * bool(gone)
+            height, share = max(abs(foot - top), 1), gone / len(numbers)
+            left, upper = x(part.layer) - width / 2, min(top, foot)
+            drawing.box(left, upper, width, height, "kept", hint=hint)
+            if gone:
+                drawing.box(left, upper + height * (1 - share), width, height * share, "gone", hint=hint)
     return drawing
 
 

@@ -3,6 +3,7 @@ is told apart or refused.
 """
 
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import shallower
 from shallower import Calibration, Refusal, UserError, drop, open_model, plan, prune
+from shallower.artifacts import Scores
 from shallower.artifacts.removal import Unit
 from shallower.artifacts.units import WIDTH
 from shallower.runtime.progress import shown
@@ -280,8 +282,12 @@ def test_what_was_narrowed_is_healed_compared_and_shown(saved, tmp_path, text):
     assert healed.model.layers[1].mlp.down_proj.in_features == 96 - 19
     value = shallower.evaluate(tmp_path / "healed", texts=text, max_tokens=512, out=tmp_path / "healed.json")
     assert value.perplexity
-    shallower.report(tmp_path, out=tmp_path / "report.html")
+    scored = shallower.score(model, criterion="magnitude", units=WIDTH, out=tmp_path / "scores.json")
+    with patch.object(Scores, "names", []):  # of each group once more for each bar: minutes on real models
+        shallower.report(tmp_path, out=tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Importance of the groups of every part by magnitude" in page
+    assert page.count("of 96 groups removed") == 4 and len(scored.scores) > 500
     assert "19 groups removed" in page and "narrower" in page
     card = (tmp_path / "own/README.md").read_text(encoding="utf-8")
     assert "without 1.attention:0, 19 groups of 1.mlp" in card

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 from ...artifacts import Scores, Units
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
-from ..figures import importance_figure
+from ..figures import groups_figure, importance_figure
 from ..page import Box, Figure, Section, Text, figure_name
 
 
 def section(summary: Summary) -> Section | None:
     """Importance per layer, a figure for each set of scores."""
-    figures = [_figure(summary, item.record, number) for number, item in enumerate(summary.collection.of("scores"), 1)]
+    all_scores = summary.collection.of("scores")
+    figures = [_figure(summary, item.record, number) for number, item in enumerate(all_scores, 1)]
     note = "The lower a layer's score, the less the criterion says it is needed."
     main = summary.main
     if main:  # other criteria would choose other layers
         went = "went" if main.pruned else "would go"
+        what = "the share of groups" if any(item.record.narrow for item in all_scores) else "the layers"
         by = main.plan.criterion or main.plan.selection
-        note += f" Orange: the layers that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
+        note += f" Orange: {what} that {went} by {main.name}, chosen by {by}, in the pictures of all criteria."
     return Section("Importance per layer", [Text(note, "note"), Box(figures, "pair")]) if figures else None
 
 
@@ -29,5 +31,6 @@ def _figure(summary: Summary, scores: Scores, number: int) -> Figure:
     settings = f" ({settings_of(scores.settings)})" if scores.settings else ""
     tokens = f"{tokens_used(scores.calibration)}; " if scores.calibration else ""
     cost = f"{seconds(scores.seconds)}, peak memory {gigabytes(scores.peak_memory_bytes)}"
-    drawing = importance_figure(figure_name("importance", number), scores, removed)
+    draw = groups_figure if scores.narrow else importance_figure
+    drawing = draw(figure_name("importance", number), scores, removed)
     return Figure(drawing, f"{scores.criterion}{settings}: {tokens}{cost}.")
