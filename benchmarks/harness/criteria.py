@@ -1,6 +1,5 @@
-"""Criteria by what they score: whole layers and their parts, or groups alone."""
+"""Criteria of whole layers and their parts; those that look at inputs score groups alone."""
 
 from shallower import methods
 
-OF_GROUPS = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE == "inputs"]
-OF_LAYERS = [name for name in methods.names("criteria") if name not in OF_GROUPS]
+OF_LAYERS = [name for name in methods.names("criteria") if methods.find("criteria", name).EVIDENCE != "inputs"]

@@ -118,13 +118,18 @@ def importance_figure(name: str, scores: Scores, removed: Iterable[int]) -> Draw
     x = Scale(-0.5, len(values) - 0.5, LEFT, RIGHT)
     frame(drawing, x, y, x_label=scores.word, y_label=f"{scores.criterion}: low goes first")
     width = min(14.0, 0.74 * (RIGHT - LEFT) / len(values))
-    foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
+    foot = _foot(y)
     for index, value in enumerate(values):
         top = y(value)
         colour = "gone" if index in removed else "kept"
         hint = f"{scores.word} {names[index]}: {short(value)}" + (", removed" if index in removed else "")
         drawing.box(x(index) - width / 2, min(top, foot), width, max(abs(foot - top), 1), colour, hint=hint)
     return drawing
+
+
+def _foot(y: Scale) -> Number:
+    """Where bars begin: at 0, or at the edge of a scale that does not hold it."""
+    return y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
 
 
 def groups_figure(name: str, scores: Scores, removed: Iterable[int]) -> Drawing:
@@ -142,7 +147,7 @@ def groups_figure(name: str, scores: Scores, removed: Iterable[int]) -> Drawing:
         middle = {part: median(scores.scores[number] for number in numbers) for part, numbers in bars.items()}
         y = Scale.over(list(middle.values()), 210 * row + 172, 210 * row + 30, zero=True)
         frame(drawing, x, y, x_label="layer", y_label=f"{kind}: median of {scores.criterion}")
-        foot = y(0.0) if not y.log and y.low <= 0 <= y.high else y.start
+        foot = _foot(y)
         for part, numbers in bars.items():
             top, gone = y(middle[part]), sum(number in removed for number in numbers)
             hint = f"{part}: {short(middle[part])}" + f", {gone:,} of {len(numbers):,} groups removed" * bool(gone)

@@ -25,9 +25,8 @@ def test_results_go_on_and_name_every_machine(bench, tmp_path):
     assert again == json.loads(path.read_text()) and again["machines"] == [here, there]
     assert again["pieces"] == {"a": {"value": 1}, "b": {"value": 2, "machine": 1}}
     assert store.place(again, here) == {}
-    assert store.machines_text(again).split("; ")[1].startswith("two (") and "(1 of 2 pieces)" in store.machines_text(
-        again
-    )
+    told = store.machines_text(again)
+    assert told.split("; ")[1].startswith("two (") and "(1 of 2 pieces)" in told
     with pytest.raises(UserError, match="other settings"):
         store.begun(path, about | {"settings": {"sizes": [2]}}, restart=False)
     with pytest.raises(UserError, match=r"\(machine\)"):

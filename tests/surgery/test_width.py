@@ -58,7 +58,8 @@ def mixed(part: Unit, count: int) -> set[int]:
 
 def mixed_experts(part: Unit, count: int) -> set[int]:
     """The same, with as many neurons as the products of experts ask for: multiples of 8."""
-    return {*range(16)} if part.part == "mlp" and mixed(part, count) else mixed(part, count)
+    gone = mixed(part, count)
+    return {*range(16)} if gone and part.part == "mlp" else gone
 
 
 @torch.no_grad()
