@@ -79,6 +79,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for gpu.json and gpu.md (benchmarks/results)")
     parser.add_argument("--parts", default=os.environ.get("PARTS", ""), help=f"of {','.join(PARTS)}; also $PARTS (all)")
     parser.add_argument("--earlier", type=_result, metavar="FILE", help="a gpu.json whose other parts are kept")
+    parser.add_argument(
+        "--go-on", action="store_true", help="of --earlier keep the steps that are ok, and make the others"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny models, without a GPU on the CPU; needs --out")
     parser.add_argument("--work", type=Path, help="folder for the models, about 40 GB; they go (the system's)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -155,7 +158,7 @@ def _earlier(given: argparse.Namespace, content: dict) -> dict[str, dict]:
     names = [(one["card"] or {}).get("name") for one in (before, content)]
     if before["tiny"] != content["tiny"] or names[0] != names[1]:
         sys.exit(f"error: --earlier was made on another card ({names[0]}, here {names[1]}), or with other models")
-    return {name: part for name, part in before["parts"].items() if name not in given.parts}
+    return {name: part for name, part in before["parts"].items() if name not in given.parts or given.go_on}
 
 
 def _result(text: str) -> dict:
@@ -176,7 +179,11 @@ def _one_more(name: str, given: argparse.Namespace, scratch: Path, content: dict
     left = STARTED + given.seconds * (1 - RESERVE) - time.monotonic()
     least = PARTS[name].least * (TINY_SECONDS / SECONDS / 2 if given.tiny else 1)
     card = content["card"] or {"name": "no GPU"}
-    part = {"status": "skipped", "date": content["date"], "code": content["code"], "seconds": 0.0, "steps": {}}
+    before = content["parts"].get(name, {"code": content["code"], "steps": {}})
+    codes = dict.fromkeys((*before["code"].split(" and "), content["code"]))
+    known = {key: step for key, step in before["steps"].items() if step["status"] == "ok"}
+    (scratch / f"{name}.known.json").write_text(json.dumps(known))
+    part = {"status": "skipped", "date": content["date"], "code": " and ".join(codes), "seconds": 0.0, "steps": known}
     started, limit, ended = time.monotonic(), min(left, _most(name, given)), "stopped by a signal"
     try:
         if left >= least:

@@ -28,7 +28,6 @@ from shallower import (
     RepairOptions,
     SelectionOptions,
     Training,
-    bench,
     drop,
     heal,
     open_model,
@@ -39,6 +38,9 @@ from shallower import (
 from shallower.anatomy.loading import quiet
 from shallower.anatomy.model import Model
 from shallower.artifacts import Removal, plain
+from shallower.evaluation.analytic import analytic, bandwidth
+from shallower.evaluation.speed import Lane, take_turns
+from shallower.runtime.progress import meter
 from shallower.stages.repair import fit_repair
 from shallower.storage.journal import journaled
 
@@ -220,9 +222,9 @@ class Asked:
         return model
 
 
-def scored(model: Model, criterion: str, tokens: Path) -> dict:
+def scored(model: Model, criterion: str, tokens: Path, units: str = "layer") -> dict:
     """Scores, seconds without loading, and peak memory."""
-    found = score(model, criterion=criterion, calibration=Calibration(tokens=str(tokens)))
+    found = score(model, criterion=criterion, calibration=Calibration(tokens=str(tokens)), units=units)
     return {"scores": found.scores, "seconds": found.seconds, "peak_bytes": found.peak_memory_bytes}
 
 
@@ -253,14 +255,29 @@ def pruned(model: Model, removed: Iterable[int], out: Path, *, verify: bool = Tr
     return {"seconds": time.perf_counter() - started, "verified": plain(made.verified)}
 
 
-def decoded(model: Model, against: Model, grid: dict) -> dict:
-    """Rows and speed-ups of decoding, the two models in turns."""
-    found = bench(model, against=against, grid=Grid.of(**grid))
-    rows = [{key: getattr(row, key, None) for key in ("of", "batch", "decode", "bound", "error")} for row in found.rows]
-    for row in rows:
-        row["decode"] = row["decode"] and row["decode"].median
-    told = {name: plain(getattr(found, name)) for name in ("speedups", "bandwidth", "analytic")}
-    return {"rows": rows, **told}
+def decoded(models: dict[str, Model], grid: dict) -> dict:
+    """Seconds of a decoding step, all models in turns, and how much faster the others are than the last: in fact, and
+    by the bytes that a step reads.
+    """
+    for model in models.values():
+        _ = model.stack
+    dense, how = list(models)[-1], Grid.of(**grid)
+    figures = {name: analytic(model) for name, model in models.items()}
+    speed, rows, speedups = bandwidth(models[dense].device), [], []
+    for setting in how.settings:
+        lanes = {name: Lane(name, models, how, setting, figures[name]) for name in models}
+        with meter("speed", (how.warmup + how.repeats) * len(models)) as done:
+            take_turns(lanes, how, math.inf, done)
+        took = {name: None if lane.full else median(lane.seconds("decode")) for name, lane in lanes.items()}
+        for name, lane in lanes.items():
+            place = {"of": name, "batch": setting[0]}
+            bound = took[name] and lane.step_bytes / took[name] / speed
+            rows.append(place | {"decode": took[name], "bound": bound})
+            if name != dense and took[name] and took[dense]:
+                ideal = lanes[dense].step_bytes / lane.step_bytes
+                speedups.append(place | {"decode": took[dense] / took[name], "ideal": ideal})
+    read = {name: one.read_bytes_per_token for name, one in figures.items()}
+    return {"rows": rows, "speedups": speedups, "bandwidth": speed, "read_bytes_per_token": read}
 
 
 def healed(asked: Asked, data: list[Path], out: Path, how: dict, *, method: str, skipped: int = 0) -> dict:

@@ -34,6 +34,7 @@ from shallower.runtime.memory import Peak
 from shallower.walk.replay import replay_of
 
 CRITERIA = [name for name in OF_LAYERS if name != "random"]
+PARTS_OF_LAYERS = (("sublayer", "perplexity"), *(("width", name) for name in ("wanda", "flap", "taylor")))
 # forwards of all layers that a criterion amounts to; a backward that gives gradients of weights too counts two
 FORWARDS = {"block_influence": 1, "angular": 1, "gate": 3, "gradient": 4, "taylor": 4}
 FP32 = {"scores": 1e-3, "losses": 1e-4, "repair": 2e-3, "training": 1e-3}  # relative; losses in nats
@@ -91,17 +92,26 @@ class Sheet:
     Attributes:
         until: when the part has to end, on the monotonic clock.
         steps: name -> status (ok, failed, skipped), seconds and what was found.
+        known: steps of an earlier run that are not made again.
     """
 
     file: Path
     until: float
     steps: dict[str, dict] = field(default_factory=dict)
+    known: dict[str, dict] = field(default_factory=dict)
 
     def left(self) -> float:
         return self.until - time.monotonic()
 
-    def step(self, name: str, make: made.Make, needs: float = 0.0) -> dict:
-        """Make a step if ``needs`` seconds are left for it; what it found, or an empty dictionary."""
+    def step(self, name: str, make: made.Make, needs: float = 0.0, *, always: bool = False) -> dict:
+        """Make a step if ``needs`` seconds are left for it; what it found, or an empty dictionary.
+
+        Args:
+            always: make it although it is known: others need what it leaves behind.
+        """
+        if name in self.known and not always:
+            self.put(name, self.known[name])
+            return self.known[name]
         if self.left() < needs:
             self.put(
                 name,
@@ -342,6 +352,9 @@ def scoring(work: Work, sheet: Sheet) -> None:
     sheet.step("published procedure", partial(_published, work, model, first), 5)
     for name in [name for name in CRITERIA if name != "perplexity"]:
         timed(name, own["few"], own["repeats"])
+    for units, name in PARTS_OF_LAYERS:
+        label = f"{units}: {name} {own['few'][0]} x {own['few'][1]}"
+        sheet.step(label, partial(_scored, work, model, name, own["few"], 1, units), 5)
     cheap = [(name, own["many"]) for name in ("block_influence", "angular", "taylor", "gate")]
     for name, size in [("perplexity", own["more"]), *cheap]:
         timed(name, size, needs=1.5 + 4 * _flops(work, name, size) / work.rate)
@@ -372,13 +385,13 @@ def _flops(work: Work, name: str, size: list[int]) -> float:
     return 2.0 * samples * length * (layer * layers * FORWARDS.get(name, 0) + ends)
 
 
-def _scored(work: Work, model: Model, name: str, size: list[int], repeats: int) -> dict:
-    """Seconds of every repeat, the largest peak, and the share of the card's rate."""
-    runs = [made.scored(model, name, work.tokens(size)) for _ in range(repeats)]
-    took, flops = [run["seconds"] for run in runs], _flops(work, name, size)
+def _scored(work: Work, model: Model, name: str, size: list[int], repeats: int, units: str = "layer") -> dict:
+    """Seconds of every repeat, the largest peak, and of layers the share of the card's rate."""
+    runs = [made.scored(model, name, work.tokens(size), units) for _ in range(repeats)]
+    took, flops = [run["seconds"] for run in runs], _flops(work, name, size) if units == "layer" else 0.0
     found = {"took": took, "best_seconds": min(took), "peak_bytes": max(run["peak_bytes"] for run in runs)}
     found |= {"flops": flops, "share_of_rate": flops / min(took) / work.rate} if flops else {}
-    return found | ({"scores": runs[-1]["scores"]} if name == "perplexity" else {})
+    return found | ({"scores": runs[-1]["scores"]} if name == "perplexity" and units == "layer" else {})
 
 
 def _published(work: Work, model: Model, ours: dict) -> dict:
@@ -421,28 +434,22 @@ def decode(work: Work, sheet: Sheet) -> None:
     dense, fewer = Asked(folder, work.device).opened(loaded=False), {}
     for share in reversed(own["shares"]):
         out, gone = work.folder / f"without-{share}", middle(own["shape"]["layers"], share)
-        sheet.step(f"writing without {share:.0%}", partial(made.pruned, dense, gone, out, verify=False))
+        sheet.step(f"writing without {share:.0%}", partial(made.pruned, dense, gone, out, verify=False), always=True)
         if (out / "config.json").is_file():
             fewer[f"without {share:.0%}"] = Asked(out, work.device).opened(loaded=False)
     card, batches = work.device.startswith("cuda"), own["batches"]
+    models = fewer | {"all layers": dense}
     grid = {"prompts": (own["prompt"],), "new": (own["new"],), "repeats": 3}
     growing = grid | {"warmup": 1, "batches": tuple(batches)}
     static = grid | {"warmup": 2, "cache": "static", "compiled": card}
     needs = own["compiling"]
     for batch in (batches[0], None, *reversed(batches[1:])):  # None: all of them with a growing cache
-        for name, model in fewer.items():
-            if batch is None:
-                sheet.step(f"{name}, dynamic cache", partial(_speedups, model, dense, growing), 10)
-                continue
-            label = f"{name}, batch {batch}, static cache{', CUDA graphs' * card}"
-            sheet.step(label, partial(_speedups, model, dense, static | {"batches": (batch,)}), needs)
-            needs = sheet.steps[label].get("seconds", needs)  # most of it is compiling
-
-
-def _speedups(model: Model, dense: Model, grid: dict) -> dict:
-    found = made.decoded(model, dense, grid)
-    weights = {name: one["read_bytes_per_token"] for name, one in found.pop("analytic").items()}
-    return found | {"read_bytes_per_token": weights}
+        if batch is None:
+            sheet.step("dynamic cache", partial(made.decoded, models, growing), 10)
+            continue
+        label = f"batch {batch}, static cache{', CUDA graphs' * card}"
+        sheet.step(label, partial(made.decoded, models, static | {"batches": (batch,)}), needs)
+        needs = 0.95 * sheet.steps[label].get("seconds", needs)  # most of it is compiling
 
 
 # ---------------------------------------------------------------- repair
@@ -515,7 +522,8 @@ def _trainer(work: Work, folder: Path, method: str) -> dict:
 def run(name: str, folder: Path, until: float, *, tiny: bool) -> None:
     """Make one part in this process; what it finds is in a file of its name in the folder."""
     torch.manual_seed(0)
-    sheet = Sheet(folder / f"{name}.json", until)
+    known = folder / f"{name}.known.json"
+    sheet = Sheet(folder / f"{name}.json", until, known=json.loads(known.read_text()) if known.is_file() else {})
     work = Work(folder, checked_device(None), (TINY if tiny else FULL)[name])
     try:
         with others() as shared:

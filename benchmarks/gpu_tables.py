@@ -34,7 +34,7 @@ def _decode(steps: dict) -> Iterator[str]:
         cache = "dynamic" if "dynamic" in name else "static"
         for row in step.get("speedups", []):
             speed = f"{row['decode']:.2f} x (ideal {row['ideal']:.2f})"
-            yield f"{name.partition(',')[0]}, batch {row['batch']}, {cache} {speed}"
+            yield f"{row['of']}, batch {row['batch']}, {cache} {speed}"
 
 
 def _repair(steps: dict) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _figures(step: dict) -> str:
     for name, one in step.get("checks", {}).items():
         found.append(f"{name} {one['difference']:.1e} (at most {one['tolerance']:.1e})")
     for row in step.get("speedups", []):
-        found.append(f"batch {row['batch']}: {row['decode']:.3f} x, ideal {row['ideal']:.3f}")
+        found.append(f"{row['of']}, batch {row['batch']}: {row['decode']:.3f} x, ideal {row['ideal']:.3f}")
     for row in step.get("rows", []):
         if row["decode"]:
             found.append(

@@ -3,14 +3,20 @@
 Without one the same tests run on the CPU, among the slow ones, so that they are known to work on the day of a GPU.
 """
 
+import numpy as np
 import pytest
 import torch
 import zoo
 
 import shallower
-from shallower.artifacts import Removal, plain
+from shallower.artifacts import Removal, Unit, plain
 from shallower.stages.repair import fit_repair
 from shallower.walk.replay import replay_of
+
+PARTS = ("magnitude", "taylor", "gate", "perplexity", "block_influence")
+GROUPS = ("magnitude", "taylor", "activation", "wanda", "flap")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
+LOST = Removal.of((Unit(2, "mlp"), Unit(4, "attention"), Unit(6)))
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow
@@ -80,3 +86,134 @@ def test_speed(how, saved) -> None:
     )
     assert [row.runs for row in found.rows] == [3] * 2 * len(batches) and len(found.speedups) == len(batches)
     assert all(row.peak_memory_bytes > found.analytic[row.of].weight_bytes for row in found.rows)
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
+    np.save(path, zoo.tokens(batch=32, length=24).numpy())
+    return shallower.Calibration(tokens=str(path), samples=32, length=24)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "qwen3_moe"])
+@pytest.mark.parametrize(("units", "criteria"), [("sublayer", PARTS), ("width", GROUPS)])
+def test_parts_and_groups_are_scored_as_on_the_cpu(name, units, criteria, calibration, saved) -> None:
+    if name == "qwen3_moe" and units == "width":
+        criteria = ("magnitude", "taylor")  # what enters the products of experts is not gathered
+    found = []
+    for device, layered in (("cpu", False), (DEVICE, False), (DEVICE, True)):
+        how = {"units": units, "calibration": calibration, "compute": shallower.Compute(device=device, layered=layered)}
+        found.append(shallower.score(saved(name), criterion=criteria, **how))
+    for other, resident, layered in zip(*found, strict=True):
+        np.testing.assert_allclose(resident.scores, other.scores, rtol=2e-3, atol=2e-4 * np.abs(other.scores).max())
+        assert layered.scores == resident.scores, layered.criterion
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("lost", "form"), [("2.mlp, 4.attention, 6", "custom"), ("2.mlp, 5.mlp", "auto")])
+def test_models_without_parts_are_written_and_opened(lost, form, dtype, calibration, saved, tmp_path) -> None:
+    model = shallower.open_model(saved("llama"), shallower.Compute(device=DEVICE, dtype=dtype))
+    how = shallower.RepairOptions("sequential", {}, calibration)
+    made = shallower.prune(model, shallower.drop(model, lost), out=tmp_path / "out", compensating=how, format=form)
+    assert made.proof.logits == "bit for bit"
+    loaded = shallower.load(tmp_path / "out").to(DEVICE)
+    assert loaded(input_ids=zoo.tokens().to(DEVICE)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_a_repair_of_parts_lowers_the_loss_as_on_the_cpu(layered, calibration, saved) -> None:
+    losses = {}
+    for device in ("cpu", DEVICE):
+        model = shallower.open_model(saved("llama"), shallower.Compute(device=device, layered=layered))
+        report = fit_repair(model, LOST, shallower.RepairOptions("sequential", {}, calibration))[1]
+        losses[device] = plain(report.loss)
+    assert losses[DEVICE] == pytest.approx(losses["cpu"], rel=2e-3)
+
+
+@pytest.mark.parametrize("units", ["layer", "mlp", "sublayer"])
+@pytest.mark.parametrize("selection", ["greedy", "beam"])
+def test_a_search_finds_what_it_finds_on_the_cpu(selection, units, calibration, saved) -> None:
+    choosing = shallower.SelectionOptions(selection, keep_first=0, keep_last=0)
+    found = [
+        shallower.plan(
+            saved("llama"),
+            remove=3,
+            units=units,
+            choosing=choosing,
+            calibration=calibration,
+            compute=shallower.Compute(device=device),
+        ).removal
+        for device in ("cpu", DEVICE)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("criterion", "selection", "repair"), [("wanda", "uniform", None), ("flap", "standardised", "bias")]
+)
+def test_narrowed_models_are_proven(criterion, selection, repair, dtype, calibration, saved, tmp_path) -> None:
+    model = shallower.open_model(saved("llama"), shallower.Compute(device=DEVICE, dtype=dtype))
+    choosing = shallower.SelectionOptions(selection)
+    made = shallower.plan(
+        model, ratio=0.1, units="width", criterion=criterion, choosing=choosing, calibration=calibration
+    )
+    how = repair and shallower.RepairOptions(repair, {}, calibration)
+    pruned = shallower.prune(model, made, out=tmp_path / "out", compensating=how, format="custom")
+    assert pruned.verified.logits_difference <= (2e-6 if dtype == "fp32" else 3e-2)
+    how = shallower.RepairOptions("sequential", {}, calibration)
+    report = fit_repair(model, made.removal, how)[1]
+    assert report.loss.after <= report.loss.before
+
+
+def test_depth_and_width_are_chosen_and_written(calibration, saved, tmp_path) -> None:
+    model = shallower.open_model(saved("llama"), shallower.Compute(device=DEVICE, dtype="bf16"))
+    made = shallower.plan(model, units="layer+width", ratio=0.3, calibration=calibration)
+    assert abs(made.share - 0.3) < 0.01
+    pruned = shallower.prune(model, made, out=tmp_path / "out")
+    assert pruned.format == "plain" and pruned.verified.logits_difference <= 3e-2
+
+
+@pytest.mark.parametrize("method", ["continued", "lora", "distill"])
+def test_models_without_parts_and_narrowed_ones_are_healed(method, calibration, saved, text, tmp_path) -> None:
+    compute = shallower.Compute(device=DEVICE, dtype="bf16")
+    model = shallower.open_model(saved("llama"), compute)
+    narrow = shallower.plan(model, ratio=0.1, units="width", criterion="magnitude")
+    for label, made in (("parts", shallower.drop(model, [*map(str, LOST.units)])), ("narrow", narrow)):
+        shallower.prune(model, made, out=tmp_path / label, format="custom")
+        healed = shallower.heal(
+            tmp_path / label,
+            data=text,
+            method=method,
+            train_tokens=512,
+            training=shallower.Training(length=32, batch_tokens=128),
+            out=tmp_path / f"{label}-healed",
+            compute=compute,
+        )
+        assert healed.rows and shallower.evaluate(tmp_path / f"{label}-healed", texts=text, max_tokens=512).perplexity
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_walked_and_told_apart_as_on_the_cpu(name, layered, calibration, saved) -> None:
+    found = []
+    for device, dtype in (("cpu", "fp32"), (DEVICE, "fp32"), (DEVICE, "bf16")):
+        model = shallower.open_model(saved(name), shallower.Compute(device=device, dtype=dtype, layered=layered))
+        scores = shallower.score(model, criterion=("perplexity", "taylor"), calibration=calibration)
+        found.append((model.parts, model.grouped, [one.scores for one in scores], replay_of(model) is None))
+    for dtype, one in zip(("fp32", "bf16"), found[1:], strict=True):
+        assert (one[0], one[1], one[3]) == (found[0][0], found[0][1], found[0][3])
+        np.testing.assert_allclose(one[2], found[0][2], rtol=2e-3 if dtype == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_every_family_is_looked_through_as_on_the_cpu(name, saved) -> None:
+    found = []
+    for device, dtype in (("cpu", "fp32"), (DEVICE, "bf16")):
+        model = shallower.open_model(saved(name), shallower.Compute(device=device, dtype=dtype))
+        try:
+            parts = model.grouped
+        except shallower.Refusal:  # of another layer, where rounding makes the first ones look alike
+            parts = None
+        found.append((parts, replay_of(model) is None))
+    assert found[0] == found[1]

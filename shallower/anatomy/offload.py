@@ -25,6 +25,7 @@ from .lean import lean_ends
 from .loading import FLOATS, Checkpoint, align_weights, check_whole, one_line, quiet
 from .names import names_in_model
 from .patch import Patch, add_bias, drop_bias
+from .stack import APART
 
 WHOLE = {
     "I64": torch.int64,
@@ -37,7 +38,6 @@ WHOLE = {
 TENSOR_DTYPES = FLOATS | WHOLE  # safetensors' spelling -> torch
 READ_PIECE = 64 << 20
 READERS = 8  # tensors of a layer that are read at once: one thread copies no faster than a few GB/s, even from a cache
-APART = 1009  # numbers between where one stand-in and the next one begin
 NOISE = 1_000_003  # random numbers that stand-ins repeat; prime, so that no two rows are alike
 OUTSIDE_UNIT = -1  # the unit of all weights that belong to no layer
 

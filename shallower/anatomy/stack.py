@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..errors import Refusal, UserError
 
 BATCH, LENGTH = 2, 7  # unequal to each other and to common sizes, so that the axes of the stream can be told apart
+# numbers between the beginnings of random weights that share a block: whole 16 bytes, for products of experts on a GPU,
+# and a prime of them, so that few weights have rows in common
+APART = 8 * 127
 
 
 @dataclass(frozen=True)

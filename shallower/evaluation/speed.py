@@ -8,6 +8,7 @@ their speed-up is the median of the ratios of neighbouring runs.
 import os
 import re
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ def measure(models: dict[str, Model], grid: Grid) -> dict[str, Any]:
                 if (name, prompt, new) not in spent
             }
             until = time.monotonic() + (deadline - time.monotonic()) / (len(settings) - index)
-            _take_turns(lanes, grid, until, done)
+            take_turns(lanes, grid, until, done)
             done.add(each * (index + 1) - done.done)
             rows += [lane.row(speed) for lane in lanes.values()]
             spent |= {(name, prompt, new) for name, lane in lanes.items() if lane.full}
@@ -106,7 +107,8 @@ def _figures(model: Model) -> Analytic:
         raise UserError(f"{what}; bench measures cached decoding only") from error
 
 
-def _take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter) -> None:
+def take_turns(lanes: dict[str, "Lane"], grid: Grid, until: float, done: Meter) -> None:
+    """Run the lanes one after the other, again and again: fewer times where ``until`` has passed."""
     for turn in range(grid.warmup + grid.repeats):
         if turn >= grid.warmup + min(LEAST, grid.repeats) and time.monotonic() > until:
             return
@@ -158,7 +160,10 @@ class Lane:
             UserError: the model cannot decode so, or yields NaN.
         """
         try:
-            with Peak(self.model.device) as peak:
+            with Peak(self.model.device) as peak, warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "TensorFloat32", UserWarning
+                )  # products in fp32 are meant to be exact
                 prefill, step, latency, cache = self._run()
             if kept:
                 self.runs.append(TimedRun(prefill, step, latency, peak.bytes - self.others - beside, cache))

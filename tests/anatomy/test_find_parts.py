@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shallower import open_model
 from shallower.anatomy.stack import find_stack
+from shallower.anatomy.units.grouping import groups_of
 from shallower.anatomy.units.part import find_parts, silent
 from shallower.errors import Refusal
 from shallower.walk.replay import Replay
@@ -101,3 +102,32 @@ def test_parts_of_wide_layers_are_found_without_their_weights(tmp_path) -> None:
     model = open_model(tmp_path / "wide")
     assert [layer.order for layer in model.parts] == [BOTH, BOTH]
     assert {part.part for part in model.units("width").by_part} == {*BOTH}
+
+
+def test_what_a_coarse_dtype_rounds_is_still_seen(tmp_path) -> None:
+    """Layers times constants near one, and keys that layers share in what is no dict; looked at in fp32 and in bf16."""
+    folder = zoo.save("gemma4_text", tmp_path / "in")
+    for dtype in ("fp32", "bf16"):
+        with pytest.raises(Refusal, match="adds more to the stream"):
+            _ = open_model(folder, dtype=dtype).parts
+    plain = zoo.FAMILIES["gemma4_text"].build()
+    for layer in plain.model.layers:
+        layer.layer_scalar.fill_(1)
+    folder = zoo.save(plain, tmp_path / "plain")
+    exact, coarse = (open_model(folder, dtype=dtype).grouped for dtype in ("fp32", "bf16"))
+    assert exact == coarse and exact[0].groups
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_random_weights_begin_where_products_of_experts_on_a_gpu_can_read_them(layered, tmp_path) -> None:
+    model = open_model(zoo.save("qwen3_moe", tmp_path / "in"), dtype="bf16", layered=layered)
+    parts, seen = model.parts, []
+
+    def see(module: torch.nn.Module, _: tuple) -> None:
+        seen.extend(parameter.data_ptr() % 16 for parameter in module.parameters())
+
+    with model.dry() as module:
+        for layer in model.outline.of(module).layers:
+            layer.mlp.register_forward_pre_hook(see)
+        groups_of(model.outline.of(module), module, zoo.tokens(2, 12), parts)
+    assert seen and not any(seen)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from packaging.version import Version
 from shrinking import LAYERS, VOCAB, shrink
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -364,6 +365,7 @@ def save(
     model = FAMILIES[name_or_model].build() if isinstance(name_or_model, str) else name_or_model
     if dtype is not None:
         model = copy.deepcopy(model).to(dtype)
+    transformers.utils.logging.disable_progress_bar()  # so that tests of what is printed see what the package prints
     model.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
     if with_tokenizer:
         tokenizer(model.get_input_embeddings().num_embeddings).save_pretrained(folder)

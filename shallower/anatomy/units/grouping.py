@@ -8,7 +8,7 @@ the groups masked, noise in all of their rows must change nothing.
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from ...errors import Refusal
 from ..forwards import plain_forwards
 from ..modeling_shallower import renumber, reshape
-from ..stack import Interface, Stack
+from ..stack import APART, Interface, Stack
 from ..writers import Writer, writer_inside
 from .group import Groups, Slices, masked
 from .part import LayerParts, Part
 
 Places = dict[tuple[str, int], Tensor]  # (weight, axis) -> which places along it, as booleans
 SPREAD = 0.05  # of the random weights that are looked at
-APART = 1009  # random numbers between where one weight's and the next one's begin
 UNMOVED = 1e-5  # of the largest number: equal but for the order of sums
 ATTRIBUTES = 3  # numbers beside the weights that have to follow, at most
 TRIES = 2000
@@ -370,10 +369,10 @@ def _random_weights(layer: nn.Module, part: Part) -> Iterator[torch.dtype]:
 
 
 def _cast(value: Any, kind: torch.dtype) -> Any:
-    """The same with floating tensors in that dtype, inside containers too."""
+    """The same with floating tensors in that dtype, inside containers too, which are copied: layers write into them."""
     if isinstance(value, Tensor):
         return value.to(kind) if value.is_floating_point() else value
-    if isinstance(value, dict):
+    if isinstance(value, MutableMapping):  # keys and values that layers share are in one that is no dict
         return {key: _cast(item, kind) for key, item in value.items()}
     if type(value) in (tuple, list):
         return type(value)(_cast(item, kind) for item in value)
