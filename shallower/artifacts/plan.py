@@ -157,5 +157,8 @@ class Plan(TypedRecord):
         if self.removal.narrows:
             layers = len(self.removal.layers)
             beside = f"{layers} of {self.model.layers} layers and " if layers else ""
-            return f"{beside}{self.size - layers:,} groups of attentions and MLPs"
-        return f"{self.size} units" if self.units else f"{self.size} of {self.model.layers} layers"
+            groups = self.size - layers
+            return f"{beside}{groups:,} group{'s' * (groups > 1)} of attentions and MLPs"
+        return (
+            f"{self.size} unit{'s' * (self.size > 1)}" if self.units else f"{self.size} of {self.model.layers} layers"
+        )

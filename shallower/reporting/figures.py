@@ -87,7 +87,7 @@ def _halves(drawing: Drawing, index: int, lost: dict[str, int], colour: str, pla
     for number, name in enumerate(PARTS):
         half, side = left + number * block / 2, block / 2 - 1
         gone, narrower = lost.get(name) == 0, lost.get(name, 0)
-        state = f"{narrower:,} groups removed" if narrower else "removed" if gone else "kept"
+        state = f"{narrower:,} group{'s' * (narrower > 1)} removed" if narrower else "removed" if gone else "kept"
         hint = f"layer {index}, {name}: {state}"
         drawing.box(half, y + 1, side, ROW - 3, "gone" if gone else colour, hollow=gone, hint=hint)
         if narrower:

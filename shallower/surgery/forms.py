@@ -102,7 +102,9 @@ def _custom_form(model: Model, plan: Plan, biases: LayerShapes) -> Form:
     _narrow(silent, {index: shapes.get(index, {}) | biases.get(index, {}) for index in plan.kept}, plan, model)
     told = [f"{unit.layer} without its {unit.part}" for unit in removal.units if unit.part and not unit.groups]
     told += [
-        f"{unit.layer} without {len(unit.groups)} groups of its {unit.part}" for unit in removal.units if unit.groups
+        f"{unit.layer} without {len(unit.groups)} group{'s' * (len(unit.groups) > 1)} of its {unit.part}"
+        for unit in removal.units
+        if unit.groups
     ]
     return Form(
         "custom",

@@ -73,17 +73,12 @@ def verify(
     reference = _reference(model, plan.removal, patch or {}, partial(open_module, model.checkpoint), save_dtype, probe)
     written = open_checkpoint(folder, trust_remote_code=model.checkpoint.trust_remote_code)
     how = {"dtype": torch.float32, "lean": reference.tokens} if reference.widened else {"dtype": save_dtype}
-    pruned, info = open_module(written, **how)
-    check_whole("the written model", info)
     try:
-        if plan.removal.narrows and "close" not in info:
-            got = _logits_as(pruned, reference.dtype, reference.tokens)
-        else:
-            got = _logits(pruned, reference.tokens)
-    except Exception as error:  # constants by layer that no config field holds
-        raise UserError(
-            f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
-        ) from error
+        pruned, info = open_module(written, **how)
+    except UserError as error:  # which names a folder that will be gone
+        raise UserError(str(error).replace(str(written.source), "the written model")) from error
+    check_whole("the written model", info)
+    got = _logits_of_written(pruned, reference, exact=plan.removal.narrows and "close" not in info)
     _check_unexpected(info, sources, reference.unexpected)
     kind = _tolerated(model, reference, save_dtype, patch)
     difference = _check_logits(reference.logits, got, kind)
@@ -102,6 +97,15 @@ def verify(
         layered=layered,
         changed_weights=len(patch or {}),
     )
+
+
+def _logits_of_written(pruned: nn.Module, reference: "_Reference", *, exact: bool) -> Tensor:
+    try:
+        return _logits_as(pruned, reference.dtype, reference.tokens) if exact else _logits(pruned, reference.tokens)
+    except Exception as error:  # constants by layer that no config field holds
+        raise UserError(
+            f"the written model does not run ({type(error).__name__}: {one_line(error)}): nothing was kept"
+        ) from error
 
 
 def _tolerated(

@@ -37,6 +37,7 @@ from shallower import (
     report,
     score,
 )
+from shallower.anatomy.loading import Checkpoint as LoadedCheckpoint
 from shallower.anatomy.stack import dry_tokens
 from shallower.artifacts import HealingReport, LossChange
 from shallower.evaluation.tasks import _prefix as prefix_of
@@ -531,3 +532,19 @@ def test_tasks_need_no_special_tokens(source, tmp_path) -> None:
     assert AutoTokenizer.from_pretrained(source).all_special_tokens == []
     found = evaluate(source, tasks=Tasks(("piqa",), tmp_path)).tasks["piqa"]
     assert found.count == 3 and set(found.items) <= {0.0, 1.0}
+
+
+def test_a_written_model_that_cannot_be_loaded_is_told_without_the_folder_that_is_gone(
+    source, tmp_path, monkeypatch
+) -> None:
+    model, loads = open_model(source), LoadedCheckpoint.load_reporting
+    chosen = drop(model, [2])
+
+    def load(self, **how):
+        if self.source != model.checkpoint.source:
+            raise UserError(f"{self.source}: transformers cannot load it (no place for it)")
+        return loads(self, **how)
+
+    monkeypatch.setattr(LoadedCheckpoint, "load_reporting", load)
+    told = refused("the written model: transformers cannot load it", lambda: prune(model, chosen, out=tmp_path / "out"))
+    assert str(tmp_path) not in told and not (tmp_path / "out").exists()
