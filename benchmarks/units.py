@@ -1,7 +1,7 @@
 """Whole layers against attention only, MLP only and both mixed, at equal parameters, in fp32 on the CPU.
 
 Every kind of unit is removed by Taylor+, by its removal losses (one-shot) and by greedy, until as many parameters are
-gone as whole layers have that come nearest to 10 and 20 % of the model. What goes is evaluated on three texts as it
+gone as whole layers have that come nearest to 10, 20 and 30 % of the model. What goes is evaluated on three texts as it
 is and repaired by ``sequential``; the sets of greedy at 20 %, repaired, answer tasks too. A kind of which that much
 cannot go, or not within 1 % of the parameters, has no figure there. Beside it: the losses of all leave-one-outs
 against the half-layer forwards that they need, and speed and cache without layers, attentions and MLPs that lie evenly.
@@ -9,8 +9,9 @@ Each finished piece is on disk before the next one begins; table and plot are ma
 model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,7 @@ FULL = {
     **{"shares": [0.1, 0.2], "scoring": [10, 128], "fitting": [64, 128], "tokens": 2048, "length": 128},
     **{"tasks": {"lambada_openai": 100}, "tasks_at": 0.2, "repeats": 3, "context": 2048},
 }
+FURTHER = (0.3,)  # shares that came later, each a piece of its own: a search behind them begins anew
 QUICK = FULL | {
     **{"shares": [0.1], "scoring": [2, 32], "fitting": [8, 32], "tokens": 256, "length": 32, "context": 64},
     **{"tasks": {"lambada_openai": 2}, "tasks_at": 0.1, "repeats": 1},
@@ -84,18 +86,21 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
                 for kind in KINDS:
                     made = partial(pieces.get, f"choose {name} {kind} {way}")
                     found[f"repair {name} {kind} {way} {share:g}"] = partial(one.repair, made, way, share)
+        for way, share, kind in itertools.product(WAYS, FURTHER if settings is FULL else (), KINDS):
+            key = f"{name} {kind} {way} {share:g}"
+            found[f"choose {key}"] = partial(one.choose, kind, way, (share,))
+            found[f"repair {key}"] = partial(one.repair, partial(pieces.get, f"choose {key}"), way, share)
     return found
 
 
 class Bench(Measured):
     """One model: what goes by every way, and what that costs."""
 
-    @property
-    def targets(self) -> dict[str, float]:
+    def targets(self, shares: Iterable[float]) -> dict[str, float]:
         """Share that is asked for -> share of the whole layers that come nearest to it."""
         record = self.model.record
         layer = max(record.layer_parameters) / record.parameters
-        return {f"{share:g}": max(1, round(share / layer)) * layer for share in self.settings["shares"]}
+        return {f"{share:g}": max(1, round(share / layer)) * layer for share in shares}
 
     def answers(self, removal: Removal = NOTHING) -> dict:
         """Task -> value, error and count, of the model as it stands in memory."""
@@ -111,11 +116,11 @@ class Bench(Measured):
         values = {name: one.value for name, one in found.items()}
         return {"perplexity": values, "layers": self.model.record.layers, "tasks": self.answers()}
 
-    def order(self, kind: str, way: str) -> list[int]:
+    def order(self, kind: str, way: str, shares: Iterable[float]) -> list[int]:
         """Numbers of the units in the order of removal, until the largest share is gone or no more may go."""
         criterion, selection = WAYS[way]
         units = self.model.units(kind)
-        for share in reversed(self.targets.values()):
+        for share in sorted(shares, reverse=True):
             try:
                 chosen = plan(
                     self.model,
@@ -139,12 +144,12 @@ class Bench(Measured):
         nearest = min(cuts, key=lambda one: abs(units.parameters(one) / every - share), default=[])
         return nearest if nearest and abs(units.parameters(nearest) / every - share) <= NEAR else None
 
-    def choose(self, kind: str, way: str) -> dict:
-        """What goes at every share, and the perplexity without it, as it is and repaired."""
-        units = self.model.units(kind)
+    def choose(self, kind: str, way: str, shares: Iterable[float] = ()) -> dict:
+        """What goes at every share, or at these, and the perplexity without it."""
+        units, targets = self.model.units(kind), self.targets(shares or self.settings["shares"])
         with Peak("cpu") as peak:
-            order = self.order(kind, way)
-        cuts = {share: one for share, target in self.targets.items() if (one := self.cut(units, order, target))}
+            order = self.order(kind, way, targets.values())
+        cuts = {share: one for share, target in targets.items() if (one := self.cut(units, order, target))}
         removals = [units.removal(numbers) for numbers in cuts.values()]
         figures = removals_perplexity(self.model, self.texts, removals, f"{kind} {way}") if removals else []
         rows = {}

@@ -25,11 +25,14 @@ def models(pieces: dict) -> list[str]:
 
 def chosen(pieces: dict, model: str) -> Iterator[tuple[str, str, dict]]:
     """(kind of unit, way, rows by share, each with its repair) of one model."""
+    found: dict[tuple[str, str], dict] = {}
     for key, piece in pieces.items():
         act, *names = key.split(" ")
         if act == "choose" and names[0] == model:
-            repairs = {share: pieces.get(f"repair {' '.join(names)} {share}") or {} for share in piece["rows"]}
-            yield names[1], names[2], {share: (row, repairs[share]) for share, row in piece["rows"].items()}
+            repair = f"repair {' '.join(names[:3])}"
+            rows = {share: (row, pieces.get(f"{repair} {share}") or {}) for share, row in piece["rows"].items()}
+            found.setdefault((names[1], names[2]), {}).update(rows)
+    yield from ((kind, way, rows) for (kind, way), rows in found.items())
 
 
 def heading(content: dict, title: str) -> list[str]:
@@ -60,7 +63,8 @@ def table(content: dict) -> str:
 
 def _damage(pieces: dict, model: str, settings: dict) -> Iterator[str]:
     dense = pieces[f"dense {model}"]["perplexity"]
-    shares = [f"{share:g}" for share in settings["shares"]]
+    further = (share for _, _, rows in chosen(pieces, model) for share in rows)
+    shares = sorted({*further, *(f"{share:g}" for share in settings["shares"])})
     yield f"| units | chosen by | {' | '.join(f'{float(share):.0%}' for share in shares)} |"
     yield f"|---|---|{'--:|' * len(shares)}"
     for kind, way, rows in chosen(pieces, model):

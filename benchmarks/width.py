@@ -1,11 +1,11 @@
-"""Depth against width at equal parameters: layers, Wanda-sp, FLAP, LLM-Pruner, uniform width, and both, on the CPU.
+"""Depth against width at equal parameters: layers, their parts, Wanda-sp, FLAP, LLM-Pruner, uniform width, and both.
 
-Every way removes 10, 20 and 30 % of the parameters. What is left is evaluated on three texts as it is and with the
-repair that goes with the way: FLAP's bias, else ``sequential`` fitted on the shipped prose; at one share it answers
-tasks, as repaired and after the same short LoRA on novels. Decoding and prefill of what is written are timed against
-the dense model at several batch sizes, with the memory of weights and cache. Each finished piece is on disk before the
-next one begins; table and plot are made from the JSON file alone. Repaired models are kept in runs/width. A second
-model is measured too where $SHALLOWER_SECOND_MODEL names one.
+On the CPU. Every way removes 10, 20 and 30 % of the parameters. What is left is evaluated on three texts as it is and
+with the repair that goes with the way: FLAP's bias, else ``sequential`` fitted on the shipped prose; at one share it
+answers tasks, as repaired and after the same short LoRA on novels. Decoding and prefill of what is written are timed
+against the dense model at several batch sizes, with the memory of weights and cache. Each finished piece is on disk
+before the next one begins; table and plot are made from the JSON file alone. Repaired models are kept in runs/width. A
+second model is measured too where $SHALLOWER_SECOND_MODEL names one.
 """
 
 import json
@@ -57,6 +57,9 @@ class Way(NamedTuple):
 WAYS = {
     "depth": Way("layer", "block_influence", SelectionOptions("window")),
     "depth-taylor": Way("layer", "taylor", SelectionOptions("lowest")),
+    "depth-perplexity": Way("layer", "perplexity", SelectionOptions("lowest")),
+    "depth-greedy": Way("layer", "perplexity", SelectionOptions("greedy")),
+    "sublayers": Way("sublayer", "perplexity", SelectionOptions("greedy")),
     "wanda-sp": Way("width", "wanda", SelectionOptions("uniform")),
     "flap": Way("width", "flap", SelectionOptions("standardised"), "bias"),
     "llm-pruner": Way("width", "taylor", SelectionOptions("uniform", keep_first=4, keep_last=2)),

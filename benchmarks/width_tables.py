@@ -11,7 +11,19 @@ CHANCE = {  # task -> what guessing scores
     **dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "hellaswag"), 0.25),
 }
 STATES = {"tasks": "repaired", "heal": "after LoRA"}
-COLOURS = ("#0b6bb0", "#5aa0d0", "#c85200", "#8a4a9e", "#11785a", "#7a7a00", "#b0306a", "#222222")
+COLOURS = (
+    "#0b6bb0",
+    "#5aa0d0",
+    "#c85200",
+    "#8a4a9e",
+    "#11785a",
+    "#7a7a00",
+    "#b0306a",
+    "#222222",
+    "#c9a000",
+    "#4fb0a8",
+    "#9a9a9a",
+)
 
 
 def table(content: dict) -> str:
