@@ -61,7 +61,7 @@ SHAPE_QUICK = SHAPE | {"hidden": 1536, "intermediate": 4128, "heads": 16}  # 2 G
 BIG_QUICK = BIG | {"shape": SHAPE_QUICK, "samples": 2, "length": 32, "limit_bytes": 2 << 30, "repeats": 1}
 LAYERED = ("block_influence", "taylor", "perplexity")
 NARROWING = ("wanda", "flap", "taylor")  # criteria of groups that are measured
-LIMITED = (*LAYERED, *(f"{name} of groups" for name in NARROWING), "prune", big.REPAIR, "plain backward")
+LIMITED = (*LAYERED, *(f"{name} of groups" for name in NARROWING), "prune", big.NARROW, big.REPAIR, "plain backward")
 Arms = dict[str, list[float]]
 
 

@@ -27,8 +27,10 @@ BLOCK = 1 << 25  # random numbers made once; every tensor begins elsewhere in th
 SHARD = 5 * 10**9
 PATIENCE = 1200  # seconds that the plain backward gets
 REPAIR = "prune and repair"
+NARROW = "prune of neurons"
 WRITERS = {
     "prune": 1.02,
+    NARROW: 1.02,
     REPAIR: 2.0,
 }  # commands that write a model, and how much of its bytes they need; a repair keeps changes, too
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
@@ -181,8 +183,8 @@ def dropped(settings: dict) -> str:
 
 
 def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
-    """One command under the memory limit: a criterion's name, with `` of groups`` for those, ``prune``, ``REPAIR``
-    (twice the limit), or ``plain backward``.
+    """One command under the memory limit: a criterion's name, with `` of groups`` for those, ``prune``, ``NARROW``,
+    ``REPAIR`` (twice the limit), or ``plain backward``.
     """
     model, tokens, out, log = (
         prepare(work, settings["shape"]),
@@ -191,12 +193,14 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
         work / "limited.log",
     )
     prune = ["-m", "shallower", "prune", model, "--drop", dropped(settings), "--out", out, "--overwrite"]
+    narrow = ["-m", "shallower", "prune", model, "--units", "width", "--criterion", "wanda", "--ratio", "20%"]
     limit = settings["limit_bytes"] * (
         2 if what == REPAIR else 1
     )  # the sums of one writer with 11008 inputs take 3 GB while solved
     commands = {
         "prune": prune,
         REPAIR: [*prune, "--compensate", "sequential", "--tokens", tokens],
+        NARROW: [*narrow, "--set", "parts=mlp", "--tokens", tokens, "--out", out, "--overwrite"],
         "plain backward": [HERE / "plain.py", model, tokens],
     }
     criterion, _, groups = what.partition(" of ")

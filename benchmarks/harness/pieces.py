@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.machine import machine, others
-from harness.store import DATA, ROOT, begun, place, save
+from harness.store import DATA, ROOT, begun, gathered, place, save
 from shallower.errors import UserError, arguments_as_options
 from shallower.runtime.progress import shown
 from shallower.storage.files import write_atomic
@@ -42,9 +42,9 @@ def run(
         picture: the same as PNG.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ended(
-        lambda: _run(parsed(parser_of(doc, name), name), beside, settings, about, jobs, partial(_show, table, picture))
-    )
+    parser = parser_of(doc, name)
+    parser.add_argument("--gather", type=Path, metavar="FILE", help="only take over the pieces of another such result")
+    ended(lambda: _run(parsed(parser, name), beside, settings, about, jobs, partial(_show, table, picture)))
 
 
 def _show(table: Callable[[dict], str], picture: Callable[[dict], bytes] | None, content: dict, out: Path) -> None:
@@ -107,6 +107,11 @@ def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], ab
     chosen = settings[given.quick]
     if given.table:
         show(json.loads(given.out.read_text()), given.out)
+        return
+    if given.gather:
+        content = gathered(given.out, given.gather)
+        save(given.out, content)
+        show(content, given.out)
         return
     if not (given.data.parent / beside).is_file():
         raise UserError(f"no {beside} beside {given.data}: say with --data or $SHALLOWER_DATA where the texts are")

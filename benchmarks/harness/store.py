@@ -44,6 +44,25 @@ def begun(path: Path, about: dict, *, restart: bool, bound: bool = False) -> dic
     return content
 
 
+def gathered(path: Path, further: Path) -> dict:
+    """Results with the pieces of others that they lack, such as were made at the same time on another machine."""
+    content, other = (json.loads(one.read_text(encoding="utf-8")) for one in (path, further))
+    passing = ("date", "machine", "machines", "pieces")
+    names = sorted((content.keys() | other.keys()) - {*passing})
+    if wrong := [name for name in names if content.get(name) != other.get(name)]:
+        raise UserError(f"{further} was made with other settings than {path} ({', '.join(wrong)})")
+    content.setdefault("machines", [content.pop("machine", None)])
+    machines = other.get("machines") or [other["machine"]]
+    for name, piece in other["pieces"].items():
+        if name not in content["pieces"]:
+            machine = machines[piece.get("machine", 0)]
+            if machine not in content["machines"]:
+                content["machines"].append(machine)
+            moved = {key: value for key, value in piece.items() if key != "machine"}
+            content["pieces"][name] = moved | place(content, machine)
+    return content
+
+
 def place(content: dict, machine: dict) -> dict[str, int]:
     """What a piece says of the machine that it was made on: its place among those of the results, unless the first."""
     number = content.get("machines", [machine]).index(machine)

@@ -32,3 +32,19 @@ def test_results_go_on_and_name_every_machine(bench, tmp_path):
     with pytest.raises(UserError, match=r"\(machine\)"):
         store.begun(path, about, restart=False, bound=True)
     assert store.begun(path, about, restart=True)["pieces"] == {}
+
+
+def test_pieces_of_another_result_are_taken_over(bench, tmp_path):
+    """Those that are lacking, with the machine that made them; none of other settings."""
+    store = bench("harness.store")
+    here, there = ({"cpu": name, "torch_threads": 1, "instruction_sets": []} for name in ("one", "two"))
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text(json.dumps({"settings": [1], "machine": here, "pieces": {"a": {"value": 1}}}))
+    made = {"a": {"value": 3, "machine": 1}, "b": {"value": 2, "machine": 1}, "c": {"value": 4}}
+    other.write_text(json.dumps({"settings": [1], "machines": [here, there], "pieces": made}))
+    content = store.gathered(one, other)
+    assert content["pieces"] == {"a": {"value": 1}, "b": {"value": 2, "machine": 1}, "c": {"value": 4}}
+    assert content["machines"] == [here, there]
+    other.write_text(json.dumps({"settings": [2], "machine": there, "pieces": made}))
+    with pytest.raises(UserError, match=r"other settings than .*\(settings\)"):
+        store.gathered(one, other)
