@@ -269,7 +269,7 @@ class LayerStep:
         every = walk.model.grouped[self.index].groups
         groups = {name: every[name] for name in walk.removal.groups(self.index)}
         if experts := [name for name, one in groups.items() if not one.product]:
-            raise Refusal(f"layer {self.index}: its {experts[0]} ends in a product of experts, whose inputs are unseen")
+            raise Refusal(f"layer {self.index}: its {experts[0]} ends in a product of experts, which takes no bias")
         layer = walk.model.layer(self.index)
         sums: dict[str, Tensor] = {}
         count = 0

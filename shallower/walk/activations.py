@@ -23,7 +23,7 @@ from ..storage.journal import NO_JOURNAL, Journal, JournalPart, State
 from .batching import batches_by_half, rounds
 from .evidence import Streams
 from .replay import Replay, replay_of
-from .sums import LARGE_SUM, Halves, Sums
+from .sums import Halves, Sums, is_large
 
 Span = tuple[int, int]
 Measure = Callable[[Streams], dict]
@@ -203,7 +203,7 @@ def _restore(taps: _Taps, state: State) -> None:
         elif kind == "total":
             number, *key = map(int, places[:4])
             totals = taps.taps[number].totals.setdefault(tuple(key), Sums())
-            totals["/".join(places[4:])] = tensor if tensor.numel() <= LARGE_SUM else tensor.to(taps.model.device)
+            totals["/".join(places[4:])] = tensor.to(taps.model.device) if is_large(tensor) else tensor
 
 
 def _whole(taps: _Taps, parts: list[Tensor], removal: Removal) -> None:

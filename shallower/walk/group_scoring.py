@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from ..artifacts.removal import Unit
+from ..anatomy.units.group import Groups
 from ..errors import UserError
 from ..runtime.progress import track
 from .evidence import LayerPlace
@@ -103,30 +103,18 @@ def _of_weights(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
 
 
 def _of_inputs(group: Sequence[Asked], walked: Walked) -> dict[int, Halves]:
-    model = walked.model
-
-    def score(sums: Sums, matrix: Tensor, part: str) -> dict[str, Tensor]:
+    def score(sums: Sums, matrix: Tensor, part: str, groups: Groups) -> dict[str, Tensor]:
         found = {}
         for place, one in enumerate(group):
             arguments = (Joint.part(sums, place), matrix, part)
             values = one.criterion.features(*arguments, *([] if one.settings is None else [one.settings]))
-            found[f"{place}/importance"] = values
+            found[f"{place}/importance"] = _pooled(values, groups, one.criterion.POOL)
         return found
 
-    totals = input_sums(model, walked.tokens, Joint(group).measure, score, **walked.how)
-    wholes = {numbers[0]: whole for whole, numbers in walked.units.by_part.items()}
-    return {
-        first: halves.changed(lambda sums, whole=wholes[first]: _pooled(group, walked, whole, sums))
-        for first, halves in totals.items()
-    }
+    return input_sums(walked.model, walked.tokens, Joint(group).measure, score, **walked.how)
 
 
-def _pooled(group: Sequence[Asked], walked: Walked, whole: Unit, sums: Sums) -> Sums:
-    """Scores by group from those by feature."""
-    groups = walked.model.grouped[whole.layer].groups[whole.part]
-    found = Sums()
-    for place, one in enumerate(group):
-        values = sums[f"{place}/importance"].view(groups.count, groups.size)
-        pooled = values.mean(dim=1) if one.criterion.POOL == "mean" else values.sum(dim=1)
-        found[f"{place}/importance"] = pooled
-    return found
+def _pooled(values: Tensor, groups: Groups, how: str) -> Tensor:
+    """Scores by group from those by feature; of experts, which lie side by side, over all."""
+    values = values.view(-1, groups.count, groups.size)
+    return values.mean(dim=-1).mean(dim=0) if how == "mean" else values.sum(dim=-1).sum(dim=0)

@@ -17,6 +17,7 @@ from ..runtime.progress import meter
 from ..storage.journal import NO_JOURNAL, Journal
 from .batching import batches_by_half, rounds
 from .evidence import Inputs
+from .expert_inputs import entering_experts, expert_matrix
 from .replay import Recording, replay_of
 from .sums import Halves, Sums
 from .unit_totals import by_unit, marked
@@ -27,7 +28,7 @@ def input_sums(
     model: Model,
     tokens: Int[Tensor, "sample position"],
     measure: Callable[[Inputs], dict],
-    score: Callable[[Sums, Tensor, str], dict],
+    score: Callable[[Sums, Tensor, str, Groups], dict],
     *,
     units: Units,
     removal: Removal = NOTHING,
@@ -38,9 +39,10 @@ def input_sums(
 
     Args:
         measure: ``Inputs`` -> named totals, one number per feature each.
-        score: (those totals, the product's matrix as (stream feature, feature), the part) -> numbers per feature.
+        score: (those totals, the product's matrix as (stream feature, feature), the part, its groups) -> numbers per
+            group.
     Raises:
-        Refusal: the model cannot be walked layer by layer, or a last product is one of experts.
+        Refusal: the model cannot be walked layer by layer, or experts are multiplied in a way that is not known.
     """
     replay = replay_of(model)
     if replay is None:
@@ -49,13 +51,13 @@ def input_sums(
             "products cannot be seen: choose magnitude"
         )
     firsts = {whole: numbers[0] for whole, numbers in units.by_part.items() if not removal.gone(whole.layer)}
-    _check_products(model, firsts)
+    experts = not all(model.grouped[whole.layer].groups[whole.part].product for whole in firsts)
     pieces = rounds(model, tokens, 2)
     stays = removal.stays(len(model.stack))
     with journal.part("inputs", len(stays)) as part, fast_products(model.module):
         state = part.resume()
         totals = {int(index): [Sums.of(numbers) for numbers in several] for index, several in state.notes.items()}
-        parts, first = _all_batches(model, pieces)
+        parts, first = _all_batches(model, pieces, 1 if experts else None)
         recordings = [replay.record(batch) for batch in parts]
         streams = [recording.entering for recording in recordings]
         if totals:
@@ -68,7 +70,8 @@ def input_sums(
                 layer = model.layer(index)
                 numbers = {
                     firsts[Unit(index, name)]: [
-                        Sums.of(score(sums, groups[name].matrix(layer), name)) for sums in _with_whole(several)
+                        Sums.of(score(sums, _matrix(layer, groups[name]), name, groups[name]))
+                        for sums in _with_whole(several)
                     ]
                     for name, several in halves.items()
                 }
@@ -98,12 +101,22 @@ def _through_layer(
     with packed_weights(layer, len(recordings)):
         for i, recording in enumerate(recordings):
             rows, places = (streams[i].shape[axis] for axis in replay.axes)
-            with entering(layer, groups) as seen:
+            plain, others = (
+                {name: one for name, one in groups.items() if one.product == kind} for kind in (True, False)
+            )
+            with entering(layer, plain) as seen, entering_experts(layer, others) as sent:
                 streams[i] = replay.step(recording, index, streams[i])
             for name, given in seen.items():
                 features = given.reshape(rows, places, -1) if replay.axes == (0, 1) else _first(given, rows)
                 sums[name][i >= first] += Sums.of(measure(Inputs(index, name, features)))
+            for name, given in sent.items():
+                measured = [measure(Inputs(index, name, features)) for features in given.chunks(places)]
+                sums[name][i >= first] += Sums.of(_side_by_side(measured))
     return {name: [half.all_sum() for half in halves if half] for name, halves in sums.items()}
+
+
+def _matrix(layer: nn.Module, groups: Groups) -> Tensor:
+    return groups.matrix(layer) if groups.product else expert_matrix(layer, groups)
 
 
 def _with_whole(halves: list[Sums]) -> list[Sums]:
@@ -123,23 +136,24 @@ def entering(layer: nn.Module, groups: dict[str, Groups]) -> Iterator[dict[str, 
         yield seen
 
 
-def _all_batches(model: Model, pieces: list[Tensor]) -> tuple[list[Tensor], int]:
-    """The batches of all rounds; halves are kept apart where one round holds everything."""
+def _side_by_side(measured: list[dict]) -> dict:
+    """Totals over the same tokens of features that lie side by side."""
+    vectors = {name for name, value in measured[0].items() if isinstance(value, Tensor) and value.dim()}
+    return measured[0] | {name: torch.cat([one[name] for one in measured]) for name in vectors}
+
+
+def _all_batches(model: Model, pieces: list[Tensor], limit: int | None) -> tuple[list[Tensor], int]:
+    """The batches of all rounds; halves are kept apart where one round holds everything.
+
+    Args:
+        limit: tokens of a batch, which has one sample at least; None for as many as run well.
+    """
     if len(pieces) == 1:
-        return batches_by_half(model, pieces[0])
-    every = [batch for piece in pieces for batch in batches_by_half(model, piece)[0]]
+        return batches_by_half(model, pieces[0], limit)
+    every = [batch for piece in pieces for batch in batches_by_half(model, piece, limit)[0]]
     return every, len(every)
 
 
 def _first(given: Tensor, rows: int) -> Tensor:
     """(sample, position, feature) of what lies with the positions in front."""
     return given.reshape(-1, rows, given.shape[-1]).transpose(0, 1)
-
-
-def _check_products(model: Model, firsts: dict[Unit, int]) -> None:
-    for whole in firsts:
-        if not model.grouped[whole.layer].groups[whole.part].product:
-            raise Refusal(
-                f"{whole} ends in a product of experts, whose inputs cannot be seen: choose magnitude, taylor or "
-                "gradient"
-            )

@@ -13,7 +13,12 @@ SUM_BLOCK = {
     "cpu": 1 << 20,
     "cuda": 1 << 26,
 }  # elements that are looked at together: few launches on a GPU, what a cache holds on a CPU
-LARGE_SUM = 1 << 16  # elements; larger totals stay where they are in float32, smaller ones are float64 on the CPU
+LARGE_SUM = 1 << 16  # elements; larger matrices stay where they are in float32, all else is float64 on the CPU
+
+
+def is_large(total: Tensor) -> bool:
+    """Whether it is as large as a weight matrix; what holds a number per feature never is."""
+    return total.dim() > 1 and total.numel() > LARGE_SUM
 
 
 def absolute_sum(value: Tensor) -> Tensor:
@@ -48,10 +53,6 @@ class Halves(NamedTuple):
             total += part
         return cls(total, tuple(parts) if len(parts) > 1 else ())
 
-    def changed(self, change: Callable[["Sums"], "Sums"]) -> "Halves":
-        """The same with every one of the sums changed."""
-        return Halves(change(self.total), tuple(map(change, self.parts)))
-
 
 class Sums(dict[str, Tensor]):
     """Name -> total. ``+=`` merges; both sides must hold the same names."""
@@ -62,7 +63,7 @@ class Sums(dict[str, Tensor]):
         total = cls()
         for name, value in measurement.items():
             tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            total[name] = tensor.float() if tensor.numel() > LARGE_SUM else tensor.to("cpu", torch.float64)
+            total[name] = tensor.float() if is_large(tensor) else tensor.to("cpu", torch.float64)
         return total
 
     def __iadd__(self, other: "Sums") -> "Sums":  # type: ignore[override,misc]

@@ -5,6 +5,8 @@
 
 over the columns j of group n of a last product (o_proj, down_proj), with X_j what enters there.
 
+Experts count as one wide product, whose columns get zeros from tokens that are sent elsewhere (our reconstruction).
+
 Source: ``l2`` is stage 1 of 2SSP (arXiv 2501.17771), ``mean`` the importance of Minitron (arXiv 2407.14679), where the
 mean is over batch and sequence; heads by the sum of their channels are our reconstruction.
 """

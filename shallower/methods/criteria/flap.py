@@ -6,6 +6,8 @@
 so that the groups of all layers can be held against each other (selection ``standardised``). What does not vary can be
 given back by a bias (compensation ``bias``).
 
+Experts count as one wide product, whose columns get zeros from tokens that are sent elsewhere (our reconstruction).
+
 Source: FLAP (arXiv 2312.11983), metric WIFV; the square in attentions and the standardising before the mean over a
 head's channels follow the authors' code. The variance is over all tokens.
 """

@@ -4,6 +4,8 @@
 
 with ‖X_j‖₂² the mean over the samples of the squared norm over their tokens.
 
+Experts count as one wide product, whose columns get zeros from tokens that are sent elsewhere (our reconstruction).
+
 Source: Wanda (arXiv 2306.11695) as FLAP's authors (arXiv 2312.11983) make it structured, Wanda-sp; which mean is taken
 follows their code. One-shot on the dense model, where theirs lets layer l+1 see the pruned layer l.
 """
