@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from harness.machine import least
 from harness.models import Measured, about, sources
-from harness.pieces import Jobs, check_data, run
+from harness.pieces import Jobs, check_data, needed, run
 from harness.store import CALIBRATION, FP32, ROOT, TEXTS
 from units_tables import picture, table
 
@@ -84,12 +84,12 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
         for share in shares:
             for way in reversed(WAYS):
                 for kind in KINDS:
-                    made = partial(pieces.get, f"choose {name} {kind} {way}")
+                    made = partial(needed, pieces, f"choose {name} {kind} {way}")
                     found[f"repair {name} {kind} {way} {share:g}"] = partial(one.repair, made, way, share)
         for way, share, kind in itertools.product(WAYS, FURTHER if settings is FULL else (), KINDS):
             key = f"{name} {kind} {way} {share:g}"
             found[f"choose {key}"] = partial(one.choose, kind, way, (share,))
-            found[f"repair {key}"] = partial(one.repair, partial(pieces.get, f"choose {key}"), way, share)
+            found[f"repair {key}"] = partial(one.repair, partial(needed, pieces, f"choose {key}"), way, share)
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.models import Measured, about, sources
-from harness.pieces import Jobs, check_data, run
+from harness.pieces import Jobs, check_data, needed, run
 from harness.store import CALIBRATION, FP32, ROOT, TEXTS
 from width_tables import CHANCE, picture, table
 
@@ -90,17 +90,17 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
         for share in shares:
             for way in WAYS:
                 key = f"{name} {way} {share:g}"
-                made = partial(pieces.get, f"choose {key}")
+                made = partial(needed, pieces, f"choose {key}")
                 found[f"choose {key}"] = partial(one.choose, way, share)
                 found[f"repair {key}"] = partial(one.repair, made, key)
         for act in ("tasks", "heal"):
             for way in WAYS:
                 key = f"{name} {way} {settings['first']:g}"
-                found[f"{act} {key}"] = partial(getattr(one, act), partial(pieces.get, f"choose {key}"), key)
+                found[f"{act} {key}"] = partial(getattr(one, act), partial(needed, pieces, f"choose {key}"), key)
         found[f"tasks {name} dense"] = one.dense_tasks
         for share in shares:
             for way in WAYS:
-                made = partial(pieces.get, f"choose {name} {way} {share:g}")
+                made = partial(needed, pieces, f"choose {name} {way} {share:g}")
                 found[f"speed {name} {way} {share:g}"] = partial(one.speed, made)
     return found
 

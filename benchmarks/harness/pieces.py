@@ -103,6 +103,17 @@ def check_data(data: Path, *names: str) -> None:
             raise UserError(f"no {name} in {data}: say with --data or $SHALLOWER_DATA where the texts are")
 
 
+def needed(pieces: dict, name: str) -> dict:
+    """A piece that another one needs.
+
+    Raises:
+        UserError: it was not made.
+    """
+    if name not in pieces:
+        raise UserError(f"{name!r} has to be made first: --only {name!r}, or all pieces without --only")
+    return pieces[name]
+
+
 def _run(given: argparse.Namespace, beside: str, settings: tuple[dict, dict], about, jobs, show) -> None:
     chosen = settings[given.quick]
     if given.table:
