@@ -58,6 +58,16 @@ def test_every_part_works_on_tiny_models(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"], (
         "what was made to work on is gone"
     )
+    steps = found["parts"]["decode"]["steps"]
+    steps["dynamic cache"], steps["batch 1, static cache"]["mark"] = {"status": "skipped", "why": "too late"}, 1
+    (tmp_path / "earlier.json").write_text(json.dumps(found))
+    options = ("--parts", "decode", "--earlier", tmp_path / "earlier.json", "--go-on")
+    done = run(SCRIPT, "--tiny", "--seconds", "120", "--out", tmp_path, "--work", tmp_path, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [*again] == PARTS and again["decode"]["steps"].keys() == steps.keys()
+    assert again["decode"]["steps"]["batch 1, static cache"]["mark"] == 1, "what was ok is kept"
+    assert again["decode"]["steps"]["dynamic cache"]["status"] == "ok"
 
 
 def test_what_fails_hangs_or_does_not_fit_leaves_the_rest_alone(tmp_path) -> None:
