@@ -124,6 +124,7 @@ class Bench(Measured):
                 criterion=how.criterion,
                 units=how.units,
                 calibration=self.calibration,
+                out=ROOT / f"runs/width/{self.source.stem}-{way}-{share:g}.json",  # a search goes on there
             )
         found = removals_perplexity(self.model, self.texts, [chosen.removal], way)[0]
         return {
