@@ -190,7 +190,8 @@ class Bench(Measured):
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "out"
             written = _written(self.model, chosen, out)
-            grid = Grid(tuple(own["batches"]), (own["prompt"],), (own["new"],), repeats=own["repeats"])
+            sizes = {"batches": own["batches"], "prompts": [own["prompt"]], "new": [own["new"]]}
+            grid = Grid.of(**{name: tuple(each) for name, each in sizes.items()}, repeats=own["repeats"])
             found = bench(out, against=self.model, grid=grid, compute=FP32)
         rows = [{"batch": row.batch, "decode": row.decode, "prefill": row.prefill} for row in found.speedups]
         analytic = found.analytic["model"]
