@@ -38,10 +38,15 @@ def begun(path: Path, about: dict, *, restart: bool, bound: bool = False) -> dic
                 f"{path} was made with other settings ({other}): --restart begins anew, --out FILE writes elsewhere"
             )
     if not bound:
-        content.setdefault("machines", [content.pop("machine", None)])
-        if about["machine"] not in content["machines"]:
-            content["machines"].append(about["machine"])
+        _also_on(content, about["machine"])
     return content
+
+
+def _also_on(content: dict, machine: dict) -> None:
+    """List a machine among those of some results."""
+    machines = content.setdefault("machines", [content.pop("machine", machine)])
+    if machine not in machines:
+        machines.append(machine)
 
 
 def gathered(path: Path, further: Path) -> dict:
@@ -51,13 +56,11 @@ def gathered(path: Path, further: Path) -> dict:
     names = sorted((content.keys() | other.keys()) - {*passing})
     if wrong := [name for name in names if content.get(name) != other.get(name)]:
         raise UserError(f"{further} was made with other settings than {path} ({', '.join(wrong)})")
-    content.setdefault("machines", [content.pop("machine", None)])
     machines = other.get("machines") or [other["machine"]]
     for name, piece in other["pieces"].items():
         if name not in content["pieces"]:
             machine = machines[piece.get("machine", 0)]
-            if machine not in content["machines"]:
-                content["machines"].append(machine)
+            _also_on(content, machine)
             moved = {key: value for key, value in piece.items() if key != "machine"}
             content["pieces"][name] = moved | place(content, machine)
     return content

@@ -17,10 +17,10 @@ from ..anatomy.model import Model
 from ..anatomy.stack import dry_tokens
 from ..artifacts import Analytic
 from ..runtime.memory import total_memory
+from ..walk.expert_inputs import GROUPED, storage_of
 
 GATHERS = {"embedding", "index", "index_select", "gather"}  # these read what they return, not all of their table
 CASTS = {"_to_copy", "clone"}
-GROUPED = {"_grouped_mm", "grouped_mm_fallback"}  # experts: a group without rows is not read
 UNCOUNTED = GROUPED | {"linear", "mv", "_linear_pointwise"}  # products that torch's own table of FLOPs lacks
 COPIED_BYTES = 1 << 29  # bytes: larger than caches, and about what a small model reads per token
 READINGS = 8
@@ -33,7 +33,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self.stored = {_place(parameter) for parameter in module.parameters()}
+        self.stored = {storage_of(parameter) for parameter in module.parameters()}
         self.copies: set[int] = set()  # where gathered or cast weights lie
         self.spans: list[tuple[int, int]] = []
         self.gathered = self.flops = 0
@@ -54,14 +54,16 @@ class Watch(TorchDispatchMode):
         name = func._overloadpacket.__name__
         inputs = _tensors((args, kwargs))
         outputs = _tensors(out)
-        weights = [tensor for tensor in inputs if _place(tensor) in self.stored]
-        copied = any(_place(tensor) in self.copies for tensor in inputs)
-        self.copies -= {_place(tensor) for tensor in outputs} - {
-            _place(tensor) for tensor in inputs
+        weights = [tensor for tensor in inputs if storage_of(tensor) in self.stored]
+        copied = any(storage_of(tensor) in self.copies for tensor in inputs)
+        self.copies -= {storage_of(tensor) for tensor in outputs} - {
+            storage_of(tensor) for tensor in inputs
         }  # memory that is used anew
         if (weights or copied) and name in GATHERS | CASTS:
-            self.copies |= {_place(tensor) for tensor in outputs}
-        if weights and any(_place(tensor) not in self.stored for tensor in outputs):  # else a view, which reads nothing
+            self.copies |= {storage_of(tensor) for tensor in outputs}
+        if weights and any(
+            storage_of(tensor) not in self.stored for tensor in outputs
+        ):  # else a view, which reads nothing
             self._read(name, weights, outputs, args, kwargs)
         if weights or copied:
             self.flops += _flops(func, name, args, kwargs, out)
@@ -83,10 +85,6 @@ class Watch(TorchDispatchMode):
         for weight in weights:
             extent = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
             self.spans.append((weight.data_ptr(), weight.data_ptr() + extent * weight.itemsize))
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -161,9 +161,8 @@ class Lane:
         """
         try:
             with Peak(self.model.device) as peak, warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "TensorFloat32", UserWarning
-                )  # products in fp32 are meant to be exact
+                # products in fp32 are meant to be exact
+                warnings.filterwarnings("ignore", "TensorFloat32", UserWarning)
                 prefill, step, latency, cache = self._run()
             if kept:
                 self.runs.append(TimedRun(prefill, step, latency, peak.bytes - self.others - beside, cache))

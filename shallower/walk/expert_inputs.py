@@ -35,7 +35,7 @@ class ExpertInputs:
         self.experts = 0
         for name, _ in groups.columns:
             weight = layer.get_parameter(name)
-            self.first[_place(weight)] = (weight, self.experts)
+            self.first[storage_of(weight)] = (weight, self.experts)
             self.experts += len(weight) if weight.dim() == 3 else 1
 
     def see(self, weight: Tensor, rows: Tensor, ends: Tensor | None) -> None:
@@ -44,7 +44,7 @@ class ExpertInputs:
         Args:
             ends: where the rows of each expert end, where they lie one behind another.
         """
-        whole, first = self.first[_place(weight)]
+        whole, first = self.first[storage_of(weight)]
         if ends is not None:
             for number, (begin, end) in enumerate(itertools.pairwise([0, *ends.tolist()])):
                 self.rows[first + number] = rows[begin:end]
@@ -93,17 +93,18 @@ class _Seeing(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._overloadpacket.__name__
-        if name in GROUPED and (seen := self.waiting.get(_place(args[1]))):
+        if name in GROUPED and (seen := self.waiting.get(storage_of(args[1]))):
             ends = args[2] if len(args) > 2 else kwargs["offs"]
             seen.see(args[1], args[0], ends)
         elif name in PLAIN:
             rows, weight = args[PLAIN[name] : PLAIN[name] + 2]
-            if seen := self.waiting.get(_place(weight)):
+            if seen := self.waiting.get(storage_of(weight)):
                 seen.see(weight, rows, None)
         return func(*args, **kwargs)
 
 
-def _place(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins, that of its views too."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -98,13 +98,12 @@ def _through_layer(
     recordings, streams, first = batched
     replay, layer = replay_of(model), model.layer(index)
     sums: dict[str, list[Sums]] = {name: [Sums(), Sums()] for name in groups}
+    plain = {name: one for name, one in groups.items() if one.product}
+    experts = {name: one for name, one in groups.items() if not one.product}
     with packed_weights(layer, len(recordings)):
         for i, recording in enumerate(recordings):
             rows, places = (streams[i].shape[axis] for axis in replay.axes)
-            plain, others = (
-                {name: one for name, one in groups.items() if one.product == kind} for kind in (True, False)
-            )
-            with entering(layer, plain) as seen, entering_experts(layer, others) as sent:
+            with entering(layer, plain) as seen, entering_experts(layer, experts) as sent:
                 streams[i] = replay.step(recording, index, streams[i])
             for name, given in seen.items():
                 features = given.reshape(rows, places, -1) if replay.axes == (0, 1) else _first(given, rows)
