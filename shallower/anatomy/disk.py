@@ -4,6 +4,7 @@ What a training changed put into the source's files, everything else as it was.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..storage.index import TensorEntry
 from ..storage.writer import Content, stored_content
 from .loading import FLOATS, Checkpoint, quiet
+from .patch import Edit, Patch
 
 
 def trained_contents(
@@ -60,6 +62,25 @@ def trained_contents(
             meant[disk] = _rounding(value, FLOATS[entry.dtype])
             contents[disk] = Content(entry.dtype, entry.shape, entry.bytes, _pieces(meant[disk]))
     return contents, meant
+
+
+def stored_parts(checkpoint: Checkpoint, module: nn.Module, patch: Patch) -> dict[str, Edit]:
+    """Name on disk -> what a weight that is ``set`` becomes there, of those that the files hold in another form (the
+    experts of a pile, say).
+
+    Args:
+        module: the model, with or without weights.
+    """
+    apart = {name for disk, name in checkpoint.names.memory.items() if disk not in checkpoint.names.plain}
+    parts: dict[str, Edit] = {}
+    for name, edit in patch.items():
+        if edit.kind == "set" and name in apart:
+            with quiet():
+                reverted = revert_weight_conversion(module, {name: edit.value})
+            parts |= {
+                disk: replace(edit, value=value) for disk, value in reverted.items() if disk in checkpoint.tensors
+            }
+    return parts
 
 
 def kept_as_they_were(checkpoint: Checkpoint, meant: dict[str, Callable[[], Tensor]]) -> list[str]:

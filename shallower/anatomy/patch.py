@@ -21,14 +21,14 @@ class Edit:
     """A change of one parameter.
 
     Attributes:
-        kind: ``new``: the parameter is a bias that the model has not yet;
+        kind: ``new``: the parameter is a bias that the model has not yet; ``set``: it becomes ``value``;
             ``map``: the features along ``axis`` are multiplied by the matrix ``value``, (features, features);
             ``add``: ``value``, shaped like the parameter, is added; ``scale``: it is multiplied by the number
                 ``value``.
         strength: of what the change adds, this share.
     """
 
-    kind: Literal["new", "map", "add", "scale"]
+    kind: Literal["new", "set", "map", "add", "scale"]
     value: Tensor
     axis: int = 0
     strength: float = 1.0
@@ -39,6 +39,8 @@ class Edit:
         value = self.value.to(wide)
         if self.kind == "new":
             return (self.strength * value).to(weight.dtype)
+        if self.kind == "set":
+            return (value if self.strength == 1 else wide.lerp(value, self.strength)).to(weight.dtype, copy=True)
         if self.kind == "add":
             return torch.add(wide, value, alpha=self.strength).to(weight.dtype)
         if self.kind == "scale":

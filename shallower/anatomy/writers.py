@@ -33,12 +33,25 @@ class Writer:
         scale: the constant that it is multiplied with on the way.
         weights: (name within the layer, axis) of every parameter into which a map of the output folds.
         features: whether the output is one plain product, so that it can also be fitted from what enters ``module``.
+        gain: whether a norm stands behind the product, so that no map folds into any weight: what is added to the one
+            in ``weights`` is multiplied, feature by feature, with the normed stream.
     """
 
     module: str
     scale: float
     weights: tuple[tuple[str, int], ...]
     features: bool
+    gain: bool = False
+
+    def normed(self, layer: nn.Module, given: Tensor) -> Tensor:
+        """What the gain of a norm multiplies, for what enters the norm; shaped like it."""
+        module = layer.get_submodule(self.module)
+        name = self.weights[0][0].removeprefix(f"{self.module}." if self.module else "")
+        with torch.no_grad():
+            with _swapped(module, {name: torch.ones_like}):
+                one = module(given)
+            with _swapped(module, {name: torch.zeros_like}):
+                return one - module(given)
 
 
 class _Call:
@@ -73,7 +86,9 @@ class _Call:
         return bool((one - other).norm() <= self.tolerance * max(float(one.norm()), float(other.norm())))
 
 
-def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: dict) -> tuple[Writer, ...]:
+def find_writers(
+    layer: nn.Module, interface: Interface, args: tuple, kwargs: dict, *, gains: bool = False
+) -> tuple[Writer, ...]:
     """The layer's writers in the order in which they are called.
 
     The last one is the down projection of an ordinary layer.
@@ -81,9 +96,10 @@ def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: di
     Args:
         layer: a layer with its weights in memory.
         interface, args, kwargs: how it passes the stream on, and the arguments of one call on a few tokens.
+        gains: where a norm stands behind the product, its gain will do.
     Raises:
-        Refusal: a writer has something behind or inside it into which no map folds (a norm after the product), or none
-            is found.
+        Refusal: a writer has something behind or inside it into which no map folds (a norm after the product, unless
+            ``gains``), or none is found.
     """
     call = _Call(layer, interface, args, kwargs)
     with torch.no_grad():
@@ -91,7 +107,7 @@ def find_writers(layer: nn.Module, interface: Interface, args: tuple, kwargs: di
         scales = [(name, scale) for place, name in enumerate(order) if (scale := _scale(call, order, place))]
         if not scales:
             raise Refusal("nothing is found whose output is simply added to the stream")
-        return tuple(_writer(call, name, scale) for name, scale in scales)
+        return tuple(_writer(call, name, scale, gains=gains) for name, scale in scales)
 
 
 @torch.no_grad()
@@ -156,13 +172,15 @@ def _scale(call: _Call, order: list[str], place: int) -> float:
     return scale if abs(scale) > SMALL_MOVE and call.near(shift, scale * noise) else 0.0
 
 
-def _writer(call: _Call, name: str, scale: float) -> Writer:
+def _writer(call: _Call, name: str, scale: float, *, gains: bool = False) -> Writer:
     module = call.layer.get_submodule(name)
     again = _isolated_call(call, module)
     plain = again()
     axes = {
         key: axis for key, value in module.named_parameters() if (axis := _axis(call, again, plain, value)) is not None
     }
+    if not axes and gains and (gain := _gain(call, module)):
+        return Writer(name, scale, ((_dotted_name(name, gain), 0),), features=False, gain=True)
     if not axes:
         raise Refusal(
             f"no map folds into what {name} adds to the stream (a norm or a gate stands behind its last product)"
@@ -191,6 +209,30 @@ def _isolated_call(call: _Call, module: nn.Module) -> Callable[[], Tensor]:
         handle.remove()
     args, kwargs = calls[0]
     return lambda: call.part(module(*args, **kwargs)).float().reshape(-1, call.width)
+
+
+def _gain(call: _Call, module: nn.Module) -> str | None:
+    """The vector of a norm that its output depends on feature by feature, out = ... + gain * normed; None without."""
+    calls: list[tuple] = []
+    hook = module.register_forward_pre_hook(lambda _, args: calls.append(args))
+    try:
+        call.run()
+    finally:
+        hook.remove()
+    if not calls or len(calls[0]) != 1 or not call.is_stream(given := calls[0][0]):
+        return None
+    plain = module(given).float()
+    for key, value in module.named_parameters():
+        if value.shape != (call.width,):
+            continue
+        normed = Writer("", 1.0, ((key, 0),), features=False, gain=True).normed(module, given).float()
+        change = torch.randn(call.width, generator=torch.Generator().manual_seed(0)).to(value)
+        with _swapped(module, {key: lambda whole, change=change: whole + change}):
+            moved = module(given).float() - plain
+        varies = float((normed - normed.flatten(0, -2).mean(0)).norm())
+        if varies > SMALL_MOVE * float(normed.norm()) and call.near(moved, change.float() * normed):
+            return key
+    return None
 
 
 def _axis(call: _Call, again: Callable[[], Tensor], plain: Tensor, value: nn.Parameter) -> int | None:

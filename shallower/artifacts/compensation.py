@@ -51,6 +51,29 @@ class LayerDrift(TypedRecord):
 
 
 @record
+class TrainedLayer(TypedRecord):
+    """Local training of one layer.
+
+    Errors are of the stream behind it against the dense one that is wanted there, on samples that are only watched.
+    """
+
+    layer: Count
+    """Number of the layer."""
+    error_before: NonNegative
+    """Error with the weights of the dense model."""
+    error_closed_form: NonNegative
+    """Error after the closed form that the training begins with."""
+    error: NonNegative
+    """Error of the weights that are kept."""
+    steps: Count = 0
+    """Steps that were trained."""
+    kept_step: Count = 0
+    """Step whose weights are kept; 0 for those that the training began with."""
+    curve: list[tuple[Count, NonNegative | None, NonNegative]] = field(default_factory=list)
+    """Step, mean error of the training since the point before, and error."""
+
+
+@record
 class RepairReport(TypedRecord):
     """Brief report of a compensation inside `shallower.json`; the rest is in `compensation.json`."""
 
@@ -72,7 +95,7 @@ class RepairReport(TypedRecord):
 class Compensation(TypedRecord):
     """Repair of a pruned model without training."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "trained")
 
     method: str
     """Name of the method."""
@@ -108,6 +131,8 @@ class Compensation(TypedRecord):
     """Features, at most, that one fit solves for."""
     units: dict[str, Count] = field(default_factory=dict)
     """Units that were taken out, such as `5.mlp`, with the parameters of each; empty for whole layers."""
+    trained: list[TrainedLayer] = field(default_factory=list)
+    """Local training of the layers in order, taken in the end or not."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["compensation"] = "compensation"
@@ -120,7 +145,7 @@ class Compensation(TypedRecord):
         if not set(self.removed) < set(range(self.model.layers)):
             raise ValueError(f"removed names layers {self.removed} of {self.model.layers}")
         check_units(self.units, self.removed, self.model.layers)
-        if not {one.layer for one in self.layers} <= set(range(self.model.layers)) - set(self.removed):
+        if not {one.layer for one in [*self.layers, *self.trained]} <= set(range(self.model.layers)) - {*self.removed}:
             raise ValueError("layers must name retained layers only")
         return self
 

@@ -45,7 +45,7 @@ CHOICE_FLAGS = {
     flag_of(field).partition("/")[0] for kind in (Amount, SelectionOptions) for field in options_of(kind).values()
 }
 COMPUTE_FLAGS = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
-OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method"}))
+OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method", "repair_budget"}))
 RemoteCode = As(only=frozenset({"trust_remote_code"}))
 
 
@@ -183,7 +183,9 @@ def prune(
         key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair
     )
     fit_calibration = replace(calibration, samples=own.compensate_samples or FITTED, at_most=True)
-    compensating = RepairOptions(repair.method, repair_settings, fit_calibration) if repair is not None else None
+    compensating = (
+        replace(repair, settings=repair_settings, calibration=fit_calibration) if repair is not None else None
+    )
     check_readable(calibration.texts)
     check_readable(texts, "texts")
     check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
@@ -210,7 +212,9 @@ def compensate(
     model: ModelArgument,
     plan: Annotated[str, typer.Option("--plan", metavar="FILE", help="a plan.json made for this model")],
     out: Folder,
-    repair: Annotated[RepairOptions, As(only=frozenset({"method"}))],
+    repair: Annotated[
+        RepairOptions, As(renamed={"repair_budget": "--budget"}, only=frozenset({"method", "repair_budget"}))
+    ],
     calibration: Annotated[Calibration, As(renamed={"samples": "--samples"})],
     compute: Compute,
     writing: Writing,
@@ -220,9 +224,8 @@ def compensate(
 ) -> None:
     """Remove what a plan says, repair what is left without training, write it and prove it."""
     samples = calibration.samples if "--samples" in given else FITTED
-    compensating = RepairOptions(
-        repair.method, key_values(settings), replace(calibration, samples=samples, at_most=True)
-    )
+    fit_calibration = replace(calibration, samples=samples, at_most=True)
+    compensating = replace(repair, settings=key_values(settings), calibration=fit_calibration)
     check_readable(calibration.texts)
     check_free(out, overwrite=writing.overwrite, inputs=[plan, *calibration.files, model])
     if not place(plan).is_file():

@@ -27,6 +27,7 @@ class Case:
         held_out: calibration tokens that nothing is fitted on, to decide by.
         loss: changes -> mean NLL of the pruned model with them on the held-out tokens, in nats.
         before: that loss without changes.
+        check_seconds: how long it took to find.
         settings: the method's own.
         state: what has been found so far; only ``walk`` and ``tail`` look at it.
         part: of a journal, which keeps it.
@@ -39,6 +40,7 @@ class Case:
     loss: Callable[[Patch], float]
     before: float
     settings: Any = None
+    check_seconds: float = 0.0
     state: RepairState = field(default_factory=RepairState)
     part: JournalPart = field(default_factory=lambda: NO_JOURNAL.part("", 0))
 

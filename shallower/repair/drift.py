@@ -6,7 +6,8 @@ from torch import Tensor
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import Removal, StreamDrift
-from .paired import PairedBatch, PairedWalk, part_of_layer
+from .batch import PairedBatch, part_of_layer
+from .paired import PairedWalk
 
 
 def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal, patch: Patch) -> list[StreamDrift]:

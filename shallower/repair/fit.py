@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import NOTHING, Compensation, HeldOutLoss, LayerDrift, Removal
+from ..artifacts.compensation import TrainedLayer
 from ..artifacts.units import LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
 from ..runtime.progress import parts, say
@@ -60,6 +62,7 @@ def fit_compensation(
         fit = _Fit(model, removal, fitted, held_out, journal, part, stretch)
         proposal = fit.propose(method, settings)
         patch, losses, drifts = fit.decide(name, proposal)
+    notes = json.loads(json.dumps(proposal.notes))  # strengths are keys, which JSON has as text
     by_source = samples.by_source(range(len(fitted), len(samples.tokens)))
     report = Compensation(
         method=name,
@@ -72,7 +75,8 @@ def fit_compensation(
         loss=HeldOutLoss(**{state: fmean(values) for state, values in losses.items()}),
         changed=sorted(patch),
         layers=drifts,
-        notes=json.loads(json.dumps(proposal.notes)),  # strengths are keys, which JSON has as text
+        trained=[TrainedLayer(**one) for one in notes.pop("trained", ())],
+        notes=notes,
         seconds=journal.before + peak.seconds,
         peak_memory_bytes=peak.bytes,
         dtype=dtype_name(model),
@@ -130,7 +134,9 @@ class _Fit:
         state = RepairState.of(part.resume(), part)
         state.tensors = {name: tensor.to(self.model.device) for name, tensor in state.tensors.items()}
         with self.stretch("loss before"):
+            started = time.monotonic()
             before = fmean(self.plain)
+            seconds = self.journal.memo("check seconds", lambda: time.monotonic() - started)
 
         def ask(patch: Patch) -> float:
             """Loss; a method asks in the same order whenever it is begun anew, so that the number of the question
@@ -142,7 +148,7 @@ class _Fit:
                 return self.journal.memo(f"loss {number}", lambda: fmean(self.losses(patch)))
 
         if state.step <= layers:
-            how = {"settings": settings, "state": state, "part": part}
+            how = {"settings": settings, "check_seconds": seconds, "state": state, "part": part}
             case = Case(self.model, self.removal, self.fitted, self.held_out, ask, before, **how)
             with self.stretch("fitting"):
                 fitted = method.fit(case)

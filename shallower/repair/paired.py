@@ -4,7 +4,6 @@ on the way.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,38 +17,16 @@ from ..anatomy.units import silent
 from ..anatomy.writers import Writer, find_writers
 from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
-from ..runtime.progress import meter
+from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, JournalPart
 from ..walk.batching import batches
 from ..walk.inputs import entering
 from ..walk.replay import replay_of
+from .batch import PairedBatch
 from .capture import capture, features_of
 from .state import RepairState
 
 REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for
-
-
-@dataclass(frozen=True)
-class PairedBatch:
-    """One batch at one retained layer: rows are tokens, columns features of the stream.
-
-    Attributes:
-        after: the pruned stream that leaves the layer.
-        same: the dense stream that leaves it.
-        wanted: the dense stream that enters what is retained next; ``same`` where nothing removed follows.
-        output: what the writer that is looked at adds to the pruned stream; None where none is looked at.
-        features: what enters that writer, where it is one plain product; else None.
-        reached: the pruned stream behind that writer; ``after`` for the layer's last one.
-        target: the dense stream that should be there; ``wanted`` for the layer's last one.
-    """
-
-    after: Tensor
-    same: Tensor
-    wanted: Tensor
-    output: Tensor | None
-    features: Tensor | None
-    reached: Tensor
-    target: Tensor
 
 
 class PairedWalk:
@@ -63,6 +40,7 @@ class PairedWalk:
         tokens: all tokens; the streams of both models stay in memory together.
         removal: what the pruned model lacks.
         middles: keep, per layer, the dense stream between its writers.
+        gains: where a norm stands behind a writer, its gain will do (see ``find_writers``).
         state: what has been found so far; it tells where to begin.
         part: of a journal, which keeps it.
     Raises:
@@ -76,12 +54,14 @@ class PairedWalk:
         removal: Removal,
         *,
         middles: bool = False,
+        gains: bool = False,
         state: RepairState | None = None,
         part: JournalPart | None = None,
     ):
         self.model = model
         self.removal = removal
         self.middles = middles
+        self.gains = gains
         self.state = state or RepairState()
         self.part = part or NO_JOURNAL.part("", 0)
         replay = replay_of(model)
@@ -99,6 +79,7 @@ class PairedWalk:
         self.dense = [streams[f"dense/{i}"] for i in range(len(entering))]
         self.pruned = [streams.get(f"pruned/{i}", stream) for i, stream in enumerate(self.dense)]
         self.known: dict[int, tuple[Writer, ...]] = {}
+        self.meter = Meter("", 0)
 
     def __iter__(self) -> Iterator["LayerStep"]:
         layers = len(self.model.stack)
@@ -112,6 +93,7 @@ class PairedWalk:
                 self._dense(index)
                 index += 1
                 done.add()
+            self.meter = done
             while index < layers:
                 following = next((i for i in range(index + 1, layers) if not self.removal.gone(i)), layers)
                 entering = self.dense
@@ -208,7 +190,7 @@ class PairedWalk:
             interface = self.model.stack.interfaces[index]
             args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
             try:
-                found = find_writers(layer, interface, args, kwargs)
+                found = find_writers(layer, interface, args, kwargs, gains=self.gains)
             except Refusal as refusal:
                 raise Refusal(f"layer {index}: {refusal}") from refusal
             lost = [one for name in self.removal.parts(index) for one in self.model.parts[index].parts[name].modules]
@@ -295,7 +277,7 @@ class LayerStep:
         last = not writers or len(writers) > len(self.middles[0])
         layer = walk.model.layer(self.index)
         rows = self._rows
-        with self._apply_patch(), packed_weights(layer, len(walk.recordings)):
+        with self.applied(), packed_weights(layer, len(walk.recordings)):
             for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
                 with capture(layer, writers) as seen:
                     leaving = walk.replay.step(recording, self.index, stream)
@@ -308,11 +290,16 @@ class LayerStep:
                 yield PairedBatch(
                     *(rows(one) for one in (leaving, self.same[i], self.wanted[i])),
                     output=rows(outputs[-1]) if writers else None,
-                    features=features_of(seen[-1][0], walk.model.stack) if writers and writers[-1].features else None,
+                    features=self._features(writers[-1], seen[-1][0], stream.shape) if writers else None,
                     reached=rows(reached),
                     target=rows(target),
                 )
         self.after = after
+
+    def _features(self, writer: Writer, given: Tensor, shape: torch.Size) -> Tensor | None:
+        if writer.gain:
+            return self._rows(writer.normed(self.walk.model.layer(self.index), given).view(shape))
+        return features_of(given, self.walk.model.stack) if writer.features else None
 
     def _rows(self, stream: Tensor) -> Tensor:
         return self.walk.model.stack.tokens_first(stream).flatten(0, 1)
@@ -337,6 +324,10 @@ class LayerStep:
         """
         self.walk.notes.append({"layer": self.index} | facts)
         self.walk.state.tensors |= {f"{self.index}/{name}": tensor for name, tensor in (sums or {}).items()}
+
+    def progress(self, share: float) -> None:
+        """Show that so much of the work at the layer is done."""
+        self.walk.meter.show(f"layer {self.index}, {share:.0%}")
 
     def name(self, parameter: str) -> str:
         """A parameter's full name in the model."""
@@ -388,13 +379,9 @@ class LayerStep:
         return self.after
 
     @contextmanager
-    def _apply_patch(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
+        """The layer as it stays, with the changes so far, while inside."""
         model = self.walk.model
         with patched(model.module, self.patch), model.lessened(self.index, self.walk.removal):
             model.layer(self.index)
             yield
-
-
-def part_of_layer(model: Model, patch: Patch, index: int) -> Patch:
-    """The changes of one layer's weights."""
-    return {name: edit for name, edit in patch.items() if name.startswith(f"{model.stack.name}.{index}.")}

@@ -48,6 +48,25 @@ class Normal:
         return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
+class Diagonal:
+    """The same for one factor per feature, D diagonal: sums of squares and products of each feature alone."""
+
+    def __init__(self) -> None:
+        self.left: Tensor | float = 0.0
+        self.right: Tensor | float = 0.0
+
+    def add(self, x: Float[Tensor, "row feature"], rest: Float[Tensor, "row feature"]) -> None:
+        """Add rows: what each factor multiplies, and what it should make of it."""
+        x = x.double()
+        self.left = self.left + x.square().sum(0)
+        self.right = self.right + (x * rest.double()).sum(0)
+
+    def solve(self, strength: float) -> Float[Tensor, " feature"]:
+        """The diagonal of D."""
+        size = self.left.mean()
+        return self.right / (self.left + max(strength, FLOOR) * size) if size > 0 else torch.zeros_like(self.right)
+
+
 def map_of(normal: Normal, strength: float) -> Float[Tensor, "feature feature"]:
     """P = I + Dᵀ, float32: Pᵀ = (MᵀM/T + λI)⁻¹ (MᵀY/T + λI) with Y = M + R."""
     change = normal.solve(strength).T

@@ -13,7 +13,7 @@ from ..artifacts.removal import Removal
 from ..walk.batching import batches, chunks, total_predictions
 from ..walk.logits import head_nll
 from ..walk.replay import replay_of
-from .paired import part_of_layer
+from .batch import part_of_layer
 
 
 class SuffixLoss:

@@ -239,6 +239,30 @@ def drift_figure(compensation: Compensation, name: str = "repair") -> Drawing:
     return drawing
 
 
+def trained_layers_figure(compensation: Compensation, name: str) -> Drawing:
+    """Error behind every locally trained layer: with the dense weights, after the closed form, and after training."""
+    every = compensation.trained
+    sides = {"trained": "error", "closed form": "error_closed_form", "dense weights": "error_before"}
+    series = [
+        (label, [one.layer for one in every], [getattr(one, key) for one in every]) for label, key in sides.items()
+    ]
+    title = "Error behind each layer while it is repaired, on samples that it is not trained on"
+    return curves_figure(name, title, series, x_label="layer", y_label="error of the stream")
+
+
+def local_curves_figure(compensation: Compensation, name: str) -> Drawing:
+    """Error of the layers that were trained longest, by step, as a share of the one that their training began with."""
+    every = sorted(
+        (one for one in compensation.trained if one.curve and one.curve[0][2] > 0), key=lambda one: -one.steps
+    )
+    shown = sorted(every[: len(SERIES)], key=lambda one: one.layer)
+    series = [
+        (f"layer {one.layer}", [point[0] for point in one.curve], [point[2] / one.curve[0][2] for point in one.curve])
+        for one in shown
+    ]
+    return curves_figure(name, "Local training of the layers", series, x_label="step", y_label="error, 1 at the start")
+
+
 def learning_figure(healing: Healing, name: str = "healing") -> Drawing:
     """Training loss, in at most 150 means of neighbouring steps, and the loss on texts that are not trained on, by
     step.

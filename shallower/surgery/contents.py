@@ -3,6 +3,7 @@
 import torch
 
 from ..anatomy.config import Solved
+from ..anatomy.disk import stored_parts
 from ..anatomy.loading import FLOATS
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
@@ -94,8 +95,12 @@ def edits_on_disk(model: Model, patch: Patch, sources: dict[str, str]) -> dict[s
     patch = {name: edit for name, edit in patch.items() if edit.kind != "new"}
     edits: dict[str, Edit] = {}
     edited_names: set[str] = set()
+    parts = stored_parts(model.checkpoint, model.solver.dense, patch)
     for old, name in known.items():
-        if name in patch and old in new:
+        if old in parts and old in new:
+            edits[new[old]] = parts[old]
+            edited_names.add(name)
+        elif name in patch and old in new:
             edits[new[old]] = patch[name].on_disk(old, shapes[name], tensors[old].shape)
             edited_names.add(name)
     if missing := sorted(patch.keys() - edited_names):

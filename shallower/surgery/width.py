@@ -101,7 +101,7 @@ def check_experts(model: Model, plan: Plan, itemsize: int) -> None:
 
 def cut_edit(edit: Edit, cut: Cut | None) -> Edit:
     """The same change for what is left of a tensor."""
-    if cut is None or edit.kind != "add":
+    if cut is None or edit.kind not in ("add", "set"):
         return edit
     places: Tensor = edit.value.new_tensor(cut.kept).long()
     return replace(edit, value=edit.value.index_select(cut.axis, places))

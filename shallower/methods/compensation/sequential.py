@@ -7,7 +7,8 @@ with x what enters the down projection W (whose output is scaled by s on its way
 stream behind it, and h⁰ the dense stream in front of the next retained layer: before a gap that is the end of the
 gap, as in linear. Each layer sees what the repaired ones before it make. With ``attention`` the writers in front of
 the last are fitted first, to the dense stream in the middle of the layer. For a writer that is no plain product
-(experts) it is a map.
+(experts) it is a map; where a norm stands behind the product (Gemma 2 and 3, OLMo 2) one factor per feature, which the
+norm's gain takes: x is then the normed stream and D diagonal.
 
 λ is relative to the mean diagonal of the sums. With ``accept = end`` one λ (0.3) serves all layers in a single reading
 of the weights; held-out loss decides whether the first few of the fits are taken, all, all at half strength, or none.
@@ -17,6 +18,7 @@ or not.
 Source: ours; the target at gaps is that of ReplaceMe (arXiv 2505.02819).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +26,7 @@ from ...anatomy.patch import Patch
 from ...anatomy.writers import Writer
 from ...repair.case import Case, Fitted, best_of, edits, half_strength
 from ...repair.paired import LayerStep
-from ...repair.ridge import Normal, map_of
+from ...repair.ridge import Diagonal, Normal, map_of
 from ...repair.suffix import SuffixLoss
 
 FITS = "inputs"  # of the writers; other methods solve for the features of the stream
@@ -43,14 +45,11 @@ class Settings:
 def fit(case: Case) -> Fitted:
     own = case.settings
     tail = case.tail() if own.accept == "layer" else None
-    walk = case.walk(middles=own.attention)
+    walk = case.walk(middles=own.attention, gains=True)
     for step in walk:
         if step.touched:
-            writers = step.writers()
-            for place in range(0 if own.attention else len(writers) - 1, len(writers)):
-                grid = (own.strength,) if own.strength else STRENGTHS if tail else STRENGTHS[1:2]
-                fits = _fits(step, writers[: place + 1], grid)
-                step.note(writer=writers[place].module, **_take(step, fits, tail))
+            for writer, fits in fits_of(step, own, STRENGTHS if tail else STRENGTHS[1:2]):
+                step.note(writer=writer.module, **_take(step, fits, tail))
         if tail is not None:
             tail.pass_on(step.index, walk.patch)
     if tail is not None:
@@ -61,14 +60,26 @@ def fit(case: Case) -> Fitted:
     return Fitted(patch, {"steps": [*walk.notes, {"taken": chosen, "tried": tried}]})
 
 
+def fits_of(
+    step: LayerStep, own: Settings, strengths: tuple[float, ...]
+) -> Iterator[tuple[Writer, dict[float, Patch]]]:
+    """The writers of a layer that are fitted, in order, with the changes by λ; the one before is taken first."""
+    writers = step.writers()
+    grid = (own.strength,) if own.strength else strengths
+    for place in range(0 if own.attention else len(writers) - 1, len(writers)):
+        yield writers[place], _fits(step, writers[: place + 1], grid)
+
+
 def _fits(step: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
     """λ -> the change of the last of these writers that it gives."""
-    normal = Normal()
     writer = writers[-1]
+    normal = Diagonal() if writer.gain else Normal()
     for batch in step.batches(*writers):
-        given = batch.features if writer.features else batch.output / writer.scale
+        given = batch.features if batch.features is not None else batch.output / writer.scale
         weight = batch.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
         normal.add(given * weight, (batch.target - batch.reached) * weight / writer.scale)
+    if writer.gain:
+        return {strength: edits("add", normal.solve(strength).float(), step.weights(writer)) for strength in grid}
     if not writer.features:
         return {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
     return {strength: step.addition(writer, normal.solve(strength).T.float()) for strength in grid}

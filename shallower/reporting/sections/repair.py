@@ -3,12 +3,16 @@
 from ...artifacts import Compensation, HeldOutLoss
 from ...results.healing import perplexity_times
 from ...results.summary import Summary, gigabytes, seconds, settings_of, tokens_used
-from ..figures import drift_figure
+from ..figures import drift_figure, local_curves_figure, trained_layers_figure
 from ..page import Block, Box, Facts, Figure, Section, Text, figure_name
 
 CAPTION = (
     "The stream behind each retained layer, on held-out tokens; where it is equal to the dense one nothing is drawn."
 )
+
+
+TRAINED = "Where the stream should be is what the dense model has in front of the next retained layer."
+CURVES = "The layers with the most steps; the weights with the least error are kept."
 
 
 def section(summary: Summary) -> Section | None:
@@ -17,7 +21,17 @@ def section(summary: Summary) -> Section | None:
     for number, item in enumerate(summary.collection.of("compensation"), 1):
         figure = Figure(drift_figure(item.record, figure_name("repair", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _details(item.record)], "pair")]
+        parts += _training(item.record, number)
     return Section("Repair without training", parts) if parts else None
+
+
+def _training(compensation: Compensation, number: int) -> list[Block]:
+    """What local training made of each layer, where there was any."""
+    if not any(one.curve for one in compensation.trained):
+        return []
+    layers = trained_layers_figure(compensation, figure_name("trained layers", number))
+    curves = local_curves_figure(compensation, figure_name("local training", number))
+    return [Box([Figure(layers, TRAINED), Figure(curves, CURVES)], "pair")]
 
 
 def _details(compensation: Compensation) -> Box:

@@ -1,0 +1,120 @@
+"""Local training: each retained layer behind the first gap learns to make the dense stream, one layer in memory.
+
+    min over the weights of layer l   E_tokens ‖ f_l(x) - h⁰ ‖² / (‖ h⁰ ‖² + ε)
+
+in order, from the solution of ``sequential`` on; x is the stream of the model repaired so far (``input = repaired``) or
+the dense one, in which case only layers in front of a gap, and those that lose something, have anything to learn. h⁰ is
+the dense stream in front of the next retained layer: before a gap that is the end of the gap. AdamW with a warm-up, a
+cosine and clipping; layers in front of a gap, or that lose something, get three times the steps. One sample in
+sixteen is watched only, and the weights with its least error are kept. In the end held-out loss decides how many of the
+layers are taken, or all at half strength, or none.
+
+``budget`` (such as 10m) replaces ``steps``: as many as fit into that time, the closed form and the checks counted.
+
+Source: layer-wise reconstruction of a pruned model as in LaCo (ACL 2026 long.1342) and XMerge (arXiv 2609.02083),
+inputs of the dense model as in Puzzle's block-local distillation (arXiv 2411.19146). The start, the watched samples,
+the steps of each layer and the acceptance are ours.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from ...anatomy.patch import Patch
+from ...errors import Refusal, UserError
+from ...repair.batch import layer_of
+from ...repair.case import Case, Fitted, best_of, half_strength
+from ...repair.local_training import LayerTraining, LocalRecipe, about
+from ...repair.paired import LayerStep
+from ...repair.step_budget import StepBudget
+from ...settings.quantities import seconds_of
+from . import sequential
+
+FITS = "inputs"
+STRENGTH = 0.3  # λ of the closed form
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)  # of the layers
+
+
+@dataclass(frozen=True)
+class Settings:
+    input: Literal["repaired", "dense"] = "repaired"
+    start: Literal["sequential", "none"] = "sequential"
+    train: Literal["all", "attention", "mlp", "norms"] = "all"
+    loss: Literal["relative", "cosine", "huber"] = "relative"
+    steps: int = 100
+    budget: str = ""  # of time, such as 10m, instead of steps
+    lr: float = 3e-4
+    batch_tokens: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens", "lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"local: {name}={getattr(self, name)}: more than 0 is needed")
+        if self.budget and not seconds_of(self.budget, "budget") > 0:
+            raise UserError(f"local: budget={self.budget}: more than 0 is needed")
+
+
+def fit(case: Case) -> Fitted:
+    own: Settings = case.settings
+    closed = own.start == "sequential"
+    walk = case.walk(middles=closed, gains=True)
+    budget = StepBudget(case, own.steps, seconds_of(own.budget, "budget") if own.budget else None)
+    for step in walk:
+        changed = step.gap > 0 or case.removal.lessens(step.index)
+        if not step.touched or (own.input == "dense" and not changed):
+            continue
+        recipe = LocalRecipe(own.lr, own.batch_tokens, own.loss, own.seed)
+        names = trained_names(step, own.train)
+        training = LayerTraining(step, case.tokens, recipe, names=names, dense=own.input == "dense")
+        before = training.error()
+        if closed:
+            budget.timed_fit(partial(_closed_form, step))
+        facts = {"error_before": before, "error_closed_form": (error := training.error()), "error": error}
+        if names:
+            steps = budget.steps(step.index, training)
+            part = case.part.journal.part("local training", steps, f"layer {step.index}")
+            step.take(training.run(steps, part, step.progress))
+            facts |= {"steps": steps} | about(training.curve)
+        step.note(**facts)
+    candidates = _firsts(walk.patch, case.model.stack.name)
+    patch, _, chosen, tried = best_of(case, ({}, None), candidates)
+    return Fitted(patch, {"trained": walk.notes, "taken": chosen, "tried": tried})
+
+
+def _closed_form(step: LayerStep) -> None:
+    """Take what ``sequential`` would."""
+    try:
+        for _, fits in sequential.fits_of(step, sequential.Settings(strength=STRENGTH), ()):
+            step.take(fits[STRENGTH])
+    except Refusal as refusal:
+        raise Refusal(f"{refusal}; start=none trains without a closed form") from refusal
+
+
+def _firsts(patch: Patch, stack: str) -> list[tuple[str, Patch]]:
+    """The changes at half strength, and those of the first few changed layers."""
+    layers = sorted({layer_of(name, stack) for name in patch})
+    if not layers:
+        return []
+    counts = sorted({max(1, round(len(layers) * share)) for share in SHARES})
+    firsts = {f"first {count} layers": {*layers[:count]} for count in counts}
+    some = {
+        label: {name: edit for name, edit in patch.items() if layer_of(name, stack) in taken}
+        for label, taken in firsts.items()
+    }
+    return [("half strength", half_strength(patch)), *some.items()]
+
+
+def trained_names(step: LayerStep, which: str) -> frozenset[str]:
+    """Names within the layer of the weights to train: all but those of parts that go, or some of them."""
+    model, removal = step.walk.model, step.walk.removal
+    weights = {name: one for name, one in model.layer(step.index).named_parameters() if one.is_floating_point()}
+    parts = model.parts[step.index].parts if removal.parts(step.index) or which in ("attention", "mlp") else {}
+    lost = {name for part in removal.parts(step.index) for name in parts[part].parameters}
+    names = set(weights) - lost
+    if which == "norms":
+        owners = {name.rpartition(".")[0] for name, weight in weights.items() if weight.dim() > 1}
+        names = {name for name in names if weights[name].dim() == 1 and name.rpartition(".")[0] not in owners}
+    elif which != "all":
+        names &= parts[which].parameters if which in parts else set()
+    return frozenset(names)

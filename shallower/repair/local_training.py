@@ -1,0 +1,323 @@
+"""Local training: one layer learns to make the dense stream of what it is given; no gradient leaves the layer."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import cos, pi
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, huber_loss
+
+from ..anatomy.patch import Edit, Patch
+from ..runtime import distributed
+from ..storage.journal import JournalPart
+from .paired import LayerStep
+
+Rows = Float[Tensor, "token feature"]
+LossName = Literal["relative", "cosine", "huber"]
+WATCHED = 16  # one sample in so many is not trained on; its error says which step is kept, and whether any
+LOOKS = 8  # times that this error is asked for, the first and the last step included
+WARM = 0.1  # of the steps, in which the learning rate rises
+BETAS = (0.9, 0.95)
+CLIP = 1.0  # largest norm of all gradients together
+TINY = 1e-6
+PRIME = 1_000_003  # keeps the orders of layers and turns apart
+
+
+def relative(stream: Rows, wanted: Rows) -> Tensor:
+    """Squared distance as a share of the squared length of what is wanted, per token."""
+    return (stream - wanted).square().sum(-1) / (wanted.square().sum(-1) + TINY)
+
+
+def cosine(stream: Rows, wanted: Rows) -> Tensor:
+    """1 - cosine, per token."""
+    return 1 - cosine_similarity(stream, wanted, dim=-1)
+
+
+def huber(stream: Rows, wanted: Rows) -> Tensor:
+    """Huber loss of the distance in units of the root mean square of what is wanted, mean over features, per token."""
+    unit = wanted.square().mean(-1, keepdim=True).sqrt() + TINY
+    return huber_loss(stream / unit, wanted / unit, reduction="none").mean(-1)
+
+
+LOSSES: dict[str, Callable[[Rows, Rows], Tensor]] = {"relative": relative, "cosine": cosine, "huber": huber}
+
+
+@dataclass(frozen=True)
+class LocalRecipe:
+    """How a layer is trained.
+
+    Attributes:
+        rate: the largest learning rate of AdamW, with a warm-up, a cosine to zero and clipping.
+        batch_tokens: tokens of a step.
+        loss: name of one of ``LOSSES``.
+        seed: of the order of the samples.
+    """
+
+    rate: float
+    batch_tokens: int
+    loss: LossName = "relative"
+    seed: int = 0
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step, the first one 0, of so many."""
+        warm = max(1, round(WARM * steps))
+        return self.rate * min(1.0, (step + 1) / warm) * 0.5 * (1 + cos(pi * step / steps))
+
+
+@dataclass
+class Curve:
+    """Errors while a layer is trained.
+
+    Attributes:
+        points: (step, mean error of the steps since the last point, error of the watched samples); the first has no
+            error of steps.
+        best: the place of the point whose weights are kept.
+    """
+
+    points: list[tuple[int, float | None, float]] = field(default_factory=list)
+    best: int = 0
+
+    @property
+    def first(self) -> float:
+        """Error of the watched samples before any step."""
+        return self.points[0][2]
+
+    @property
+    def least(self) -> float:
+        """Error of the watched samples with the weights that are kept."""
+        return self.points[self.best][2]
+
+
+class SampleStreams:
+    """The streams of single samples, out of those of batches of them."""
+
+    def __init__(self, batches: Sequence[Tensor], axis: int):
+        self.batches = batches
+        self.axis = axis
+        self.places = [(i, row) for i, batch in enumerate(batches) for row in range(batch.shape[axis])]
+
+    def __getitem__(self, samples: Sequence[int]) -> Tensor:
+        places = (self.places[sample] for sample in samples)
+        return torch.cat([self.batches[i].narrow(self.axis, row, 1) for i, row in places], self.axis)
+
+
+@contextmanager
+def trained(step: LayerStep, names: frozenset[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """Weights of a layer by these names within it, copies with the changes so far, to be trained in place."""
+    layer = step.walk.model.layer(step.index)
+    with step.applied():
+        weights = {name: weight for name, weight in layer.named_parameters() if name in names}
+        before = {name: weight.data for name, weight in weights.items()}
+        try:
+            for weight in weights.values():
+                weight.data = weight.data.clone()
+                weight.requires_grad_(True)
+            yield weights
+        finally:
+            for name, weight in weights.items():
+                weight.requires_grad_(False)
+                weight.grad = None
+                weight.data = before[name]
+
+
+class LayerTraining:
+    """The training of one layer of a paired walk, from the changes that it has taken so far.
+
+    Args:
+        step: the layer; its weights are in memory while it is trained, with their gradients and two moments in float32.
+        tokens: those that the walk goes through.
+        recipe: how it is trained.
+        dense: whether what enters is the dense stream instead of the repaired one.
+        names: of the weights within the layer that are trained.
+    """
+
+    def __init__(
+        self,
+        step: LayerStep,
+        tokens: Int[Tensor, "sample position"],
+        recipe: LocalRecipe,
+        *,
+        names: frozenset[str],
+        dense: bool = False,
+    ):
+        walk = step.walk
+        self.step = step
+        self.walk = walk
+        self.tokens = tokens
+        self.recipe = recipe
+        self.names = names
+        self.measure = LOSSES[recipe.loss]
+        axis = walk.replay.axes[0]
+        self.given = SampleStreams(step.entering if dense else walk.pruned, axis)
+        self.wanted = SampleStreams(step.wanted, axis)
+        watched = max(1, len(tokens) // WATCHED)
+        self.watched = range(len(tokens) - watched, len(tokens))
+        self.learned = range(max(1, len(tokens) - watched))
+        self.rows = max(1, min(recipe.batch_tokens // tokens.shape[1], len(self.learned)))
+        self.curve = Curve()
+        self.steps = self.done = 0
+        self.recent: list[float] = []
+
+    def run(self, steps: int, part: JournalPart, told: Callable[[float], None]) -> Patch:
+        """Train the layer; the weights with the least error of the watched samples, or none where no step helped.
+
+        Args:
+            steps: how many.
+            part: of a journal, which keeps the weights, moments and the curve; a killed training goes on there.
+            told: is given the share of the steps that is done.
+        """
+        self.steps = steps
+        with trained(self.step, self.names) as weights, part:
+            self._begin(weights, part)
+            looks = {round(i * self.steps / (LOOKS - 1)) for i in range(LOOKS)}
+            while self.done < self.steps:
+                self._train(self.done)
+                self.done += 1
+                if self.done in looks:
+                    self._look()
+                part.keep(self.done, self._tensors(), self._notes())
+                told(self.done / self.steps)
+            if not self.curve.best:
+                return {}
+            return {self.step.name(name): Edit("set", value) for name, value in self.best.items()}
+
+    def error(self) -> float:
+        """Error of the watched samples with the changes that the layer has taken."""
+        with self.step.applied():
+            return self._watched_error()
+
+    def step_seconds(self) -> float:
+        """Seconds of one step, without one."""
+        samples = list(self._samples(0))
+        with trained(self.step, self.names) as weights:
+            for _ in range(2):  # the first one warms up
+                started = time.monotonic()
+                self._error(samples, backward=True)
+                for weight in weights.values():
+                    weight.grad = None
+        return max(distributed.all_gather(time.monotonic() - started))
+
+    def _begin(self, weights: dict[str, nn.Parameter], part: JournalPart) -> None:
+        """From the layer as it is, or as a journal has it."""
+        self.weights = weights
+        self.masters = {name: weight.detach().float() for name, weight in weights.items()}  # itself where it is float32
+        fused = {"fused": True} if self.walk.model.device == "cpu" else {}
+        self.optimizers = {
+            name: torch.optim.AdamW([master], betas=BETAS, weight_decay=0.0, **fused)
+            for name, master in self.masters.items()
+        }
+        self.best: dict[str, Tensor] = {}
+        state = part.resume()
+        if not state.step:
+            self._look()
+            return
+        self.done = state.step
+        self.curve.points = [tuple(point) for point in state.notes["points"]]
+        self.curve.best = state.notes["best"]
+        self.recent = state.notes["recent"]
+        for key, tensor in state.tensors.items():
+            kind, _, rest = key.partition("/")
+            tensor = tensor.to(self.walk.model.device)
+            if kind == "best":
+                self.best[rest] = tensor
+            elif kind == "master":
+                self.masters[rest].copy_(tensor)
+            else:
+                moment = self.optimizers[rest].state.setdefault(self.masters[rest], {})
+                moment[kind] = tensor.cpu() if kind == "step" else tensor
+        self._install()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {f"master/{name}": master for name, master in self.masters.items()}
+        found |= {f"best/{name}": value for name, value in self.best.items()}
+        for name, optimizer in self.optimizers.items():
+            found |= {f"{kind}/{name}": value for kind, value in optimizer.state[self.masters[name]].items()}
+        return found
+
+    def _notes(self) -> dict[str, Any]:
+        return {"points": self.curve.points, "best": self.curve.best, "recent": self.recent}
+
+    def _train(self, number: int) -> None:
+        """One step."""
+        samples = list(self._samples(number))
+        error = self._error(samples, backward=True)
+        gradients = {name: weight.grad for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            if gradients[name] is None:  # experts that no token was sent to
+                gradients[name] = torch.zeros_like(weight)
+            weight.grad = None
+            gradients[name] = distributed.all_sum(gradients[name])
+        norm = sum(float(one.float().square().sum()) for one in gradients.values()) ** 0.5
+        factor = min(1.0, CLIP / max(norm, TINY))
+        if norm == norm and norm < float("inf"):  # else the step is left out
+            for name, optimizer in self.optimizers.items():
+                master = self.masters[name]
+                master.grad = gradients.pop(name).float() * factor
+                optimizer.param_groups[0]["lr"] = self.recipe.rate_at(number, self.steps)
+                optimizer.step()
+                master.grad = None
+            self._install()
+        self.recent.append(error)
+
+    def _install(self) -> None:
+        """Round the trained weights to the type that is computed in."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if weight.data_ptr() != self.masters[name].data_ptr():
+                    weight.copy_(self.masters[name])
+
+    def _look(self) -> None:
+        """Ask for the error of the watched samples, and keep the weights where it is the least so far."""
+        error = self._watched_error()
+        self.curve.points.append((self.done, sum(self.recent) / len(self.recent) if self.recent else None, error))
+        self.recent = []
+        if error <= self.curve.least and self.done:
+            self.curve.best = len(self.curve.points) - 1
+            self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    def _watched_error(self) -> float:
+        watched = self.watched
+        parts = (list(watched[start : start + self.rows]) for start in range(0, len(watched), self.rows))
+        return sum(self._error(samples) * len(samples) for samples in parts) / len(watched)
+
+    def _samples(self, number: int) -> Iterator[int]:
+        """The samples of a step: all in a drawn order, then in another one."""
+        count = len(self.learned)
+        for place in range(number * self.rows, (number + 1) * self.rows):
+            turn, at = divmod(place, count)
+            if at == 0 or place == number * self.rows:
+                drawn = (self.recipe.seed * PRIME + self.step.index) * PRIME + turn
+                generator = torch.Generator().manual_seed(drawn % 2**63)
+                order = torch.randperm(count, generator=generator).tolist()
+            yield order[at]
+
+    def _error(self, samples: list[int], *, backward: bool = False) -> float:
+        """Mean error over the tokens of some samples, shared by the processes; its gradients stay at the weights."""
+        own = samples[distributed.rank() :: distributed.size()]
+        total = torch.zeros((), dtype=torch.float64)
+        if own:
+            with torch.set_grad_enabled(backward):
+                errors = self.measure(self._leaving(own), self._rows(self.wanted[own]))
+                mean = errors.sum() / (len(samples) * self.tokens.shape[1])
+                if backward:
+                    mean.backward()
+            total += float(mean)
+        return float(distributed.all_sum(total))
+
+    def _leaving(self, samples: list[int]) -> Rows:
+        recording = self.walk.replay.record(self.tokens[samples].to(self.walk.model.device))
+        return self._rows(self.walk.replay.step(recording, self.step.index, self.given[samples]))
+
+    def _rows(self, stream: Tensor) -> Rows:
+        return self.walk.model.stack.tokens_first(stream).flatten(0, 1).float()
+
+
+def about(curve: Curve) -> dict[str, Any]:
+    """A curve as JSON."""
+    kept = {"error": curve.least, "kept_step": curve.points[curve.best][0]}
+    return kept | {"curve": [list(point) for point in curve.points]}

@@ -1,0 +1,73 @@
+"""Step budget of local training: how many steps each layer gets, fixed or fitted into a time."""
+
+import time
+from collections.abc import Callable
+
+from ..errors import UserError, argument
+from .case import Case
+from .local_training import LayerTraining
+
+CHANGED = 3  # a layer in front of a gap, or that loses something, gets so many times the steps
+CHECKS = 11  # held-out losses and walks of about that cost at the end
+MOST = 2000  # steps of an ordinary layer that a time may give
+
+
+class StepBudget:
+    """Steps of the layers in order.
+
+    Args:
+        case: what is repaired; its journal keeps what was given, so that a resumed run gives the same.
+        steps: of an ordinary layer, where no time is given.
+        seconds: all that the repair may take, its closed forms and checks counted; None for no limit.
+    """
+
+    def __init__(self, case: Case, steps: int, seconds: float | None):
+        self.case = case
+        self.fixed = steps
+        self.seconds = seconds
+        layers = len(case.model.stack)
+        stays = case.removal.stays(layers)
+        self.weights = {index: CHANGED if self._changed(index, layers) else 1 for index in stays}
+        self.started = time.monotonic()
+        self.fit_seconds = 0.0
+        self.given = False  # whether a layer was given its steps; then it is too late to refuse
+
+    def _changed(self, index: int, layers: int) -> bool:
+        removal = self.case.removal
+        return removal.lessens(index) or (
+            index + 1 < layers and (removal.gone(index + 1) or removal.lessens(index + 1))
+        )
+
+    def timed_fit(self, fit: Callable[[], None]) -> None:
+        """Run a layer's closed form, and remember how long one takes."""
+        started = time.monotonic()
+        fit()
+        self.fit_seconds = time.monotonic() - started
+
+    def steps(self, index: int, training: LayerTraining) -> int:
+        """Steps of a layer.
+
+        Raises:
+            UserError: the time does not suffice for one step of each layer.
+        """
+        if self.seconds is None:
+            return self.fixed * self.weights[index]
+        return self.case.part.journal.memo(f"steps of layer {index}", lambda: self._fitted(index, training))
+
+    def _fitted(self, index: int, training: LayerTraining) -> int:
+        each = training.step_seconds()
+        rest = {layer: weight for layer, weight in self.weights.items() if layer >= index}
+        spent = max(self.case.part.journal.seconds_spent(), time.monotonic() - self.started)
+        closed = self.fit_seconds * (len(rest) - 1) + CHECKS * self.case.check_seconds
+        left = self.seconds - spent - closed
+        if left < each * len(rest):
+            if not self.given:
+                need = spent + closed + each * len(rest)
+                given = argument("repair_budget", f"{self.seconds:g}s")
+                raise UserError(
+                    f"{given}: one step of every layer, its closed form and the checks take about {need:.0f} s here; "
+                    "give more"
+                )
+            return 1
+        self.given = True
+        return max(1, min(MOST * self.weights[index], int(left * self.weights[index] / sum(rest.values()) / each)))
