@@ -72,11 +72,21 @@ class ChoiceEvidence(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A selection, the one from whose choice it begins where it searches, and its settings."""
+    """A selection, the one from whose choice it begins where it searches, and its settings.
+
+    Attributes:
+        by_losses: whether a selection that reads scores looks at losses instead.
+    """
 
     selection: ModuleType
     start: ModuleType
     settings: Any = None
+    by_losses: bool = False
+
+    @property
+    def needs(self) -> str:
+        """What it rests on: scores or losses."""
+        return "losses" if self.by_losses else self.selection.NEEDS
 
     @property
     def searches(self) -> bool:
@@ -102,7 +112,7 @@ def problem_of(
     Args:
         protected: how many layers at each end never go.
     """
-    needs = method.selection.NEEDS
+    needs = method.needs
     scores = evidence.scores if needs == "scores" else None
     losses = evidence.losses if needs == "losses" else None
     watch = Stopwatch(budget)

@@ -11,6 +11,7 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
 from ..artifacts.removal import Removal
 from ..storage.journal import NO_JOURNAL, JournalPart
+from .batch import layer_of
 from .paired import PairedWalk
 from .state import RepairState
 from .suffix import SuffixLoss
@@ -97,3 +98,19 @@ def edits(kind: str, value: Tensor, weights: Iterable[tuple[str, int]]) -> Patch
 def half_strength(patch: Patch) -> Patch:
     """The same changes at half strength."""
     return {name: replace(edit, strength=edit.strength / 2) for name, edit in patch.items()}
+
+
+def layers_at_first(patch: Patch, stack: str, shares: Iterable[float]) -> list[tuple[str, Patch]]:
+    """Candidates for ``best_of``: the changes at half strength, and those of such shares of the changed layers, the
+    first ones.
+    """
+    layers = sorted({layer_of(name, stack) for name in patch})
+    if not layers:
+        return []
+    counts = sorted({max(1, round(len(layers) * share)) for share in shares})
+    firsts = {f"first {count} layers": {*layers[:count]} for count in counts}
+    some = {
+        label: {name: edit for name, edit in patch.items() if layer_of(name, stack) in taken}
+        for label, taken in firsts.items()
+    }
+    return [("half strength", half_strength(patch)), *some.items()]

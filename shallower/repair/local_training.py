@@ -317,6 +317,21 @@ class LayerTraining:
         return self.walk.model.stack.tokens_first(stream).flatten(0, 1).float()
 
 
+def trained_names(step: LayerStep, which: str) -> frozenset[str]:
+    """Names within the layer of the weights to train: all but those of parts that go, or some of them."""
+    model, removal = step.walk.model, step.walk.removal
+    weights = {name: one for name, one in model.layer(step.index).named_parameters() if one.is_floating_point()}
+    parts = model.parts[step.index].parts if removal.parts(step.index) or which in ("attention", "mlp") else {}
+    lost = {name for part in removal.parts(step.index) for name in parts[part].parameters}
+    names = set(weights) - lost
+    if which == "norms":
+        owners = {name.rpartition(".")[0] for name, weight in weights.items() if weight.dim() > 1}
+        names = {name for name in names if weights[name].dim() == 1 and name.rpartition(".")[0] not in owners}
+    elif which != "all":
+        names &= parts[which].parameters if which in parts else set()
+    return frozenset(names)
+
+
 def about(curve: Curve) -> dict[str, Any]:
     """A curve as JSON."""
     kept = {"error": curve.least, "kept_step": curve.points[curve.best][0]}

@@ -4,6 +4,7 @@ on the way.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from ..walk.batching import batches
 from ..walk.inputs import entering
 from ..walk.replay import replay_of
 from .batch import PairedBatch
-from .capture import capture, features_of
+from .capture import capture
 from .state import RepairState
+from .writer_fit import fitted_features, rows_of
 
 REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for
 
@@ -276,7 +278,7 @@ class LayerStep:
         after = []
         last = not writers or len(writers) > len(self.middles[0])
         layer = walk.model.layer(self.index)
-        rows = self._rows
+        rows = partial(rows_of, walk.model.stack)
         with self.applied(), packed_weights(layer, len(walk.recordings)):
             for i, (recording, stream) in enumerate(zip(walk.recordings, walk.pruned, strict=True)):
                 with capture(layer, writers) as seen:
@@ -290,19 +292,13 @@ class LayerStep:
                 yield PairedBatch(
                     *(rows(one) for one in (leaving, self.same[i], self.wanted[i])),
                     output=rows(outputs[-1]) if writers else None,
-                    features=self._features(writers[-1], seen[-1][0], stream.shape) if writers else None,
+                    features=fitted_features(walk.model.stack, layer, writers[-1], seen[-1][0], stream.shape)
+                    if writers
+                    else None,
                     reached=rows(reached),
                     target=rows(target),
                 )
         self.after = after
-
-    def _features(self, writer: Writer, given: Tensor, shape: torch.Size) -> Tensor | None:
-        if writer.gain:
-            return self._rows(writer.normed(self.walk.model.layer(self.index), given).view(shape))
-        return features_of(given, self.walk.model.stack) if writer.features else None
-
-    def _rows(self, stream: Tensor) -> Tensor:
-        return self.walk.model.stack.tokens_first(stream).flatten(0, 1)
 
     def take(self, patch: Patch, loss: float | None = None) -> None:
         """Change the layer: what follows sees the stream that the changed layer makes.
@@ -336,13 +332,6 @@ class LayerStep:
     def weights(self, writer: Writer) -> list[tuple[str, int]]:
         """(full name, axis) of the weights into which a map of the writer's output folds."""
         return [(self.name(name), axis) for name, axis in writer.weights]
-
-    def addition(self, writer: Writer, change: Tensor) -> Patch:
-        """Change that adds ``change``, (stream features, features), to a writer that is one plain product."""
-        for name, axis in self.weights(writer):
-            if self.walk.model.module.get_parameter(name).dim() == 2:
-                return {name: Edit("add", change if axis == 0 else change.T.contiguous())}
-        raise AssertionError(f"{writer.module} has no matrix")
 
     def bias(self, writer: Writer) -> str | None:
         """Full name of the bias of a writer that is one plain product, or None."""

@@ -6,14 +6,17 @@ from dataclasses import replace
 from functools import partial
 
 from .. import methods
-from ..artifacts import ModelRecord, Plan
+from ..artifacts import Candidate, HeldOutLoss, ModelRecord, Plan, Removal
+from ..artifacts.units import LAYER
+from ..errors import UserError
 from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
 from ..planning.choice import Method, agreement, choices, meet, problem_of
 from ..planning.plans import plan_of
+from ..runtime.progress import say
 from ..settings.amount import Amount
 from .evidence import Evidence
 from .score import seeded_settings
-from .selection_options import SelectionOptions
+from .selection_options import REPAIRED, SelectionOptions
 
 
 def choose_plan(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Plan:
@@ -24,7 +27,48 @@ def choose_plan(evidence: Evidence, choosing: SelectionOptions, amount: Amount) 
     if amount.max_ppl_increase is None:  # refused before anything is scored
         allowed = allowed_numbers(evidence.units, protected)
         check_amount(resolve_amount(amount, record, evidence.dtype)[0], record, evidence.units, allowed)
-    return next(_plans(evidence, choosing, method, protected, amount))
+    chosen = next(_plans(evidence, choosing, method, protected, amount))
+    if not evidence.repaired or amount.max_ppl_increase is not None:
+        return chosen
+    return _best_repaired(evidence, choosing, amount, chosen)
+
+
+def _best_repaired(evidence: Evidence, choosing: SelectionOptions, amount: Amount, chosen: Plan) -> Plan:
+    """Of a plan chosen for the repaired model and those that are known without that, the best as ``sequential`` leaves
+    it, on samples that this is not fitted on; the table of them goes with it.
+    """
+    plain = replace(evidence, repaired=False, criterion=None, settings=None)
+    ways = [SelectionOptions("window")] if evidence.kind == LAYER else []
+    if choosing.selection != "window" and choosing.budget is None:
+        ways.append(SelectionOptions("greedy"))
+    plans = [chosen]
+    for way in ways:
+        own = replace(way, keep_first=choosing.keep_first, keep_last=choosing.keep_last)
+        try:
+            plans.append(choose_plan(plain, own, amount))
+        except UserError as error:  # it cannot meet the amount
+            say(f"not compared with {way.selection}: {error}")
+    distinct = list({plan.removal: plan for plan in reversed(plans)}.values())
+    started = time.monotonic()
+    losses = [evidence.repair_of(plan.removal)[1].loss for plan in distinct]
+    best = min(range(len(distinct)), key=lambda place: losses[place].after)
+    rows = [_candidate(plan, loss) for plan, loss in zip(distinct, losses, strict=True)]
+    seconds = chosen.seconds + time.monotonic() - started
+    settings = chosen.settings if distinct[best] is chosen else distinct[best].settings | {"objective": REPAIRED}
+    return replace(distinct[best], settings=settings, candidates=rows, seconds=seconds)
+
+
+def _candidate(plan: Plan, loss: HeldOutLoss) -> Candidate:
+    """What is told of a plan that was repaired to be compared."""
+    return Candidate(
+        layers=list(plan.removal.layers),
+        narrowed=str(Removal(tuple(unit for unit in plan.removal.units if unit.part))),
+        share=plan.share,
+        loss_dense=loss.dense,
+        loss=loss.before,
+        repaired=loss,
+        expected_speedup=plan.expected_speedup,
+    )
 
 
 def nested_plans(evidence: Evidence, choosing: SelectionOptions, sizes: Sequence[int]) -> Iterator[Plan]:
@@ -44,6 +88,7 @@ def selection_method(choosing: SelectionOptions, evidence: Evidence) -> Method:
         selection,
         methods.find("selection", "greedy"),
         seeded_settings(selection, choosing.settings, evidence.calibration),
+        by_losses=evidence.repaired,
     )
 
 
@@ -59,7 +104,7 @@ def _plans(
     wanted: Amount | Sequence[int],
 ) -> Iterator[Plan]:
     """One plan for an amount, or one per size."""
-    needs = method.selection.NEEDS
+    needs = method.needs
     make = partial(problem_of, method, evidence, protected, iterative=choosing.iterative, budget=choosing.budget)
     scores = evidence.scores if needs == "scores" else None
     started = time.monotonic()
@@ -80,7 +125,9 @@ def _plans(
             criterion=scores.criterion if scores else None,
             scores=scores.scores if scores and not evidence.units.narrow else None,
             scored=[*scores.units] if scores and not evidence.units.narrow else [],
-            settings=(scores.settings if scores else {}) | (vars(method.settings) if method.settings else {}),
+            settings=(scores.settings if scores else {})
+            | (vars(method.settings) if method.settings else {})
+            | ({"objective": REPAIRED} if evidence.repaired else {}),
             keep_first=protected[0],
             keep_last=protected[1],
             iterative=choosing.iterative,

@@ -22,14 +22,11 @@ from ..settings.amount import Amount
 from ..walk.run import load_weights
 from .choosing import choose_plan, selection_method
 from .evidence import Evidence
-from .repair import fit_repair
-from .repair_options import RepairOptions
 from .selection_options import SelectionOptions
 
 DEPTHS = {"block_influence": "window", "taylor": "lowest", "perplexity": "lowest"}  # how layers are named
 STEPS = 8  # depths between none and all that are tried beside them, at most
 FIRST, REPAIRED = 2, 6  # candidates that are repaired: those to begin with, and the most
-FITTED = 64  # samples of a repair that only compares, at least; by default one that is kept takes more
 NEAR = 0.01  # of the parameters that should stay: how far a candidate may be from them
 BROKEN = 1000.0  # nats that stand for what is infinite
 
@@ -118,9 +115,7 @@ class _Search:
 
     def repaired(self, draft: _Draft) -> HeldOutLoss:
         """Losses of a draft before and after its repair, on samples that it is not fitted on."""
-        own = self.evidence.calibration
-        tokens = replace(own, samples=max(FITTED, own.samples), at_most=True)
-        return fit_repair(self.evidence.model, draft.plan.removal, RepairOptions(calibration=tokens))[1].loss
+        return self.evidence.repair_of(draft.plan.removal)[1].loss
 
     def _near(self, drafts: list[_Draft]) -> list[_Draft]:
         """Those that leave about as many parameters as are asked for; where a multiple is too coarse, the nearest."""

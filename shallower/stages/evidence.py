@@ -3,24 +3,32 @@ is first asked for.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..anatomy.model import Model
-from ..artifacts import NOTHING, CalibrationRecord, ModelRecord, Perplexity, Removal, Scores, Units
+from ..anatomy.patch import Patch
+from ..artifacts import NOTHING, CalibrationRecord, Compensation, ModelRecord, Perplexity, Removal, Scores, Units
 from ..artifacts.units import LAYER
+from ..errors import UserError, argument
 from ..evaluation.perplexity import Segments, evaluation_segments
 from ..evaluation.removals import removals_perplexity
 from ..planning.problem import Choice
+from ..repair.gap_fits import GapFits
 from ..settings.calibration import Calibration, Paths
 from ..settings.evaluation import Protocol
 from ..walk.removals import LossWalk
 from ..walk.run import dtype_name, journal_of, load_weights, samples_of
+from .repair import fit_repair
+from .repair_options import RepairOptions
 from .score import rescorer, score
 from .selection_options import default_criterion
+
+FITTED = 64  # samples of a repair that only compares
 
 
 @dataclass
@@ -32,6 +40,8 @@ class Evidence:
         given: those scores.
         kind: what may go, where a model is given: ``layer``, ``attention``, ``mlp`` or ``sublayer``.
         texts, protocol: what perplexities are measured on.
+        repaired: whether losses and perplexities are those of repaired models: losses by ``GapFits``, perplexities by
+            ``sequential``.
     """
 
     model: Model | None
@@ -42,6 +52,7 @@ class Evidence:
     calibration: Calibration = field(default_factory=Calibration)
     texts: Paths = ()
     protocol: Protocol | None = None
+    repaired: bool = False
 
     @property
     def record(self) -> ModelRecord:
@@ -74,21 +85,35 @@ class Evidence:
 
     @cached_property
     def samples(self) -> Any:
-        """The calibration tokens of the losses."""
-        return samples_of(self.model, self.calibration)
+        """The calibration tokens of the losses, and of the repairs where these are of repaired models."""
+        samples = self.calibration.samples + (FITTED if self.repaired else 0)
+        return samples_of(self.model, replace(self.calibration, samples=samples, at_most=self.repaired))
 
     @cached_property
     def losses(self) -> Callable[..., Tensor]:
         """Removals -> mean of the objective over all predicted tokens, one each."""
-        tokens = self.samples.tokens
+        tokens, fitted = self._split(self.samples.tokens)
         load_weights(self.model)
-        walk = LossWalk(self.model, tokens, journal_of(self.model, self.samples.record, losses=True))
+        steps = GapFits(self.model, fitted).steps if self.repaired else None
+        about = {"losses": True} | ({"repaired": True} if self.repaired else {})
+        walk = LossWalk(self.model, tokens, journal_of(self.model, self.samples.record, **about), steps)
 
         def losses(removals: Sequence[Removal], label: str, **how: Any) -> Tensor:
             with self.model.check_length(tokens.shape[1]):
                 return walk(removals, label, **how) / walk.predictions
 
         return losses
+
+    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(what losses are of, what repairs are fitted on): spread evenly over all samples, and so over the texts."""
+        if not self.repaired:
+            return tokens, tokens[:0]
+        if len(tokens) < 2:
+            raise UserError(f"a choice for the repaired model needs 2 samples at least: raise {argument('samples')}")
+        count = min(self.calibration.samples, len(tokens) // 2)
+        places = torch.arange(len(tokens))
+        compared = (places + 1) * count // len(tokens) > places * count // len(tokens)
+        return tokens[compared], tokens[~compared]
 
     @cached_property
     def rescore(self) -> Callable[[Removal], dict[int, float]]:
@@ -114,14 +139,22 @@ class Evidence:
     def _dense(self) -> dict[str, Perplexity]:
         return self.perplexities([NOTHING], "dense")[0]
 
+    def repair_of(self, removal: Removal) -> tuple[Patch, Compensation]:
+        """The repair by ``sequential``, fitted on as many samples as the others."""
+        tokens = replace(self.calibration, samples=max(FITTED, self.calibration.samples), at_most=True)
+        return fit_repair(self.model, removal, RepairOptions(calibration=tokens))
+
     @property
     def growth_basis(self) -> str:
         """The texts of ``growth``, and how they are cut."""
-        return f"{', '.join(self.segments)}, {next(iter(self._dense.values())).length} tokens"
+        repaired = ", repaired by sequential" if self.repaired else ""
+        return f"{', '.join(self.segments)}, {next(iter(self._dense.values())).length} tokens{repaired}"
 
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
         before = self._dense
         removal = self.units.removal(choice.order)
-        after = self.perplexities([removal], f"without {len(removal)}")[0]
+        patch = self.repair_of(removal)[0] if self.repaired else {}
+        with self.model.patched(patch):
+            after = self.perplexities([removal], f"without {len(removal)}")[0]
         return max(after[name].value / before[name].value - 1 for name in before)

@@ -24,7 +24,7 @@ from .common import ModelSource, open_model, resolve_settings, save_artifact, un
 from .depth_and_width import plan_depth_and_width
 from .evidence import Evidence
 from .score import scores_of
-from .selection_options import SelectionOptions, default_criterion
+from .selection_options import REPAIRED, SelectionOptions, default_criterion
 
 
 def plan(
@@ -77,11 +77,13 @@ def plan(
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
     selection = methods.find("selection", choosing.selection)
     _check_schedule(selection, choosing)
+    _check_objective(selection, choosing, kind, scores)
     check_selects(choosing.selection, kind)
     _check_narrowing(choosing, amount, kind)
     _check_runs(selection, choosing, amount, scores)
     model = None if scores else open_model(source, compute)
-    evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol)
+    repaired = choosing.objective == REPAIRED
+    evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, repaired)
     if amount.max_ppl_increase is not None:
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
@@ -133,6 +135,22 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
             f"{argument('budget')} has no meaning for {argument('selection', choosing.selection)}; it goes with "
             f"{', '.join(able)}"
         )
+
+
+def _check_objective(selection: ModuleType, choosing: SelectionOptions, kind: str, scores: Scores | None) -> None:
+    """Raise a UserError where a choice for the repaired model is asked for and nothing can be repaired for it."""
+    if choosing.objective != REPAIRED:
+        return
+    given = argument("objective", REPAIRED)
+    known = {name: methods.find("selection", name) for name in methods.names("selection")}
+    able = [name for name, one in known.items() if one.NEEDS == "losses" or getattr(one, "LOSSES", False)]
+    if choosing.selection not in able or choosing.iterative:
+        what = argument("iterative", True) if choosing.iterative else argument("selection", choosing.selection)
+        raise UserError(f"{given} does not go with {what}; it goes with {argument('selection')} {', '.join(able)}")
+    if kind in NARROW or kind == LAYER_WIDTH:
+        raise UserError(f"{given} does not go with {argument('units', kind)}: it goes with layers and parts of them")
+    if scores is not None:
+        raise UserError(f"{given} needs the model: give MODEL instead of scores")
 
 
 def check_selects(selection: str, kind: str) -> None:

@@ -24,6 +24,8 @@ SUITED = {
 }  # the selection by default; for other criteria the lowest scores
 
 
+REPAIRED = "repaired"
+OBJECTIVES = ("loss", "kl", REPAIRED)
 # By one criterion of groups, MLPs alone: their width costs less than heads (benchmarks/results/width.md).
 SUITED_PARTS = {"activation": "mlp"}
 
@@ -69,7 +71,9 @@ class SelectionOptions:
     time.
 
     ``selection`` None is what suits the criterion. ``budget`` is in seconds, for a selection that searches: counted
-    from its first loss on, greedy's part included. ``multiple_of`` is a setting of ``uniform``.
+    from its first loss on, greedy's part included. ``multiple_of`` is a setting of ``uniform``. With ``objective``
+    ``repaired`` every candidate is compared as a closed form of its gaps leaves it, on samples that this is not fitted
+    on; the best, and what is known without that, are then repaired whole and compared once more.
     """
 
     selection: str | None = option(
@@ -83,6 +87,12 @@ class SelectionOptions:
     iterative: bool = option("score anew after every removal", False)
     multiple_of: int | None = option(
         "with --units width: as many neurons stay in every MLP as divide by it, such as 32", None, metavar="N"
+    )
+    objective: str | None = option(
+        "what a choice by losses looks at: loss, kl (the divergence from the dense model), or repaired (the loss after "
+        "a closed-form repair of every candidate)",
+        None,
+        metavar="NAME",
     )
     budget: float | str | None = option(
         "time for a selection that searches, such as 120s, 10m or 2h; then the best so far, at least greedy's, "
@@ -99,6 +109,10 @@ class SelectionOptions:
             if type(self.multiple_of) is not int or self.multiple_of < 1:
                 raise UserError("a number of neurons, 1 or more", multiple_of=self.multiple_of)
             set_field(self, "settings", {**self.settings, "multiple_of": self.multiple_of})
+        if self.objective not in (None, *OBJECTIVES):
+            raise UserError(f"known are {', '.join(OBJECTIVES)}", objective=self.objective)
+        if self.objective in ("loss", "kl"):
+            set_field(self, "settings", {**self.settings, "objective": self.objective})
         if self.budget is not None:
             set_field(self, "budget", float(seconds_of(self.budget, "budget")))
             if not 0 <= self.budget < math.inf:
@@ -113,6 +127,8 @@ class SelectionOptions:
         if self.selection is not None:
             return self
         plain = self.iterative or units != LAYER
+        if self.objective == REPAIRED:
+            return replace(self, selection="greedy" if plain else "window")
         return replace(self, selection="lowest" if plain else SUITED.get(criterion or CRITERION, "lowest"))
 
 

@@ -19,7 +19,7 @@ from .choosing import nested_plans
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
 from .plan import check_selects
-from .selection_options import SelectionOptions, default_criterion
+from .selection_options import REPAIRED, SelectionOptions, default_criterion
 
 
 def sweep(
@@ -63,7 +63,8 @@ def sweep(
     check_readable(texts, "texts")
     check_readable(calibration.texts)
     model = open_model(model, compute)
-    evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol)
+    repaired = choosing.objective == REPAIRED
+    evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol, repaired)
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))

@@ -205,10 +205,18 @@ class LossWalk:
         model: the model.
         tokens: calibration tokens of all processes.
         journal: where finished calls and the streams of the current one are kept.
+        steps: removals -> the steps of their walk; by default the model's own.
     """
 
-    def __init__(self, model: Model, tokens: Int[Tensor, "sample position"], journal: Journal = NO_JOURNAL):
+    def __init__(
+        self,
+        model: Model,
+        tokens: Int[Tensor, "sample position"],
+        journal: Journal = NO_JOURNAL,
+        steps: Callable[[Sequence[Removal]], Steps] | None = None,
+    ):
         self.model = model
+        self.steps_of = steps or (lambda removals: model.steps(*removals))
         self.tokens = tokens
         self.journal = journal
         self.predictions = total_predictions(tokens)
@@ -247,7 +255,7 @@ class LossWalk:
 
         And how many predictions those hold.
         """
-        steps = self.model.steps(*removals)
+        steps = self.steps_of(removals)
         keys = [steps.states(removal) for removal in removals]
         which = hashlib.sha256(repr((objective, int(bounded), [*map(_text, keys)])).encode()).hexdigest()[:16]
         walk = _Walk(label, which, bounded if distributed.size() == 1 else 0, objective)

@@ -1,4 +1,4 @@
-"""Local training: each retained layer behind the first gap learns to make the dense stream, one layer in memory.
+"""Local: each retained layer behind the first gap is trained to make the dense stream, with one layer in memory.
 
     min over the weights of layer l   E_tokens ‖ f_l(x) - h⁰ ‖² / (‖ h⁰ ‖² + ε)
 
@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ...anatomy.patch import Patch
 from ...errors import Refusal, UserError
-from ...repair.batch import layer_of
-from ...repair.case import Case, Fitted, best_of, half_strength
-from ...repair.local_training import LayerTraining, LocalRecipe, about
+from ...repair.case import Case, Fitted, best_of, layers_at_first
+from ...repair.local_training import LayerTraining, LocalRecipe, about, trained_names
 from ...repair.paired import LayerStep
 from ...repair.step_budget import StepBudget
 from ...settings.quantities import seconds_of
@@ -77,7 +75,7 @@ def fit(case: Case) -> Fitted:
             step.take(training.run(steps, part, step.progress))
             facts |= {"steps": steps} | about(training.curve)
         step.note(**facts)
-    candidates = _firsts(walk.patch, case.model.stack.name)
+    candidates = layers_at_first(walk.patch, case.model.stack.name, SHARES)
     patch, _, chosen, tried = best_of(case, ({}, None), candidates)
     return Fitted(patch, {"trained": walk.notes, "taken": chosen, "tried": tried})
 
@@ -89,32 +87,3 @@ def _closed_form(step: LayerStep) -> None:
             step.take(fits[STRENGTH])
     except Refusal as refusal:
         raise Refusal(f"{refusal}; start=none trains without a closed form") from refusal
-
-
-def _firsts(patch: Patch, stack: str) -> list[tuple[str, Patch]]:
-    """The changes at half strength, and those of the first few changed layers."""
-    layers = sorted({layer_of(name, stack) for name in patch})
-    if not layers:
-        return []
-    counts = sorted({max(1, round(len(layers) * share)) for share in SHARES})
-    firsts = {f"first {count} layers": {*layers[:count]} for count in counts}
-    some = {
-        label: {name: edit for name, edit in patch.items() if layer_of(name, stack) in taken}
-        for label, taken in firsts.items()
-    }
-    return [("half strength", half_strength(patch)), *some.items()]
-
-
-def trained_names(step: LayerStep, which: str) -> frozenset[str]:
-    """Names within the layer of the weights to train: all but those of parts that go, or some of them."""
-    model, removal = step.walk.model, step.walk.removal
-    weights = {name: one for name, one in model.layer(step.index).named_parameters() if one.is_floating_point()}
-    parts = model.parts[step.index].parts if removal.parts(step.index) or which in ("attention", "mlp") else {}
-    lost = {name for part in removal.parts(step.index) for name in parts[part].parameters}
-    names = set(weights) - lost
-    if which == "norms":
-        owners = {name.rpartition(".")[0] for name, weight in weights.items() if weight.dim() > 1}
-        names = {name for name in names if weights[name].dim() == 1 and name.rpartition(".")[0] not in owners}
-    elif which != "all":
-        names &= parts[which].parameters if which in parts else set()
-    return frozenset(names)

@@ -24,15 +24,14 @@ from typing import Literal
 
 from ...anatomy.patch import Patch
 from ...anatomy.writers import Writer
-from ...repair.case import Case, Fitted, best_of, edits, half_strength
+from ...repair.case import Case, Fitted, best_of, half_strength
 from ...repair.paired import LayerStep
-from ...repair.ridge import Diagonal, Normal, map_of
 from ...repair.suffix import SuffixLoss
+from ...repair.writer_fit import WriterFit
 
 FITS = "inputs"  # of the writers; other methods solve for the features of the stream
 STRENGTHS = (0.1, 0.3, 1.0)  # λ
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the fits
-TINY = 1e-6  # the shortest stream divided by
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,11 @@ def fits_of(
 
 def _fits(step: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...]) -> dict[float, Patch]:
     """λ -> the change of the last of these writers that it gives."""
-    writer = writers[-1]
-    normal = Diagonal() if writer.gain else Normal()
+    fit = WriterFit(writers[-1])
     for batch in step.batches(*writers):
-        given = batch.features if batch.features is not None else batch.output / writer.scale
-        weight = batch.target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
-        normal.add(given * weight, (batch.target - batch.reached) * weight / writer.scale)
-    if writer.gain:
-        return {strength: edits("add", normal.solve(strength).float(), step.weights(writer)) for strength in grid}
-    if not writer.features:
-        return {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
-    return {strength: step.addition(writer, normal.solve(strength).T.float()) for strength in grid}
+        fit.add(batch.features, batch.output, batch.reached, batch.target)
+    module = step.walk.model.module
+    return {strength: fit.patch(strength, step.weights(writers[-1]), module) for strength in grid}
 
 
 def _take(step: LayerStep, fits: dict[float, Patch], tail: SuffixLoss | None) -> dict:

@@ -1,6 +1,7 @@
 """Window: remove the contiguous run of layers that costs least.
 
 A criterion that scores whole runs (angular) is read directly; for others a run costs the sum of its layers' scores.
+With ``objective = repaired`` it costs the loss without it, what stands in front of it repaired in closed form.
 
 Source: The Unreasonable Ineffectiveness of the Deeper Layers (arXiv 2403.17887) for angular; the sum over a run for
 other criteria is ours.
@@ -10,6 +11,7 @@ from ...errors import UserError, argument
 from ...planning.problem import Choice, Problem
 
 NEEDS = "scores"
+LOSSES = True  # or losses, where these are asked for
 WHOLE_LAYERS = True
 
 
@@ -22,7 +24,12 @@ def select(problem: Problem) -> Choice:
             f"no run of {size} neighbouring layers is free of protected ones; lower {argument('remove')}, "
             f"{argument('keep_first')} or {argument('keep_last')}"
         )
-    costs = {start: _cost(problem, start, size) for start in starts}
+    if problem.losses is not None:
+        runs = {frozenset(range(start, start + size)): start for start in starts}
+        values = problem.values(runs, f"runs of {size} layers", bounded=1)
+        costs = {runs[run]: value for run, value in values.items()}
+    else:
+        costs = {start: _cost(problem, start, size) for start in starts}
     best = min(costs, key=lambda start: (costs[start], start))
     return Choice(tuple(range(best, best + size)), (costs[best],))
 
