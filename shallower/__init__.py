@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .stages.report import card, report
     from .stages.score import score
     from .stages.selection_options import SelectionOptions
+    from .stages.shrink import shrink
     from .stages.sweep import sweep
 
 _PLACES = {
@@ -53,6 +54,7 @@ _PLACES = {
     "stages.prune": "compensate prune",
     "stages.report": "card report",
     "stages.score": "score",
+    "stages.shrink": "shrink",
     "stages.sweep": "sweep",
 }
 _WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}

@@ -29,8 +29,8 @@ def _training(compensation: Compensation, number: int) -> list[Block]:
     """What local training made of each layer, where there was any."""
     if not any(one.curve for one in compensation.trained):
         return []
-    layers = trained_layers_figure(compensation, figure_name("trained layers", number))
-    curves = local_curves_figure(compensation, figure_name("local training", number))
+    layers = trained_layers_figure(compensation, figure_name("trained-layers", number))
+    curves = local_curves_figure(compensation, figure_name("local-training", number))
     return [Box([Figure(layers, TRAINED), Figure(curves, CURVES)], "pair")]
 
 

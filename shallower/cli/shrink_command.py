@@ -1,0 +1,110 @@
+"""Command for the whole job, and the table of what came of it."""
+
+import importlib
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import shallower as api
+
+from ..data.readers import check_readable
+from ..settings.amount import Amount
+from ..settings.calibration import Calibration, listed_paths
+from ..settings.compute import Compute
+from ..settings.fields import flag_of, options_of
+from ..settings.writing import Writing
+from ..stages.selection_options import SelectionOptions
+from .options import As, EvalText, ModelArgument, command, running
+
+BUDGET_HELP = "time for the repair, such as 120s, 10m or 2h"
+
+
+@command
+def shrink(
+    model: ModelArgument,
+    amount: Amount,
+    choosing: Annotated[SelectionOptions, As(only=frozenset({"keep_first", "keep_last"}))],
+    calibration: Calibration,
+    compute: Compute,
+    writing: Writing,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model and all that is measured")
+    ],
+    texts: EvalText = None,
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=BUDGET_HELP)] = "10m",
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure the speed beside the dense model")] = True,
+) -> None:
+    """The whole job: choose for the repaired model, remove, repair, prove, measure, report."""
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
+    with running():
+        measured = {"texts": texts or (), "measure_speed": speed}
+        settings = {"choosing": choosing, "calibration": calibration, "writing": writing, "compute": compute}
+        made = api.shrink(model, out=out, amount=amount, budget=budget, **settings, **measured)
+        _show(made, single_steps(made, model, (amount, choosing), calibration, budget))
+
+
+def single_steps(
+    made: Any, model: str, choice: tuple[Amount, SelectionOptions], calibration: Calibration, budget: str
+) -> list[str]:
+    """The commands that would have done the same one by one."""
+    much = "".join(map(_options, choice))
+    text = _options(calibration)
+    fitted = _options(replace(calibration, samples=Calibration().samples))
+    folder, source = shlex.quote(str(made.folder)), shlex.quote(model)
+    objective = f" --objective {made.plan.settings['objective']}" if "objective" in made.plan.settings else ""
+    repair = f" --compensate local --repair-budget {budget}" if made.repaired else ""
+    speed = [f"shallower bench {folder}/model --against {source} --out {folder}/speed.json"] if made.speed else []
+    return [
+        f"shallower plan {source}{much}{text}{objective} --out {folder}/plan.json",
+        f"shallower prune {source} --plan {folder}/plan.json{fitted}{repair} --out {folder}/model",
+        f"shallower evaluate {source} --out {folder}/evaluation-dense.json",
+        f"shallower evaluate {folder}/model --out {folder}/evaluation-pruned.json",
+        *speed,
+        f"shallower report {folder}",
+    ]
+
+
+def _options(settings: Any) -> str:
+    """What was set, as options, each with a blank in front."""
+    words: list[str] = []
+    for name, field in options_of(type(settings)).items():
+        value = getattr(settings, name)
+        if value == field.default or value in (None, ()):
+            continue
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            words += [flag_of(field), f"{one:g}" if isinstance(one, float) else str(one)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _show(made: Any, steps: list[str]) -> None:
+    """One table, and the single steps that would have done the same."""
+    plan, pruned = made.plan, made.pruned
+    package = __package__.rpartition(".")[0]
+    names = ("runtime.format", "results.healing", "artifacts", "cli.grid")
+    text, healing, artifacts, grids = (importlib.import_module(f"{package}.{name}") for name in names)
+    rows = [
+        ["layers", str(plan.model.layers), f"{len(plan.kept)} (without {text.layers(plan.removed)})"],
+        ["parameters", text.millions(plan.params_before), f"{text.millions(plan.params_after)} (-{plan.share:.1%})"],
+        ["weights", text.byte_count(plan.bytes_before), text.byte_count(pruned.weight_bytes)],
+    ]
+    for name, before in made.dense.perplexity.items():
+        after = made.after.perplexity[name].value
+        rows.append([f"perplexity, {name}", f"{before.value:.2f}", f"{after:.2f} (x {after / before.value:.3f})"])
+    if pruned.compensation is not None:
+        before, after = healing.perplexity_times(pruned.compensation.loss)
+        rows.append(["held-out calibration text", "x 1", f"x {before:.3f} as cut, x {after:.3f} repaired"])
+    if made.speed is not None:
+        row = made.speed.speedups[0]
+        rows.append(["one sequence", "1x", f"prefill {row.prefill:.2f}x, decoding {row.decode:.2f}x as fast"])
+    if not isinstance(pruned.verified, artifacts.Unverified):
+        rows.append(["reloaded from disk", "control passed", f"logits equal {pruned.verified.logits}"])
+    console = grids.plain_console()
+    grids.grid(console, ["", "dense", "shallower"], rows)
+    console.print("the same in single steps:", soft_wrap=True)
+    for line in steps:
+        console.print(f"  {line}", soft_wrap=True)
+    console.print(f"the model: {made.model}; the report: {made.folder / 'report.html'}", soft_wrap=True)

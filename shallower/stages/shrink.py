@@ -1,0 +1,179 @@
+"""Shrinking, the whole job with the defaults that are best by our own tables: choose for the repaired model, remove,
+repair, prove, measure, report.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..anatomy.model import Model
+from ..artifacts import Evaluation, Plan, Pruned, Speed, save
+from ..errors import Refusal
+from ..runtime.progress import parts, say
+from ..settings.amount import Amount, amount_of
+from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
+from ..settings.compute import Compute
+from ..settings.quantities import seconds_of
+from ..settings.speed import Grid
+from ..settings.writing import Writing
+from ..storage.journal import journaled
+from ..storage.ownership import check_apart, check_free
+from ..storage.paths import kind_of, place
+from ..walk.replay import replay_of
+from .bench import bench
+from .common import ModelSource, open_model, resolve_settings
+from .evaluate import evaluate
+from .plan import plan as make_plan
+from .prune import prune
+from .repair_options import FITTED, RepairOptions
+from .report import report
+from .selection_options import REPAIRED, SelectionOptions
+
+BUDGET = "10m"  # of the repair
+OWN = re.compile(r"(plan|speed|samples|evaluation-(dense|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal")
+GRID = Grid(batches=(1,), prompts=(128,), new=(32,), repeats=5)
+COSTS = {"choice": 3.0, "dense": 0.3, "repair": 5.0, "pruned": 0.3, "speed": 0.5}
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What shrinking has made, all of it in one folder.
+
+    Attributes:
+        folder: with ``model/``, ``plan.json``, the evaluations, the speed and ``report.html``.
+        speed: None where the model is not resident, or none was asked for.
+        repaired: whether there was anything to repair by.
+    """
+
+    folder: Path
+    plan: Plan
+    pruned: Pruned
+    dense: Evaluation
+    after: Evaluation
+    speed: Speed | None
+    repaired: bool
+
+    @property
+    def model(self) -> Path:
+        """The folder of the checkpoint."""
+        return self.folder / "model"
+
+    def __repr__(self) -> str:
+        return f"<Shrunk {self.model}: {len(self.plan.kept)} of {self.plan.model.layers} layers>"
+
+
+def shrink(
+    model: ModelSource,
+    *,
+    out: str | Path,
+    amount: Amount | int | float | str | None = None,
+    budget: float | str = BUDGET,
+    choosing: SelectionOptions | None = None,
+    calibration: Calibration | None = None,
+    texts: Paths = (),
+    measure_speed: bool = True,
+    writing: Writing | None = None,
+    compute: Compute | None = None,
+    **plain: Any,
+) -> Shrunk:
+    """Make a model shallower: the whole job in one call.
+
+    The run of layers with the lowest loss after a closed-form repair goes (``choosing`` may say otherwise), what is
+    left is trained layer by layer within the budget, and only what lowers the held-out loss is kept.
+
+    Example: ``shallower.shrink("my-model", ratio="20%", out="small")``, or ``target_params="1B"``.
+
+    Args:
+        out: folder for all that is made: ``model/`` and the measurements beside it.
+        amount: how much goes: an Amount, a number of layers or a share; or its fields as keywords.
+        budget: time for the repair, such as ``"10m"``.
+        calibration: the texts that are chosen and repaired by; ``samples`` are those of the choice.
+        texts: what perplexity is measured on, as for ``evaluate``.
+    Raises:
+        UserError: as by the single steps; nothing half-written is left.
+    """
+    amount = amount_of(amount) if amount is not None else None
+    kinds = {
+        "choosing": (SelectionOptions, choosing),
+        "calibration": (Calibration, calibration_of(calibration)),
+        "writing": (Writing, writing),
+        "compute": (Compute, compute),
+    }
+    settled = resolve_settings(plain, "shrink", amount=(Amount, amount), **kinds)
+    amount, choosing, calibration, writing, compute = settled
+    budget = f"{seconds_of(budget, 'budget'):g}s"
+    out = place(out)
+    inputs = [*calibration.files, *listed_paths(texts), None if isinstance(model, Model) else model]
+    again = is_ours(out) and (writing.overwrite or (out.parent / f".{out.name}.journal").is_dir())
+    if not again:
+        check_free(out, overwrite=writing.overwrite, inputs=inputs)
+    check_apart(out, inputs)
+    job = _Job(open_model(model, compute), out, calibration, texts, replace(writing, overwrite=again))
+    whole = {name: cost for name, cost in COSTS.items() if name != "speed" or (measure_speed and not job.model.layered)}
+    with journaled(out), parts(whole) as part:
+        with part("choice"):
+            plan, repaired = job.choice(amount, choosing)
+        with part("dense"):
+            dense = evaluate(job.model, texts=texts)
+        with part("repair"):
+            pruned = job.pruned(plan, budget) if repaired else job.written(plan, None)
+        small = open_model(out / "model", replace(compute, device=job.model.device, layered=job.model.layered))
+        with part("pruned"):
+            after = evaluate(small, texts=texts)
+        speed = None
+        if "speed" in whole:
+            with part("speed"):
+                speed = bench(small, against=job.model, grid=GRID)
+        made = Shrunk(out, plan, pruned, dense, after, speed, repaired)
+        named = {"plan": plan, "evaluation-dense": dense, "evaluation-pruned": after, "speed": speed}
+        for name, record in named.items():
+            if record is not None:
+                save(record, out / f"{name}.json")
+    report(out)
+    return made
+
+
+def is_ours(out: Path) -> bool:
+    """Whether a folder holds what shrinking has made, whole or not, and nothing else."""
+    names = [path.name for path in out.iterdir()] if out.is_dir() and not out.is_symlink() else []
+    model = kind_of(out / "model" / "shallower.json") == "pruned" or kind_of(out / "plan.json") == "plan"
+    return model and all(map(OWN.fullmatch, names))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model that is shrunk, and by what."""
+
+    model: Model
+    out: Path
+    calibration: Calibration
+    texts: Paths
+    writing: Writing
+
+    def choice(self, amount: Amount, choosing: SelectionOptions) -> tuple[Plan, bool]:
+        """(the plan, whether what it leaves can be repaired); for the repaired model where that is possible."""
+        options = {"amount": amount, "calibration": self.calibration, "texts": self.texts}
+        options["texts"] = self.texts if amount.max_ppl_increase is not None else ()
+        repairable = replay_of(self.model) is not None
+        if choosing.selection or choosing.objective or not repairable:
+            return make_plan(self.model, choosing=choosing, **options), repairable
+        try:
+            return make_plan(self.model, choosing=replace(choosing, objective=REPAIRED), **options), True
+        except Refusal as refusal:
+            say(f"not chosen for the repaired model: {refusal}")
+            return make_plan(self.model, choosing=choosing, **options), True
+
+    def pruned(self, plan: Plan, budget: str) -> Pruned:
+        """What is left, trained within the budget from the closed form on, or without one where there is none."""
+        tokens = replace(self.calibration, samples=max(FITTED, self.calibration.samples), at_most=True)
+        repair = RepairOptions("local", calibration=tokens, repair_budget=budget)
+        try:
+            return self.written(plan, repair)
+        except Refusal as refusal:
+            say(f"trained without a closed form: {refusal}")
+            return self.written(plan, replace(repair, settings={"start": "none"}))
+
+    def written(self, plan: Plan, repair: RepairOptions | None) -> Pruned:
+        """The checkpoint, repaired or not."""
+        return prune(self.model, plan, out=self.out / "model", compensating=repair, writing=self.writing)
