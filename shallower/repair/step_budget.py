@@ -1,14 +1,15 @@
 """Step budget of local training: how many steps each layer gets, fixed or fitted into a time."""
 
 import time
-from collections.abc import Callable
 
 from ..errors import UserError, argument
 from .case import Case
 from .local_training import LayerTraining
 
-CHANGED = 3  # a layer in front of a gap, or that loses something, gets so many times the steps
+CHANGED = 6  # a layer in front of a gap, or that loses something, gets so many times the steps
+BEHIND = (2, 2)  # and the first ones behind it: what others gain is little
 CHECKS = 11  # held-out losses and walks of about that cost at the end
+WALKED = 2.0  # walking both models through a layer, its closed form counted, in units of the closed form and its errors
 MOST = 2000  # steps of an ordinary layer that a time may give
 
 
@@ -19,17 +20,22 @@ class StepBudget:
         case: what is repaired; its journal keeps what was given, so that a resumed run gives the same.
         steps: of an ordinary layer, where no time is given.
         seconds: all that the repair may take, its closed forms and checks counted; None for no limit.
+        only_changed: train no other layers than those in front of a gap, or that lose something.
     """
 
-    def __init__(self, case: Case, steps: int, seconds: float | None):
+    def __init__(self, case: Case, steps: int, seconds: float | None, *, only_changed: bool = False):
         self.case = case
         self.fixed = steps
         self.seconds = seconds
         layers = len(case.model.stack)
-        stays = case.removal.stays(layers)
-        self.weights = {index: CHANGED if self._changed(index, layers) else 1 for index in stays}
-        self.started = time.monotonic()
-        self.fit_seconds = 0.0
+        self.weights: dict[int, int] = {}
+        since = len(BEHIND)
+        for index in case.removal.stays(layers):
+            since = -1 if self._changed(index, layers) else since
+            if since < 0 or not only_changed:
+                self.weights[index] = CHANGED if since < 0 else BEHIND[since] if since < len(BEHIND) else 1
+            since += 1
+        self.started = self.mark = time.monotonic()
         self.given = False  # whether a layer was given its steps; then it is too late to refuse
 
     def _changed(self, index: int, layers: int) -> bool:
@@ -38,11 +44,9 @@ class StepBudget:
             index + 1 < layers and (removal.gone(index + 1) or removal.lessens(index + 1))
         )
 
-    def timed_fit(self, fit: Callable[[], None]) -> None:
-        """Run a layer's closed form, and remember how long one takes."""
-        started = time.monotonic()
-        fit()
-        self.fit_seconds = time.monotonic() - started
+    def reached(self) -> None:
+        """Note that the walk is in front of what is done at a layer before its training."""
+        self.mark = time.monotonic()
 
     def steps(self, index: int, training: LayerTraining) -> int:
         """Steps of a layer.
@@ -55,10 +59,11 @@ class StepBudget:
         return self.case.part.journal.memo(f"steps of layer {index}", lambda: self._fitted(index, training))
 
     def _fitted(self, index: int, training: LayerTraining) -> int:
+        walked = WALKED * (time.monotonic() - self.mark)
         each = training.step_seconds()
         rest = {layer: weight for layer, weight in self.weights.items() if layer >= index}
         spent = max(self.case.part.journal.seconds_spent(), time.monotonic() - self.started)
-        closed = self.fit_seconds * (len(rest) - 1) + CHECKS * self.case.check_seconds
+        closed = walked * (len(rest) - 1) + CHECKS * self.case.check_seconds
         left = self.seconds - spent - closed
         if left < each * len(rest):
             if not self.given:

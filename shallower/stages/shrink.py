@@ -26,11 +26,12 @@ from .common import ModelSource, open_model, resolve_settings
 from .evaluate import evaluate
 from .plan import plan as make_plan
 from .prune import prune
-from .repair_options import FITTED, RepairOptions
+from .repair_options import RepairOptions
 from .report import report
 from .selection_options import REPAIRED, SelectionOptions
 
 BUDGET = "10m"  # of the repair
+TRAINED = 1024  # samples that it takes at most: more of them helps more than more steps
 OWN = re.compile(r"(plan|speed|samples|evaluation-(dense|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal")
 GRID = Grid(batches=(1,), prompts=(128,), new=(32,), repeats=5)
 COSTS = {"choice": 3.0, "dense": 0.3, "repair": 5.0, "pruned": 0.3, "speed": 0.5}
@@ -166,7 +167,7 @@ class _Job:
 
     def pruned(self, plan: Plan, budget: str) -> Pruned:
         """What is left, trained within the budget from the closed form on, or without one where there is none."""
-        tokens = replace(self.calibration, samples=max(FITTED, self.calibration.samples), at_most=True)
+        tokens = replace(self.calibration, samples=max(TRAINED, self.calibration.samples), at_most=True)
         repair = RepairOptions("local", calibration=tokens, repair_budget=budget)
         try:
             return self.written(plan, repair)

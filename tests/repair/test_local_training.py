@@ -106,7 +106,8 @@ def test_families_with_norms_behind_their_writers_are_repaired(name, saved, toke
 def test_layers_learn_what_the_closed_form_cannot(loss, saved, tokens_file) -> None:
     _, report = repaired(Model(saved("llama"), device="cpu"), tokens_file, steps=30, loss=loss)
     assert [one.layer for one in report.trained] == [1, 3, 4, 6, 7]
-    assert [one.steps for one in report.trained] == [90, 30, 90, 30, 30]  # three times as many in front of a gap
+    steps = [one.steps for one in report.trained]
+    assert steps[:4] == [180, 60, 180, 60] and steps[4] in (0, 60)  # in front of a gap six times, behind it twice
     for one in report.trained:
         assert one.error <= one.error_closed_form < one.error_before
         assert one.error == min(point[2] for point in one.curve)
