@@ -215,9 +215,9 @@ def demo(
     ] = Path("shallower-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what an earlier demo wrote in --out")] = False,
 ) -> None:
-    """The main job on a real model.
+    """The whole job on a real model.
 
-    SmolLM2-135M-Instruct, 6 of 30 layers removed, the rest repaired without training.
+    SmolLM2-135M-Instruct, shrunk by 6 of its 30 layers.
     """
     with running():
         importlib.import_module("shallower.cli.demo").run_demo(out, overwrite=overwrite)

@@ -44,7 +44,7 @@ def shrink(
         measured = {"texts": texts or (), "measure_speed": speed}
         settings = {"choosing": choosing, "calibration": calibration, "writing": writing, "compute": compute}
         made = api.shrink(model, out=out, amount=amount, budget=budget, **settings, **measured)
-        _show(made, single_steps(made, model, (amount, choosing), calibration, budget))
+        show(made, single_steps(made, model, (amount, choosing), calibration, budget))
 
 
 def single_steps(
@@ -80,7 +80,7 @@ def _options(settings: Any) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def _show(made: Any, steps: list[str]) -> None:
+def show(made: Any, steps: list[str]) -> None:
     """One table, and the single steps that would have done the same."""
     plan, pruned = made.plan, made.pruned
     package = __package__.rpartition(".")[0]

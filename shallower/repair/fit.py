@@ -23,6 +23,7 @@ from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
 from ..storage.journal import Journal, JournalPart
 from ..walk.removals import all_nll
+from ..walk.replay import replay_of
 from ..walk.run import dtype_name, journal_of, removed_of, samples_of, timed
 from .case import Case, Fitted
 from .drift import drift
@@ -134,6 +135,7 @@ class _Fit:
         state = RepairState.of(part.resume(), part)
         state.tensors = {name: tensor.to(self.model.device) for name, tensor in state.tensors.items()}
         with self.stretch("loss before"):
+            replay_of(self.model)  # found out once per model, and no part of what a check takes
             started = time.monotonic()
             before = fmean(self.plain)
             seconds = self.journal.memo("check seconds", lambda: time.monotonic() - started)

@@ -32,7 +32,9 @@ from .selection_options import REPAIRED, SelectionOptions
 
 BUDGET = "10m"  # of the repair
 TRAINED = 1024  # samples that it takes at most: more of them helps more than more steps
-OWN = re.compile(r"(plan|speed|samples|evaluation-(dense|pruned))\.json|model|report(\.html)?|\.[\w.-]+\.journal")
+OWN = re.compile(  # scores and evaluation-plain were of demos of version 0.1
+    r"(plan|speed|samples|scores|evaluation-(dense|pruned|plain))\.json|model|report(\.html)?|\.[\w.-]+\.journal"
+)
 GRID = Grid(batches=(1,), prompts=(128,), new=(32,), repeats=5)
 COSTS = {"choice": 3.0, "dense": 0.3, "repair": 5.0, "pruned": 0.3, "speed": 0.5}
 
@@ -70,6 +72,7 @@ def shrink(
     out: str | Path,
     amount: Amount | int | float | str | None = None,
     budget: float | str = BUDGET,
+    repair_samples: int | None = None,
     choosing: SelectionOptions | None = None,
     calibration: Calibration | None = None,
     texts: Paths = (),
@@ -89,6 +92,7 @@ def shrink(
         out: folder for all that is made: ``model/`` and the measurements beside it.
         amount: how much goes: an Amount, a number of layers or a share; or its fields as keywords.
         budget: time for the repair, such as ``"10m"``.
+        repair_samples: samples that it takes, at most; None: 1024.
         calibration: the texts that are chosen and repaired by; ``samples`` are those of the choice.
         texts: what perplexity is measured on, as for ``evaluate``.
     Raises:
@@ -118,7 +122,7 @@ def shrink(
         with part("dense"):
             dense = evaluate(job.model, texts=texts)
         with part("repair"):
-            pruned = job.pruned(plan, budget) if repaired else job.written(plan, None)
+            pruned = job.pruned(plan, budget, repair_samples or TRAINED) if repaired else job.written(plan, None)
         small = open_model(out / "model", replace(compute, device=job.model.device, layered=job.model.layered))
         with part("pruned"):
             after = evaluate(small, texts=texts)
@@ -165,9 +169,9 @@ class _Job:
             say(f"not chosen for the repaired model: {refusal}")
             return make_plan(self.model, choosing=choosing, **options), True
 
-    def pruned(self, plan: Plan, budget: str) -> Pruned:
+    def pruned(self, plan: Plan, budget: str, samples: int) -> Pruned:
         """What is left, trained within the budget from the closed form on, or without one where there is none."""
-        tokens = replace(self.calibration, samples=max(TRAINED, self.calibration.samples), at_most=True)
+        tokens = replace(self.calibration, samples=max(samples, self.calibration.samples), at_most=True)
         repair = RepairOptions("local", calibration=tokens, repair_budget=budget)
         try:
             return self.written(plan, repair)

@@ -367,18 +367,8 @@ def test_the_demo_on_a_tiny_model(saved, run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "demo_model", lambda: saved("llama"))
     monkeypatch.setattr(demo, "answer", lambda model: "because")
     monkeypatch.setattr(demo, "REMOVE", 2)
+    monkeypatch.setattr(demo, "BUDGET", "8s")
+    monkeypatch.setattr(demo, "SAMPLES", 8)
     told, _ = run("demo", "--out", tmp_path / "demo")
     assert "report.html" in told and (tmp_path / "demo" / "report.html").is_file()
     assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
-
-
-def test_a_demo_goes_on_in_its_own_folder_only(saved, tmp_path) -> None:
-    out = tmp_path / "out"
-    assert status("score", saved("llama"), "--criterion", "magnitude", "--out", out / "scores.json") == 0
-    (out / "model").mkdir()
-    assert demo.from_a_demo(out)
-    (out / "notes.txt").write_text("precious")
-    assert not demo.from_a_demo(out)
-    (out / "notes.txt").unlink()
-    (out / "scores.json").write_text("{}")
-    assert not demo.from_a_demo(out) and not demo.from_a_demo(tmp_path / "none")

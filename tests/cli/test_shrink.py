@@ -10,7 +10,12 @@ from kills import Killed, killed_after
 from shallower import UserError, cli, open_model, shrink
 from shallower.stages.shrink import is_ours
 
-SHORT = ("--samples", "4", "--length", "24", "--budget", "3s", "--no-speed")
+SHORT = ("--samples", "4", "--length", "24", "--budget", "6s", "--no-speed")
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch) -> None:
+    monkeypatch.setattr("shallower.stages.shrink.TRAINED", 8)
 
 
 def run(capsys, *arguments: object) -> str:
@@ -51,7 +56,7 @@ def test_one_command_makes_the_model_and_all_that_is_measured(saved, tmp_path, c
 
 
 def test_a_family_with_norms_behind_its_writers_and_a_share(saved, tmp_path) -> None:
-    options = {"samples": 4, "length": 24, "budget": "3s", "measure_speed": False}
+    options = {"samples": 4, "length": 24, "budget": "6s", "measure_speed": False}
     made = shrink(saved("gemma2"), ratio="20%", out=tmp_path / "small", **options)
     assert made.repaired and made.pruned.verified and open_model(made.model).record.layers == len(made.plan.kept)
 
@@ -87,7 +92,7 @@ def test_a_killed_choice_goes_on(saved, tmp_path, monkeypatch) -> None:
         "remove": 2,
         "samples": 4,
         "length": 24,
-        "budget": "3s",
+        "budget": "6s",
         "measure_speed": False,
         "out": tmp_path / "small",
     }

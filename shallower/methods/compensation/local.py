@@ -42,7 +42,7 @@ class Settings:
     loss: Literal["relative", "cosine", "huber"] = "relative"
     steps: int = 50
     budget: str = ""  # of time, such as 10m, instead of steps
-    lr: float = 3e-4
+    lr: float = 1e-3
     batch_tokens: int = 2048
     seed: int = 0
 
