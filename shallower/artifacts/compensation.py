@@ -1,4 +1,4 @@
-"""Compensation record: how a pruned model was repaired without training (compensation.json)."""
+"""Compensation record: how what is left of a model was repaired (compensation.json)."""
 
 from dataclasses import field
 from typing import ClassVar, Literal
@@ -89,11 +89,13 @@ class RepairReport(TypedRecord):
     """Loss by text of which a sample was held out."""
     changed: list[str] = field(default_factory=list)
     """Names of the changed weights; none where nothing helped."""
+    trained_layers: Count = 0
+    """Layers that were trained, each by itself; 0 for a closed form."""
 
 
 @record
 class Compensation(TypedRecord):
-    """Repair of a pruned model without training."""
+    """Repair of a pruned model, in closed form or by training single layers."""
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "trained")
 
@@ -151,7 +153,9 @@ class Compensation(TypedRecord):
 
     def brief(self) -> RepairReport:
         """The report of it for ``shallower.json``."""
-        return RepairReport(self.method, self.settings, self.calibration, self.loss, self.by_source, self.changed)
+        trained = sum(one.kept_step > 0 for one in self.trained)
+        told = (self.method, self.settings, self.calibration, self.loss, self.by_source, self.changed)
+        return RepairReport(*told, trained)
 
     def __repr__(self) -> str:
         return f"<Compensation by {self.method}: held-out loss {self.loss.before:.4f} -> {self.loss.after:.4f} nats>"

@@ -66,7 +66,7 @@ class Pruned(TypedRecord):
     config_changes: list[str]
     """Changes of the config in words."""
     compensation: RepairReport | None = None
-    """Repair without training, or null."""
+    """Repair of what is left, or null."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     healing: list[HealingReport] = field(default_factory=list)

@@ -222,7 +222,7 @@ def compensate(
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Remove what a plan says, repair what is left without training, write it and prove it."""
+    """Remove what a plan says, repair what is left, write it and prove it."""
     samples = calibration.samples if "--samples" in given else FITTED
     fit_calibration = replace(calibration, samples=samples, at_most=True)
     compensating = replace(repair, settings=key_values(settings), calibration=fit_calibration)

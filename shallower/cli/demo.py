@@ -12,6 +12,8 @@ from ..errors import UserError
 from ..runtime.progress import say
 from ..settings.amount import Amount
 from ..settings.calibration import Calibration
+from ..settings.compute import Compute
+from ..settings.writing import Writing
 from ..stages.common import open_model
 from ..stages.selection_options import SelectionOptions
 from ..stages.shrink import shrink
@@ -50,7 +52,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     made = shrink(dense, out=out, amount=amount, budget=BUDGET, repair_samples=SAMPLES, overwrite=overwrite)
     samples = {"question": QUESTION, "before": answer(dense), "after": answer(open_model(made.model))}
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
-    show(made, single_steps(made, source.name, (amount, choosing), Calibration(), BUDGET))
+    show(made, single_steps(made, source.name, (amount, choosing), (Calibration(), Compute(), Writing()), ()))
     console = plain_console()
     grid(console, [samples["question"], "answer"], [["dense", samples["before"]], ["shallower", samples["after"]]])
     console.print(f"everything is in {out.resolve()} ({time.monotonic() - start:.0f} s)", soft_wrap=True)

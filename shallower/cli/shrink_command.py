@@ -2,6 +2,7 @@
 
 import importlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,26 +45,46 @@ def shrink(
         measured = {"texts": texts or (), "measure_speed": speed}
         settings = {"choosing": choosing, "calibration": calibration, "writing": writing, "compute": compute}
         made = api.shrink(model, out=out, amount=amount, budget=budget, **settings, **measured)
-        show(made, single_steps(made, model, (amount, choosing), calibration, budget))
+        how = (calibration, compute, replace(writing, overwrite=False))
+        show(made, single_steps(made, model, (amount, choosing), how, texts or ()))
 
 
-def single_steps(
-    made: Any, model: str, choice: tuple[Amount, SelectionOptions], calibration: Calibration, budget: str
-) -> list[str]:
-    """The commands that would have done the same one by one."""
-    much = "".join(map(_options, choice))
-    text = _options(calibration)
-    fitted = _options(replace(calibration, samples=Calibration().samples))
+shrink.options["repair_budget"] = "--budget"
+
+
+def single_steps(made: Any, model: str, choice: Sequence[Any], how: Sequence[Any], texts: Sequence[str]) -> list[str]:
+    """The commands that would have done the same one by one.
+
+    Args:
+        choice: settings that say what goes.
+        how: settings of the calibration, of computing and of writing.
+        texts: what was evaluated on.
+    """
+    calibration, compute, writing = how
     folder, source = shlex.quote(str(made.folder)), shlex.quote(model)
+    much, computing = "".join(map(_options, choice)), _options(compute)
     objective = f" --objective {made.plan.settings['objective']}" if "objective" in made.plan.settings else ""
-    repair = f" --compensate local --repair-budget {budget}" if made.repaired else ""
-    speed = [f"shallower bench {folder}/model --against {source} --out {folder}/speed.json"] if made.speed else []
+    bounded = getattr(choice[0], "max_ppl_increase", None) is not None
+    eval_texts, plain_texts = (
+        "".join(f" {flag} {shlex.quote(text)}" for text in texts) for flag in ("--eval-text", "--text")
+    )
+    repair = ""
+    if made.repair is not None:
+        start = " --set start=none" if "start" in made.repair.settings else ""
+        repair = f"{_options(replace(calibration, samples=Calibration().samples))} --compensate local"
+        repair += f" --repair-budget {made.repair.settings['budget']}{start}"
+        repair += f" --compensate-samples {made.repair.calibration.samples}"
+    timing = _options(replace(compute, layered=None, max_batch_tokens=None))
+    grid = f" --batch 1 --prompt 128 --new 32 --repeats {made.repeats}"
+    speed = f"shallower bench {folder}/model --against {source}{grid}{timing} --out {folder}/speed.json"
+    choosing = f"{much}{_options(calibration)}{objective}{eval_texts if bounded else ''}{computing}"
+    written = f"{repair}{computing}{_options(writing)}"
     return [
-        f"shallower plan {source}{much}{text}{objective} --out {folder}/plan.json",
-        f"shallower prune {source} --plan {folder}/plan.json{fitted}{repair} --out {folder}/model",
-        f"shallower evaluate {source} --out {folder}/evaluation-dense.json",
-        f"shallower evaluate {folder}/model --out {folder}/evaluation-pruned.json",
-        *speed,
+        f"shallower plan {source}{choosing} --out {folder}/plan.json",
+        f"shallower prune {source} --plan {folder}/plan.json{written} --out {folder}/model",
+        f"shallower evaluate {source}{plain_texts}{computing} --out {folder}/evaluation-dense.json",
+        f"shallower evaluate {folder}/model{plain_texts}{computing} --out {folder}/evaluation-pruned.json",
+        *([speed] if made.speed else []),
         f"shallower report {folder}",
     ]
 
@@ -71,12 +92,17 @@ def single_steps(
 def _options(settings: Any) -> str:
     """What was set, as options, each with a blank in front."""
     words: list[str] = []
+    usual = None if isinstance(settings, Amount) else type(settings)()
     for name, field in options_of(type(settings)).items():
         value = getattr(settings, name)
-        if value == field.default or value in (None, ()):
+        if value == getattr(usual, name, None) or value is None:
+            continue
+        flag, _, negative = flag_of(field).partition("/")
+        if isinstance(value, bool):
+            words.append(flag if value else negative)
             continue
         for one in value if isinstance(value, (tuple, list)) else (value,):
-            words += [flag_of(field), f"{one:g}" if isinstance(one, float) else str(one)]
+            words += [flag, f"{one:.10g}" if isinstance(one, float) else str(one)]
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import cos, pi
+from math import cos, isfinite, pi
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, huber_loss
 
 from ..anatomy.patch import Edit, Patch
-from ..runtime import distributed
 from ..storage.journal import JournalPart
 from .paired import LayerStep
 
@@ -162,6 +161,7 @@ class LayerTraining:
         self.curve = Curve()
         self.steps = self.done = 0
         self.recent: list[float] = []
+        self.scale = 0.0  # of the loss; 0 before the first step
 
     def run(self, steps: int, part: JournalPart, told: Callable[[float], None]) -> Patch:
         """Train the layer; the weights with the least error of the watched samples, or none where no step helped.
@@ -200,7 +200,7 @@ class LayerTraining:
                 self._error(samples, backward=True)
                 for weight in weights.values():
                     weight.grad = None
-        return max(distributed.all_gather(time.monotonic() - started))
+        return time.monotonic() - started
 
     def _begin(self, weights: dict[str, nn.Parameter], part: JournalPart) -> None:
         """From the layer as it is, or as a journal has it."""
@@ -220,6 +220,7 @@ class LayerTraining:
         self.curve.points = [tuple(point) for point in state.notes["points"]]
         self.curve.best = state.notes["best"]
         self.recent = state.notes["recent"]
+        self.scale = state.notes["scale"]
         for key, tensor in state.tensors.items():
             kind, _, rest = key.partition("/")
             tensor = tensor.to(self.walk.model.device)
@@ -240,7 +241,8 @@ class LayerTraining:
         return found
 
     def _notes(self) -> dict[str, Any]:
-        return {"points": self.curve.points, "best": self.curve.best, "recent": self.recent}
+        kept = {"points": self.curve.points, "best": self.curve.best, "recent": self.recent}
+        return kept | {"scale": self.scale}
 
     def _train(self, number: int) -> None:
         """One step."""
@@ -251,10 +253,12 @@ class LayerTraining:
             if gradients[name] is None:  # experts that no token was sent to
                 gradients[name] = torch.zeros_like(weight)
             weight.grad = None
-            gradients[name] = distributed.all_sum(gradients[name])
-        norm = sum(float(one.float().square().sum()) for one in gradients.values()) ** 0.5
-        factor = min(1.0, CLIP / max(norm, TINY))
-        if norm == norm and norm < float("inf"):  # else the step is left out
+        norm = sum(float(one.float().square().sum()) for one in gradients.values()) ** 0.5 / self.scale
+        factor = min(1.0, CLIP / max(norm, TINY)) / self.scale
+        if not isfinite(norm):  # the step is left out
+            self.scale = max(1.0, self.scale / 2)
+            gradients.clear()
+        else:
             for name, optimizer in self.optimizers.items():
                 master = self.masters[name]
                 master.grad = gradients.pop(name).float() * factor
@@ -262,7 +266,8 @@ class LayerTraining:
                 optimizer.step()
                 master.grad = None
             self._install()
-        self.recent.append(error)
+        if isfinite(error):
+            self.recent.append(error)
 
     def _install(self) -> None:
         """Round the trained weights to the type that is computed in."""
@@ -297,17 +302,16 @@ class LayerTraining:
             yield order[at]
 
     def _error(self, samples: list[int], *, backward: bool = False) -> float:
-        """Mean error over the tokens of some samples, shared by the processes; its gradients stay at the weights."""
-        own = samples[distributed.rank() :: distributed.size()]
-        total = torch.zeros((), dtype=torch.float64)
-        if own:
-            with torch.set_grad_enabled(backward):
-                errors = self.measure(self._leaving(own), self._rows(self.wanted[own]))
-                mean = errors.sum() / (len(samples) * self.tokens.shape[1])
-                if backward:
-                    mean.backward()
-            total += float(mean)
-        return float(distributed.all_sum(total))
+        """Mean error over the tokens of some samples; its gradients stay at the weights."""
+        with torch.set_grad_enabled(backward):
+            wanted = self._rows(self.wanted[samples])
+            mean = self.measure(self._leaving(samples), wanted).mean()
+            if backward:
+                if not self.scale:  # gradients of float16 would round to zero
+                    half = self.walk.model.module.dtype == torch.float16
+                    self.scale = max(1.0, float(wanted.square().sum())) if half else 1.0
+                (mean * self.scale).backward()
+        return float(mean)
 
     def _leaving(self, samples: list[int]) -> Rows:
         recording = self.walk.replay.record(self.tokens[samples].to(self.walk.model.device))
@@ -335,4 +339,4 @@ def trained_names(step: LayerStep, which: str) -> frozenset[str]:
 def about(curve: Curve) -> dict[str, Any]:
     """A curve as JSON."""
     kept = {"error": curve.least, "kept_step": curve.points[curve.best][0]}
-    return kept | {"curve": [list(point) for point in curve.points]}
+    return kept | {"curve": [list(point) for point in curve.points if isfinite(point[2])]}

@@ -111,7 +111,7 @@ class PairedWalk:
                 self.state.spill(self.part, index, step.patch)
                 done.add(following - index, f"layer {following} of {layers}")
                 index = following
-                self.state.keep(self.part, index, self._streams())
+                self.state.keep(self.part, index, self._streams(), now=step.dear)
 
     @property
     def patch(self) -> Patch:
@@ -214,6 +214,7 @@ class LayerStep:
     Attributes:
         index: the layer.
         gap: how many removed layers and parts of layers follow what it writes last.
+        dear: whether what was found at it took long, so that it is kept at once.
     """
 
     def __init__(
@@ -233,6 +234,7 @@ class LayerStep:
         self.middles = middles
         self.after: list[Tensor] | None = None
         self.patch: Patch = {}
+        self.dear = False
 
     @property
     def touched(self) -> bool:

@@ -10,6 +10,7 @@ CHANGED = 6  # a layer in front of a gap, or that loses something, gets so many 
 BEHIND = (2, 2)  # and the first ones behind it: what others gain is little
 CHECKS = 11  # held-out losses and walks of about that cost at the end
 WALKED = 2.0  # walking both models through a layer, its closed form counted, in units of the closed form and its errors
+GIVEN = "steps of layer"  # begins the name under which a journal keeps them
 MOST = 2000  # steps of an ordinary layer that a time may give
 
 
@@ -36,7 +37,8 @@ class StepBudget:
                 self.weights[index] = CHANGED if since < 0 else BEHIND[since] if since < len(BEHIND) else 1
             since += 1
         self.started = self.mark = time.monotonic()
-        self.given = False  # whether a layer was given its steps; then it is too late to refuse
+        done = case.part.journal.done
+        self.given = any(name.startswith(GIVEN) for name in done)  # steps; then it is too late to refuse
 
     def _changed(self, index: int, layers: int) -> bool:
         removal = self.case.removal
@@ -56,7 +58,7 @@ class StepBudget:
         """
         if self.seconds is None:
             return self.fixed * self.weights[index]
-        return self.case.part.journal.memo(f"steps of layer {index}", lambda: self._fitted(index, training))
+        return self.case.part.journal.memo(f"{GIVEN} {index}", lambda: self._fitted(index, training))
 
     def _fitted(self, index: int, training: LayerTraining) -> int:
         walked = WALKED * (time.monotonic() - self.mark)

@@ -178,7 +178,8 @@ def _repair_text(pruned: Pruned) -> str:
     if report and report.changed:
         was = "was" if len(report.changed) == 1 else "were"
         weights = count_text(len(report.changed), "weight")
-        text = f" {weights} of what is left {was} refitted without training ({code(report.method)})."
+        how = "trained, each layer by itself" if report.trained_layers else "refitted without training"
+        text = f" {weights} of what is left {was} {how} ({code(report.method)})."
     for item in pruned.healing:
         text += f" It was then trained on {item.train_tokens:,} tokens ({code(item.method)})."
     return text

@@ -95,7 +95,7 @@ class Evidence:
         tokens, fitted = self._split(self.samples.tokens)
         load_weights(self.model)
         steps = GapFits(self.model, fitted).steps if self.repaired else None
-        about = {"losses": True} | ({"repaired": True} if self.repaired else {})
+        about = {"losses": True} | ({"compared": len(tokens)} if self.repaired else {})
         walk = LossWalk(self.model, tokens, journal_of(self.model, self.samples.record, **about), steps)
 
         def losses(removals: Sequence[Removal], label: str, **how: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Pruned models: the plan carried out, written as a plain checkpoint and proven.
 
-Repaired without training where that is asked.
+Repaired where that is asked.
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ def prune(
 
     Args:
         plan: a Plan, or the path of a plan.json.
-        compensating: repair what is left without training; the changes are folded into the written weights.
+        compensating: repair what is left; the changes are folded into the written weights.
         writing, compute: or their fields as keywords.
     Raises:
         UserError: the plan is for another model, the removal is refused, or the proof fails; nothing is left at
@@ -119,7 +119,7 @@ def compensate(
     out: str | Path,
     **options: Any,
 ) -> Pruned:
-    """Remove what the plan says, repair what is left without training, write it and prove it: ``prune`` with a
+    """Remove what the plan says, repair what is left, write it and prove it: ``prune`` with a
     compensation.
 
     Example: ``shallower.compensate("my-model", "plan.json", compensating="sequential", out="repaired")``.

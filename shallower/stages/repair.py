@@ -1,4 +1,4 @@
-"""Repair of what is left after a removal, without training."""
+"""Repair of what is left after a removal, without a gradient through the model."""
 
 from .. import methods
 from ..anatomy.model import Model

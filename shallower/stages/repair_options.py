@@ -1,4 +1,4 @@
-"""Repair options: how what is left is repaired without training."""
+"""Repair options: how what is left is repaired without a gradient through the model."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +35,14 @@ class RepairOptions:
         check_name("compensation", self.method)
         if self.repair_budget is not None:
             seconds = float(seconds_of(self.repair_budget, "repair_budget"))
+            told = f"{seconds:g}s"
             able = [name for name in names("compensation") if "budget" in setting_names(find("compensation", name))]
             if self.method not in able:
                 raise UserError(
                     f"{argument('repair_budget')} has no meaning for {self.method}, which is done in one reading; it "
                     f"goes with {', '.join(able)}"
                 )
+            if both := [name for name in ("steps", "budget") if self.settings.get(name, told) != told]:
+                raise UserError(f"{argument('repair_budget')} and the setting {both[0]} say how long: give one")
             set_field(self, "repair_budget", seconds)
-            set_field(self, "settings", {**self.settings, "budget": f"{seconds:g}s"})
+            set_field(self, "settings", {**self.settings, "budget": told})

@@ -9,17 +9,21 @@ from typing import Any
 
 from ..anatomy.model import Model
 from ..artifacts import Evaluation, Plan, Pruned, Speed, save
-from ..errors import Refusal
+from ..errors import Refusal, UserError
+from ..evaluation.perplexity import evaluation_segments
+from ..runtime.memory import total_memory
 from ..runtime.progress import parts, say
 from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
+from ..settings.evaluation import Protocol
 from ..settings.quantities import seconds_of
 from ..settings.speed import Grid
 from ..settings.writing import Writing
 from ..storage.journal import journaled
 from ..storage.ownership import check_apart, check_free
 from ..storage.paths import kind_of, place
+from ..walk.batching import STREAM_SHARE
 from ..walk.replay import replay_of
 from .bench import bench
 from .common import ModelSource, open_model, resolve_settings
@@ -32,8 +36,10 @@ from .selection_options import REPAIRED, SelectionOptions
 
 BUDGET = "10m"  # of the repair
 TRAINED = 1024  # samples that it takes at most: more of them helps more than more steps
+MINIMUM = 64  # and at least, however little memory there is for their streams
 OWN = re.compile(  # scores and evaluation-plain were of demos of version 0.1
-    r"(plan|speed|samples|scores|evaluation-(dense|pruned|plain))\.json|model|report(\.html)?|\.[\w.-]+\.journal"
+    r"(plan|speed|samples|scores|evaluation-(dense|pruned|plain))\.json|model|report(\.html)?"
+    r"|\.(plan|speed|evaluation|model|report)[\w.-]*"
 )
 GRID = Grid(batches=(1,), prompts=(128,), new=(32,), repeats=5)
 COSTS = {"choice": 3.0, "dense": 0.3, "repair": 5.0, "pruned": 0.3, "speed": 0.5}
@@ -46,7 +52,7 @@ class Shrunk:
     Attributes:
         folder: with ``model/``, ``plan.json``, the evaluations, the speed and ``report.html``.
         speed: None where the model is not resident, or none was asked for.
-        repaired: whether there was anything to repair by.
+        repair: how it was repaired; None where it could not be.
     """
 
     folder: Path
@@ -55,7 +61,12 @@ class Shrunk:
     dense: Evaluation
     after: Evaluation
     speed: Speed | None
-    repaired: bool
+    repair: RepairOptions | None
+
+    @property
+    def repeats(self) -> int:
+        """Runs of the speed that were kept."""
+        return GRID.repeats
 
     @property
     def model(self) -> Path:
@@ -91,7 +102,7 @@ def shrink(
     Args:
         out: folder for all that is made: ``model/`` and the measurements beside it.
         amount: how much goes: an Amount, a number of layers or a share; or its fields as keywords.
-        budget: time for the repair, such as ``"10m"``.
+        budget: time for the repair, such as ``"10m"``, closed forms and checks counted.
         repair_samples: samples that it takes, at most; None: 1024.
         calibration: the texts that are chosen and repaired by; ``samples`` are those of the choice.
         texts: what perplexity is measured on, as for ``evaluate``.
@@ -107,14 +118,18 @@ def shrink(
     }
     settled = resolve_settings(plain, "shrink", amount=(Amount, amount), **kinds)
     amount, choosing, calibration, writing, compute = settled
-    budget = f"{seconds_of(budget, 'budget'):g}s"
+    budget = f"{seconds_of(budget, 'repair_budget'):g}s"
+    if not seconds_of(budget, "repair_budget") > 0:
+        raise UserError("more than 0 is needed", repair_budget=budget)
     out = place(out)
     inputs = [*calibration.files, *listed_paths(texts), None if isinstance(model, Model) else model]
-    again = is_ours(out) and (writing.overwrite or (out.parent / f".{out.name}.journal").is_dir())
+    killed = (out.parent / f".{out.name}.journal").is_dir() and not (out / "report.html").exists()
+    again = is_ours(out) and (writing.overwrite or killed)
     if not again:
         check_free(out, overwrite=writing.overwrite, inputs=inputs)
     check_apart(out, inputs)
     job = _Job(open_model(model, compute), out, calibration, texts, replace(writing, overwrite=again))
+    evaluation_segments(job.model, texts, None, Protocol())  # wrong ones are refused before anything is scored
     whole = {name: cost for name, cost in COSTS.items() if name != "speed" or (measure_speed and not job.model.layered)}
     with journaled(out), parts(whole) as part:
         with part("choice"):
@@ -122,21 +137,38 @@ def shrink(
         with part("dense"):
             dense = evaluate(job.model, texts=texts)
         with part("repair"):
-            pruned = job.pruned(plan, budget, repair_samples or TRAINED) if repaired else job.written(plan, None)
-        small = open_model(out / "model", replace(compute, device=job.model.device, layered=job.model.layered))
+            repair = job.repair(budget, repair_samples or TRAINED) if repaired else None
+            pruned, repair = job.pruned(plan, repair)
+        small = job.reopened()
         with part("pruned"):
             after = evaluate(small, texts=texts)
         speed = None
         if "speed" in whole:
             with part("speed"):
-                speed = bench(small, against=job.model, grid=GRID)
-        made = Shrunk(out, plan, pruned, dense, after, speed, repaired)
-        named = {"plan": plan, "evaluation-dense": dense, "evaluation-pruned": after, "speed": speed}
-        for name, record in named.items():
-            if record is not None:
-                save(record, out / f"{name}.json")
+                speed = _speed(small, job.model)
+        made = Shrunk(out, plan, pruned, dense, after, speed, repair)
+        _save(made)
     report(out)
     return made
+
+
+def _speed(small: Model, dense: Model) -> Speed | None:
+    """Speed beside the dense model, where both fit into the memory together."""
+    try:
+        return bench(small, against=dense, grid=GRID)
+    except UserError as error:
+        say(f"the speed is not measured: {error}")
+        return None
+
+
+def _save(made: Shrunk) -> None:
+    """Write the artifacts; what an earlier shrinking left beside them goes."""
+    named = {"plan": made.plan, "evaluation-dense": made.dense, "evaluation-pruned": made.after, "speed": made.speed}
+    for name, record in {**dict.fromkeys(("samples", "scores", "evaluation-plain")), **named}.items():
+        if record is not None:
+            save(record, made.folder / f"{name}.json")
+        else:
+            (made.folder / f"{name}.json").unlink(missing_ok=True)
 
 
 def is_ours(out: Path) -> bool:
@@ -160,7 +192,7 @@ class _Job:
         """(the plan, whether what it leaves can be repaired); for the repaired model where that is possible."""
         options = {"amount": amount, "calibration": self.calibration, "texts": self.texts}
         options["texts"] = self.texts if amount.max_ppl_increase is not None else ()
-        repairable = replay_of(self.model) is not None
+        repairable = self.model.checkpoint.quantised is None and replay_of(self.model) is not None
         if choosing.selection or choosing.objective or not repairable:
             return make_plan(self.model, choosing=choosing, **options), repairable
         try:
@@ -169,15 +201,29 @@ class _Job:
             say(f"not chosen for the repaired model: {refusal}")
             return make_plan(self.model, choosing=choosing, **options), True
 
-    def pruned(self, plan: Plan, budget: str, samples: int) -> Pruned:
-        """What is left, trained within the budget from the closed form on, or without one where there is none."""
+    def reopened(self) -> Model:
+        """What was written, opened as the dense model is."""
+        model = self.model
+        how = {"dtype": model.dtype, "device": model.device, "layered": model.layered}
+        return Model(self.out / "model", trust_remote_code=model.checkpoint.trust_remote_code, **how)
+
+    def repair(self, budget: str, samples: int) -> RepairOptions:
+        """Local training within the budget, on as many samples as there is memory for their streams."""
+        streams = 4 * self.calibration.length * self.model.stream_bytes  # of a sample: two models, in and out
+        samples = max(MINIMUM, min(samples, total_memory(self.model.device) // STREAM_SHARE // streams))
         tokens = replace(self.calibration, samples=max(samples, self.calibration.samples), at_most=True)
-        repair = RepairOptions("local", calibration=tokens, repair_budget=budget)
+        return RepairOptions("local", calibration=tokens, repair_budget=budget)
+
+    def pruned(self, plan: Plan, repair: RepairOptions | None) -> tuple[Pruned, RepairOptions | None]:
+        """(what is left, how it was repaired): from the closed form on, or without one where there is none."""
         try:
-            return self.written(plan, repair)
+            return self.written(plan, repair), repair
         except Refusal as refusal:
+            if repair is None:
+                raise
             say(f"trained without a closed form: {refusal}")
-            return self.written(plan, replace(repair, settings={"start": "none"}))
+            repair = replace(repair, settings={"start": "none"})
+            return self.written(plan, repair), repair
 
     def written(self, plan: Plan, repair: RepairOptions | None) -> Pruned:
         """The checkpoint, repaired or not."""

@@ -57,14 +57,16 @@ def sweep(
     criterion = criterion or default_criterion(units)
     choosing = choosing.for_criterion(criterion, units)
     check_selects(choosing.selection, units)
+    if choosing.objective == REPAIRED:
+        given = argument("objective", REPAIRED)
+        raise UserError(f"{given} has no meaning for a sweep, which measures what is cut as it is: plan takes it")
     sizes = sizes_of(sizes, "sizes")
     texts = listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable(texts, "texts")
     check_readable(calibration.texts)
     model = open_model(model, compute)
-    repaired = choosing.objective == REPAIRED
-    evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol, repaired)
+    evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol)
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:
         plans = list(nested_plans(evidence, choosing, sizes))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..anatomy.config import Solved
 from ..anatomy.loading import quiet
@@ -103,7 +103,7 @@ def cut_edit(edit: Edit, cut: Cut | None) -> Edit:
     """The same change for what is left of a tensor."""
     if cut is None or edit.kind not in ("add", "set"):
         return edit
-    places: Tensor = edit.value.new_tensor(cut.kept).long()
+    places = torch.tensor(cut.kept, device=edit.value.device)
     return replace(edit, value=edit.value.index_select(cut.axis, places))
 
 

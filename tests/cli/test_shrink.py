@@ -49,23 +49,38 @@ def test_one_command_makes_the_model_and_all_that_is_measured(saved, tmp_path, c
     assert "Error behind each layer while it is repaired" in page and "Local training of the layers" in page
     steps = re.findall(r"^  shallower (.+)$", told.replace("\n  shallower", "\n\n  shallower"), re.MULTILINE)
     assert [one.split()[0] for one in steps] == ["plan", "prune", "evaluate", "evaluate", "bench", "report"]
-    single = shlex.split(steps[0].replace(str(out), str(tmp_path / "single")))
-    run(capsys, *single)
+    for line in steps:
+        run(capsys, *shlex.split(line.replace(str(out), str(tmp_path / "single"))))
     one, other = (json.loads((tmp_path / name / "plan.json").read_text()) for name in ("single", "small"))
     assert one["removed"] == other["removed"]
+    one, other = (
+        json.loads((tmp_path / name / "model" / "compensation.json").read_text()) for name in ("single", "small")
+    )
+    assert one["settings"] == other["settings"]
 
 
 def test_a_family_with_norms_behind_its_writers_and_a_share(saved, tmp_path) -> None:
     options = {"samples": 4, "length": 24, "budget": "6s", "measure_speed": False}
     made = shrink(saved("gemma2"), ratio="20%", out=tmp_path / "small", **options)
-    assert made.repaired and made.pruned.verified and open_model(made.model).record.layers == len(made.plan.kept)
+    assert (
+        made.repair is not None and made.pruned.verified and open_model(made.model).record.layers == len(made.plan.kept)
+    )
+
+
+def test_two_models_that_do_not_fit_are_not_timed_and_old_figures_go(saved, tmp_path, monkeypatch) -> None:
+    options = {"remove": 1, "samples": 4, "length": 24, "budget": "4s", "out": tmp_path / "small"}
+    shrink(saved("llama"), **options)
+    assert (tmp_path / "small" / "speed.json").is_file()
+    monkeypatch.setattr("shallower.evaluation.speed.total_memory", lambda device: 1 << 20)
+    made = shrink(saved("llama"), overwrite=True, **options)
+    assert made.speed is None and not (tmp_path / "small" / "speed.json").exists()
 
 
 def test_what_cannot_be_repaired_is_still_made_shallower(saved, tmp_path) -> None:
     model = open_model(saved("llama"))
     model.__dict__["replay"] = None  # as for models whose layers hand on more than the stream
     made = shrink(model, remove=1, out=tmp_path / "small", samples=4, length=24, measure_speed=False)
-    assert not made.repaired and made.pruned.compensation is None and "objective" not in made.plan.settings
+    assert made.repair is None and made.pruned.compensation is None and "objective" not in made.plan.settings
 
 
 def test_a_killed_one_goes_on_and_another_folder_is_refused(saved, tmp_path, monkeypatch, capsys) -> None:

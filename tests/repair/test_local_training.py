@@ -8,6 +8,7 @@ import torch
 import zoo
 from kills import keep_every_step, killed_after
 from marks import rest_slow
+from shrinking import shrink
 from transformers import AutoModelForCausalLM
 
 from shallower import Calibration, Refusal, RepairOptions, UserError, cli, compensate, drop, methods, open_model
@@ -187,6 +188,26 @@ def test_what_is_left_of_parts_and_groups_learns(units, saved, tokens_file, tmp_
     assert not [name for name in told.changed if any(name.startswith(one) for one in gone)]
 
 
+def test_narrower_layers_in_half_precision(tmp_path) -> None:
+    """More neurons than a number of bfloat16 can count."""
+    zoo.save(zoo.build("llama", shrink("llama", intermediate_size=640)), tmp_path / "wide", dtype=torch.bfloat16)
+    np.save(tmp_path / "tokens.npy", TOKENS.numpy())
+    tokens = Calibration(tokens=str(tmp_path / "tokens.npy"))
+    how = RepairOptions("local", QUICK | {"steps": 1, "start": "none"}, tokens)
+    model = open_model(tmp_path / "wide", device="cpu", dtype="bf16")
+    chosen = drop(model, [f"{index}.mlp:0-300" for index in range(8)])
+    pruned = compensate(model, chosen, compensating=how, out=tmp_path / "out")
+    assert pruned.verified.changed_weights == len(pruned.compensation.changed)
+
+
+def test_gradients_of_float16_are_not_lost(saved) -> None:
+    """On streams of large numbers the loss, divided by their squares, has gradients below what float16 holds."""
+    patches = {}
+    for dtype in ("fp32", "fp16"):
+        patches[dtype] = proposed(open_model(saved("llama"), device="cpu", dtype=dtype), start="none")
+    assert patches["fp16"].keys() == patches["fp32"].keys()
+
+
 def test_a_killed_training_goes_on_at_its_step(saved, tokens_file, tmp_path, monkeypatch, capsys) -> None:
     def run(out):
         how = RepairOptions("local", QUICK, Calibration(tokens=tokens_file))
@@ -209,7 +230,8 @@ def test_a_killed_training_goes_on_at_its_step(saved, tokens_file, tmp_path, mon
 
 def test_steps_fit_into_a_time(saved, tokens_file, tmp_path) -> None:
     model = Model(saved("llama"), device="cpu")
-    how = RepairOptions("local", QUICK, Calibration(tokens=tokens_file), repair_budget="12s")
+    own = {"batch_tokens": 192, "lr": 1e-3}
+    how = RepairOptions("local", own, Calibration(tokens=tokens_file), repair_budget="12s")
     with journaled(tmp_path / "out"):
         _, report = fit_repair(model, REMOVAL, how)
     steps = [one.steps for one in report.trained]

@@ -77,6 +77,7 @@ def fit(case: Case) -> Fitted:
             steps = budget.steps(step.index, training)
             part = case.part.journal.part("local training", steps, f"layer {step.index}")
             step.take(training.run(steps, part, step.progress))
+            step.dear = True
             facts |= {"steps": steps} | about(training.curve)
         step.note(**facts)
     candidates = layers_at_first(walk.patch, case.model.stack.name, SHARES)

@@ -1,4 +1,4 @@
-"""Section on the repair without training: what it changed, and the drift of the stream before and after."""
+"""Section on the repair of what is left: what it changed, and the drift of the stream before and after."""
 
 from ...artifacts import Compensation, HeldOutLoss
 from ...results.healing import perplexity_times
@@ -22,7 +22,7 @@ def section(summary: Summary) -> Section | None:
         figure = Figure(drift_figure(item.record, figure_name("repair", number)), CAPTION)
         parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _details(item.record)], "pair")]
         parts += _training(item.record, number)
-    return Section("Repair without training", parts) if parts else None
+    return Section("Repair", parts) if parts else None
 
 
 def _training(compensation: Compensation, number: int) -> list[Block]:
