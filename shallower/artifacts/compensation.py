@@ -77,6 +77,8 @@ class TrainedLayer(TypedRecord):
 class RepairReport(TypedRecord):
     """Brief report of a compensation inside `shallower.json`; the rest is in `compensation.json`."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("trained_layers",)
+
     method: str
     """Name of the method."""
     settings: SettingValues
@@ -89,8 +91,8 @@ class RepairReport(TypedRecord):
     """Loss by text of which a sample was held out."""
     changed: list[str] = field(default_factory=list)
     """Names of the changed weights; none where nothing helped."""
-    trained_layers: Count = 0
-    """Layers that were trained, each by itself; 0 for a closed form."""
+    trained_layers: Count | None = None
+    """Layers that were trained, each by itself; not there for a closed form."""
 
 
 @record
@@ -155,7 +157,7 @@ class Compensation(TypedRecord):
         """The report of it for ``shallower.json``."""
         trained = sum(one.kept_step > 0 for one in self.trained)
         told = (self.method, self.settings, self.calibration, self.loss, self.by_source, self.changed)
-        return RepairReport(*told, trained)
+        return RepairReport(*told, trained or None)
 
     def __repr__(self) -> str:
         return f"<Compensation by {self.method}: held-out loss {self.loss.before:.4f} -> {self.loss.after:.4f} nats>"

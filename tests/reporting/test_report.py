@@ -87,7 +87,7 @@ def test_everything_is_in_it(folder) -> None:
         "Importance per layer",
         "Perplexity",
         "Tasks",
-        "Repair without training",
+        "Repair",
         "Speed and memory",
     ):
         assert title in page.text
