@@ -45,13 +45,7 @@ class Writer:
 
     def normed(self, layer: nn.Module, given: Tensor) -> Tensor:
         """What the gain of a norm multiplies, for what enters the norm; shaped like it."""
-        module = layer.get_submodule(self.module)
-        name = self.weights[0][0].removeprefix(f"{self.module}." if self.module else "")
-        with torch.no_grad():
-            with _swapped(module, {name: torch.ones_like}):
-                one = module(given)
-            with _swapped(module, {name: torch.zeros_like}):
-                return one - module(given)
+        return _normed(layer.get_submodule(self.module), self.weights[0][0].removeprefix(f"{self.module}."), given)
 
 
 class _Call:
@@ -201,31 +195,40 @@ def _writer(call: _Call, name: str, scale: float, *, gains: bool = False) -> Wri
 
 def _isolated_call(call: _Call, module: nn.Module) -> Callable[[], Tensor]:
     """The module's call inside the layer, to be repeated alone."""
+    args, kwargs = _given(call, module)
+    return lambda: call.part(module(*args, **kwargs)).float().reshape(-1, call.width)
+
+
+def _given(call: _Call, module: nn.Module) -> tuple[tuple, dict]:
+    """The arguments with which the layer calls a module."""
     calls: list[tuple[tuple, dict]] = []
     handle = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     try:
         call.run()
     finally:
         handle.remove()
-    args, kwargs = calls[0]
-    return lambda: call.part(module(*args, **kwargs)).float().reshape(-1, call.width)
+    return calls[0]
+
+
+@torch.no_grad()
+def _normed(module: nn.Module, key: str, given: Tensor) -> Tensor:
+    """What the gain of this name multiplies in a norm's output, which is linear in it."""
+    with _swapped(module, {key: torch.ones_like}):
+        one = module(given)
+    with _swapped(module, {key: torch.zeros_like}):
+        return one - module(given)
 
 
 def _gain(call: _Call, module: nn.Module) -> str | None:
     """The vector of a norm that its output depends on feature by feature, out = ... + gain * normed; None without."""
-    calls: list[tuple] = []
-    hook = module.register_forward_pre_hook(lambda _, args: calls.append(args))
-    try:
-        call.run()
-    finally:
-        hook.remove()
-    if not calls or len(calls[0]) != 1 or not call.is_stream(given := calls[0][0]):
+    args, kwargs = _given(call, module)
+    if kwargs or len(args) != 1 or not call.is_stream(given := args[0]):
         return None
     plain = module(given).float()
     for key, value in module.named_parameters():
         if value.shape != (call.width,):
             continue
-        normed = Writer("", 1.0, ((key, 0),), features=False, gain=True).normed(module, given).float()
+        normed = _normed(module, key, given).float()
         change = torch.randn(call.width, generator=torch.Generator().manual_seed(0)).to(value)
         with _swapped(module, {key: lambda whole, change=change: whole + change}):
             moved = module(given).float() - plain

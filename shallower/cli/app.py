@@ -13,14 +13,14 @@ import typer
 from .. import methods
 from ..errors import UserError, arguments_as_options
 from ..runtime.signals import terminable
-from . import commands, measurement_commands, shrink_command
+from . import commands, measurement_commands
 from .options import Command, CommandEnd, UsageError
 
 INTERRUPTED = 130
 SHARED_VERBS = ("score", "plan", "heal")  # the verbs that many processes can share
 OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
 VERBS = (
-    shrink_command.shrink,
+    commands.shrink,
     commands.inspect,
     commands.score,
     commands.plan,

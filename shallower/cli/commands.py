@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +47,35 @@ CHOICE_FLAGS = {
 }
 COMPUTE_FLAGS = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
 OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method", "repair_budget"}))
+BUDGET_HELP = "time for the repair, such as 120s, 10m or 2h"
 RemoteCode = As(only=frozenset({"trust_remote_code"}))
+
+
+@command
+def shrink(
+    model: ModelArgument,
+    amount: Amount,
+    choosing: Annotated[SelectionOptions, As(only=frozenset({"keep_first", "keep_last"}))],
+    calibration: Calibration,
+    compute: Compute,
+    writing: Writing,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model and all that is measured")
+    ],
+    texts: EvalText = None,
+    repair_budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=BUDGET_HELP)] = "10m",
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure the speed beside the dense model")] = True,
+) -> None:
+    """The whole job: choose for the repaired model, remove, repair, prove, measure, report."""
+    check_readable(calibration.texts)
+    check_readable(listed_paths(texts), "texts")
+    with running():
+        measured = {"texts": texts or (), "measure_speed": speed}
+        settings = {"choosing": choosing, "calibration": calibration, "writing": writing, "compute": compute}
+        made = api.shrink(model, out=out, amount=amount, budget=repair_budget, **settings, **measured)
+        table = importlib.import_module("shallower.cli.shrink_table")
+        how = (calibration, compute, replace(writing, overwrite=False))
+        table.show(made, table.single_steps(made, model, (amount, choosing), how, texts or ()))
 
 
 @command

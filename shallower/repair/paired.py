@@ -15,7 +15,7 @@ from ..anatomy.kernels import fast_products, packed_weights
 from ..anatomy.model import Model
 from ..anatomy.patch import Edit, Patch, patched
 from ..anatomy.units import silent
-from ..anatomy.writers import Writer, find_writers
+from ..anatomy.writers import Writer
 from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
 from ..runtime.progress import Meter, meter
@@ -24,11 +24,9 @@ from ..walk.batching import batches
 from ..walk.inputs import entering
 from ..walk.replay import replay_of
 from .batch import PairedBatch
-from .capture import capture
+from .capture import capture, lies_in, probe_of, small_part, writers_of
 from .state import RepairState
 from .writer_fit import fitted_features, rows_of
-
-REPAIR_PROBE = (1, 16)  # samples and positions on which writers are looked for
 
 
 class PairedWalk:
@@ -74,7 +72,7 @@ class PairedWalk:
             )
         self.replay = replay
         self.recordings = [replay.record(batch) for batch in batches(model, tokens)]
-        self.probe = replay.record(tokens[: REPAIR_PROBE[0], : REPAIR_PROBE[1]].to(model.device))
+        self.probe = probe_of(replay, tokens, model.device)
         entering = {f"dense/{i}": recording.entering for i, recording in enumerate(self.recordings)}
         streams = {name: stream.to(model.device) for name, stream in self.state.streams.items()} or entering
         self.state.streams = {}
@@ -189,14 +187,9 @@ class PairedWalk:
         """
         if index not in self.known:
             layer = self.model.layer(index)
-            interface = self.model.stack.interfaces[index]
-            args, kwargs = interface.with_stream(*self.probe.calls[index], self.small(index))
-            try:
-                found = find_writers(layer, interface, args, kwargs, gains=self.gains)
-            except Refusal as refusal:
-                raise Refusal(f"layer {index}: {refusal}") from refusal
+            found = writers_of(layer, self.replay, self.probe, index, self.small(index), gains=self.gains)
             lost = [one for name in self.removal.parts(index) for one in self.model.parts[index].parts[name].modules]
-            stays = [one for one in found if not any(f"{one.module}.".startswith(f"{name}.") for name in lost)]
+            stays = [one for one in found if not lies_in(one, lost)]
             if not stays:
                 raise Refusal(f"layer {index}: no map folds into what stays of it")
             self.known[index] = tuple(stays)
@@ -204,8 +197,7 @@ class PairedWalk:
 
     def small(self, index: int) -> Tensor:
         """A few tokens of the stream that enters the layer."""
-        batch, position = self.replay.axes
-        return self.pruned[0].narrow(batch, 0, REPAIR_PROBE[0]).narrow(position, 0, self.probe.entering.shape[position])
+        return small_part(self.replay, self.probe, self.pruned[0])
 
 
 class LayerStep:
@@ -302,12 +294,14 @@ class LayerStep:
                 )
         self.after = after
 
-    def take(self, patch: Patch, loss: float | None = None) -> None:
+    def take(self, patch: Patch, loss: float | None = None, *, dear: bool = False) -> None:
         """Change the layer: what follows sees the stream that the changed layer makes.
 
         Args:
             loss: of the pruned model with this change, on held-out tokens, where it is known.
+            dear: whether it took long to find, so that the walk is kept at once.
         """
+        self.dear |= dear
         self.patch = self.patch | patch
         self.after = None
         self.walk.state.patch |= patch

@@ -76,12 +76,7 @@ def plan(
     check_units_kind(kind)
     methods.check_name("criteria", criterion or default_criterion(kind))
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
-    selection = methods.find("selection", choosing.selection)
-    _check_schedule(selection, choosing)
-    _check_objective(selection, choosing, kind, scores)
-    check_selects(choosing.selection, kind)
-    _check_narrowing(choosing, amount, kind)
-    _check_runs(selection, choosing, amount, scores)
+    _check_choosing(choosing, amount, kind, scores)
     model = None if scores else open_model(source, compute)
     repaired = choosing.objective == REPAIRED
     evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, repaired)
@@ -92,6 +87,16 @@ def plan(
         chosen = choose(evidence, choosing, amount)
         _say_missed(chosen, amount)
         return save_artifact(chosen, out)
+
+
+def _check_choosing(choosing: SelectionOptions, amount: Amount, kind: str, scores: Scores | None) -> None:
+    """Raise a UserError for a selection that does not go with what is asked of it."""
+    selection = methods.find("selection", choosing.selection)
+    _check_schedule(selection, choosing)
+    _check_objective(selection, choosing, kind, scores)
+    check_selects(choosing.selection, kind)
+    _check_narrowing(choosing, amount, kind)
+    _check_runs(selection, choosing, amount, scores)
 
 
 def _say_missed(chosen: Plan, amount: Amount) -> None:

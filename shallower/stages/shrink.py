@@ -53,6 +53,7 @@ class Shrunk:
         folder: with ``model/``, ``plan.json``, the evaluations, the speed and ``report.html``.
         speed: None where the model is not resident, or none was asked for.
         repair: how it was repaired; None where it could not be.
+        grid: what the speed was measured on.
     """
 
     folder: Path
@@ -62,11 +63,7 @@ class Shrunk:
     after: Evaluation
     speed: Speed | None
     repair: RepairOptions | None
-
-    @property
-    def repeats(self) -> int:
-        """Runs of the speed that were kept."""
-        return GRID.repeats
+    grid: Grid = GRID
 
     @property
     def model(self) -> Path:
@@ -118,17 +115,13 @@ def shrink(
     }
     settled = resolve_settings(plain, "shrink", amount=(Amount, amount), **kinds)
     amount, choosing, calibration, writing, compute = settled
-    budget = f"{seconds_of(budget, 'repair_budget'):g}s"
-    if not seconds_of(budget, "repair_budget") > 0:
+    seconds = seconds_of(budget, "repair_budget")
+    if not seconds > 0:
         raise UserError("more than 0 is needed", repair_budget=budget)
     out = place(out)
     inputs = [*calibration.files, *listed_paths(texts), None if isinstance(model, Model) else model]
-    killed = (out.parent / f".{out.name}.journal").is_dir() and not (out / "report.html").exists()
-    again = is_ours(out) and (writing.overwrite or killed)
-    if not again:
-        check_free(out, overwrite=writing.overwrite, inputs=inputs)
-    check_apart(out, inputs)
-    job = _Job(open_model(model, compute), out, calibration, texts, replace(writing, overwrite=again))
+    writing = replace(writing, overwrite=_goes_on(out, writing, inputs))
+    job = _Job(open_model(model, compute), out, calibration, texts, writing)
     evaluation_segments(job.model, texts, None, Protocol())  # wrong ones are refused before anything is scored
     whole = {name: cost for name, cost in COSTS.items() if name != "speed" or (measure_speed and not job.model.layered)}
     with journaled(out), parts(whole) as part:
@@ -137,8 +130,7 @@ def shrink(
         with part("dense"):
             dense = evaluate(job.model, texts=texts)
         with part("repair"):
-            repair = job.repair(budget, repair_samples or TRAINED) if repaired else None
-            pruned, repair = job.pruned(plan, repair)
+            pruned, repair = job.pruned(plan, job.repair(seconds, repair_samples or TRAINED) if repaired else None)
         small = job.reopened()
         with part("pruned"):
             after = evaluate(small, texts=texts)
@@ -150,6 +142,21 @@ def shrink(
         _save(made)
     report(out)
     return made
+
+
+def _goes_on(out: Path, writing: Writing, inputs: list[Any]) -> bool:
+    """Whether an output is one of ours to be replaced, or that of a killed job.
+
+    Raises:
+        UserError: something else is there, or what is read lies in it.
+    """
+    killed = (out.parent / f".{out.name}.journal").is_dir() and not (out / "report.html").exists()
+    again = is_ours(out) and (writing.overwrite or killed)
+    if again:
+        check_apart(out, inputs)
+    else:
+        check_free(out, overwrite=writing.overwrite, inputs=inputs)
+    return again
 
 
 def _speed(small: Model, dense: Model) -> Speed | None:
@@ -190,16 +197,15 @@ class _Job:
 
     def choice(self, amount: Amount, choosing: SelectionOptions) -> tuple[Plan, bool]:
         """(the plan, whether what it leaves can be repaired); for the repaired model where that is possible."""
-        options = {"amount": amount, "calibration": self.calibration, "texts": self.texts}
-        options["texts"] = self.texts if amount.max_ppl_increase is not None else ()
+        texts = self.texts if amount.max_ppl_increase is not None else ()
+        options = {"amount": amount, "calibration": self.calibration, "texts": texts}
         repairable = self.model.checkpoint.quantised is None and replay_of(self.model) is not None
-        if choosing.selection or choosing.objective or not repairable:
-            return make_plan(self.model, choosing=choosing, **options), repairable
-        try:
-            return make_plan(self.model, choosing=replace(choosing, objective=REPAIRED), **options), True
-        except Refusal as refusal:
-            say(f"not chosen for the repaired model: {refusal}")
-            return make_plan(self.model, choosing=choosing, **options), True
+        if repairable and not choosing.selection and not choosing.objective:
+            try:
+                return make_plan(self.model, choosing=replace(choosing, objective=REPAIRED), **options), True
+            except Refusal as refusal:
+                say(f"not chosen for the repaired model: {refusal}")
+        return make_plan(self.model, choosing=choosing, **options), repairable
 
     def reopened(self) -> Model:
         """What was written, opened as the dense model is."""
@@ -207,12 +213,12 @@ class _Job:
         how = {"dtype": model.dtype, "device": model.device, "layered": model.layered}
         return Model(self.out / "model", trust_remote_code=model.checkpoint.trust_remote_code, **how)
 
-    def repair(self, budget: str, samples: int) -> RepairOptions:
+    def repair(self, seconds: float, samples: int) -> RepairOptions:
         """Local training within the budget, on as many samples as there is memory for their streams."""
         streams = 4 * self.calibration.length * self.model.stream_bytes  # of a sample: two models, in and out
         samples = max(MINIMUM, min(samples, total_memory(self.model.device) // STREAM_SHARE // streams))
         tokens = replace(self.calibration, samples=max(samples, self.calibration.samples), at_most=True)
-        return RepairOptions("local", calibration=tokens, repair_budget=budget)
+        return RepairOptions("local", calibration=tokens, repair_budget=seconds)
 
     def pruned(self, plan: Plan, repair: RepairOptions | None) -> tuple[Pruned, RepairOptions | None]:
         """(what is left, how it was repaired): from the closed form on, or without one where there is none."""

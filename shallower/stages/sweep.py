@@ -55,11 +55,7 @@ def sweep(
     choosing, calibration, compute = resolve_settings(plain, "sweep", **kinds)
     _check_units(units)
     criterion = criterion or default_criterion(units)
-    choosing = choosing.for_criterion(criterion, units)
-    check_selects(choosing.selection, units)
-    if choosing.objective == REPAIRED:
-        given = argument("objective", REPAIRED)
-        raise UserError(f"{given} has no meaning for a sweep, which measures what is cut as it is: plan takes it")
+    choosing = _settled(choosing, criterion, units)
     sizes = sizes_of(sizes, "sizes")
     texts = listed_paths(texts)
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
@@ -85,6 +81,16 @@ def sweep(
         dtype=dtype_name(model),
     )
     return save_artifact(result, out)
+
+
+def _settled(choosing: SelectionOptions, criterion: str, units: str) -> SelectionOptions:
+    """The selection that suits, checked to be one that a sweep can show."""
+    choosing = choosing.for_criterion(criterion, units)
+    check_selects(choosing.selection, units)
+    if choosing.objective == REPAIRED:
+        given = argument("objective", REPAIRED)
+        raise UserError(f"{given} has no meaning for a sweep, which measures what is cut as it is: plan takes it")
+    return choosing
 
 
 def _check_units(units: str) -> None:

@@ -18,18 +18,20 @@ the steps of each layer and the acceptance are ours.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ...errors import Refusal, UserError
-from ...repair.case import Case, Fitted, best_of, layers_at_first
+from ...repair.batch import layer_of
+from ...repair.case import Case, Fitted, at_first, best_of
 from ...repair.local_training import LayerTraining, LocalRecipe, about, trained_names
 from ...repair.paired import LayerStep
 from ...repair.step_budget import StepBudget
+from ...repair.writer_fit import STRENGTH
 from ...settings.quantities import seconds_of
 from . import sequential
 
 FITS = "inputs"
-STRENGTH = 0.3  # λ of the closed form
 LEAST, PATIENCE = 0.997, 2  # of the error; so many layers with less gain end the training until the next gap
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)  # of the layers
 
@@ -56,31 +58,29 @@ class Settings:
 
 def fit(case: Case) -> Fitted:
     own: Settings = case.settings
-    closed = own.start == "sequential"
-    walk = case.walk(middles=closed, gains=True)
+    walk = case.walk(middles=own.start == "sequential", gains=True)
     dense = own.input == "dense"
     seconds = seconds_of(own.budget, "budget") if own.budget else None
     budget = StepBudget(case, own.steps, seconds, only_changed=dense)
+    recipe = LocalRecipe(own.lr, own.batch_tokens, own.loss, own.seed)
     for step in walk:
         changed = step.gap > 0 or case.removal.lessens(step.index)
         if not step.touched or (dense and not changed):
             continue
         budget.reached()
-        recipe = LocalRecipe(own.lr, own.batch_tokens, own.loss, own.seed)
         names = trained_names(step, own.train)
         training = LayerTraining(step, case.tokens, recipe, names=names, dense=dense)
-        before = training.error()
-        if closed:
+        facts = {"error_before": training.error()}
+        if own.start == "sequential":
             _closed_form(step)
-        facts = {"error_before": before, "error_closed_form": (error := training.error()), "error": error}
+        facts["error_closed_form"] = facts["error"] = training.error()
         if names and (changed or not _idle(walk.notes)):
             steps = budget.steps(step.index, training)
             part = case.part.journal.part("local training", steps, f"layer {step.index}")
-            step.take(training.run(steps, part, step.progress))
-            step.dear = True
+            step.take(training.run(steps, part, step.progress), dear=True)
             facts |= {"steps": steps} | about(training.curve)
         step.note(**facts)
-    candidates = layers_at_first(walk.patch, case.model.stack.name, SHARES)
+    candidates = at_first(walk.patch, SHARES, "layers", partial(layer_of, stack=case.model.stack.name))
     patch, _, chosen, tried = best_of(case, ({}, None), candidates)
     return Fitted(patch, {"trained": walk.notes, "taken": chosen, "tried": tried})
 

@@ -24,7 +24,7 @@ from typing import Literal
 
 from ...anatomy.patch import Patch
 from ...anatomy.writers import Writer
-from ...repair.case import Case, Fitted, best_of, half_strength
+from ...repair.case import Case, Fitted, at_first, best_of
 from ...repair.paired import LayerStep
 from ...repair.suffix import SuffixLoss
 from ...repair.writer_fit import WriterFit
@@ -53,9 +53,7 @@ def fit(case: Case) -> Fitted:
             tail.pass_on(step.index, walk.patch)
     if tail is not None:
         return Fitted(walk.patch, {"steps": walk.notes})
-    counts = sorted({max(1, round(len(walk.patch) * share)) for share in SHARES})
-    firsts = ((f"first {count}", dict([*walk.patch.items()][:count])) for count in counts)
-    patch, _, chosen, tried = best_of(case, ({}, None), [("half strength", half_strength(walk.patch)), *firsts])
+    patch, _, chosen, tried = best_of(case, ({}, None), at_first(walk.patch, SHARES))
     return Fitted(patch, {"steps": [*walk.notes, {"taken": chosen, "tried": tried}]})
 
 

@@ -1,58 +1,23 @@
-"""Command for the whole job, and the table of what came of it."""
+"""Table of what shrinking has made, and the single steps that would have done the same."""
 
-import importlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-import shallower as api
-
-from ..data.readers import check_readable
+from ..artifacts import Unverified
+from ..results.healing import perplexity_times
+from ..runtime.format import byte_count, layers, millions
 from ..settings.amount import Amount
-from ..settings.calibration import Calibration, listed_paths
-from ..settings.compute import Compute
+from ..settings.calibration import Calibration
 from ..settings.fields import flag_of, options_of
-from ..settings.writing import Writing
-from ..stages.selection_options import SelectionOptions
-from .options import As, EvalText, ModelArgument, command, running
-
-BUDGET_HELP = "time for the repair, such as 120s, 10m or 2h"
+from ..stages.shrink import Shrunk
+from .grid import grid, plain_console
 
 
-@command
-def shrink(
-    model: ModelArgument,
-    amount: Amount,
-    choosing: Annotated[SelectionOptions, As(only=frozenset({"keep_first", "keep_last"}))],
-    calibration: Calibration,
-    compute: Compute,
-    writing: Writing,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="folder for the model and all that is measured")
-    ],
-    texts: EvalText = None,
-    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=BUDGET_HELP)] = "10m",
-    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure the speed beside the dense model")] = True,
-) -> None:
-    """The whole job: choose for the repaired model, remove, repair, prove, measure, report."""
-    check_readable(calibration.texts)
-    check_readable(listed_paths(texts), "texts")
-    with running():
-        measured = {"texts": texts or (), "measure_speed": speed}
-        settings = {"choosing": choosing, "calibration": calibration, "writing": writing, "compute": compute}
-        made = api.shrink(model, out=out, amount=amount, budget=budget, **settings, **measured)
-        how = (calibration, compute, replace(writing, overwrite=False))
-        show(made, single_steps(made, model, (amount, choosing), how, texts or ()))
-
-
-shrink.options["repair_budget"] = "--budget"
-
-
-def single_steps(made: Any, model: str, choice: Sequence[Any], how: Sequence[Any], texts: Sequence[str]) -> list[str]:
+def single_steps(
+    made: Shrunk, model: str, choice: Sequence[Any], how: Sequence[Any], texts: Sequence[str]
+) -> list[str]:
     """The commands that would have done the same one by one.
 
     Args:
@@ -75,8 +40,8 @@ def single_steps(made: Any, model: str, choice: Sequence[Any], how: Sequence[Any
         repair += f" --repair-budget {made.repair.settings['budget']}{start}"
         repair += f" --compensate-samples {made.repair.calibration.samples}"
     timing = _options(replace(compute, layered=None, max_batch_tokens=None))
-    grid = f" --batch 1 --prompt 128 --new 32 --repeats {made.repeats}"
-    speed = f"shallower bench {folder}/model --against {source}{grid}{timing} --out {folder}/speed.json"
+    timed = f"{_options(made.grid)}{timing}"
+    speed = f"shallower bench {folder}/model --against {source}{timed} --out {folder}/speed.json"
     choosing = f"{much}{_options(calibration)}{objective}{eval_texts if bounded else ''}{computing}"
     written = f"{repair}{computing}{_options(writing)}"
     return [
@@ -106,30 +71,27 @@ def _options(settings: Any) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def show(made: Any, steps: list[str]) -> None:
+def show(made: Shrunk, steps: list[str]) -> None:
     """One table, and the single steps that would have done the same."""
     plan, pruned = made.plan, made.pruned
-    package = __package__.rpartition(".")[0]
-    names = ("runtime.format", "results.healing", "artifacts", "cli.grid")
-    text, healing, artifacts, grids = (importlib.import_module(f"{package}.{name}") for name in names)
     rows = [
-        ["layers", str(plan.model.layers), f"{len(plan.kept)} (without {text.layers(plan.removed)})"],
-        ["parameters", text.millions(plan.params_before), f"{text.millions(plan.params_after)} (-{plan.share:.1%})"],
-        ["weights", text.byte_count(plan.bytes_before), text.byte_count(pruned.weight_bytes)],
+        ["layers", str(plan.model.layers), f"{len(plan.kept)} (without {layers(plan.removed)})"],
+        ["parameters", millions(plan.params_before), f"{millions(plan.params_after)} (-{plan.share:.1%})"],
+        ["weights", byte_count(plan.bytes_before), byte_count(pruned.weight_bytes)],
     ]
     for name, before in made.dense.perplexity.items():
         after = made.after.perplexity[name].value
         rows.append([f"perplexity, {name}", f"{before.value:.2f}", f"{after:.2f} (x {after / before.value:.3f})"])
     if pruned.compensation is not None:
-        before, after = healing.perplexity_times(pruned.compensation.loss)
+        before, after = perplexity_times(pruned.compensation.loss)
         rows.append(["held-out calibration text", "x 1", f"x {before:.3f} as cut, x {after:.3f} repaired"])
     if made.speed is not None:
         row = made.speed.speedups[0]
         rows.append(["one sequence", "1x", f"prefill {row.prefill:.2f}x, decoding {row.decode:.2f}x as fast"])
-    if not isinstance(pruned.verified, artifacts.Unverified):
+    if not isinstance(pruned.verified, Unverified):
         rows.append(["reloaded from disk", "control passed", f"logits equal {pruned.verified.logits}"])
-    console = grids.plain_console()
-    grids.grid(console, ["", "dense", "shallower"], rows)
+    console = plain_console()
+    grid(console, ["", "dense", "shallower"], rows)
     console.print("the same in single steps:", soft_wrap=True)
     for line in steps:
         console.print(f"  {line}", soft_wrap=True)
