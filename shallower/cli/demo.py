@@ -54,7 +54,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> None:
     write_atomic(out / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     show(made, single_steps(made, source.name, (amount, choosing), (Calibration(), Compute(), Writing()), ()))
     console = plain_console()
-    grid(console, [samples["question"], "answer"], [["dense", samples["before"]], ["shallower", samples["after"]]])
+    grid(console, ["", "answer"], [["dense", samples["before"]], ["shallower", samples["after"]]], heading=QUESTION)
     console.print(f"everything is in {out.resolve()} ({time.monotonic() - start:.0f} s)", soft_wrap=True)
 
 
