@@ -50,7 +50,9 @@ class Perplexity(TypedRecord):
 
 @record
 class TaskResult(TypedRecord):
-    """Result of one zero-shot task."""
+    """Result of one task."""
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("chance", "shots")
 
     value: Finite
     """Value of the metric."""
@@ -62,6 +64,10 @@ class TaskResult(TypedRecord):
     """Items of the task."""
     version: int | Finite | str | None = None
     """Version of the task in lm-eval."""
+    chance: Finite | None = None
+    """Value that guessing gives: 1 / the choices, 0 where the answer is written; null where that is not known."""
+    shots: Size | None = None
+    """Examples in a prompt; null for none."""
     metrics: dict[str, Finite] = field(default_factory=dict)
     """Values of all metrics, and their standard errors."""
     hash: str = ""
@@ -74,6 +80,11 @@ class TaskResult(TypedRecord):
         if len(self.items) > self.count:
             raise ValueError(f"items must be at most {self.count}")
         return self
+
+    @property
+    def centred(self) -> float | None:
+        """The value centred on chance: 0 for guessing, 1 for no mistake."""
+        return None if self.chance is None else (self.value - self.chance) / (1 - self.chance)
 
     def identity(self) -> dict[str, str | int]:
         """What has to be equal before two results are held against each other."""

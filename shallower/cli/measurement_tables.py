@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..artifacts import Analytic, Comparison, Evaluation, FailedRow, Healing, Speed, SpeedRow, Sweep
 from ..artifacts.speed import Typical
-from ..evaluation.tasks import mean_of
+from ..evaluation.tasks import centred_mean, mean_of
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
 from ..results.healing import gap_closed, losses, perplexities
@@ -81,10 +81,15 @@ def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
         rows = []
         for name, task in evaluation.tasks.items():
             error = f"{task.stderr:.4f}" if task.stderr is not None else "-"
-            rows.append([name, task.metric, f"{task.value:.4f}", error, str(task.count)])
-        rows.append(["mean", "", f"{mean_of(evaluation.tasks):.4f}", "", ""])
-        grid(console, ("task", "metric", "value", "±", "items"), rows, heading=heading, spare=("items", "metric"))
+            rows.append([name, task.metric, f"{task.value:.4f}", error, _four(task.centred), str(task.count)])
+        rows.append(["mean", "", f"{mean_of(evaluation.tasks):.4f}", "", _four(centred_mean(evaluation.tasks)), ""])
+        columns = ("task", "metric", "value", "±", "centred", "items")
+        grid(console, columns, rows, heading=heading, spare=("items", "metric"))
     saved_note(console, out)
+
+
+def _four(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def comparison_table(comparison: Comparison, out: Path | None = None) -> None:

@@ -43,6 +43,21 @@ FIELDS: dict[str, tuple[dict[str, type | tuple], Check, str]] = {
     "arc_easy": ({"question": str, **CHOICES}, _choice, _ANSWER),
     "arc_challenge": ({"question": str, **CHOICES}, _choice, _ANSWER),
     "openbookqa": ({"question_stem": str, **CHOICES}, _choice, _ANSWER),
+    "gsm8k": (
+        {"question": str, "answer": str},
+        lambda row: "#### " in row["answer"],
+        "answer must end in '#### ' and the number",
+    ),
+    "triviaqa": (
+        {"question": str, "answer": dict},
+        lambda row: isinstance(row["answer"].get("aliases"), list) and bool(row["answer"]["aliases"]),
+        "answer must hold a list of aliases, each a way of writing it",
+    ),
+    "lambada_openai": (
+        {"text": str},
+        lambda row: " " in row["text"].strip(),
+        "text must have a last word behind a blank: it is what is asked for",
+    ),
 }
 
 
@@ -59,12 +74,13 @@ def check_items(folder: Path, task: str) -> Path:
             f"{argument('data', folder)}: no {task}.jsonl there; "
             f"{f'it has {there}' if there else 'give a folder of .jsonl files'}"
         )
-    if not sum(_checked(row, where, task) for where, row in rows(path, "data")):
+    if not sum(check_item(row, where, task) for where, row in rows(path, "data")):
         raise UserError(f"{path} holds no items; write one JSON object a line")
     return path
 
 
-def _checked(row: Row, where: str, task: str) -> bool:
+def check_item(row: Row, where: str, task: str) -> bool:
+    """Raise a UserError for an item that does not fit a task; True otherwise."""
     fields, check, rule = FIELDS.get(task, ({}, lambda row: True, ""))
     for field, kind in fields.items():
         if field not in row:

@@ -6,8 +6,6 @@ OpenBookQA, acc for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm whe
 """
 
 import contextlib
-import difflib
-import functools
 import hashlib
 import json
 import logging
@@ -27,14 +25,15 @@ from ..anatomy.model import Model
 from ..artifacts import TaskResult
 from ..artifacts.removal import NOTHING, Removal
 from ..data.tokens import encode
-from ..errors import UserError, argument
+from ..errors import UserError
 from ..runtime.progress import Meter, meter, say
-from ..settings.evaluation import SETS, Tasks
+from ..settings.evaluation import Tasks
 from ..storage.journal import NO_JOURNAL, Journal
 from .health import first_broken
-from .items import check_items
+from .task_data import check_names, check_task_data, harness_of, loaded_tasks, task_manager
 
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
+WRITTEN = ("acc", "exact_match")  # shares of answers that guessing does not give, where no choices are named
 TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
 REQUEST_PARTS = 50  # into how many parts requests are divided to be kept
 FEWEST_REQUESTS = 512  # requests of one part
@@ -46,11 +45,10 @@ def check_tasks(tasks: Tasks) -> None:
 
     No model is needed.
     """
-    harness = _harness()
-    with _quiet(harness.evaluator):
-        _check_names(tasks.every(), task_manager().all_tasks)
-    for name in tasks.every() if tasks.data is not None else ():
-        check_items(Path(tasks.data), name)
+    with _quiet(harness_of().evaluator):
+        check_names(tasks.every(), task_manager().all_tasks)
+    for name in tasks.every():
+        check_task_data(tasks, name)
 
 
 def zero_shot(
@@ -69,15 +67,14 @@ def zero_shot(
     Raises:
         UserError: lm-eval is missing, an unknown task, data that do not fit, or a model that yields NaN.
     """
-    harness = _harness()
+    harness = harness_of()
     with _quiet(harness.evaluator):
         manager = task_manager()
-        _check_names(tasks.every(), manager.all_tasks)
+        check_names(tasks.every(), manager.all_tasks)
         with tempfile.TemporaryDirectory(prefix="shallower-tasks-") as place, model.without(removal):
-            ready = [task for name in tasks.every() for task in _load(manager, name, tasks.data, Path(place))]
-            results = harness.simple_evaluate(
-                _wrap(model, removal, journal), tasks=ready, limit=tasks.limit, task_manager=manager
-            )
+            ready = [task for name in tasks.every() for task in loaded_tasks(manager, name, tasks, Path(place))]
+            lm = _wrap(model, removal, journal)
+            results = harness.simple_evaluate(lm, tasks=ready, limit=tasks.limit, task_manager=manager)
     return {name: _result(name, results) for name in results["samples"]}
 
 
@@ -86,76 +83,10 @@ def mean_of(tasks: dict[str, TaskResult]) -> float | None:
     return sum(item.value for item in tasks.values()) / len(tasks) if tasks else None
 
 
-def _harness() -> ModuleType:
-    try:
-        import lm_eval
-        import lm_eval.evaluator
-        import lm_eval.tasks
-    except ImportError as error:
-        raise UserError(f"{argument('tasks')} needs the package lm-eval; pip install 'shallower[eval]'") from error
-    return lm_eval
-
-
-@functools.cache
-def task_manager() -> Any:
-    """lm-eval's index of tasks, read once: it takes seconds."""
-    return _harness().tasks.TaskManager()
-
-
-def _check_names(names: list[str], known: list[str]) -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, [*SETS, *known], 4, 0.5)
-            raise UserError(
-                f"unknown task {name!r}; {'nearest are ' + ', '.join(near) if near else 'lm-eval ls tasks lists all'}"
-            )
-
-
-def _load(manager: Any, name: str, data: Path | None, place: Path) -> list[Any]:
-    """lm-eval's tasks of a name, with their data; a group is many.
-
-    Args:
-        place: an empty folder that outlives the tasks, for the configs and tables made of local data.
-    """
-    spec = name
-    source = "the Hub"
-    if data is not None:
-        source = check_items(data, name)
-        entry = manager.task_index[name]
-        if entry.yaml_path is None:
-            raise UserError(
-                f"{argument('data')}: {name} is a group, or no task with a config of its own; name its tasks one by one"
-            )
-        spec = str(place / f"{name}.yaml")
-        Path(spec).write_text(
-            json.dumps(_local(name, entry.yaml_path, source, place)), encoding="utf-8"
-        )  # JSON is YAML
-    say(f"reading {name}")
-    try:
-        return [*manager.load([spec])["tasks"].values()]
-    except Exception as error:  # the libraries below raise many kinds: offline, gated, a field that a prompt misses
-        hint = (
-            "check the file against the Hub's data set"
-            if data is not None
-            else f"check the network, or give {argument('data', 'DIR')}"
-        )
-        said = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"task {name}: its data from {source} cannot be read ({said}): {hint}") from error
-
-
-def _local(name: str, base: Path, data: Path, place: Path) -> dict[str, Any]:
-    """A task config that takes everything but the data from lm-eval's own."""
-    return {
-        "include": str(Path(base).resolve()),
-        "task": name,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}, "cache_dir": str(place / "tables")},
-        "training_split": None,
-        "validation_split": None,
-        "test_split": "test",
-        "fewshot_split": "test",
-    }
+def centred_mean(tasks: dict[str, TaskResult]) -> float | None:
+    """The unweighted mean of the tasks' values centred on chance; None where that is not known of all."""
+    values = [item.centred for item in tasks.values()]
+    return None if not values or None in values else sum(values) / len(values)
 
 
 def _wrap(model: Model, removal: Removal, journal: Callable[..., Journal]) -> Any:
@@ -273,8 +204,12 @@ def batch_sizes(lengths: list[int], most: int) -> list[int]:
 def _result(name: str, results: dict[str, Any]) -> TaskResult:
     """What the artifact keeps of a task."""
     row = results["results"][name]
-    samples = results["samples"][name]
-    figures = {key.partition(",")[0]: value for key, value in row.items() if "," in key and not isinstance(value, str)}
+    shots = int(results["n-shot"].get(name) or 0)
+    every = list(dict.fromkeys(item.get("filter", "none") for item in results["samples"][name]))
+    read = every[0 if shots else -1]  # strict where examples show the form of an answer; gsm8k has a lenient one too
+    samples = [item for item in results["samples"][name] if item.get("filter", "none") == read]
+    named = [(*key.partition(",")[::2], value) for key, value in row.items() if "," in key]
+    figures = {key: value for key, way, value in named if way == read and not isinstance(value, str)}
     metrics = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
     metric = METRICS.get(name, "acc_norm" if "acc_norm" in metrics else next(iter(metrics)))
     items = [item[metric] for item in sorted(samples, key=lambda item: item["doc_id"]) if metric in item]
@@ -283,12 +218,22 @@ def _result(name: str, results: dict[str, Any]) -> TaskResult:
         value=float(metrics[metric]),
         stderr=figures.get(f"{metric}_stderr"),
         metric=metric,
+        chance=_chance(results["configs"][name], samples, metric),
+        shots=shots or None,
         count=len(samples),
         version=results["versions"].get(name),
-        metrics={key: float(value) for key, value in figures.items()},
+        metrics={key: float(value) for key, value in figures.items()}
+        | {f"{key} ({way})": float(value) for key, way, value in named if way != read and not isinstance(value, str)},
         hash=digest[:16],
         items=[round(float(item), 6) for item in items if isinstance(item, (int, float))],
     )
+
+
+def _chance(config: dict[str, Any], samples: list[dict[str, Any]], metric: str) -> float | None:
+    """What guessing gives; None where that is not known."""
+    if config.get("output_type") == "multiple_choice":
+        return sum(1 / len(item["resps"]) for item in samples) / len(samples) if metric.startswith("acc") else None
+    return 0.0 if metric in WRITTEN else None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ..artifacts import ComparedFigure, ComparedModel, Comparison, Perplexity
 from ..errors import UserError
 from ..evaluation.perplexity import LARGEST_NLL, perplexity_of
 from .bootstrap import FEWEST, interval, means
+from .retention import partings
 from .sources import ComparisonEntry, Timing
 
 TIED = 1e-9
@@ -94,6 +95,7 @@ def compare_entries(entries: Sequence[ComparisonEntry], notes: Sequence[str] = (
     texts, bytes_columns = _text_columns(entries, notes)
     tasks = _task_columns(entries, notes)
     measurements = [*texts, *_mean_ratio(texts, notes), *bytes_columns, *tasks, *_task_mean(tasks, notes)]
+    notes += partings([entry.name for entry in entries], *_sorts(entries, tasks))
     measurements += _speed_columns(entries, notes)
     if not any(len(column.values) > 1 for column in measurements):
         raise UserError(_nothing_shared_text(entries))
@@ -290,6 +292,18 @@ def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list[
             column.effect_samples = {place: values - base for place, values in column.value_samples.items()}
         columns.append(column)
     return columns
+
+
+def _sorts(entries: Sequence[ComparisonEntry], tasks: Sequence[ComparedColumn]) -> list[dict[int, list]]:
+    """Place -> (value, chance, resampled values) of the tasks with choices, and of those whose answers are written."""
+    found: list[dict[int, list]] = [{}, {}]
+    for column in tasks:
+        name = column.name.partition(" ")[2]
+        for place, samples in column.value_samples.items():
+            chance = entries[place].tasks[name].chance
+            if chance is not None:
+                found[chance == 0].setdefault(place, []).append((column.values[place], chance, samples))
+    return found
 
 
 def _task_mean(tasks: Sequence[ComparedColumn], notes: list[str]) -> list[ComparedColumn]:

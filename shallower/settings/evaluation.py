@@ -57,6 +57,9 @@ class Tasks:
         names: tasks and groups of lm-eval, or commonsense7; text with commas between them, or a sequence.
         data: folder of NAME.jsonl files; None takes the Hub's.
         limit: only the first so many items of each; None takes all.
+        examples: what is shown in front of a question, from a file (of one task) or a folder of NAME.jsonl, with the
+            fields of the items; for gsm8k also ``instruction`` and ``output``. Without it local items have no examples.
+        shots: how many of them; None: as many as the task says (5 for gsm8k), where there are some.
     """
 
     names: str | Sequence[str] = option(
@@ -66,6 +69,16 @@ class Tasks:
         "folder of NAME.jsonl; by default the Hub's data", None, flag="--task-data", kind=str, metavar="DIR"
     )
     limit: int | None = option("only the first so many items of each task", None, metavar="N")
+    examples: str | PathLike | None = option(
+        "examples for the prompts, other than the items: a .jsonl file, or a folder of NAME.jsonl",
+        None,
+        flag="--task-examples",
+        kind=str,
+        metavar="PATH",
+    )
+    shots: int | None = option(
+        "examples in a prompt; by default as many as the task says where it has some", None, metavar="N"
+    )
 
     def __post_init__(self) -> None:
         entries = [self.names] if isinstance(self.names, str) else list(self.names)
@@ -74,10 +87,19 @@ class Tasks:
             set_field(self, "data", place(self.data))
         if self.limit is not None and self.limit < 1:
             raise UserError("a number of items, 1 or more", limit=self.limit)
-        if not entries and (self.data is not None or self.limit is not None):
+        if self.examples is not None:
+            set_field(self, "examples", place(self.examples))
+            if self.data is None:
+                raise UserError(f"they stand beside local items: give {argument('data')} too", examples=self.examples)
+            if not Path(self.examples).exists():
+                raise UserError("no such file or folder", examples=self.examples)
+        if self.shots is not None and self.shots < 0:
+            raise UserError("a number of examples, 0 or more", shots=self.shots)
+        others = {name: getattr(self, name) for name in ("data", "limit", "shots")}
+        if not entries and (given := [argument(name) for name, value in others.items() if value is not None]):
             raise UserError(
-                f"{argument('data')} and {argument('limit')} speak of {argument('tasks')}: name some such as "
-                f"{SETS['commonsense7'][0]}, or leave them out"
+                f"{' and '.join(given)} speak{'s' if len(given) == 1 else ''} of {argument('tasks')}: name some such "
+                f"as {SETS['commonsense7'][0]}, or leave {'it' if len(given) == 1 else 'them'} out"
             )
         if not self.names:
             some = f"{SETS['commonsense7'][0]}, or commonsense7"

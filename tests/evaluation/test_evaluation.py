@@ -29,7 +29,8 @@ from shallower import (
 )
 from shallower.cli import main
 from shallower.evaluation.perplexity import segments_of_text, settled_protocol
-from shallower.evaluation.tasks import batch_sizes, mean_of, task_manager
+from shallower.evaluation.task_data import task_manager
+from shallower.evaluation.tasks import batch_sizes, centred_mean, mean_of
 from shallower.runtime.progress import shown
 from shallower.settings.quantities import sizes_of
 from shallower.storage.journal import Journal
@@ -109,6 +110,8 @@ def test_tasks_equal_lm_eval_itself(saved, data, tmp_path, capsys) -> None:
             assert value == pytest.approx(wanted[name][metric], abs=1e-12), (name, metric)
         assert item.value == sum(item.items) / item.count
         assert item.metric == ("exact_match" if name == "triviaqa" else "acc")
+        assert item.chance == pytest.approx({"piqa": 1 / 2, "arc_easy": 1 / 3, "triviaqa": 0.0}[name])
+    assert centred_mean(found) == pytest.approx(sum(item.centred for item in found.values()) / 3)
     assert [found[name].count for name in names] == [8, 5, 3]
     assert mean_of(found) == sum(found[name].value for name in names) / 3
 
@@ -124,6 +127,33 @@ def test_the_seven_tasks_equal_lm_eval_itself(smollm2, shared, tmp_path) -> None
         assert {key: item.metrics[key] for key in item.metrics} == {
             key: pytest.approx(wanted[name][key], abs=1e-12) for key in item.metrics
         }
+
+
+EXAMPLES = [{"instruction": f"What is {n} + 1?", "input": "", "output": f"Count.\n#### {n + 1}"} for n in range(6)]
+GSM8K = [{"question": f"What is {n} + 2?", "answer": f"Count on.\n#### {n + 2}"} for n in range(4)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_examples_come_from_a_file_of_their_own(data, tmp_path, monkeypatch) -> None:
+    """And never from the items; without a file there are none, however many the task asks for."""
+    model = open_model(zoo.save(zoo.build("llama", shrink("llama", max_position_embeddings=1200)), tmp_path / "model"))
+    lines(data / "gsm8k.jsonl", GSM8K)
+    (data / "examples").mkdir()
+    examples = lines(data / "examples" / "gsm8k.jsonl", EXAMPLES)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "lm_eval.models.huggingface.HFLM.generate_until",
+        lambda lm, requests, *_: [asked.append(one.args[0]) or "#### 5" for one in requests],
+    )
+    bare = evaluate(model, tasks=Tasks("gsm8k", data)).tasks["gsm8k"]
+    assert (bare.shots, bare.count, bare.chance, bare.centred) == (None, 4, 0.0, 0.25)
+    assert all(text.count("Question:") == 1 for text in asked) and "exact_match (strict-match)" in bare.metrics
+    for place, shots in ((examples, None), (examples.parent, 2)):
+        asked.clear()
+        found = evaluate(model, tasks=Tasks("gsm8k", data, examples=place, shots=shots)).tasks["gsm8k"]
+        assert (found.shots, found.value, found.items) == (shots or 5, 0.25, [0.0, 0.0, 0.0, 1.0])
+        assert all(text.count("Question:") == 1 + (shots or 5) and text.count("+ 2?") == 1 for text in asked)
+        assert found.hash != bare.hash
 
 
 @pytest.mark.slow
@@ -164,7 +194,11 @@ def test_items_that_do_not_fit(row, said, saved, tmp_path, capsys) -> None:
         (("--tasks", "winogrande", "--task-data", "DATA"), "no winogrande.jsonl there; it has arc_easy, piqa"),
         (("--tasks", "piqa", "--limit", "0"), "--limit 0: a number of items"),
         (("--tasks", ","), "--tasks names no task"),
-        (("--limit", "3"), "speak of --tasks"),
+        (("--limit", "3"), "--limit speaks of --tasks"),
+        (("--tasks", "piqa", "--shots", "-1"), "--shots -1: a number of examples"),
+        (("--tasks", "piqa", "--task-examples", "DATA"), "give --task-data too"),
+        (("--tasks", "piqa", "--task-data", "DATA", "--task-examples", "nowhere"), "no such file or folder"),
+        (("--tasks", "piqa", "--task-data", "DATA", "--shots", "2"), "--shots 2: piqa has no examples: give"),
         (("--protocol", "long"), "--protocol long: allowed are shortened-llama, standard"),
     ],
 )
