@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .artifacts import Comparison, Compensation, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
     from .errors import Refusal, UserError
     from .settings.amount import Amount
+    from .settings.answering import Answering
     from .settings.calibration import Calibration
     from .settings.compute import Compute
     from .settings.evaluation import Protocol, Tasks
@@ -36,6 +37,7 @@ _PLACES = {
     "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned Scores Speed Sweep",
     "errors": "Refusal UserError",
     "settings.amount": "Amount",
+    "settings.answering": "Answering",
     "settings.calibration": "Calibration",
     "settings.compute": "Compute",
     "settings.evaluation": "Protocol Tasks",

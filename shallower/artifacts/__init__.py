@@ -6,7 +6,7 @@ from .calibration import CalibrationRecord, SourceRecord
 from .comparison import ComparedFigure, ComparedModel, Comparison
 from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
 from .evaluation import Evaluation, Perplexity, TaskResult
-from .healing import Healing, HealingReport, LossChange, Recipe, ReloadedModel, TrainingData, TrainingRow
+from .healing import Healing, HealingReport, LossChange, OwnAnswers, Recipe, ReloadedModel, TrainingData, TrainingRow
 from .inspection import Inspection
 from .io import RECORDS, Record, dumps, load, model_of, published, read, save, short_arrays
 from .model import ModelRecord
@@ -39,6 +39,7 @@ __all__ = [
     "LayerDrift",
     "LossChange",
     "ModelRecord",
+    "OwnAnswers",
     "Perplexity",
     "Plan",
     "Proof",

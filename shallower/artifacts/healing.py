@@ -33,15 +33,47 @@ class Recipe(TypedRecord):
 
 
 @record
+class OwnAnswers(TypedRecord):
+    """Answers of the unpruned model, on which the pruned one was trained."""
+
+    teacher: str
+    """Unpruned model that answered."""
+    fingerprint: str
+    """Fingerprint of that model."""
+    prompts: Size
+    """Prompts that were asked."""
+    long: Count
+    """Prompts that leave no room for an answer in a sequence, which are left out."""
+    answers: Size
+    """Answers that were trained on."""
+    empty: Count
+    """Empty answers, which are left out."""
+    cut: Count
+    """Answers that were cut at the longest, which then have no end token."""
+    tokens: Size
+    """Tokens of the answers."""
+    longest: Size
+    """Longest answer that was allowed, in tokens."""
+    temperature: NonNegative
+    """Temperature of sampling; 0: the likeliest token each time."""
+    seed: int | None
+    """Seed of sampling; null without."""
+    template: Literal["chat", "alpaca"]
+    """Template of the prompts: the tokenizer's chat template, or Alpaca's."""
+    hash: str
+    """Hash of model, prompts and settings, which is in the name of the file of answers."""
+
+
+@record
 class TrainingData(TypedRecord):
     """Data that was trained on; of a data set that is read on the way, counts are null."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("streamed",)
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("streamed", "answers")
 
     source: str
     """Names of the files or of the data set."""
-    kind: Literal["text", "instructions"]
-    """Kind of data."""
+    kind: Literal["text", "instructions", "mixed"]
+    """Kind of data; `mixed`: text and instructions."""
     streamed: bool | None = field(default=None, kw_only=True)
     """True for a data set that is read on the way."""
     documents: Count | None
@@ -62,6 +94,8 @@ class TrainingData(TypedRecord):
     """Seed of the order."""
     hash: str
     """Hash of every token id; of a data set read on the way, of its name, how it is cut and its first document."""
+    answers: OwnAnswers | None = None
+    """Answers of the unpruned model, where there are some among the data."""
 
 
 @record
@@ -144,6 +178,8 @@ class LossChange(TypedRecord):
 class HealingReport(TypedRecord):
     """Brief report of a healing inside `shallower.json`; the last one's rest is in `healing.json`."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("own_answers",)
+
     method: str
     """Name of the method."""
     settings: SettingValues
@@ -160,6 +196,8 @@ class HealingReport(TypedRecord):
     """Training loss."""
     reloaded: str
     """Equality of the logits of the reloaded files in words."""
+    own_answers: Size | None = None
+    """Answers of the unpruned model among the data."""
 
 
 @record

@@ -72,6 +72,8 @@ def published(record: Any) -> Any:
         changes["plan"] = published(record.plan)
     if isinstance(record, Healing):
         changes["teacher"] = _last(record.teacher) if record.teacher else None
+        if answers := record.data.answers:
+            changes["data"] = replace(record.data, answers=replace(answers, teacher=_last(answers.teacher)))
         changes["settings"] = {
             key: _last(value) if key == "teacher" else value for key, value in record.settings.items()
         }

@@ -10,9 +10,10 @@ import typer
 import shallower as api
 
 from .. import methods
-from ..data.readers import check_readable
+from ..data.readers import check_readable, check_trainable, split_own
 from ..errors import UserError
 from ..settings.amount import Amount
+from ..settings.answering import Answering
 from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
 from ..settings.fields import flag_of, options_of
@@ -47,6 +48,10 @@ CHOICE_FLAGS = {
 }
 COMPUTE_FLAGS = {flag_of(field).partition("/")[0] for field in options_of(Compute).values()}
 OnlyRepair = As(renamed={"method": "--compensate"}, only=frozenset({"method", "repair_budget"}))
+DATA_HELP = (
+    "text or instructions to train on: .txt, .jsonl, .parquet; self:FILE: prompts (instruction and input, prompt, or "
+    "text) that the unpruned model answers, to train on its answers; repeatable"
+)
 BUDGET_HELP = "time for the repair, such as 120s, 10m or 2h"
 RemoteCode = As(only=frozenset({"trust_remote_code"}))
 
@@ -273,12 +278,11 @@ def heal(
     ],
     out: Folder,
     training: Training,
+    answering: Answering,
     compute: Annotated[Compute, As(without=frozenset({"layered", "max_batch_tokens"}))],
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data", metavar="FILE", help="text or instructions to train on: .txt, .jsonl, .parquet; repeatable"
-        ),
+        typer.Option("--data", metavar="FILE", help=DATA_HELP),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="NAME", help="instead, a data set of the Hub")
@@ -290,14 +294,17 @@ def heal(
 ) -> None:
     """Train what is left, on text or instructions, and write it as a plain checkpoint."""
     methods.check_name("healing", method)
-    check_readable(listed_paths(data), "data")
+    check_trainable(data or ())
     check_readable(training.eval_texts, "eval_texts")
-    check_free(out, overwrite=overwrite, inputs=[*(data or ()), *training.eval_texts, training.optimizer_from, model])
+    files, prompts = split_own(data or ())
+    inputs = [*files, *prompts, *training.eval_texts, training.optimizer_from, model]
+    check_free(out, overwrite=overwrite, inputs=inputs)
     with running():
         options = {
             "method": method,
             "settings": key_values(settings),
             "training": training,
+            "answering": answering,
             "compute": replace(compute, layered=False),
         }
         result = api.heal(

@@ -11,7 +11,7 @@ from ..artifacts.speed import Typical
 from ..evaluation.tasks import centred_mean, mean_of
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
-from ..results.healing import gap_closed, losses, perplexities
+from ..results.healing import gap_closed, losses, own_answers, perplexities
 from ..runtime.format import millions
 from .grid import grid, plain_console
 from .tables import loading_note, saved_note
@@ -48,6 +48,8 @@ def healing_table(healing: Healing, out: Path | None = None) -> None:
         f"{millions(healing.train_tokens)} tokens of {healing.data.source} in {healing.steps} steps",
         soft_wrap=True,
     )
+    if answers := own_answers(healing):
+        console.print(answers, soft_wrap=True)
     console.print(f"training loss {first:.4f} -> {last:.4f} nats (first and last tenth of the steps)", soft_wrap=True)
     for name, values in perplexities(healing).items():
         console.print(

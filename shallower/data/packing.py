@@ -1,4 +1,4 @@
-"""Packed training sequences from files: documents, or Alpaca-format examples.
+"""Packed training sequences: documents or Alpaca-format examples from files, and prompts with their answers.
 
 The order is a function of seed and step alone.
 
@@ -6,8 +6,8 @@ Documents are shuffled by the seed, joined with EOS behind each (and BOS in fron
 and cut into full sequences without padding. Positions start again with every document. Where the model then keeps
 documents apart (``objective.isolates``), none sees another; otherwise they are attended to across the border, and that
 is said. The first token of a document is never predicted. Examples are masked: only the answer and its EOS bear a
-loss; they are cut off at 256 tokens, several to a sequence where the model keeps them apart, else each in a row of its
-own, padded behind.
+loss; they are cut off at 256 tokens (the unpruned model's own answers at the length of a sequence), several to a
+sequence where the model keeps them apart, else each in a row of its own, padded behind.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..artifacts import TrainingData
+from ..artifacts import OwnAnswers, TrainingData
 from ..errors import UserError, argument
 from .readers import Row, rows, stream_rows, text_of
 from .tokens import bos_rule, encode
 
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, positions, what bears a loss: (sequence, place) each
 CUT_OFF = 256  # tokens of an example, as in Shortened LLaMA
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -40,13 +41,17 @@ WITHOUT_INPUT = (
 
 @dataclass(frozen=True)
 class Documents:
-    """Token ids of every document or example; of an example, how many of them are the prompt."""
+    """Token ids of every document or example; of an example, how many of them are the prompt.
+
+    ``cut_off`` is the number of tokens at which examples end, besides the length of a sequence.
+    """
 
     ids: list[np.ndarray]  # int32
     prompts: list[int]
     instructions: bool
     source: str
     end: int | None
+    cut_off: int | None = CUT_OFF
 
 
 class Rows(NamedTuple):
@@ -167,29 +172,43 @@ def _example(where: str, row: Row) -> tuple[str, str]:
     """(prompt, answer) of an Alpaca-format row."""
     fields = {name: text_of(where, row, name) for name in ("instruction", "output")}
     extra = text_of(where, row, "input") if row.get("input") is not None else ""
-    prompt = WITH_INPUT.format(instruction=fields["instruction"], input=extra) if extra.strip() else None
-    return prompt or WITHOUT_INPUT.format(instruction=fields["instruction"]), fields["output"]
+    return alpaca_prompt(fields["instruction"], extra), fields["output"]
 
 
-def packed_sequences(documents: Documents, length: int, seed: int, *, isolated: bool) -> Packed:
-    """The sequences to train on.
+def alpaca_prompt(instruction: str, extra: str) -> str:
+    """Alpaca's prompt for an instruction and its input, which may be empty."""
+    if extra.strip():
+        return WITH_INPUT.format(instruction=instruction, input=extra)
+    return WITHOUT_INPUT.format(instruction=instruction)
+
+
+def packed_sequences(
+    documents: Documents | Sequence[Documents],
+    length: int,
+    seed: int,
+    *,
+    isolated: bool,
+    answers: OwnAnswers | None = None,
+) -> Packed:
+    """The sequences to train on, of one kind of data or of several beside each other.
 
     Args:
         isolated: the model keeps documents of one row apart where positions start again.
+        answers: what is to be told of answers of the unpruned model among them.
     Raises:
         UserError: less than one sequence, or no answer within the cut-off.
     """
-    order = [int(index) for index in np.random.default_rng(seed).permutation(len(documents.ids))]
-    if documents.instructions:
-        arrays, dropped = _pack_examples(documents, order, length, isolated)
-    else:
-        arrays, dropped = _cut_texts(documents, order, length), 0
+    kinds = [documents] if isinstance(documents, Documents) else list(documents)
+    packed = [_pack(one, length, seed, isolated) for one in kinds]
+    arrays = _beside([part for part, _ in packed], kinds[0].end or 0)
+    dropped = sum(count for _, count in packed)
     tokens, positions, loss_mask = (torch.from_numpy(part) for part in arrays)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in arrays)).hexdigest()[:16]
+    names = {"instructions" if one.instructions else "text" for one in kinds}
     about = TrainingData(
-        source=documents.source,
-        kind="instructions" if documents.instructions else "text",
-        documents=len(documents.ids) - dropped,
+        source=", ".join(one.source for one in kinds),
+        kind=names.pop() if len(names) == 1 else "mixed",
+        documents=sum(len(one.ids) for one in kinds) - dropped,
         dropped=dropped,
         sequences=len(tokens),
         length=tokens.shape[1],
@@ -198,11 +217,33 @@ def packed_sequences(documents: Documents, length: int, seed: int, *, isolated: 
         apart=isolated,
         seed=seed,
         hash=digest,
+        answers=answers,
     )
     return Packed(tokens, positions.clamp(min=0), loss_mask, seed, about)
 
 
-def _cut_texts(documents: Documents, order: list[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pack(documents: Documents, length: int, seed: int, isolated: bool) -> tuple[Arrays, int]:
+    """Rows of one kind of data, and how many of its examples are left out."""
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(documents.ids))]
+    if documents.instructions:
+        return _pack_examples(documents, order, length, isolated)
+    return _cut_texts(documents, order, length), 0
+
+
+def _beside(parts: list[Arrays], end: int) -> Arrays:
+    """All rows, padded behind to the longest."""
+    width = max(ids.shape[1] for ids, _, _ in parts)
+
+    def wide(which: int, filling: int | bool) -> np.ndarray:
+        gaps = [((0, 0), (0, width - arrays[which].shape[1])) for arrays in parts]
+        return np.concatenate(
+            [np.pad(one[which], gap, constant_values=filling) for one, gap in zip(parts, gaps, strict=True)]
+        )
+
+    return parts[0] if len(parts) == 1 else (wide(0, end), wide(1, -1), wide(2, False))
+
+
+def _cut_texts(documents: Documents, order: list[int], length: int) -> Arrays:
     ids = np.concatenate([documents.ids[index] for index in order])
     places = np.concatenate([np.arange(len(documents.ids[index]), dtype=np.int32) for index in order])
     count = len(ids) // length
@@ -214,7 +255,7 @@ def _cut_texts(documents: Documents, order: list[int], length: int) -> tuple[np.
     return cut_rows(ids[: count * length], places[: count * length], length)
 
 
-def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> Arrays:
     """Full sequences of joined documents: tokens, positions and what bears a loss.
 
     ``places`` are those within a document, (token,).
@@ -227,14 +268,12 @@ def cut_rows(ids: np.ndarray, places: np.ndarray, length: int) -> tuple[np.ndarr
     return ids, positions, loss_mask
 
 
-def _pack_examples(
-    documents: Documents, order: list[int], length: int, isolated: bool
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+def _pack_examples(documents: Documents, order: list[int], length: int, isolated: bool) -> tuple[Arrays, int]:
     """Rows of whole examples.
 
     Positions below zero mark padding. And how many examples had no answer within the cut-off.
     """
-    limit = min(CUT_OFF, length)
+    limit = min(documents.cut_off or length, length)
     fits = [index for index in order if documents.prompts[index] < limit and len(documents.ids[index]) > 1]
     if not fits:
         raise UserError(

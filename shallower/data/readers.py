@@ -13,7 +13,8 @@ from ..errors import UserError, argument
 from ..storage.paths import parse_json, place
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-COLUMNS = ("text", "instruction", "input", "output")  # what is read of a table
+COLUMNS = ("text", "prompt", "instruction", "input", "output")  # what is read of a table
+OWN_WORDS = "self:"  # in front of a file of prompts that the unpruned model is to answer
 LARGEST_TEXT = 4 << 30  # bytes of a file that is read into memory, and of a table once it is unpacked
 SHUFFLE_BUFFER = 10_000  # rows of a streamed data set that are shuffled together
 PROSE = "prose"
@@ -80,6 +81,21 @@ def text_of(where: str, row: Row, name: str = "text") -> str:
         row[name].encode()
         return row[name]
     raise UserError(f"{where} has half a character in the field {name!r}: mend it")
+
+
+def split_own(paths: Iterable[str | Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(files of text or examples, files of prompts) of what is given to train on."""
+    given = [str(path) for path in paths]
+    prompts = tuple(path.removeprefix(OWN_WORDS) for path in given if path.startswith(OWN_WORDS))
+    return tuple(path for path in given if not path.startswith(OWN_WORDS)), prompts
+
+
+def check_trainable(paths: Iterable[str | Path]) -> None:
+    """Raise a UserError where a file to train on, or of prompts, is not there or of a kind that is not read."""
+    files, prompts = split_own(paths)
+    check_readable([*files, *prompts], "data")
+    if texts := [path for path in prompts if place(path).suffix == ".txt"]:
+        raise UserError("a .txt is one text; give prompts in rows, as a .jsonl or .parquet file", data=texts[0])
 
 
 def check_readable(paths: Iterable[str | Path], what: str = "text") -> None:

@@ -181,7 +181,8 @@ def _repair_text(pruned: Pruned) -> str:
         how = "trained, each layer by itself" if report.trained_layers else "refitted without training"
         text = f" {weights} of what is left {was} {how} ({code(report.method)})."
     for item in pruned.healing:
-        text += f" It was then trained on {item.train_tokens:,} tokens ({code(item.method)})."
+        own = f" with {count_text(item.own_answers, 'answer')} of the base model itself" if item.own_answers else ""
+        text += f" It was then trained on {item.train_tokens:,} tokens{own} ({code(item.method)})."
     return text
 
 
@@ -292,8 +293,9 @@ def _provenance(pruned: Pruned) -> str:
 def _healing_line(item: HealingReport) -> str:
     loss = item.loss
     source = unmarked(item.source)
+    own = f" ({count_text(item.own_answers, 'answer')} of the base model to prompts)" if item.own_answers else ""
     return (
-        f"healing: {code(item.method)} on {item.train_tokens:,} tokens of {source} in {item.steps} "
+        f"healing: {code(item.method)} on {item.train_tokens:,} tokens of {source}{own} in {item.steps} "
         "steps, training loss "
         f"{loss.first:.4f} to {loss.last:.4f} nats; reloaded, its logits equal those of the trained "
         f"model {unmarked(item.reloaded)}; "

@@ -4,6 +4,7 @@ Losses, perplexities, the gap to the dense model that was closed.
 """
 
 import math
+from pathlib import Path
 
 from ..artifacts import Healing, HeldOutLoss
 
@@ -21,6 +22,18 @@ def losses(healing: Healing) -> tuple[float, float]:
     values = [row.loss for row in healing.rows if row.loss is not None]
     part = max(1, len(values) // 10)
     return sum(values[:part]) / part, sum(values[-part:]) / part
+
+
+def own_answers(healing: Healing) -> str:
+    """What was trained on of the unpruned model's own answers, in words; nothing where there are none."""
+    told = healing.data.answers
+    if told is None:
+        return ""
+    drawn = f"temperature {told.temperature:g}, seed {told.seed}" if told.temperature else "the likeliest tokens"
+    return (
+        f"{told.answers:,} answers of {Path(told.teacher).name} in its own words, {told.tokens:,} tokens ({drawn}, at "
+        f"most {told.longest}; {told.cut:,} cut there, {told.empty:,} empty ones left out)"
+    )
 
 
 def perplexities(healing: Healing, control: bool = False) -> dict[str, list[tuple[int, float]]]:

@@ -5,30 +5,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import methods
 from ..anatomy.devices import checked_device
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
 from ..anatomy.quantised import refuse
-from ..anatomy.stack import parameter_count
 from ..artifacts import Healing, TrainingRow
-from ..data.packing import Documents, packed_sequences, read_documents
-from ..data.readers import check_readable, stream_rows
-from ..data.streams import Stream
+from ..data.readers import check_readable, check_trainable, split_own
 from ..errors import UserError, argument
 from ..evaluation.perplexity import evaluation_segments
 from ..reporting.card import write_card
 from ..reporting.figures import learning_figure
 from ..runtime import distributed
-from ..runtime.format import millions
 from ..runtime.memory import Peak
 from ..runtime.progress import say
+from ..settings.answering import Answering
 from ..settings.calibration import Paths, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
@@ -38,15 +33,16 @@ from ..storage.ownership import check_apart, check_free
 from ..storage.paths import place
 from ..surgery.trained import TrainedOutput, write_healed
 from ..training.checkpoints import Checkpointer
-from ..training.distillation import Distillation, share_weights
-from ..training.loop import Outcome, TrainingRun, tracker_of, train
-from ..training.objective import Objective, isolates
-from ..training.schedule import fit_schedule
-from ..training.setup import Setup, announce, check_batch, eval_steps, measure_written, run_of
-from ..training.sharding import by_hand, shard_layers, split_by_launcher
+from ..training.loop import Outcome, tracker_of, train
+from ..training.objective import isolates
+from ..training.schedule import Schedule, fit_schedule
+from ..training.setup import Setup, announce, check_batch, eval_steps, measure_written
+from ..training.sharding import by_hand, split_by_launcher
 from ..walk.run import load_weights
 from .common import ModelSource, resolve_settings
-from .lineage import dense_model, state_from
+from .lineage import dense_model, state_from, teacher_named, unpruned_model
+from .training_data import check_answering, read_texts
+from .training_run import prepare_run, reload_whole
 
 
 @by_hand()
@@ -60,6 +56,7 @@ def heal(
     method: str = "lora",
     settings: dict[str, str] | None = None,
     training: Training | None = None,
+    answering: Answering | None = None,
     compute: Compute | None = None,
     overwrite: bool = False,
     **plain: Any,
@@ -69,7 +66,9 @@ def heal(
     Example: ``shallower.heal("pruned", data="book.txt", train_tokens="20M", method="continued", out="healed")``.
 
     Args:
-        data: .txt, .jsonl or .parquet files: documents, or Alpaca-format examples (see ``data.packing``).
+        data: .txt, .jsonl or .parquet files: documents, or Alpaca-format examples (see ``data.packing``). With
+            ``self:`` in front a file of prompts (``data.prompts``), which the unpruned model answers
+            (``training.own_words``); ``answering`` says how.
         dataset: instead of files, one of the Hub as ``NAME[:CONFIG[:SPLIT]]``, of which only as much is read as the
             budget needs.
         train_tokens: the budget, repetitions counted, such as ``20M``.
@@ -79,9 +78,10 @@ def heal(
         UserError: bad data, a loss that is not finite or diverges, another run's checkpoint; nothing is left at
             ``out``.
     """
-    training, compute = resolve_settings(plain, "heal", training=(Training, training), compute=(Compute, compute))
+    wanted = {"training": (Training, training), "answering": (Answering, answering), "compute": (Compute, compute)}
+    training, answering, compute = resolve_settings(plain, "heal", **wanted)
     request = Request(model, listed_paths(data), dataset, train_tokens, place(out), method, settings or {}, overwrite)
-    job = HealingJob(request, training, compute)
+    job = HealingJob(request, training, answering, compute)
     job.check()
     with job.claimed():
         job.control()
@@ -105,7 +105,8 @@ class Request:
     def inputs(self, training: Training) -> list[Any]:
         """All files that are read."""
         given = None if isinstance(self.model, Model) else self.model
-        return [*self.data, *training.eval_texts, training.optimizer_from, given]
+        files, prompts = split_own(self.data)
+        return [*files, *prompts, *training.eval_texts, training.optimizer_from, given]
 
 
 class HealingJob:
@@ -113,12 +114,14 @@ class HealingJob:
     ``claimed``.
     """
 
-    def __init__(self, request: Request, training: Training, compute: Compute):
+    def __init__(self, request: Request, training: Training, answering: Answering, compute: Compute):
         self.request = request
         self.training = training
+        self.answering = answering
         self.compute = compute
         self.teacher: Model | None = None
         self.dense: Model | None = None
+        self.asked: Model | None = None
         self.rows: list[dict[str, Any]] | None = None  # of the control
 
     def check(self) -> None:
@@ -126,7 +129,7 @@ class HealingJob:
         request = self.request
         self.inputs = request.inputs(self.training)
         check_free(request.out, overwrite=request.overwrite, inputs=self.inputs)
-        check_readable(request.data, "data")
+        check_trainable(request.data)
         check_readable(self.training.eval_texts, "eval_texts")
         self.way = methods.find("healing", request.method)
         self.budget = tokens_of(request.train_tokens, "train_tokens")
@@ -134,6 +137,7 @@ class HealingJob:
         self._settle_compute()
         self.model = _open_in_fp32(request.model, self.compute, request.out)
         self._open_others()
+        self._settle_recipe()
         self._settle_data()
         self._settle_schedule()
 
@@ -151,18 +155,32 @@ class HealingJob:
             self.compute = replace(self.compute, device="cpu")  # from there each process takes its part
 
     def _open_others(self) -> None:
-        """The teacher, and the dense model that is trained as the control."""
-        if hasattr(self.way, "teaching"):
+        """The teacher, the unpruned model that answers prompts, and the one that is trained as the control."""
+        asks, teaches = bool(split_own(self.request.data)[1]), hasattr(self.way, "teaching")
+        check_answering(self.answering, asks=asks, teaches=asks or teaches or self.training.control)
+        given = teacher_named(getattr(self.own, "teacher", ""), self.answering.teacher)
+        if teaches:
             self.way.teaching(self.own)  # refuses what cannot be before anything is loaded
             dtype = "fp32" if self.way.freezes(self.own) or not self.bf16 else "bf16"
-            self.teacher = dense_model(self.model, self.own.teacher, self.compute, dtype)
+            self.teacher = dense_model(self.model, given, self.compute, dtype)
+        if asks:
+            compute = replace(self.compute, device=self.device)  # also where the model is split
+            self.asked = unpruned_model(self.model, given, compute, "bf16" if self.bf16 else "fp32")
         if self.training.control:
-            self.dense = dense_model(self.model, getattr(self.own, "teacher", ""), self.compute, "fp32")
+            self.dense = dense_model(self.model, given, self.compute, "fp32")
+
+    def _settle_recipe(self) -> None:
+        training = self.training
+        recipe = self.way.recipe(self.own)
+        self.recipe = recipe if training.lr is None else replace(recipe, lr=training.lr)
+        self.tracker = tracker_of(training.track, self.request.out)
+        self.earlier, self.state = state_from(training.optimizer_from, self.model, self.recipe)
 
     def _settle_data(self) -> None:
         training = self.training
         model = self.model
-        documents = _documents(model, self.request, self.budget, training.seed)
+        given = self.request.data, self.request.dataset
+        texts = read_texts(model, given, self.asked, self.budget, training, self.answering)
         self.texts = (
             evaluation_segments(model, training.eval_texts, None, _protocol(training), "eval_texts")
             if training.eval_texts
@@ -173,23 +191,21 @@ class HealingJob:
                 f"the dense model is held against the healed one on {argument('eval_texts')}; give at least one file",
                 control=True,
             )
+        if texts.questions:  # before an hour of answers
+            check_batch(self._fitted(training.length)[0], shard=training.shard)
+            Checkpointer(self.request.out, {}).check_begun(resume=training.resume)
+            texts.answer(self.request.out.absolute().parent, self.device, training.length)
         load_weights(model)
-        how = {"length": training.length, "seed": training.seed, "isolated": isolates(model.module)}
-        self.isolated = how["isolated"]
-        self.data = (
-            packed_sequences(documents, **how)
-            if documents
-            else Stream(self.request.dataset, model.tokenizer, model.vocabulary, **how)
-        )
+        self.isolated = isolates(model.module)
+        self.data = texts.packed(model, training, isolated=self.isolated)
+
+    def _fitted(self, length: int) -> tuple[Schedule, list[str]]:
+        return fit_schedule(self.recipe, self.budget, length, self.training.batch_tokens)
 
     def _settle_schedule(self) -> None:
         training = self.training
-        recipe = self.way.recipe(self.own)
-        recipe = recipe if training.lr is None else replace(recipe, lr=training.lr)
-        self.schedule, self.smaller = fit_schedule(recipe, self.budget, self.data.about.length, training.batch_tokens)
+        self.schedule, self.smaller = self._fitted(self.data.about.length)
         check_batch(self.schedule, shard=training.shard)
-        self.tracker = tracker_of(training.track, self.request.out)
-        self.earlier, self.state = state_from(training.optimizer_from, self.model, self.schedule.recipe)
         self.setup = Setup(
             self.data, self.schedule, training, self.texts, self.device, isolated=self.isolated, bf16=self.bf16
         )
@@ -232,7 +248,7 @@ class HealingJob:
         say("the dense model first, as the control for what the text alone gives")
         with beside.claimed(resume=True):
             load_weights(dense)
-            _, run = _prepare_run(dense, way, own, self.setup, beside)
+            _, run = prepare_run(dense, way, own, self.setup, beside)
             rows = [row for row in train(run).rows if "eval" in row]
             self.checkpointer.keep_control(rows)
         dense.unload()
@@ -240,7 +256,7 @@ class HealingJob:
 
     def train(self) -> None:
         """Train, from the last checkpoint where there is one."""
-        self.prepared, self.run = _prepare_run(
+        self.prepared, self.run = prepare_run(
             self.model, self.way, self.own, self.setup, self.checkpointer, self.teacher
         )
         self.run.state = self.state
@@ -290,7 +306,7 @@ class HealingJob:
         record = None
         if distributed.rank() == 0:
             if weights is not None:
-                self.prepared = _reload_whole(model, self.way, self.own, weights)
+                self.prepared = reload_whole(model, self.way, self.own, weights)
             written = TrainedOutput(
                 out=request.out,
                 finish=partial(self.way.finish, self.prepared),
@@ -308,53 +324,6 @@ class HealingJob:
 
 def _picture(result: Healing) -> bytes:
     return learning_figure(result).png()
-
-
-def _documents(model: Model, request: Request, budget: int, seed: int) -> Documents | None:
-    """What is trained on, in memory; None for a data set of text, which is read on the way."""
-    if request.dataset and not request.data and "text" in next(stream_rows(request.dataset), ("", {}))[1]:
-        return None
-    return read_documents(
-        request.data, model.tokenizer, model.vocabulary, dataset=request.dataset, most=budget, seed=seed
-    )
-
-
-def _reload_whole(model: Model, way: ModuleType, own: Any, weights: dict[str, Tensor]) -> Any:
-    """The trained weights, which had been split, put into the model as it was loaded.
-
-    Returns what the method needs to finish.
-    """
-    load_weights(model)
-    prepared = way.prepare(model.module, model.outline.name, own)
-    named = {f"model.{name}": parameter for name, parameter in model.module.named_parameters()}
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            if name.startswith("model."):  # else what the objective alone has learned
-                named[name].copy_(tensor)
-    return prepared
-
-
-def _prepare_run(
-    model: Model, way: ModuleType, own: Any, setup: Setup, checkpointer: Checkpointer, teacher: Model | None = None
-) -> tuple[Any, TrainingRun]:
-    """What the method needs to finish, and the run."""
-    torch.manual_seed(setup.training.seed)  # adapters start at random
-    prepared = way.prepare(model.module, model.outline.name, own)
-    if setup.training.gradient_checkpointing:
-        model.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    objective = Objective(model.module)
-    if teacher:
-        load_weights(teacher)
-        same = share_weights(model, teacher) if way.freezes(own) and not setup.training.shard else 0
-        total = parameter_count(teacher.module)
-        say(
-            f"the teacher {teacher.checkpoint.source} shares {millions(same)} of its {millions(total)} "
-            "parameters with the student"
-        )
-        objective = Distillation(model, teacher, way.teaching(own))
-        if setup.training.shard:
-            shard_layers(teacher.module, teacher.module.get_submodule(teacher.outline.name), setup.device)
-    return prepared, run_of(model, objective, setup, checkpointer)
 
 
 def _open_in_fp32(source: ModelSource, compute: Compute, out: Path) -> Model:

@@ -65,7 +65,7 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
         if not side.is_file():
             raise UserError(
                 f"{model.checkpoint.source}: no {SIDE_FILE} says which model it was pruned from; "
-                f"{argument('settings', {'teacher': 'MODEL'})} says so"
+                f"{argument('teacher', 'MODEL')} says so"
             )
         record = load(side, "pruned").plan.model
         places = _places(record, side.parent)
@@ -85,8 +85,7 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
                 break
         except UserError as error:
             failure = failure or UserError(
-                f"the dense model {candidate} cannot be opened ({error}); "
-                f"{argument('settings', {'teacher': 'MODEL'})} names it"
+                f"the dense model {candidate} cannot be opened ({error}); {argument('teacher', 'MODEL')} names it"
             )
     if dense is None:
         raise failure
@@ -94,13 +93,36 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
     if wanted and dense.record.fingerprint != wanted:
         raise UserError(
             f"{source} is no longer the model that {model.checkpoint.source} was pruned from; "
-            f"{argument('settings', {'teacher': 'MODEL'})} names it"
+            f"{argument('teacher', 'MODEL')} names it"
         )
     if dense.vocabulary != model.vocabulary:
         raise UserError(
             f"{source} knows {dense.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it "
             "cannot be its teacher"
         )
+    return dense
+
+
+def teacher_named(own: str, given: str | None) -> str:
+    """The teacher by a method's own setting or by the option for all methods; empty where neither names one.
+
+    Raises:
+        UserError: both name one, and not the same.
+    """
+    if own and given and own != given:
+        raise UserError(f"{argument('settings', {'teacher': own})} names another one: give one of them", teacher=given)
+    return own or given or ""
+
+
+def unpruned_model(model: Model, given: str, compute: Compute, dtype: str) -> Model:
+    """The model that nothing was removed from: the one given, else the first of those that this one came from.
+
+    Raises:
+        UserError: as ``dense_model``, of any of them.
+    """
+    dense = dense_model(model, given, compute, dtype)
+    while not given and (dense.checkpoint.folder / SIDE_FILE).is_file():
+        dense = dense_model(dense, "", compute, dtype)
     return dense
 
 

@@ -7,16 +7,17 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ..errors import UserError
 
 
-def acquire_lock(folder: Path, busy: str) -> BaseFileLock:
+def acquire_lock(folder: Path, busy: str, name: str = "lock") -> BaseFileLock:
     """The lock of a folder, held until it is released or the process ends.
 
     Args:
         busy: what is said where another process holds it.
+        name: of its file, where not all of the folder is locked.
     Raises:
         UserError: another process holds it.
         OSError: no lock can be made there.
     """
-    lock = FileLock(folder / "lock", timeout=0)
+    lock = FileLock(folder / name, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -194,6 +194,7 @@ def _carry_record_on(
         steps=result.steps,
         loss=LossChange(first, last),
         reloaded=result.reloaded.logits,
+        own_answers=result.data.answers and result.data.answers.answers,
     )
     pruned = replace(pruned, fingerprint=result.fingerprint, healing=[*pruned.healing, report])
     (folder / SIDE_FILE).write_text(dumps(pruned), encoding="utf-8")

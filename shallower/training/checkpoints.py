@@ -89,16 +89,20 @@ class Checkpointer:
                     remove_own(self.folder, OWN_CHECKPOINTS)
                 lock.release()
 
-    def _check(self, resume: bool) -> None:
-        if not self._has_kept():
-            if resume:
-                say(f"nothing to resume in {self.folder}: beginning")
-            return
-        if not resume:
+    def check_begun(self, *, resume: bool) -> None:
+        """Raise a UserError if checkpoints lie there and ``resume`` was not given."""
+        if self._has_kept() and not resume:
             raise UserError(
                 f"checkpoints of an interrupted run lie in {self.folder}: pass {argument('resume', True)} to go on, or "
                 "remove them to start anew"
             )
+
+    def _check(self, resume: bool) -> None:
+        self.check_begun(resume=resume)
+        if not self._has_kept():
+            if resume:
+                say(f"nothing to resume in {self.folder}: beginning")
+            return
         try:
             before = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

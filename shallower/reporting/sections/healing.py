@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...artifacts import Healing
-from ...results.healing import gap_closed, gaps, losses, perplexities
+from ...results.healing import gap_closed, gaps, losses, own_answers, perplexities
 from ...results.summary import Summary, gigabytes, seconds, settings_of
 from ...runtime.format import millions
 from ..figures import learning_figure, progress_figure
@@ -48,6 +48,7 @@ def _facts(healing: Healing) -> Facts:
             "taught by": healing.teacher,
             "trained": f"{millions(healing.trained_parameters)} of {millions(healing.model.parameters)} parameters",
             "on": f"{millions(healing.train_tokens)} tokens of {healing.data.source}, {healing.steps} steps",
+            "answers": own_answers(healing),
             "training loss": f"{first:.4f} → {last:.4f} nats, first and last tenth of the steps",
             **{f"perplexity {name}": f"{curve[0][1]:.2f} → {curve[-1][1]:.2f}" for name, curve in curves},
             **{f"gap closed, {name}": gap_closed(healing, name) for name in gaps(healing)},
