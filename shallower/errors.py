@@ -59,6 +59,7 @@ class UserError(Exception):
     def __init__(self, text: str = "", /, **arguments: Any):
         super().__init__(text)
         self.text, self.arguments = text, arguments
+        self.told = False  # by another process, of several that fail together
 
     def __str__(self) -> str:
         separator = ", " if _options is None else " "
@@ -78,6 +79,10 @@ class DiskError(UserError):
 
     What was kept so far stays, and the same command goes on once it is mended.
     """
+
+
+class ProcessLostError(UserError):
+    """Another of several processes has ended, so that this one cannot go on. What was kept so far stays."""
 
 
 class Stopped(KeyboardInterrupt):

@@ -17,7 +17,8 @@ from . import commands, measurement_commands
 from .options import Command, CommandEnd, UsageError
 
 INTERRUPTED = 130
-SHARED_VERBS = ("score", "plan", "heal")  # the verbs that many processes can share
+SHARED_VERBS = ("score", "plan", "compensate", "heal")  # the verbs that many processes can share
+SHARED_REPAIR = "--compensate"  # and prune with it
 OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
 VERBS = (
     commands.shrink,
@@ -103,7 +104,8 @@ def _run_guarded(arguments: list[str]) -> None:
         if _has_flag(arguments, "--verbose", "-v"):
             importlib.import_module("traceback").print_exc()
         text = error.format_message() if isinstance(error, UsageError) else str(error)
-        print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
+        if not getattr(error, "told", False):
+            print("error:", " ".join(text.split()) or "see --help", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if _has_flag(arguments, "--verbose", "-v"):
@@ -131,10 +133,11 @@ def _run(arguments: list[str]) -> None:
     if _explain(arguments):
         return
     count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdigit() and int(count) > 1 and arguments[0] not in SHARED_VERBS:
+    repairs = arguments[0] == "prune" and any(one.partition("=")[0] == SHARED_REPAIR for one in arguments)
+    if count.isdigit() and int(count) > 1 and arguments[0] not in SHARED_VERBS and not repairs:
         raise UserError(
-            f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(SHARED_VERBS[:-1])} and "
-            f"{SHARED_VERBS[-1]} run in many"
+            f"{arguments[0]} runs in one process: start it without torchrun; {', '.join(SHARED_VERBS)} and "
+            f"prune {SHARED_REPAIR} run in many"
         )
     with terminable():
         try:

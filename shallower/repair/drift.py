@@ -1,11 +1,13 @@
 """Drift, the distance of the pruned stream from the dense one behind every retained layer."""
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch
 from ..artifacts import Removal, StreamDrift
+from ..runtime import distributed
 from .batch import PairedBatch, part_of_layer
 from .paired import PairedWalk
 
@@ -18,6 +20,7 @@ def drift(model: Model, tokens: Int[Tensor, "sample position"], removal: Removal
         sums = DriftSums()
         for batch in step.batches():
             sums.add(batch)
+        sums.all_sum()
         drifts.append(sums.of(step.index))
     return drifts
 
@@ -39,6 +42,14 @@ class DriftSums:
         self.same = self.same + same.sum(0)
         self.distance += float((pruned - same).square().sum())
         self.length += float(same.square().sum())
+
+    def all_sum(self) -> "DriftSums":
+        """These sums over all processes."""
+        numbers = torch.tensor([self.count, self.distance, self.length], dtype=torch.float64)
+        self.count, self.distance, self.length = distributed.all_sum(numbers).tolist()
+        for sums in (self.pruned, self.same):
+            distributed.all_sum(sums)
+        return self
 
     def of(self, layer: int) -> StreamDrift:
         shift = float((self.pruned - self.same).norm()) / self.count

@@ -19,6 +19,7 @@ from ..artifacts import NOTHING, Compensation, HeldOutLoss, LayerDrift, Removal
 from ..artifacts.compensation import TrainedLayer
 from ..artifacts.units import LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
+from ..runtime import distributed
 from ..runtime.progress import parts, say
 from ..settings.calibration import Calibration
 from ..storage.journal import Journal, JournalPart
@@ -200,7 +201,13 @@ def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
             "a compensation needs at least 2 calibration samples, one to fit on and one to decide by: raise "
             f"{argument('samples')}"
         )
-    last = len(tokens) - max(1, len(tokens) // HELD_OUT)
+    held_out = max(1, len(tokens) // HELD_OUT)
+    if held_out < distributed.size():
+        raise UserError(
+            f"{len(tokens)} samples, of which every {HELD_OUT}th is held out, cannot be split among "
+            f"{distributed.size()} processes: {HELD_OUT * distributed.size()} can, or start fewer"
+        )
+    last = len(tokens) - held_out
     fitted = tokens[:last]
     if fitted.numel() < width:
         least = -(-width // tokens.shape[1]) * HELD_OUT // (HELD_OUT - 1) + 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, huber_loss
 
 from ..anatomy.patch import Edit, Patch
+from ..runtime import distributed
 from ..storage.journal import JournalPart
 from .paired import LayerStep
 from .writer_fit import TINY, Rows, rows_of
@@ -87,16 +88,30 @@ class Curve:
 
 
 class SampleStreams:
-    """The streams of single samples, out of those of batches of them."""
+    """The streams of single samples, out of those of batches of them, whichever process has them.
 
-    def __init__(self, batches: Sequence[Tensor], axis: int):
+    Args:
+        batches: of this process's share.
+        axis: of the samples.
+        count: how many samples all processes have.
+    """
+
+    def __init__(self, batches: Sequence[Tensor], axis: int, count: int):
         self.batches = batches
         self.axis = axis
-        self.places = [(i, row) for i, batch in enumerate(batches) for row in range(batch.shape[axis])]
+        places = [(i, row) for i, batch in enumerate(batches) for row in range(batch.shape[axis])]
+        self.places = dict(zip(distributed.share(torch.arange(count)).tolist(), places, strict=True))
 
     def __getitem__(self, samples: Sequence[int]) -> Tensor:
-        places = (self.places[sample] for sample in samples)
-        return torch.cat([self.batches[i].narrow(self.axis, row, 1) for i, row in places], self.axis)
+        """All processes must ask for the same samples, in the same order."""
+        return distributed.all_sum(torch.cat([self._own(sample) for sample in samples], self.axis))
+
+    def _own(self, sample: int) -> Tensor:
+        """A sample's stream; zeros where another process has it."""
+        if sample not in self.places:
+            return torch.zeros_like(self.batches[0].narrow(self.axis, 0, 1))
+        i, row = self.places[sample]
+        return self.batches[i].narrow(self.axis, row, 1)
 
 
 @contextmanager
@@ -120,6 +135,9 @@ def trained(step: LayerStep, names: frozenset[str]) -> Iterator[dict[str, nn.Par
 
 class LayerTraining:
     """The training of one layer of a paired walk, from the changes that it has taken so far.
+
+    Of several processes each takes a part of every step's samples, and gradients are added over all of them: the steps
+    are those of one process.
 
     Args:
         step: the layer; its weights are in memory while it is trained, with their gradients and two moments in float32.
@@ -145,9 +163,9 @@ class LayerTraining:
         self.recipe = recipe
         self.names = names
         self.measure = LOSSES[recipe.loss]
-        axis = walk.replay.axes[0]
-        self.given = SampleStreams(step.entering if dense else walk.pruned, axis)
-        self.wanted = SampleStreams(step.wanted, axis)
+        self.axis = walk.replay.axes[0]
+        self.given = SampleStreams(step.entering if dense else walk.pruned, self.axis, len(tokens))
+        self.wanted = SampleStreams(step.wanted, self.axis, len(tokens))
         watched = max(1, len(tokens) // WATCHED)
         self.watched = range(len(tokens) - watched, len(tokens))
         self.learned = range(max(1, len(tokens) - watched))
@@ -178,7 +196,8 @@ class LayerTraining:
                 told(self.done / self.steps)
             if not self.curve.best:
                 return {}
-            return {self.step.name(name): Edit("set", value) for name, value in self.best.items()}
+            best = {name: distributed.from_first(value) for name, value in self.best.items()}
+            return {self.step.name(name): Edit("set", value) for name, value in best.items()}
 
     def error(self) -> float:
         """Error of the watched samples with the changes that the layer has taken."""
@@ -191,9 +210,7 @@ class LayerTraining:
         with trained(self.step, self.names) as weights:
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
-                self._error(samples, backward=True)
-                for weight in weights.values():
-                    weight.grad = None
+                self._gradients(samples, weights)
         return time.monotonic() - started
 
     def _begin(self, weights: dict[str, nn.Parameter], part: JournalPart) -> None:
@@ -241,12 +258,7 @@ class LayerTraining:
     def _train(self, number: int) -> None:
         """One step."""
         samples = list(self._samples(number))
-        error = self._error(samples, backward=True)
-        gradients = {name: weight.grad for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            if gradients[name] is None:  # experts that no token was sent to
-                gradients[name] = torch.zeros_like(weight)
-            weight.grad = None
+        error, gradients = self._gradients(samples, self.weights)
         norm = sum(float(one.float().square().sum()) for one in gradients.values()) ** 0.5 / self.scale
         factor = min(1.0, CLIP / max(norm, TINY)) / self.scale
         if not isfinite(norm):  # the step is left out
@@ -262,6 +274,16 @@ class LayerTraining:
             self._install()
         if isfinite(error):
             self.recent.append(error)
+
+    def _gradients(self, samples: list[int], weights: dict[str, nn.Parameter]) -> tuple[float, dict[str, Tensor]]:
+        """Mean error of some samples and its gradients, times the scale."""
+        error = self._error(samples, backward=True)
+        gradients = {}
+        for name, weight in weights.items():
+            own = torch.zeros_like(weight) if weight.grad is None else weight.grad  # experts that no token was sent to
+            gradients[name] = own if distributed.size() == 1 else distributed.all_sum(own.float())
+            weight.grad = None
+        return error, gradients
 
     def _install(self) -> None:
         """Round the trained weights to the type that is computed in."""
@@ -296,20 +318,26 @@ class LayerTraining:
             yield order[at]
 
     def _error(self, samples: list[int], *, backward: bool = False) -> float:
-        """Mean error over the tokens of some samples; its gradients stay at the weights."""
-        with torch.set_grad_enabled(backward):
-            wanted = self._rows(self.wanted[samples])
-            mean = self.measure(self._leaving(samples), wanted).mean()
-            if backward:
-                if not self.scale:  # gradients of float16 would round to zero
-                    half = self.walk.model.module.dtype == torch.float16
-                    self.scale = max(1.0, float(wanted.square().sum())) if half else 1.0
-                (mean * self.scale).backward()
-        return float(mean)
+        """Mean error over the tokens of some samples; the gradients of this process's part stay at the weights."""
+        given, wanted = self.given[samples], self.wanted[samples]
+        if backward and not self.scale:  # gradients of float16 would round to zero
+            half = self.walk.model.module.dtype == torch.float16
+            self.scale = max(1.0, float(self._rows(wanted).square().sum())) if half else 1.0
+        own = torch.arange(len(samples)).tensor_split(distributed.size())[distributed.rank()].tolist()
+        error = 0.0
+        if own:  # none where there are more processes than samples
+            entering, target = (one.narrow(self.axis, own[0], len(own)) for one in (given, wanted))
+            with torch.set_grad_enabled(backward):
+                leaving = self._leaving([samples[place] for place in own], entering)
+                share = self.measure(leaving, self._rows(target)).mean() * (len(own) / len(samples))
+                if backward:
+                    (share * self.scale).backward()
+            error = float(share)
+        return float(distributed.all_sum(torch.tensor(error, dtype=torch.float64)))
 
-    def _leaving(self, samples: list[int]) -> Rows:
+    def _leaving(self, samples: list[int], given: Tensor) -> Rows:
         recording = self.walk.replay.record(self.tokens[samples].to(self.walk.model.device))
-        return self._rows(self.walk.replay.step(recording, self.step.index, self.given[samples]))
+        return self._rows(self.walk.replay.step(recording, self.step.index, given))
 
     def _rows(self, stream: Tensor) -> Rows:
         return rows_of(self.walk.model.stack, stream).float()

@@ -18,6 +18,7 @@ from ..anatomy.units import silent
 from ..anatomy.writers import Writer
 from ..artifacts.removal import Removal
 from ..errors import Refusal, UserError
+from ..runtime import distributed
 from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, JournalPart
 from ..walk.batching import batches
@@ -37,7 +38,7 @@ class PairedWalk:
 
     Args:
         model: the dense model.
-        tokens: all tokens; the streams of both models stay in memory together.
+        tokens: all tokens, of which each process takes its share; the streams of both models stay in memory together.
         removal: what the pruned model lacks.
         middles: keep, per layer, the dense stream between its writers.
         gains: where a norm stands behind a writer, its gain will do (see ``find_writers``).
@@ -71,7 +72,7 @@ class PairedWalk:
                 "can be compensated"
             )
         self.replay = replay
-        self.recordings = [replay.record(batch) for batch in batches(model, tokens)]
+        self.recordings = [replay.record(batch) for batch in batches(model, distributed.share(tokens))]
         self.probe = probe_of(replay, tokens, model.device)
         entering = {f"dense/{i}": recording.entering for i, recording in enumerate(self.recordings)}
         streams = {name: stream.to(model.device) for name, stream in self.state.streams.items()} or entering
@@ -196,8 +197,8 @@ class PairedWalk:
         return self.known[index]
 
     def small(self, index: int) -> Tensor:
-        """A few tokens of the stream that enters the layer."""
-        return small_part(self.replay, self.probe, self.pruned[0])
+        """A few tokens of the stream that enters the layer, of the first process, so that all find the same."""
+        return distributed.from_first(small_part(self.replay, self.probe, self.pruned[0]))
 
 
 class LayerStep:
@@ -259,7 +260,8 @@ class LayerStep:
                     total = given.flatten(0, -2).double().sum(dim=0)
                     sums[name] = sums[name] + total if name in sums else total
                 count += stream.numel() // stream.shape[-1]
-        return {name: total / count for name, total in sums.items()}
+        everywhere = float(distributed.all_sum(torch.tensor(count, dtype=torch.float64)))
+        return {name: distributed.all_sum(total) / everywhere for name, total in sums.items()}
 
     def batches(self, *writers: Writer) -> Iterator[PairedBatch]:
         """The batches as they pass the layer with the changes taken so far.

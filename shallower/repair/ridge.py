@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..runtime import distributed
 from ..runtime.memory import by_device
 
 RIDGE_ROWS = {"cpu": 2048, "cuda": 16384}  # of one product; each costs a pass over the sums
@@ -31,8 +32,21 @@ class Normal:
             self.left += some.T @ some
             self.right += some.T @ wanted
 
+    def all_sum(self) -> "Normal":
+        """These sums over all processes."""
+        for sums in (self.left, self.right):
+            distributed.all_sum(sums)
+        return self
+
     def solve(self, strength: float) -> Float[Tensor, "feature output"]:
-        """D; where X is zero everywhere, or too few rows determine it, the regularisation keeps it small and finite."""
+        """D; where X is zero everywhere, or too few rows determine it, the regularisation keeps it small and finite.
+
+        Of several processes, which must have the same sums, the first solves.
+        """
+        change = self._solved(strength) if distributed.rank() == 0 else torch.empty_like(self.right)
+        return distributed.from_first(change)
+
+    def _solved(self, strength: float) -> Float[Tensor, "feature output"]:
         size = self.left.diagonal().mean()
         if not size > 0:
             return torch.zeros_like(self.right)
@@ -60,6 +74,12 @@ class Diagonal:
         x = x.double()
         self.left = self.left + x.square().sum(0)
         self.right = self.right + (x * rest.double()).sum(0)
+
+    def all_sum(self) -> "Diagonal":
+        """These sums over all processes."""
+        for sums in (self.left, self.right):
+            distributed.all_sum(sums)
+        return self
 
     def solve(self, strength: float) -> Float[Tensor, " feature"]:
         """The diagonal of D."""

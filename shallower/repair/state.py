@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..anatomy.patch import Edit, Patch
+from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
 from ..storage.journal import JournalPart, State
@@ -57,10 +58,13 @@ class RepairState:
             groups[group][name] = tensor
         about = state.notes["patch"]
         files = state.notes["files"]
+        whole = True
         try:
             for file in dict.fromkeys(files.values()):
                 groups["patch"] |= part.journal.from_spilled(file)
         except OSError:  # after a power failure, say: the streams alone are of no use
+            whole = False
+        if not all(distributed.all_gather(whole)):
             part.kept = 0
             part.journal.before = 0.0
             say(f"a file of {part.journal.folder} is not whole: beginning anew")

@@ -3,6 +3,7 @@
 import time
 
 from ..errors import UserError, argument
+from ..runtime import distributed
 from .case import Case
 from .local_training import LayerTraining
 
@@ -61,10 +62,11 @@ class StepBudget:
         return self.case.part.journal.memo(f"{GIVEN} {index}", lambda: self._fitted(index, training))
 
     def _fitted(self, index: int, training: LayerTraining) -> int:
-        walked = WALKED * (time.monotonic() - self.mark)
-        each = training.step_seconds()
+        walked = WALKED * distributed.of_first(time.monotonic() - self.mark)  # by one clock, that all decide alike
+        each = distributed.of_first(training.step_seconds())
         rest = {layer: weight for layer, weight in self.weights.items() if layer >= index}
         spent = max(self.case.part.journal.seconds_spent(), time.monotonic() - self.started)
+        spent = distributed.of_first(spent)
         closed = walked * (len(rest) - 1) + CHECKS * self.case.check_seconds
         left = self.seconds - spent - closed
         if left < each * len(rest):

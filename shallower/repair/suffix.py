@@ -10,6 +10,7 @@ from ..anatomy.kernels import fast_products
 from ..anatomy.model import Model
 from ..anatomy.patch import Patch, patched
 from ..artifacts.removal import Removal
+from ..runtime import distributed
 from ..walk.batching import batches, chunks, total_predictions
 from ..walk.logits import head_nll
 from ..walk.replay import replay_of
@@ -23,7 +24,7 @@ class SuffixLoss:
 
     Args:
         model: the dense model, one that can be walked layer by layer.
-        tokens: the tokens whose loss is asked for.
+        tokens: the tokens whose loss is asked for, of which each process takes its share.
         removal: what the pruned model lacks.
     """
 
@@ -32,7 +33,7 @@ class SuffixLoss:
         self.replay = replay_of(model)
         self.removal = removal
         self.retained = removal.stays(len(model.stack))
-        self.batches = batches(model, tokens)
+        self.batches = batches(model, distributed.share(tokens))
         self.predictions = total_predictions(tokens)
         self.recordings = [self.replay.record(batch) for batch in self.batches]
         self.streams = [recording.entering for recording in self.recordings]
@@ -58,7 +59,7 @@ class SuffixLoss:
             for stream, tokens in zip(streams, self.batches, strict=True):
                 for block in chunks(self.model.vocabulary, tokens, stream.element_size()):
                     total += float(head_nll(self.replay, stream, tokens, block).double().sum())
-        return total / self.predictions
+        return float(distributed.all_sum(torch.tensor(total, dtype=torch.float64))) / self.predictions
 
     def _through(self, index: int, streams: list[Tensor], patch: Patch) -> list[Tensor]:
         model = self.model

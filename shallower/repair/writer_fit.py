@@ -60,6 +60,11 @@ class WriterFit:
         weight = target.float().norm(dim=-1, keepdim=True).clamp_min(TINY).reciprocal()
         self.sums.add(given * weight, (target - reached) * weight / scale)
 
+    def all_sum(self) -> "WriterFit":
+        """The same over all processes."""
+        self.sums.all_sum()
+        return self
+
     def patch(self, strength: float, weights: list[tuple[str, int]], module: nn.Module) -> Patch:
         """The change, by the names of these weights in the model, with an axis each."""
         if not self.writer.features and not self.writer.gain:

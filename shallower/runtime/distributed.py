@@ -4,17 +4,24 @@ Each takes a part of the samples, and sums are added over all of them.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError, argument
+from ..errors import DiskError, ProcessLostError, UserError, argument
 
+T = TypeVar("T")
 HOURS = 2  # one process may compute or read that long while the others wait
+FAILED, FOR_GOOD = "shallower/failed", "shallower/failed for good"  # counts at the store that all processes share
+# errors after which the same command may succeed later
+PASSING = (DiskError, ProcessLostError, OSError, MemoryError, torch.OutOfMemoryError)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def rank() -> int:
@@ -28,7 +35,7 @@ def size() -> int:
 
 
 def _is_joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone.get() and dist.is_available() and dist.is_initialized()
 
 
 def launched_processes() -> int:
@@ -39,7 +46,10 @@ def launched_processes() -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes where a launcher has started several; each takes its own GPU where there is one."""
+    """Join the other processes where a launcher has started several; each takes its own GPU where there is one.
+
+    Of errors that end several processes, all but the first to come are marked as told.
+    """
     if _is_joined() or launched_processes() < 2:
         yield
         return
@@ -49,8 +59,40 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=HOURS))
     try:
         yield
+    except Exception as error:
+        before = _count(FAILED) - 1
+        if isinstance(error, UserError):
+            error.told = before > 0
+        if not isinstance(error, PASSING):
+            _count(FOR_GOOD)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _count(name: str, more: int = 1) -> int:
+    """Add to a count at the store, and read it; where the store has gone with its process, that one has told."""
+    try:
+        return dist.distributed_c10d._get_default_store().add(name, more)
+    except RuntimeError:
+        return 2
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What fails inside because another process has ended says so.
+
+    Raises:
+        ProcessLostError: it was killed, or may succeed later.
+        UserError: what it has told would come again.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        lost = UserError if _count(FOR_GOOD, 0) else ProcessLostError
+        raise lost("another process has ended: what it says, or who has killed it, tells why") from error
 
 
 def share(samples: Tensor) -> Tensor:
@@ -70,7 +112,8 @@ def share(samples: Tensor) -> Tensor:
 def all_sum(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place; each must call this with the same shape, in the same order."""
     if size() > 1:
-        dist.all_reduce(value)
+        with _together():
+            dist.all_reduce(value)
     return value
 
 
@@ -78,5 +121,41 @@ def all_gather(value: object) -> list:
     """What every process gives, in the order of their numbers."""
     values = [value] * size()
     if size() > 1:
-        dist.all_gather_object(values, value)
+        with _together():
+            dist.all_gather_object(values, value)
     return values
+
+
+def of_first(value: T) -> T:
+    """What the first process gives, for all: a clock, say, by which all decide alike."""
+    return all_gather(value if rank() == 0 else None)[0]
+
+
+def from_first(value: Tensor) -> Tensor:
+    """The first process's tensor in all of them; the others give one of its shape and type, which stays as it is."""
+    if size() > 1:
+        value = value.contiguous() if rank() == 0 else torch.empty(value.shape, dtype=value.dtype, device=value.device)
+        with _together():
+            dist.broadcast(value, 0)
+    return value
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What the first process makes while the others wait, for all of them; it is alone meanwhile.
+
+    Raises:
+        UserError: in all of them, where it does in the first.
+    """
+    made, error = None, None
+    if rank() == 0:
+        token = _alone.set(True)
+        try:
+            made = work()
+        except UserError as failed:
+            error = failed
+        finally:
+            _alone.reset(token)
+    made, kind, text = of_first((made, type(error), str(error)))
+    if issubclass(kind, UserError):
+        raise error or kind(text)
+    return made

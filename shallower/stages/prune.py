@@ -16,6 +16,7 @@ from ..artifacts import Plan, Pruned, Removal, dumps, load, published
 from ..data.readers import check_readable
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
+from ..runtime import distributed
 from ..runtime.progress import parts
 from ..settings.compute import Compute
 from ..settings.writing import Writing
@@ -45,6 +46,8 @@ def prune(
     """Write the pruned model as a plain checkpoint and prove it (see ``proof.verify``).
 
     Example: ``shallower.prune("my-model", plan, out="my-model-shallow", save_dtype="bf16")``.
+
+    Several processes share the repair, and the first writes and proves.
 
     Args:
         plan: a Plan, or the path of a plan.json.
@@ -82,7 +85,7 @@ def prune(
                 beside = _with_repair(beside, model, plan.removal, compensating)
         model.unload()  # the proof reads the model anew; two of them need not fit
         with part("write"):
-            pruned = prune_files(model, plan, out, writing, beside)
+            pruned = distributed.by_first(lambda: prune_files(model, plan, out, writing, beside))
     remember_model(model)
     return pruned
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DiskError, argument
+from ..errors import argument
 from ..runtime import distributed
 from ..runtime.progress import say
 from .files import disk_errors, made_parents, remove_own, write_atomic
@@ -35,7 +35,6 @@ JOURNAL_SECONDS = float(
 INSIDE = re.compile(r"(about|done)\.json|\..*|[^/]*\.(safetensors|spilled)|model/.*")  # what a piece of work writes
 OWN_JOURNALS = re.compile(rf"lock|[0-9a-f]{{16}}/({INSIDE.pattern})")
 PATIENCE = 20.0  # a state is written again after so many times the seconds that the last one took
-PASSING = (DiskError, OSError, MemoryError, torch.OutOfMemoryError)  # the same command may succeed later
 _beside: ContextVar["_Beside | None"] = ContextVar("journal", default=None)
 
 
@@ -95,7 +94,7 @@ def journaled(out: str | Path | None) -> Iterator[None]:
         distributed.all_gather(None)  # all are done with it
         beside.close(drop=True)
     except Exception as error:
-        beside.close(drop=not isinstance(error, PASSING))
+        beside.close(drop=not isinstance(error, distributed.PASSING))
         raise
     finally:
         beside.close()
@@ -141,12 +140,12 @@ class Journal:
     def memo(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of ``compute``, from the journal where it was finished before.
 
-        JSON, floats kept to the last bit.
+        JSON, floats kept to the last bit; that of the first process, where several compute it.
         """
         if self.folder is None:
-            return compute()
+            return distributed.of_first(compute())
         if name not in self.done:
-            self.done[name] = compute()
+            self.done[name] = distributed.of_first(compute())
             self._write()
         return self.done[name]
 
@@ -169,24 +168,32 @@ class Journal:
         """Seconds of work in what is kept and in this process."""
         return self.before + time.monotonic() - self.started
 
-    def part(self, label: str, total: int, which: str = "", *, lasting: bool = False) -> "JournalPart":
+    def part(
+        self, label: str, total: int, which: str = "", *, lasting: bool = False, common: bool = False
+    ) -> "JournalPart":
         """A stretch of ``total`` steps within this work; ``which`` tells it from others with the same label.
 
         Args:
             lasting: its last state stays until the command ends.
+            common: its states are the same in all processes, and are written once.
         """
-        return JournalPart(self, label, total, which, lasting)
+        return JournalPart(self, label, total, which, lasting, common)
 
     def spill(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The same tensors in a file, read from there only where they are used.
 
         One that has several names is written once.
 
-        None where nothing is kept, or several processes work together.
+        None where nothing is kept. Of several processes, which must give the same, the first writes.
         """
-        if self.folder is None or distributed.size() > 1:
+        if self.folder is None:
             return None
-        path = self.folder / f"{name}.spilled"
+        if distributed.rank() == 0:
+            self._write_spilled(self.folder / f"{name}.spilled", tensors)
+        distributed.all_gather(None)
+        return self.from_spilled(name)
+
+    def _write_spilled(self, path: Path, tensors: dict[str, Tensor]) -> None:
         first = {}
         same = {key: first.setdefault((one.data_ptr(), one.shape, one.stride()), key) for key, one in tensors.items()}
         with disk_errors(path):
@@ -199,7 +206,6 @@ class Journal:
                 os.replace(path.with_name(f".{path.name}"), path)
             finally:
                 path.with_name(f".{path.name}").unlink(missing_ok=True)
-        return self.from_spilled(name)
 
     def from_spilled(self, name: str) -> dict[str, Tensor]:
         """What was spilled by that name.
@@ -221,7 +227,7 @@ class JournalPart:
     Entered with ``with``, ``resume`` first, ``keep`` after each step.
     """
 
-    def __init__(self, journal: Journal, label: str, total: int, which: str, lasting: bool):
+    def __init__(self, journal: Journal, label: str, total: int, which: str, lasting: bool, common: bool):
         self.journal = journal
         self.label = label
         self.total = total
@@ -230,7 +236,8 @@ class JournalPart:
         self.saved = time.monotonic()
         self.took = 0.0
         name = re.sub(r"[^a-z0-9]+", "-", f"{label} {which}".lower())
-        self.pattern = f"{name}.*.{distributed.rank()}.safetensors"
+        self.writes = not common or distributed.rank() == 0
+        self.pattern = f"{name}.*.{0 if common else distributed.rank()}.safetensors"
 
     def resume(self) -> State:
         """The last state that every process has, or a new one."""
@@ -250,6 +257,17 @@ class JournalPart:
         if self.journal.folder is None or not (now or self._due()):
             return
         started = time.monotonic()
+        if self.writes:
+            self._write(step, tensors, notes)
+        distributed.all_gather(None)  # only now may the older state go: every process has this one
+        if self.writes:
+            for other, path in self._files().items():
+                if other != step:
+                    path.unlink(missing_ok=True)
+        self.kept, self.saved = step, time.monotonic()
+        self.took = self.saved - started
+
+    def _write(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         name = self.pattern.replace("*", str(step))
         target, beside = self.journal.folder / name, self.journal.folder / f".{name}"
         header = {"state": json.dumps({"step": step, "notes": notes, "spent": self.journal.seconds_spent()})}
@@ -261,17 +279,9 @@ class JournalPart:
                 os.replace(beside, target)
             finally:
                 beside.unlink(missing_ok=True)
-        distributed.all_gather(None)  # only now may the older state go: every process has this one
-        for other, path in self._files().items():
-            if other != step:
-                path.unlink(missing_ok=True)
-        self.kept, self.saved = step, time.monotonic()
-        self.took = self.saved - started
 
     def _due(self) -> bool:
-        return bool(
-            distributed.all_gather(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))[0]
-        )
+        return distributed.of_first(time.monotonic() - self.saved >= max(JOURNAL_SECONDS, PATIENCE * self.took))
 
     def _files(self) -> dict[int, Path]:
         return {int(path.name.split(".")[-3]): path for path in self.journal.folder.glob(self.pattern)}
@@ -282,7 +292,7 @@ class JournalPart:
     def __exit__(self, kind, *_) -> None:
         if self.journal.folder is None:
             return
-        if kind is None and not self.lasting:
+        if kind is None and not self.lasting and self.writes:
             for path in self._files().values():
                 path.unlink(missing_ok=True)
         elif kind is not None and issubclass(kind, KeyboardInterrupt):

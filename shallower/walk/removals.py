@@ -45,6 +45,7 @@ def all_nll(
     """NLL in nats of every predicted token, float32 on the CPU, for the model without some units.
 
     Args:
+        tokens: of all processes; each finds the values of its share, and gets all.
         journal: keeps what has been found, after as many samples as are walked at once.
     """
     replay = replay_of(model)
@@ -52,12 +53,13 @@ def all_nll(
     pieces = [batches(model, piece) for piece in rounds(model, tokens, 1)]
     if not model.layered:  # there a further round costs nothing, and what has been found is kept in between
         pieces = [part[at : at + BATCHES_TOGETHER] for part in pieces for at in range(0, len(part), BATCHES_TOGETHER)]
+    pieces += [[]] * (max(distributed.all_gather(len(pieces))) - len(pieces))  # all have as many states to keep
     each = 1 if replay is None else len(stays) + 1
     with journal.part(label, len(pieces), lasting=True) as part, fast_products(model.module):
         state = part.resume()
-        losses = state.tensors.get("nll", torch.empty(tokens.shape[0], tokens.shape[1] - 1))
+        losses = state.tensors.get("nll", torch.zeros(tokens.shape[0], tokens.shape[1] - 1))
         past = [len(batch) for piece in pieces[: state.step] for batch in piece]
-        start = sum(past)
+        start = int(distributed.share(torch.arange(len(tokens)))[0]) + sum(past)
         with meter(label, sum(map(len, pieces)) * each, len(past) * each) as done:
             for step, piece in enumerate(pieces[state.step :], state.step + 1):
                 nlls = (
@@ -69,7 +71,7 @@ def all_nll(
                     losses[start : start + len(nll)] = nll.cpu()
                     start += len(nll)
                 part.keep(step, {"nll": losses}, {}, now=step == len(pieces))
-    return losses
+    return distributed.all_sum(losses)  # every other place is zero
 
 
 def _layer_by_layer(

@@ -30,6 +30,7 @@ def fit(case: Case) -> Fitted:
         normal = Normal()
         for batch in step.batches(writer):
             normal.add(batch.output, batch.wanted - batch.after)
+        normal.all_sum()
         grid = [case.settings.strength] if case.settings.strength else GRID
         candidates = {strength: edits("map", map_of(normal, strength), step.weights(writer)) for strength in grid}
         _, loss, chosen, tried = best_of(case, (walk.patch, walk.state.loss), candidates.items())

@@ -76,7 +76,7 @@ def fit(case: Case) -> Fitted:
         facts["error_closed_form"] = facts["error"] = training.error()
         if names and (changed or not _idle(walk.notes)):
             steps = budget.steps(step.index, training)
-            part = case.part.journal.part("local training", steps, f"layer {step.index}")
+            part = case.part.journal.part("local training", steps, f"layer {step.index}", common=True)
             step.take(training.run(steps, part, step.progress), dear=True)
             facts |= {"steps": steps} | about(training.curve)
         step.note(**facts)

@@ -15,6 +15,7 @@ import torch
 
 from ...errors import Refusal
 from ...repair.case import Case, Fitted, edits
+from ...runtime import distributed
 
 
 def fit(case: Case) -> Fitted:
@@ -25,10 +26,11 @@ def fit(case: Case) -> Fitted:
             every = [weight for writer in step.whole_writers() for weight in step.weights(writer)]
             step.take(edits("scale", torch.tensor(scale, dtype=torch.float64), every))
         if step.gap:
-            wanted = pruned = 0.0
+            lengths = torch.zeros(2, dtype=torch.float64)
             for batch in step.batches():
-                wanted += float(batch.wanted.double().norm(dim=-1).sum())
-                pruned += float(batch.after.double().norm(dim=-1).sum())
+                both = (float(stream.double().norm(dim=-1).sum()) for stream in (batch.wanted, batch.after))
+                lengths += torch.tensor([*both], dtype=torch.float64)
+            wanted, pruned = distributed.all_sum(lengths).tolist()
             if not wanted > 0:
                 raise Refusal(f"layer {step.index}: the stream behind the removed run is zero")
             step.note(scale_behind=pruned / wanted)  # of scaled layers, so it is the product over all gaps so far

@@ -30,6 +30,7 @@ def fit(case: Case) -> Fitted:
         drift = DriftSums()
         for batch in step.batches():
             drift.add(batch)
+        drift.all_sum()
         difference = (drift.same - drift.pruned) / drift.count / writer.scale
         step.note({"difference": difference}, shift=drift.of(step.index).shift, bias=bias)
         walk.state.keep_largest("shift", 1)

@@ -43,7 +43,8 @@ def fit(case: Case) -> Fitted:
         for batch in step.batches(writer):
             normal.add(batch.output, batch.same - batch.after)
             drift.add(batch)
-        moved = drift.of(step.index)
+        normal.all_sum()
+        moved = drift.all_sum().of(step.index)
         size = moved.shift if case.settings.shift == "absolute" else moved.relative_shift
         sums = {"left": normal.left, "right": normal.right}
         step.note(sums, shift=size, weights=[list(weight) for weight in step.weights(writer)])

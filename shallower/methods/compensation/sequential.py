@@ -72,6 +72,7 @@ def _fits(step: LayerStep, writers: tuple[Writer, ...], grid: tuple[float, ...])
     fit = WriterFit(writers[-1])
     for batch in step.batches(*writers):
         fit.add(batch.features, batch.output, batch.reached, batch.target)
+    fit.all_sum()
     module = step.walk.model.module
     return {strength: fit.patch(strength, step.weights(writers[-1]), module) for strength in grid}
 
