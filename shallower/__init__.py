@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .settings.answering import Answering
     from .settings.calibration import Calibration
     from .settings.compute import Compute
-    from .settings.evaluation import Protocol, Tasks
+    from .settings.evaluation import Answers, Protocol, Tasks
     from .settings.speed import Grid
     from .settings.training import Training
     from .settings.writing import Writing
@@ -40,7 +40,7 @@ _PLACES = {
     "settings.answering": "Answering",
     "settings.calibration": "Calibration",
     "settings.compute": "Compute",
-    "settings.evaluation": "Protocol Tasks",
+    "settings.evaluation": "Answers Protocol Tasks",
     "stages.repair_options": "RepairOptions",
     "stages.selection_options": "SelectionOptions",
     "settings.speed": "Grid",

@@ -56,7 +56,7 @@ class Generation:
     def _generate(self, prompts: Sequence[list[int]], how: GenerationConfig) -> Any:
         tokens, attended = _padded(prompts, self._how["pad_token_id"])
         device = next(self.module.parameters()).device
-        with _configured(self.module, how):
+        with configured(self.module, how):
             return self.module.eval().generate(input_ids=tokens.to(device), attention_mask=attended.to(device))
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ def _padded(prompts: Sequence[list[int]], pad: int) -> tuple[Int[Tensor, "row pl
 
 
 @contextmanager
-def _configured(module: nn.Module, how: GenerationConfig) -> Iterator[None]:
+def configured(module: nn.Module, how: GenerationConfig) -> Iterator[None]:
     """Generate by ``how`` alone while inside."""
     before, module.generation_config = module.generation_config, how
     try:

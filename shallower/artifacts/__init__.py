@@ -6,6 +6,7 @@ from .calibration import CalibrationRecord, SourceRecord
 from .comparison import ComparedFigure, ComparedModel, Comparison
 from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
 from .evaluation import Evaluation, Perplexity, TaskResult
+from .generation import Agreement, AgreementItem, Draft
 from .healing import Healing, HealingReport, LossChange, OwnAnswers, Recipe, ReloadedModel, TrainingData, TrainingRow
 from .inspection import Inspection
 from .io import RECORDS, Record, dumps, load, model_of, published, read, save, short_arrays
@@ -23,6 +24,8 @@ __all__ = [
     "NOTHING",
     "RECORDS",
     "UNIT_KINDS",
+    "Agreement",
+    "AgreementItem",
     "Analytic",
     "CalibrationRecord",
     "Candidate",
@@ -30,6 +33,7 @@ __all__ = [
     "ComparedModel",
     "Comparison",
     "Compensation",
+    "Draft",
     "Evaluation",
     "FailedRow",
     "Healing",

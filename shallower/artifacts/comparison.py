@@ -70,7 +70,8 @@ class Comparison(TypedRecord):
     """Models side by side, the first of which is the base.
 
     Columns are layers, parameters, `perplexity TEXT`, perplexity_ratio (the mean over texts), `bits_per_byte TEXT`,
-    `task TASK`, task_mean, decode_ms, prefill_ms, tokens_per_second, peak_memory_bytes and weight_bytes.
+    `task TASK`, task_mean, `agreement FIGURE`, decode_ms, prefill_ms, tokens_per_second, peak_memory_bytes and
+    weight_bytes.
     """
 
     base: str

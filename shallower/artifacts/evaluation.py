@@ -5,6 +5,7 @@ from dataclasses import field
 from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
+from .generation import Agreement, Draft
 from .model import ModelRecord
 from .record import SCHEMA, Count, Finite, NonNegative, Positive, Size, TypedRecord, check, record
 from .removal import Removal, check_units, parameters_gone
@@ -96,7 +97,7 @@ class TaskResult(TypedRecord):
 class Evaluation(TypedRecord):
     """Measured quality of a model, or of it without some layers."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units",)
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "agreement", "draft")
 
     model: ModelRecord
     """Model that was measured."""
@@ -104,6 +105,10 @@ class Evaluation(TypedRecord):
     """Perplexity by text: the file's stem, or `shipped`."""
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     """Result by task."""
+    agreement: Agreement | None = None
+    """Agreement with another model in what both write."""
+    draft: Draft | None = None
+    """Use as the draft of another model."""
     removed: list[Count] = field(default_factory=list)
     """Layers that were left out virtually."""
     units: dict[str, Count] = field(default_factory=dict)
@@ -147,6 +152,8 @@ class Evaluation(TypedRecord):
     def __repr__(self) -> str:
         measured = [f"{name} {item.value:.2f}" for name, item in self.perplexity.items()]
         measured += [f"{name} {item.value:.3f}" for name, item in self.tasks.items()]
+        measured += [f"KL {self.agreement.divergence:.3f}"] if self.agreement else []
+        measured += [f"x {self.draft.speedup:.2f} as draft"] if self.draft else []
         without = f" without {self.without}" if self.without else ""
         return f"<Evaluation of {self.model!r}{without}: {', '.join(measured)}>"
 

@@ -12,7 +12,7 @@ from ..data.readers import check_readable
 from ..errors import UserError
 from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
-from ..settings.evaluation import Protocol, Tasks
+from ..settings.evaluation import Answers, Protocol, Tasks
 from ..settings.fields import flag_of, options_of
 from ..settings.quantities import unit_names
 from ..settings.speed import Grid
@@ -41,6 +41,7 @@ def evaluate(
     model: ModelArgument,
     protocol: Protocol,
     tasks: Tasks | None,
+    answers: Answers,
     compute: Compute,
     given: GivenOptions,
     texts: Annotated[
@@ -64,12 +65,12 @@ def evaluate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Perplexity, with its protocol, and zero-shot tasks."""
-    if tasks is not None and texts is None and tokens is None:
+    """Perplexity, with its protocol, tasks, and answers held against another model's."""
+    others = {"--tasks": tasks, "--against": answers.against, "--as-draft-of": answers.as_draft_of}
+    asked = " and ".join(name for name, value in others.items() if value is not None)
+    if asked and texts is None and tokens is None:
         flags = {flag_of(field) for field in options_of(Protocol).values()}
-        given.refuse(
-            flags, "it says how texts are cut, and only --tasks is asked for; name a --text too, or leave it out"
-        )
+        given.refuse(flags, f"it says how texts are cut, and only {asked} is asked for; name a --text too")
     layers = unit_names(removed, "removed") if removed is not None else ()
     check_readable(listed_paths(texts), "texts")
     artifact_place(out, "evaluation", [*(texts or ()), tokens])
@@ -80,6 +81,7 @@ def evaluate(
             tokens=tokens,
             protocol=protocol,
             tasks=tasks,
+            answers=answers,
             removed=layers,
             compute=compute,
             out=out,

@@ -11,6 +11,7 @@ from ..artifacts.speed import Typical
 from ..evaluation.tasks import centred_mean, mean_of
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
+from ..results.generation import agreement_lines, draft_lines
 from ..results.healing import gap_closed, losses, own_answers, perplexities
 from ..runtime.format import millions
 from .grid import grid, plain_console
@@ -87,6 +88,10 @@ def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
         rows.append(["mean", "", f"{mean_of(evaluation.tasks):.4f}", "", _four(centred_mean(evaluation.tasks)), ""])
         columns = ("task", "metric", "value", "±", "centred", "items")
         grid(console, columns, rows, heading=heading, spare=("items", "metric"))
+    written = [*agreement_lines(evaluation.agreement)] if evaluation.agreement else []
+    written += [*draft_lines(evaluation.draft)] if evaluation.draft else []
+    for line in written:
+        console.print(line, soft_wrap=True)
     saved_note(console, out)
 
 

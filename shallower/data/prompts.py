@@ -37,7 +37,7 @@ class Prompts(NamedTuple):
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-def read_prompts(paths: Sequence[str], tokenizer, vocabulary: int, *, room: int) -> Prompts:
+def read_prompts(paths: Sequence[str], tokenizer, vocabulary: int, *, room: int, what: str = "data") -> Prompts:
     """Prompts of .jsonl and .parquet files.
 
     ``instruction`` (with ``input``) and ``prompt`` are what a user says: they are put by the tokenizer's chat template,
@@ -45,6 +45,7 @@ def read_prompts(paths: Sequence[str], tokenizer, vocabulary: int, *, room: int)
 
     Args:
         room: tokens that a prompt and its answer may have together.
+        what: the argument that they were given by, for messages.
     Raises:
         UserError: a file that cannot be read, a row without any of the fields (with its line and what it has), none
             that is not empty or leaves room, or a tokenizer that gives ids which the model does not have.
@@ -52,21 +53,21 @@ def read_prompts(paths: Sequence[str], tokenizer, vocabulary: int, *, room: int)
     chat = bool(getattr(tokenizer, "chat_template", None))
     items: list[Prompt] = []
     for path in paths:
-        for where, row in rows(path, "data"):
+        for where, row in rows(path, what):
             text, asked = _asked(where, row, tokenizer, chat)
             if text.strip():
                 items.append(Prompt(text, asked))
     given = ", ".join(paths)
     if not items:
-        raise UserError("only empty prompts, or none; give some to ask", data=given)
+        raise UserError("only empty prompts, or none; give some to ask", **{what: given})
     kept = [one for one in items if len(one.ids) < room]
     if not kept:
         raise UserError(
-            f"every prompt has {room} tokens or more, which leaves no room for an answer: raise "
-            f"{argument('length')} or shorten them",
-            data=given,
+            f"every prompt has {room} tokens or more, which leaves no room for an answer: "
+            f"{'raise ' + argument('length') + ' or ' if what == 'data' else ''}shorten them",
+            **{what: given},
         )
-    check_known(max(max(one.ids) for one in kept), vocabulary, argument("data"))
+    check_known(max(max(one.ids) for one in kept), vocabulary, argument(what))
     return Prompts(kept, len(items) - len(kept), "chat" if chat else "alpaca")
 
 

@@ -135,7 +135,8 @@ def _results(evaluation: Evaluation) -> list[EvalResult]:
         how = f"perplexity, length {perplexity.length}, BOS {perplexity.bos}"
         results.append(_result(name, "perplexity", how, perplexity.value))
     for name, task in evaluation.tasks.items():
-        results.append(_result(name, task.metric, f"{task.metric}, {task.count} items", task.value))
+        shots = f", {task.shots} examples" if task.shots else ""
+        results.append(_result(name, task.metric, f"{task.metric}, {task.count} items{shots}", task.value))
     return results
 
 

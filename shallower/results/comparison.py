@@ -95,6 +95,7 @@ def compare_entries(entries: Sequence[ComparisonEntry], notes: Sequence[str] = (
     texts, bytes_columns = _text_columns(entries, notes)
     tasks = _task_columns(entries, notes)
     measurements = [*texts, *_mean_ratio(texts, notes), *bytes_columns, *tasks, *_task_mean(tasks, notes)]
+    measurements += _task_columns(entries, notes, "agreement")
     notes += partings([entry.name for entry in entries], *_sorts(entries, tasks))
     measurements += _speed_columns(entries, notes)
     if not any(len(column.values) > 1 for column in measurements):
@@ -275,13 +276,17 @@ def _mean_ratio(texts: Sequence[ComparedColumn], notes: list[str]) -> list[Compa
     ]
 
 
-def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str]) -> list[ComparedColumn]:
+def _task_columns(entries: Sequence[ComparisonEntry], notes: list[str], kind: str = "tasks") -> list[ComparedColumn]:
+    """A column for every task, or every figure of the agreement with another model."""
     columns = []
-    for name in _names(entries, "tasks"):
-        results = _comparable(entries, "tasks", name, notes)
+    for name in _names(entries, kind):
+        results = _comparable(entries, kind, name, notes)
         better = "lower" if next(iter(results.values())).metric in LOSSES else "higher"
         column = ComparedColumn(
-            f"task {name}", better, "difference", {place: item.value for place, item in results.items()}
+            f"{kind.removesuffix('s')} {name}",
+            better,
+            "difference",
+            {place: item.value for place, item in results.items()},
         )
         column.value_samples = _resampled_means(
             column, {place: item.items for place, item in results.items()}, 1, notes

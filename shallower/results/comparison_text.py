@@ -19,7 +19,7 @@ def value_text(column: str, value: int | float) -> str:
         return millions(int(value))
     if column.endswith("_bytes"):
         return memory_text(value)
-    if column.startswith("task"):
+    if column.startswith(("task", "agreement")):
         return f"{value:.4f}"
     if value >= 1e5:
         return f"{value:.3g}"

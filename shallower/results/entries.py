@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..artifacts import NOTHING, Evaluation, Perplexity, Pruned, Removal, TaskResult
+from .generation import by_prompt
 from .sources import MODEL_FILES, SAME, CompareArgument, ComparisonEntry, timings_of
 
 Key = tuple[str, Removal]
@@ -47,6 +48,7 @@ def _add(entry: ComparisonEntry, evaluation: Evaluation, notes: list[str]) -> No
     for kind, mine, more in (
         ("perplexity", entry.texts, evaluation.perplexity),
         ("task", entry.tasks, evaluation.tasks),
+        ("agreement", entry.agreement, by_prompt(evaluation.agreement) if evaluation.agreement else {}),
     ):
         for name, item in more.items():
             if name in mine and (difference := _difference(mine[name], item)):

@@ -71,6 +71,7 @@ class ComparisonEntry:
     dtypes: set[str] = field(default_factory=set)
     texts: dict[str, Perplexity] = field(default_factory=dict)
     tasks: dict[str, TaskResult] = field(default_factory=dict)
+    agreement: dict[str, TaskResult] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
 
     @property

@@ -1,9 +1,10 @@
-"""Protocol: how texts are cut to measure perplexity; Tasks: which zero-shot tasks, from where."""
+"""Protocol: how texts are cut to measure perplexity; Tasks: which tasks, from where; Answers: what is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, argument
 from ..storage.paths import place
@@ -63,7 +64,7 @@ class Tasks:
     """
 
     names: str | Sequence[str] = option(
-        "zero-shot tasks of lm-eval, or commonsense7", (), flag="--tasks", kind=list, metavar="NAMES"
+        "tasks of lm-eval, such as gsm8k, or commonsense7", (), flag="--tasks", kind=list, metavar="NAMES"
     )
     data: str | PathLike | None = option(
         "folder of NAME.jsonl; by default the Hub's data", None, flag="--task-data", kind=str, metavar="DIR"
@@ -108,6 +109,55 @@ class Tasks:
     def every(self) -> list[str]:
         """The names with sets written out, each once."""
         return list(dict.fromkeys(name for entry in self.names for name in SETS.get(entry, (entry,))))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model writes, held against another one, or used as its draft.
+
+    Attributes:
+        against: the model to agree with, by folder, Hub id or file, or an opened one; usually the unpruned one.
+        as_draft_of: the model to be the draft of in speculative decoding.
+        prompts: a .jsonl or .parquet file with ``instruction`` (and ``input``), ``prompt`` or ``text``; None: 40
+            prompts of our own.
+        max_prompts: only the first so many.
+        answer_tokens: at which answers are cut.
+        draft_tokens: how many the draft writes at a time.
+    """
+
+    against: Any = option(
+        "also say how far it agrees with this model, usually the unpruned one, in what both write",
+        None,
+        kind=str,
+        metavar="MODEL",
+    )
+    as_draft_of: Any = option(
+        "also say how much faster it makes this model as its draft in speculative decoding",
+        None,
+        kind=str,
+        metavar="MODEL",
+    )
+    prompts: str | PathLike | None = option(
+        "file of prompts for both; by default 40 shipped ones", None, kind=str, metavar="FILE"
+    )
+    max_prompts: int | None = option("only the first so many prompts", None, metavar="N")
+    answer_tokens: int = option("longest answer", 128, metavar="N")
+    draft_tokens: int = option("tokens that a draft writes at a time", 5, metavar="N")
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompts", "answer_tokens", "draft_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError("1 or more", **{name: getattr(self, name)})
+        asked = self.against is not None or self.as_draft_of is not None
+        given = [name for name in ("prompts", "max_prompts") if getattr(self, name) is not None]
+        if given and not asked:
+            raise UserError(
+                f"it speaks of {argument('against')} and {argument('as_draft_of')}: give one of them a model, or leave "
+                "it out",
+                **{given[0]: getattr(self, given[0])},
+            )
+        if self.prompts is not None:
+            set_field(self, "prompts", place(self.prompts))
 
 
 def data_folder(tasks: "Tasks | None") -> Path | None:

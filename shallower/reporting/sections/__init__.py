@@ -2,9 +2,9 @@
 
 from ...results.summary import Summary
 from ..page import Section
-from . import comparison, healing, importance, perplexity, provenance, removal, repair, speed, tasks
+from . import answers, comparison, healing, importance, perplexity, provenance, removal, repair, speed, tasks
 
-ORDER = (removal, importance, perplexity, tasks, repair, healing, speed, comparison, provenance)
+ORDER = (removal, importance, perplexity, tasks, answers, repair, healing, speed, comparison, provenance)
 
 
 def sections(summary: Summary) -> list[Section]:
