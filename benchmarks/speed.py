@@ -61,7 +61,15 @@ SHAPE_QUICK = SHAPE | {"hidden": 1536, "intermediate": 4128, "heads": 16}  # 2 G
 BIG_QUICK = BIG | {"shape": SHAPE_QUICK, "samples": 2, "length": 32, "limit_bytes": 2 << 30, "repeats": 1}
 LAYERED = ("block_influence", "taylor", "perplexity")
 NARROWING = ("wanda", "flap", "taylor")  # criteria of groups that are measured
-LIMITED = (*LAYERED, *(f"{name} of groups" for name in NARROWING), "prune", big.NARROW, big.REPAIR, "plain backward")
+LIMITED = (
+    *LAYERED,
+    *(f"{name} of groups" for name in NARROWING),
+    "prune",
+    big.NARROW,
+    big.REPAIR,
+    big.LOCAL,
+    "plain backward",
+)
 Arms = dict[str, list[float]]
 
 
@@ -488,7 +496,7 @@ def memory_rows(pieces: dict) -> Iterator[Row]:
 
 def big_rows(pieces: dict) -> Iterator[Row]:
     """The rows on the 7B-shaped model."""
-    targets = {"block_influence": 6, "taylor": 15, "perplexity": 30}
+    targets = {"block_influence": 6, "taylor": 15, "perplexity": 30, big.LOCAL: 30}
     for what in LIMITED:
         piece = pieces.get(f"big limited {what}")
         if piece is None:

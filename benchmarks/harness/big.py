@@ -27,11 +27,14 @@ BLOCK = 1 << 25  # random numbers made once; every tensor begins elsewhere in th
 SHARD = 5 * 10**9
 PATIENCE = 1200  # seconds that the plain backward gets
 REPAIR = "prune and repair"
+LOCAL = "prune and local training"
 NARROW = "prune of neurons"
+TRAINING = "18m"  # of local training; the proof and writing come on top
 WRITERS = {
     "prune": 1.02,
     NARROW: 1.02,
     REPAIR: 2.0,
+    LOCAL: 2.0,
 }  # commands that write a model, and how much of its bytes they need; a repair keeps changes, too
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
 
@@ -184,7 +187,7 @@ def dropped(settings: dict) -> str:
 
 def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     """One command under the memory limit: a criterion's name, with `` of groups`` for those, ``prune``, ``NARROW``,
-    ``REPAIR`` (twice the limit), or ``plain backward``.
+    ``REPAIR`` and ``LOCAL`` (twice the limit), or ``plain backward``.
     """
     model, tokens, out, log = (
         prepare(work, settings["shape"]),
@@ -195,11 +198,12 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
     prune = ["-m", "shallower", "prune", model, "--drop", dropped(settings), "--out", out, "--overwrite"]
     narrow = ["-m", "shallower", "prune", model, "--units", "width", "--criterion", "wanda", "--ratio", "20%"]
     limit = settings["limit_bytes"] * (
-        2 if what == REPAIR else 1
+        2 if what in (REPAIR, LOCAL) else 1
     )  # the sums of one writer with 11008 inputs take 3 GB while solved
     commands = {
         "prune": prune,
         REPAIR: [*prune, "--compensate", "sequential", "--tokens", tokens],
+        LOCAL: [*prune, "--compensate", "local", "--repair-budget", TRAINING, "--tokens", tokens],
         NARROW: [*narrow, "--set", "parts=mlp", "--tokens", tokens, "--out", out, "--overwrite"],
         "plain backward": [HERE / "plain.py", model, tokens],
     }
@@ -223,7 +227,7 @@ def limited(what: str, work: Path, settings: dict, parent: Path | None) -> dict:
         found["said"] = said[-1][:300] if said else ""
     elif what in WRITERS:
         found["verified"] = json.loads((out / "shallower.json").read_text())["verified"]
-        if what == REPAIR:
+        if what in (REPAIR, LOCAL):
             report = json.loads((out / "compensation.json").read_text())
             found |= {"repair_seconds": report["seconds"], "changed": len(report["changed"]), "loss": report["loss"]}
     elif what != "plain backward":
