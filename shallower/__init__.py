@@ -8,7 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Comparison, Compensation, Evaluation, Healing, Inspection, Plan, Pruned, Scores, Speed, Sweep
+    from .artifacts import (
+        Comparison,
+        Compensation,
+        Evaluation,
+        Healing,
+        Inspection,
+        Plan,
+        Pruned,
+        PrunedGguf,
+        Scores,
+        Speed,
+        Sweep,
+    )
     from .errors import Refusal, UserError
     from .settings.amount import Amount
     from .settings.answering import Answering
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
     from .stages.inspect import inspect
     from .stages.plan import drop, plan
     from .stages.prune import compensate, prune
+    from .stages.prune_gguf import drop_gguf, prune_gguf
     from .stages.repair_options import RepairOptions
     from .stages.report import card, report
     from .stages.score import score
@@ -34,7 +47,7 @@ if TYPE_CHECKING:
     from .stages.sweep import sweep
 
 _PLACES = {
-    "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned Scores Speed Sweep",
+    "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned PrunedGguf Scores Speed Sweep",
     "errors": "Refusal UserError",
     "settings.amount": "Amount",
     "settings.answering": "Answering",
@@ -54,6 +67,7 @@ _PLACES = {
     "stages.inspect": "inspect",
     "stages.plan": "drop plan",
     "stages.prune": "compensate prune",
+    "stages.prune_gguf": "drop_gguf prune_gguf",
     "stages.report": "card report",
     "stages.score": "score",
     "stages.shrink": "shrink",

@@ -29,7 +29,6 @@ from ..storage.gguf import GgufHeader, GgufTensor, LongArray, copy_without
 from ..storage.paths import cache_folder
 from .loading import check_whole, from_config, one_line, quiet, unfilled
 
-IMPORTER = 2  # changes with what is made of a file
 FACTORS = "rope_freqs.weight"
 KNOWN_FACTORS = (
     8192,

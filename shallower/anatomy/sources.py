@@ -11,13 +11,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError, argument
-from ..storage.gguf import GgufHeader, read_gguf
+from ..storage.gguf import IMPORTER, GgufHeader, read_gguf
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry, read_index
 from ..storage.paths import parse_json, place
 from .agreement import check_buildable, check_depth, check_files
 from .custom import is_custom, read_custom
-from .gguf import IMPORTER, header_config, plain_from_gguf
+from .gguf import header_config, plain_from_gguf
 from .hub import fetch_files, fetch_headers
 from .loading import HUB_ID, Checkpoint, from_config, one_line, quiet
 

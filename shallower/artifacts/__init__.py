@@ -7,6 +7,7 @@ from .comparison import ComparedFigure, ComparedModel, Comparison
 from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
 from .evaluation import Evaluation, Perplexity, TaskResult
 from .generation import Agreement, AgreementItem, Draft
+from .gguf import GgufProof, PrunedGguf
 from .healing import Healing, HealingReport, LossChange, OwnAnswers, Recipe, ReloadedModel, TrainingData, TrainingRow
 from .inspection import Inspection
 from .io import RECORDS, Record, dumps, load, model_of, published, read, save, short_arrays
@@ -36,6 +37,7 @@ __all__ = [
     "Draft",
     "Evaluation",
     "FailedRow",
+    "GgufProof",
     "Healing",
     "HealingReport",
     "HeldOutLoss",
@@ -48,6 +50,7 @@ __all__ = [
     "Plan",
     "Proof",
     "Pruned",
+    "PrunedGguf",
     "Recipe",
     "Record",
     "ReloadedModel",

@@ -16,6 +16,7 @@ from ..storage.paths import parse_json
 from .comparison import Comparison
 from .compensation import Compensation
 from .evaluation import Evaluation
+from .gguf import PrunedGguf
 from .healing import Healing
 from .inspection import Inspection
 from .model import ModelRecord
@@ -37,9 +38,12 @@ RECORDS = {
     "sweep": Sweep,
     "comparison": Comparison,
     "inspection": Inspection,
+    "pruned_gguf": PrunedGguf,
 }
 OLDER = (1,)  # schemas that are read and written anew as today's
-Record = Scores | Plan | Pruned | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
+Record = (
+    Scores | Plan | Pruned | PrunedGguf | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
+)
 
 
 def dumps(record: Record) -> str:
@@ -68,7 +72,7 @@ def published(record: Any) -> Any:
     }
     if isinstance(getattr(record, "model", None), ModelRecord):
         changes["model"] = replace(record.model, source=_last(record.model.source))
-    if isinstance(record, Pruned):
+    if isinstance(record, (Pruned, PrunedGguf)):
         changes["plan"] = published(record.plan)
     if isinstance(record, Healing):
         changes["teacher"] = _last(record.teacher) if record.teacher else None
@@ -134,6 +138,6 @@ def _renewed(content: dict[str, Any]) -> dict[str, Any]:
 
 def model_of(record: Record) -> ModelRecord | None:
     """The model that an artifact speaks of; the dense one where it is about a pruning; None for a comparison."""
-    if isinstance(record, Pruned):
+    if isinstance(record, (Pruned, PrunedGguf)):
         return record.plan.model
     return getattr(record, "model", None)

@@ -199,7 +199,7 @@ def prune(
     own: PruneOptions,
     json: Json = False,
 ) -> None:
-    """Write the pruned model as a plain checkpoint, and prove that it is the intended one."""
+    """Write the pruned model as a plain checkpoint, or of a .gguf file as another one, and prove it."""
     way = own.way(amount)
     if amount is None:
         unused = (SCORING_FLAGS | CHOICE_FLAGS) - COMPUTE_FLAGS - ({"--set"} if repair else set())
@@ -222,8 +222,17 @@ def prune(
     )
     check_readable(calibration.texts)
     check_readable(texts, "texts")
-    check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
+    to_gguf = out.suffix == ".gguf"
+    if to_gguf:
+        importlib.import_module("shallower.stages.prune_gguf").check_gguf_options(model, out, compensating, writing)
+    else:
+        check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
     own.check_plan()
+    if to_gguf and amount is None:  # the file's header is enough
+        with running(light=True):
+            plan = api.drop_gguf(model, layers) if layers else own.plan
+            finish(api.prune_gguf(model, plan, out=out, writing=writing), json, "pruned_gguf", out)
+        return
     with running():
         journaled = importlib.import_module("shallower.storage.journal").journaled
         with journaled(out):
@@ -238,7 +247,7 @@ def prune(
                     dense, amount=amount, choosing=with_settings(choosing, selection_settings), texts=texts, **options
                 )
             result = api.prune(dense, choice, out=out, compensating=compensating, writing=writing)
-        finish(result, json, "pruned", out)
+        finish(result, json, result.kind, out)
 
 
 @command

@@ -230,12 +230,20 @@ def _value_type(field: dataclasses.Field) -> type:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
+def running(*, light: bool = False) -> Iterator[None]:
     """Where a command computes.
 
     With the other processes that a launcher started, progress shown, libraries kept quiet.
+
+    Args:
+        light: only files are read and written, by one process: no large library is loaded.
     """
     package = __package__.rpartition(".")[0]
+    if light:
+        progress = importlib.import_module(f"{package}.runtime.progress")
+        with progress.stdout_to_stderr(), progress.shown(not LOUD.get()[0]):
+            yield
+        return
     names = ("runtime.distributed", "runtime.progress", "anatomy.loading")
     distributed, progress, loading = (importlib.import_module(f"{package}.{name}") for name in names)
     quiet, verbose = LOUD.get()
@@ -251,10 +259,9 @@ def running() -> Iterator[None]:
 def finish(result: Any, json: bool, table: str, out: Path | None) -> None:
     """Show a result: the artifact as JSON, or the table of that name."""
     package = __package__.rpartition(".")[0]
-    distributed, progress = (
-        importlib.import_module(f"{package}.runtime.{name}") for name in ("distributed", "progress")
-    )
-    if distributed.rank():
+    progress = importlib.import_module(f"{package}.runtime.progress")
+    distributed = sys.modules.get(f"{package}.runtime.distributed")  # not loaded where one process read files alone
+    if distributed is not None and distributed.rank():
         return
     if json:
         artifacts = importlib.import_module(f"{package}.artifacts")

@@ -9,7 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
-from ..artifacts import Candidate, Inspection, ModelRecord, Plan, Pruned, RepairReport, Scores, Units, Unverified
+from ..artifacts import (
+    Candidate,
+    Inspection,
+    ModelRecord,
+    Plan,
+    Pruned,
+    PrunedGguf,
+    RepairReport,
+    Scores,
+    Units,
+    Unverified,
+)
 from ..planning.amount import allowed_numbers, protection
 from ..results.healing import LARGEST_LOSS, perplexity_times
 from ..runtime.format import byte_count, count_text, layers, millions
@@ -292,6 +303,26 @@ def _candidate_row(one: Candidate) -> tuple[str, ...]:
     first = (layers(one.layers) or "none", one.narrowed or "nothing", f"{one.share:.1%}")
     plain = math.exp(min(one.loss - one.loss_dense, LARGEST_LOSS))
     return (*first, f"{one.expected_speedup:.2f}x", f"x {plain:.3f}", *held_out)
+
+
+def pruned_gguf_table(pruned: PrunedGguf, out: Path | None = None) -> None:
+    console = plain_console()
+    _print_plan(console, pruned.plan)
+    for change in pruned.changes:
+        console.print("metadata:", change, soft_wrap=True)
+    sizes = f"{byte_count(pruned.bytes_before)} -> {byte_count(pruned.bytes_after)}"
+    console.print(f"{sizes}, copied in {pruned.seconds:.1f} s; no weight was decoded", soft_wrap=True)
+    proof = pruned.proof
+    if proof is None:
+        console.print("not verified", soft_wrap=True)
+    else:
+        prompts = ", ".join(map(str, proof.prompts))
+        console.print(
+            f"proven in {proof.by} {proof.version}: behind prompts of {prompts} tokens the log-probabilities of all "
+            f"tokens differ by {proof.difference:.3g} at most from the unpruned file whose removed layers are silent",
+            soft_wrap=True,
+        )
+    saved_note(console, out)
 
 
 def pruned_table(pruned: Pruned, out: Path | None = None) -> None:

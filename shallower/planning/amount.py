@@ -1,10 +1,9 @@
 """Amount of removal: a share or target as a number of layers, and the layers that are protected."""
 
+import importlib
 import math
 from collections.abc import Sequence
 from types import ModuleType
-
-import torch
 
 from ..artifacts import ModelRecord, Units
 from ..errors import UserError, argument
@@ -14,6 +13,7 @@ from ..settings.amount import Amount
 def resolve_amount(amount: Amount, record: ModelRecord, dtype: str) -> tuple[Amount, str]:
     """(the amount with a target of memory or speed as one of parameters, what that rests on)."""
     if amount.target_memory is not None:
+        torch = importlib.import_module("torch")  # which nothing else here needs
         each = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
         name = argument("target_memory", f"{amount.target_memory / 1e9:g}GB")
         basis = f"weights in {dtype}, {each} bytes each; the cache and activations come on top"

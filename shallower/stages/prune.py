@@ -12,7 +12,7 @@ from .. import methods
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
 from ..anatomy.quantised import check_loadable
-from ..artifacts import Plan, Pruned, Removal, dumps, load, published
+from ..artifacts import Plan, Pruned, PrunedGguf, Removal, dumps, load, published
 from ..data.readers import check_readable
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
@@ -27,6 +27,8 @@ from ..surgery.rewrite import Beside, prune_files, solve_removal
 from ..surgery.width import expected_biases
 from .common import ModelSource, check_plan_units, check_same_model, open_model, resolve_settings
 from .lineage import remember_model
+from .prune_gguf import SUFFIX as GGUF
+from .prune_gguf import check_gguf_options, prune_gguf
 from .repair import fit_repair
 from .repair_options import RepairOptions
 
@@ -42,8 +44,9 @@ def prune(
     writing: Writing | None = None,
     compute: Compute | None = None,
     **plain: Any,
-) -> Pruned:
-    """Write the pruned model as a plain checkpoint and prove it (see ``proof.verify``).
+) -> Pruned | PrunedGguf:
+    """Write the pruned model as a plain checkpoint and prove it (see ``proof.verify``); of a .gguf file another one,
+    where ``out`` is named so (see ``prune_gguf``).
 
     Example: ``shallower.prune("my-model", plan, out="my-model-shallow", save_dtype="bf16")``.
 
@@ -60,6 +63,10 @@ def prune(
     compensating = RepairOptions(compensating) if isinstance(compensating, str) else compensating
     writing, compute = resolve_settings(plain, "prune", writing=(Writing, writing), compute=(Compute, compute))
     out = place(out)
+    if out.suffix == GGUF:
+        check_gguf_options(model, out, compensating, writing)
+        source = model.checkpoint.source if isinstance(model, Model) else model
+        return prune_gguf(source, plan, out=out, writing=writing)
     plan_file = plan if isinstance(plan, (str, Path)) else None
     used = compensating.calibration if compensating is not None else None
     inputs = [plan_file, None if isinstance(model, Model) else model, *(used.files if used else ())]

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UserError
 
 MAGIC = b"GGUF"
+IMPORTER = 2  # changes with what is made of a file where it is unpacked
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 SIZES = {kind: struct.calcsize(code) for kind, code in SCALARS.items()}

@@ -30,8 +30,11 @@ def in_schema_2(content: dict[str, Any]) -> dict[str, Any]:
     return content | plan | {"schema": 2}
 
 
+SINCE = {"pruned_gguf"}  # kinds that schema 1 did not know
+
+
 def test_there_is_a_file_of_every_kind() -> None:
-    assert {json.loads(path.read_text())["kind"] for path in FILES} == set(RECORDS)
+    assert {json.loads(path.read_text())["kind"] for path in FILES} == set(RECORDS) - SINCE
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -45,7 +48,7 @@ def test_schema_1_is_read_and_written_as_schema_2(path, tmp_path) -> None:
     assert artifacts.load(new, record.kind) == record
 
 
-@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize("kind", sorted(set(RECORDS) - SINCE))
 def test_a_newer_schema_is_refused_with_what_to_do(kind) -> None:
     content = next(one for one in map(json.loads, (path.read_text() for path in FILES)) if one["kind"] == kind)
     with pytest.raises(UserError, match=r"x\.json has schema 3; this version of shallower reads schema 1 and 2: read"):

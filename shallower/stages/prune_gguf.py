@@ -1,0 +1,182 @@
+"""Pruned .gguf files: a .gguf file without some layers, written by copying bytes and proven; no weight is decoded."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import ModelRecord, Plan, load, published, save
+from ..artifacts.gguf import GgufProof, PrunedGguf
+from ..errors import Refusal, UserError, argument
+from ..planning.plans import plan_of
+from ..settings.quantities import unit_names
+from ..settings.writing import Writing
+from ..storage.gguf import IMPORTER, GgufHeader, read_gguf
+from ..storage.gguf_writer import GgufValue, Renamed, write_gguf
+from ..storage.hashes import file_hashes
+from ..storage.ownership import check_file
+from ..storage.paths import place
+from ..surgery.gguf_proof import check_layers, prove
+from ..surgery.gguf_rules import LAYER, kept_tensors, layer_count, marks, metadata_without
+
+SUFFIX = ".gguf"
+ORIGINAL = "shallower.original_layers"
+
+
+def prune_gguf(
+    model: str | Path, plan: Plan | str | Path, *, out: str | Path, writing: Writing | None = None
+) -> PrunedGguf:
+    """Write a .gguf file without the layers that a plan removes: bytes are copied, nothing is requantised, and the
+    result is proven in llama.cpp where xllamacpp is installed, else in transformers.
+
+    Example: ``shallower.prune("model.gguf", plan, out="small.gguf")``.
+
+    Args:
+        plan: a Plan, or the path of a plan.json; of whole layers.
+    Raises:
+        UserError: the plan is for another model, llama.cpp would get the result wrong, or the proof fails; nothing is
+            left at ``out``.
+    """
+    writing = writing or Writing()
+    out, source = place(out), place(model)
+    check_target(out, source, overwrite=writing.overwrite)
+    header = read_gguf(source)
+    plan = load(place(plan), "plan") if isinstance(plan, (str, Path)) else plan
+    record = gguf_record(header)
+    if plan.model.fingerprint != record.fingerprint or plan.model.layers != record.layers:
+        raise UserError(
+            f"the plan was made for another model ({plan.model.source}, {plan.model.layers} layers) than {source} "
+            f"({record.layers} layers): make one for this file"
+        )
+    if plan.units:
+        raise Refusal(
+            f"a {SUFFIX} file holds whole layers only, and the plan names parts ({next(iter(plan.units))}): give "
+            f"{argument('out')} a folder, and export that"
+        )
+    removed = sorted(plan.removed)
+    check_layers(header, removed)
+    changes = metadata_without(header, removed)
+    kept = [index for index in range(record.layers) if index not in {*removed}]
+    original = [record.original[index] for index in kept]
+    tensors = kept_tensors(header, kept)
+    proof = _proof(header, removed, out, tensors, changes) if writing.verify else None
+    said = f"{proof.by} {proof.version}, largest difference {proof.difference:.3g}" if proof else "none"
+    changes |= marks(removed, original, said)
+    started = time.monotonic()
+    write_gguf(header, out, tensors, changes)
+    seconds = time.monotonic() - started
+    made = PrunedGguf(
+        plan=plan,
+        file=out.name,
+        bytes_before=source.stat().st_size,
+        bytes_after=out.stat().st_size,
+        changes=[f"{key} = {_short(value.value)}" for key, value in changes.items()],
+        original=original,
+        fingerprint=_fingerprint(out),
+        proof=proof,
+        seconds=seconds,
+    )
+    save(published(made), record_place(out))
+    return made
+
+
+def _proof(
+    header: GgufHeader, removed: list[int], out: Path, tensors: list[Renamed], changes: dict[str, GgufValue]
+) -> GgufProof:
+    """Proof of the file, which lies beside its place until then."""
+    unproven = out.with_name(f".{out.stem}.{os.getpid()}.unproven{SUFFIX}")
+    try:
+        return prove(header, removed, write_gguf(header, unproven, tensors, changes))
+    finally:
+        unproven.unlink(missing_ok=True)
+
+
+def drop_gguf(model: str | Path, layers: Any) -> Plan:
+    """A plan that removes exactly these layers of a .gguf file, of which only the header is read.
+
+    Example: ``drop_gguf("model.gguf", "3-5")``.
+    """
+    record = gguf_record(read_gguf(place(model)))
+    names = unit_names(layers, "layers")
+    parts = [name for name in names if not name.isdigit()]
+    if parts:
+        raise Refusal(f"a {SUFFIX} file holds whole layers only", layers=parts[0])
+    numbers = [int(name) for name in names]
+    if outside := [number for number in numbers if number >= record.layers]:
+        raise UserError(f"the model has the layers 0 to {record.layers - 1}", layers=outside[0])
+    if len({*numbers}) == record.layers:
+        raise UserError(f"all {record.layers} layers are named; at least one must stay", layers=layers)
+    return plan_of(record, numbers, "drop")
+
+
+def gguf_record(header: GgufHeader) -> ModelRecord:
+    """Record of the model in a .gguf file, from its header and its hash alone."""
+    count = layer_count(header)
+    sizes, stored = [0] * count, [0] * count
+    for tensor in header.tensors:
+        if match := LAYER.match(tensor.name):
+            sizes[int(match[1])] += tensor.count
+            stored[int(match[1])] += tensor.end - tensor.start
+    kept = header.metadata.get(ORIGINAL)
+    known = isinstance(kept, list) and len(kept) == count and kept == sorted({*kept})
+    return ModelRecord(
+        source=str(header.file),
+        family=header.architecture,
+        layers=count,
+        parameters=header.parameters,
+        layer_parameters=sizes,
+        fingerprint=_fingerprint(header.file),
+        original=list(kept) if known else list(range(count)),
+        weight_bytes=header.bytes,
+        layer_bytes=stored,
+        storage=header.storage,
+        packed_bytes=header.bytes,
+        packed_storage=header.storage,
+    )
+
+
+def check_gguf_options(model: Any, out: Path, compensating: Any, writing: Writing) -> None:
+    """Raise a UserError for what a .gguf file is not written with, and unless one may be written at ``out``."""
+    folder = f"give {argument('out')} a folder"
+    if compensating is not None:
+        raise Refusal(f"a {SUFFIX} file is pruned by copying its bytes, without a repair: {folder}", out=out)
+    if writing.save_dtype is not None:
+        raise Refusal(f"a {SUFFIX} file keeps the types that it has: {folder}", save_dtype=writing.save_dtype)
+    if writing.format not in ("auto", "plain"):
+        raise Refusal(f"it speaks of folders, and {out} is a {SUFFIX} file: {folder}", format=writing.format)
+    source = getattr(getattr(model, "checkpoint", None), "source", model)
+    check_target(out, place(source), overwrite=writing.overwrite)
+
+
+def check_target(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise a UserError unless a .gguf file may be written at ``out``: nothing is there, or one that we wrote."""
+    if source.suffix != SUFFIX or not source.is_file():
+        raise UserError(
+            f"a {SUFFIX} file is made of a {SUFFIX} file, and {source} is none: give {argument('out')} a folder",
+            out=out,
+        )
+    if out.is_dir() or out.is_symlink():
+        raise UserError(f"it is a {'link' if out.is_symlink() else 'folder'}; give the name of a new file", out=out)
+    if out.resolve() == source.resolve():
+        raise UserError("it is the file that is read: give another name", out=out)
+    check_file(record_place(out), "pruned_gguf")
+    if out.exists() and not (overwrite and record_place(out).is_file()):
+        ours = "pass " + argument("overwrite", True) if record_place(out).is_file() else "it was not written by us"
+        raise UserError(f"it is there already: give another name, or {ours}", out=out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def record_place(out: Path) -> Path:
+    """Where the record of a written file lies."""
+    return out.with_name(f"{out.name}.json")
+
+
+def _fingerprint(file: Path) -> str:
+    """As of the model that the file is unpacked to."""
+    return hashlib.sha256(f"gguf {file_hashes([file])[file]} {IMPORTER}".encode()).hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
