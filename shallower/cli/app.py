@@ -17,7 +17,7 @@ from . import commands, measurement_commands
 from .options import Command, CommandEnd, UsageError
 
 INTERRUPTED = 130
-SHARED_VERBS = ("score", "plan", "compensate", "heal")  # the verbs that many processes can share
+SHARED_VERBS = ("shrink", "score", "plan", "compensate", "heal")  # the verbs that many processes can share
 SHARED_REPAIR = "--compensate"  # and prune with it
 OF_VERB = {"compensate": "compensation", "heal": "healing"}  # whose methods are meant first
 VERBS = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..artifacts import Unverified
 from ..results.healing import perplexity_times
+from ..runtime import distributed
 from ..runtime.format import byte_count, layers, millions
 from ..settings.amount import Amount
 from ..settings.calibration import Calibration
@@ -72,7 +73,9 @@ def _options(settings: Any) -> str:
 
 
 def show(made: Shrunk, steps: list[str]) -> None:
-    """One table, and the single steps that would have done the same."""
+    """One table, and the single steps that would have done the same; the first process shows them."""
+    if distributed.rank():
+        return
     plan, pruned = made.plan, made.pruned
     rows = [
         ["layers", str(plan.model.layers), f"{len(plan.kept)} (without {layers(plan.removed)})"],

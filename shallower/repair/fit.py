@@ -202,10 +202,11 @@ def _split(tokens: Tensor, width: int) -> tuple[Tensor, Tensor]:
             f"{argument('samples')}"
         )
     held_out = max(1, len(tokens) // HELD_OUT)
-    if held_out < distributed.size():
+    processes = distributed.size()
+    if held_out < processes:
         raise UserError(
             f"{len(tokens)} samples, of which every {HELD_OUT}th is held out, cannot be split among "
-            f"{distributed.size()} processes: {HELD_OUT * distributed.size()} can, or start fewer"
+            f"{processes} processes: raise {argument('samples')} to {HELD_OUT * processes} or start fewer"
         )
     last = len(tokens) - held_out
     fitted = tokens[:last]

@@ -22,6 +22,7 @@ from ..anatomy.units import Step, Steps
 from ..anatomy.writers import Writer
 from ..artifacts.removal import GONE, WHOLE, Removal
 from ..errors import Refusal, UserError
+from ..runtime import distributed
 from ..runtime.progress import meter, say
 from ..walk.batching import batches
 from ..walk.replay import Recording, replay_of
@@ -46,7 +47,8 @@ class GapFits:
 
     Args:
         model: the dense model.
-        tokens: what is fitted on; the features of as many steps as the longest gap has are in memory together.
+        tokens: what is fitted on, of which each process takes its share; the features of as many steps as the longest
+            gap has are in memory together.
     Raises:
         UserError: the model cannot be walked layer by layer.
     """
@@ -87,7 +89,7 @@ class GapFits:
     def _fit(self, steps: Steps, new: set[Gap]) -> None:
         """Fit gaps in one walk of the dense model."""
         ends = {front: max(end for one, end in new if one == front) for front, _ in new}
-        parts = batches(self.model, self.tokens)
+        parts = batches(self.model, distributed.share(self.tokens))
         recordings = [self.replay.record(part) for part in parts]
         streams = [recording.entering for recording in recordings]
         probe = probe_of(self.replay, self.tokens, self.model.device)
@@ -110,7 +112,8 @@ class GapFits:
     def _front(self, steps: Steps, place: int, probe: Recording, stream: Tensor) -> _Front | None:
         """The last writer of a step, or None where nothing can be fitted."""
         step = steps.steps[place]
-        layer, small = self.model.stack.layers[step.layer], small_part(self.replay, probe, stream)
+        layer = self.model.stack.layers[step.layer]
+        small = distributed.from_first(small_part(self.replay, probe, stream))
         try:
             writers = writers_of(layer, self.replay, probe, step.layer, small, gains=True)
             own = steps.parts[step.layer].parts[step.part].modules if step.part else ()
@@ -139,6 +142,7 @@ class GapFits:
         fit = WriterFit(front.writer)
         for (features, output, reached), stream in zip(front.rows, streams, strict=True):
             fit.add(features, output, reached, rows_of(self.model.stack, stream))
+        fit.all_sum()
         names = [(f"{self.model.stack.name}.{step.layer}.{name}", axis) for name, axis in front.writer.weights]
         return fit.patch(STRENGTH, names, self.model.module)
 

@@ -143,9 +143,12 @@ def from_first(value: Tensor) -> Tensor:
 def by_first(work: Callable[[], T]) -> T:
     """What the first process makes while the others wait, for all of them; it is alone meanwhile.
 
+    It begins when all have come so far: what they have checked before is not changed under them.
+
     Raises:
         UserError: in all of them, where it does in the first.
     """
+    all_gather(None)
     made, error = None, None
     if rank() == 0:
         token = _alone.set(True)

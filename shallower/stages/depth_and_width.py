@@ -17,7 +17,6 @@ from ..errors import UserError, argument
 from ..planning.amount import allowed_numbers, check_amount, protection, resolve_amount
 from ..planning.plans import plan_of
 from ..planning.problem import Problem
-from ..runtime import distributed
 from ..runtime.progress import parts, say
 from ..settings.amount import Amount
 from ..walk.run import load_weights
@@ -52,8 +51,6 @@ def plan_depth_and_width(evidence: Evidence, choosing: SelectionOptions, amount:
     """
     if amount.remove is not None:
         raise UserError(f"layers and groups are counted in parameters: give {argument('ratio')}", remove=amount.remove)
-    if distributed.size() > 1:  # candidates are repaired
-        raise UserError(f"{argument('units', LAYER_WIDTH)} runs in one process: start it without torchrun")
     search = _Search(evidence, choosing, amount)
     started = time.monotonic()
     with parts({"candidates": 1.0} | {f"repair {number + 1}": 1.0 for number in range(REPAIRED)}) as part:

@@ -11,7 +11,6 @@ from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.choice import searches
 from ..planning.plans import plan_of
-from ..runtime import distributed
 from ..runtime.progress import say
 from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
@@ -155,8 +154,6 @@ def _check_objective(selection: ModuleType, choosing: SelectionOptions, kind: st
         raise UserError(f"{given} does not go with {what}; it goes with {argument('selection')} {', '.join(able)}")
     if kind in NARROW or kind == LAYER_WIDTH:
         raise UserError(f"{given} does not go with {argument('units', kind)}: it goes with layers and parts of them")
-    if distributed.size() > 1:
-        raise UserError(f"{given} runs in one process: start it without torchrun")
     if scores is not None:
         raise UserError(f"{given} needs the model: give MODEL instead of scores")
 

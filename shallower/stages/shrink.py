@@ -11,6 +11,7 @@ from ..anatomy.model import Model
 from ..artifacts import Evaluation, Plan, Pruned, Speed, save
 from ..errors import Refusal, UserError
 from ..evaluation.perplexity import evaluation_segments
+from ..runtime import distributed
 from ..runtime.memory import total_memory
 from ..runtime.progress import parts, say
 from ..settings.amount import Amount, amount_of
@@ -94,6 +95,8 @@ def shrink(
     The run of layers with the lowest loss after a closed-form repair goes (``choosing`` may say otherwise), what is
     left is trained layer by layer within the budget, and only what lowers the held-out loss is kept.
 
+    Several processes share the choice, the repair and the evaluations; the first writes and measures the speed.
+
     Example: ``shallower.shrink("my-model", ratio="20%", out="small")``, or ``target_params="1B"``.
 
     Args:
@@ -137,10 +140,10 @@ def shrink(
         speed = None
         if "speed" in whole:
             with part("speed"):
-                speed = _speed(small, job.model)
+                speed = distributed.by_first(lambda: _speed(small, job.model))
         made = Shrunk(out, plan, pruned, dense, after, speed, repair)
-        _save(made)
-    report(out)
+        distributed.by_first(lambda: _save(made))
+    distributed.by_first(lambda: report(out))
     return made
 
 

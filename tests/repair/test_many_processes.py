@@ -9,7 +9,7 @@ import torch
 import zoo
 from trainings import LAUNCH, command, weights
 
-from shallower import Calibration, RepairOptions, compensate, drop
+from shallower import Calibration, RepairOptions, compensate, drop, evaluate
 from shallower.artifacts import load
 
 TOKENS = zoo.tokens(batch=48, length=24, vocab=24)  # few different ones, so that there is something to learn
@@ -30,7 +30,7 @@ CASES = [
 ]
 SHARED = """
 import json, sys, torch
-from shallower import drop, methods
+from shallower import Calibration, drop, methods, plan
 from shallower.anatomy.model import Model
 from shallower.repair.case import Case
 from shallower.runtime import distributed
@@ -51,7 +51,11 @@ with distributed.process_group():
         with model.patched(fitted.patch):
             after = all_nll(model, tokens[42:], removal)
         found.append((patch, fitted.notes, nll, after))
-        assert distributed.all_gather([*patch]) == [[*patch]] * distributed.size()
+    tokens, plans = Calibration(tokens=sys.argv[2], samples=12), []
+    for how in {"remove": 2, "selection": "greedy", "objective": "repaired"}, {"ratio": 0.3, "units": "layer+width"}:
+        made = plan(model, calibration=tokens, keep_first=1, keep_last=1, **how)
+        plans.append((made.removed, [*made.units], made.trace, made.candidates))
+    found.append(json.loads(json.dumps(plans, default=vars)))
     torch.save(found, f"{out}.{distributed.rank()}")
 """
 
@@ -70,11 +74,12 @@ def proposals(saved, tmp_path_factory):
     """What one process proposes, and each of two."""
     place = tmp_path_factory.mktemp("many")
     torch.save(TOKENS, place / "tokens")
+    np.save(place / "tokens.npy", TOKENS.numpy())
     (place / "shared.py").write_text(SHARED)
     folders = {name: str(saved(name)) for name, *_ in CASES}
     for name, launch in (("one", ()), ("two", LAUNCH[:-2])):
         given = json.dumps([CASES, folders, str(place / "tokens"), str(place / name)])
-        ran = command(*launch, str(place / "shared.py"), given)
+        ran = command(*launch, str(place / "shared.py"), given, str(place / "tokens.npy"))
         assert ran.returncode == 0, ran.stderr
     return [torch.load(place / name) for name in ("one.0", "two.0", "two.1")]
 
@@ -90,6 +95,25 @@ def test_two_processes_propose_what_one_does(number: int, proposals) -> None:
     assert same(one[1], two[1]) and two[1] == second[1]
     for at in (2, 3):
         assert torch.allclose(one[at], two[at], atol=1e-5) and torch.equal(two[at], second[at])
+
+
+def test_two_processes_choose_for_the_repaired_model_as_one_does(proposals) -> None:
+    """Gap fits are sums too; of depth and width the candidates are repaired."""
+    one, two, second = (found[-1] for found in proposals)
+    assert one[1][3] and same(one, two) and two == second
+
+
+@pytest.mark.slow
+def test_the_whole_job_runs_in_two_processes(saved, tmp_path) -> None:
+    how = ["--samples", "16", "--length", "24", "--budget", "20s", "--device", "cpu"]
+    ran = command(*LAUNCH, "shrink", str(saved("llama")), "--remove", "2", *how, "--out", str(tmp_path / "small"))
+    assert ran.returncode == 0, ran.stderr
+    made = {"model", "plan.json", "evaluation-dense.json", "evaluation-pruned.json", "speed.json", "report.html"}
+    assert {path.name for path in (tmp_path / "small").iterdir()} == made | {"report"}
+    assert [path.name for path in tmp_path.iterdir()] == ["small"] and ran.stdout.count("single steps") <= 1
+    two = load(tmp_path / "small" / "evaluation-pruned.json", "evaluation").perplexity["shipped"]
+    one = evaluate(tmp_path / "small" / "model", device="cpu").perplexity["shipped"]
+    assert two.value == pytest.approx(one.value, rel=1e-5) and two.tokens == one.tokens
 
 
 # ---------------------------------------------------------------- the command: killed, resumed, refused
