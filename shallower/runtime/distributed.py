@@ -21,6 +21,7 @@ HOURS = 2  # one process may compute or read that long while the others wait
 FAILED, FOR_GOOD = "shallower/failed", "shallower/failed for good"  # counts at the store that all processes share
 # errors after which the same command may succeed later
 PASSING = (DiskError, ProcessLostError, OSError, MemoryError, torch.OutOfMemoryError)
+LOST = "another process has ended: what it says, or who has killed it, tells why"
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -60,12 +61,14 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        before = _count(FAILED) - 1
-        if isinstance(error, UserError):
-            error.told = before > 0
+        told = _count(FAILED) > 1
         if not isinstance(error, PASSING):
             _count(FOR_GOOD)
-        raise
+        if told and not isinstance(error, UserError):  # such as what a library says of a lost connection
+            error = ProcessLostError(LOST)
+        if isinstance(error, UserError):
+            error.told = told
+        raise error
     finally:
         dist.destroy_process_group()
 
@@ -92,7 +95,7 @@ def _together() -> Iterator[None]:
         raise
     except RuntimeError as error:
         lost = UserError if _count(FOR_GOOD, 0) else ProcessLostError
-        raise lost("another process has ended: what it says, or who has killed it, tells why") from error
+        raise lost(LOST) from error
 
 
 def share(samples: Tensor) -> Tensor:

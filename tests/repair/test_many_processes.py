@@ -9,8 +9,10 @@ import torch
 import zoo
 from trainings import LAUNCH, command, weights
 
-from shallower import Calibration, RepairOptions, compensate, drop, evaluate
-from shallower.artifacts import load
+from shallower import Calibration, RepairOptions, UserError, compensate, drop, evaluate
+from shallower.anatomy.model import Model
+from shallower.artifacts import Removal, load
+from shallower.stages.repair import fit_repair
 
 TOKENS = zoo.tokens(batch=48, length=24, vocab=24)  # few different ones, so that there is something to learn
 QUICK = {"steps": 2, "batch_tokens": 120, "lr": 1e-3}  # five samples a step: the processes have unequal parts
@@ -173,6 +175,14 @@ def test_a_killed_repair_goes_on_in_all_processes(saved, tmp_path) -> None:
     for name, value in wanted.items():
         assert float((found[name] - value).norm()) <= 1e-4 * float(value.norm()), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.py", "one", "tokens.npy", "two"]
+
+
+def test_more_processes_than_held_out_samples(saved, tmp_path, monkeypatch) -> None:
+    np.save(tmp_path / "tokens.npy", TOKENS.numpy())
+    monkeypatch.setattr("shallower.runtime.distributed.size", lambda: 7)
+    how = RepairOptions("linear", {}, Calibration(tokens=str(tmp_path / "tokens.npy")))
+    with pytest.raises(UserError, match=r"48 samples, .* cannot be split among 7 processes: raise samples to 56"):
+        fit_repair(Model(saved("llama"), device="cpu"), Removal.of_layers([2]), how)
 
 
 @pytest.mark.parametrize("fails", ["1", pytest.param("0", marks=pytest.mark.slow)])
