@@ -12,13 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "shallower"
 OPTIONAL = {"bitsandbytes", "datasets", "lm_eval", "peft", "pyarrow", "xllamacpp"}  # extras: imported where needed
-    "xllamacpp",
-    "bitsandbytes",
-    "datasets",
-    "lm_eval",
-    "peft",
-    "pyarrow",
-}  # extras: imported where they are needed
 
 # Lowest first: a folder imports only from folders that stand before it; inside a folder there is no circle.
 ORDER = [
