@@ -1,13 +1,13 @@
 """Generation: a batch of prompts gone on with by the model's own ``generate``, padded on the left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import UserError
 from .decoding import cache_growth
@@ -17,6 +17,17 @@ from .stack import dry_tokens
 ALIKE = {torch.float32: 1e-3}  # mean difference of logits in their spread, up to which padding changes nothing
 ROUNDED = 0.1  # the same for shorter types; a prompt whose padding is seen is off by about 1
 PROBE = (3, 9)  # tokens of the prompts by which that is tried
+
+
+class _Watched(StoppingCriteria):
+    """Stops nothing; tells after every step how many tokens there are."""
+
+    def __init__(self, watch: Callable[[int], None]):
+        self.watch = watch
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.watch(input_ids.shape[1])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class Generation:
@@ -42,22 +53,29 @@ class Generation:
         self._how = {"pad_token_id": pad, "eos_token_id": self.ends or None, "use_cache": True, **drawn}
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Answers' tokens, each with its end token unless it was cut at the longest or where positions end."""
+    def answers(
+        self, prompts: Sequence[list[int]], watch: Callable[[int], None] = lambda tokens: None
+    ) -> list[list[int]]:
+        """Answers' tokens, each with its end token unless it was cut at the longest or where positions end.
+
+        ``watch`` is told after every step how many tokens the longest one has.
+        """
         width = max(map(len, prompts))
         most = self.longest if self.positions is None else max(1, min(self.longest, self.positions - width))
-        output = self._generate(prompts, GenerationConfig(max_new_tokens=most, **self._how))
+        seen = StoppingCriteriaList([_Watched(lambda tokens: watch(tokens - width))])
+        output = self._generate(prompts, GenerationConfig(max_new_tokens=most, **self._how), stopping_criteria=seen)
         return [self._until_end(row) for row in output[:, width:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         stop = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
         return ids[: stop + 1]
 
-    def _generate(self, prompts: Sequence[list[int]], how: GenerationConfig) -> Any:
+    def _generate(self, prompts: Sequence[list[int]], how: GenerationConfig, **more: Any) -> Any:
         tokens, attended = _padded(prompts, self._how["pad_token_id"])
         device = next(self.module.parameters()).device
         with configured(self.module, how):
-            return self.module.eval().generate(input_ids=tokens.to(device), attention_mask=attended.to(device))
+            given = {"input_ids": tokens.to(device), "attention_mask": attended.to(device)}
+            return self.module.eval().generate(**given, **more)
 
     @torch.no_grad()
     def takes_padding(self) -> bool:

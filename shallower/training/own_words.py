@@ -1,6 +1,6 @@
 """Own words: the unpruned model's answers to prompts, made into examples that the pruned one is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,23 +83,26 @@ def _ask(questions: Questions, file: "AnswerFile", known: dict[int, Answer], dev
     longest, temperature = how.answer_tokens, how.answer_temperature
     generation = Generation(teacher.module, questions.tokenizer, longest=longest, temperature=temperature)
     rows = _rows(questions, generation, device)
-    done = int(STEPS * questions.share_done(known))
     if known:
         say(f"resuming at answer {len(known)} of {file.path}")
     drawn = f"drawn at temperature {temperature}" if temperature else "the likeliest tokens"
     say(f"{teacher.checkpoint.source} answers, {rows} prompts at once, {drawn}, {longest} tokens at most")
-    with meter("answering", STEPS, done) as shown, patient(), _sparing_random(device):
+    share = questions.share_done(known)
+    with meter("answering", STEPS, int(STEPS * share(0))) as shown, patient(), _sparing_random(device):
+
+        def tell(ahead: float) -> None:
+            shown.add(max(0, int(STEPS * share(ahead)) - shown.done), f"{len(known)} answers")
+
         while not questions.used(known)[1]:
             waiting = [number for number in questions.order if number not in known][: rows * distributed.size()]
             mine = waiting[distributed.rank() * rows :][:rows]
-            found, rows = _answers(questions, generation, mine, rows)
+            found, rows = _answers(questions, generation, mine, rows, tell)
             rows = min(distributed.all_gather(rows))
             new = [one for part in distributed.all_gather(found) for one in part]
             file.add(new)
             known.update({one.number: one for one in new})
-            now = int(STEPS * questions.share_done(known))
-            shown.add(now - done, f"{len(known)} answers")
-            done = now
+            share = questions.share_done(known)
+            tell(0)
             if asked := max(distributed.all_gather(stop_asked())):
                 kept = f"{len(known)} answers are kept in {file.path}: the same command goes on from there"
                 raise Stopped(asked, kept)
@@ -119,14 +122,20 @@ def _rows(questions: Questions, generation: Generation, device: str) -> int:
     return rows_at_once(checkpoint, generation.module.dtype, positions, room, by_device(AT_ONCE, kind))
 
 
-def _answers(questions: Questions, generation: Generation, numbers: list[int], rows: int) -> tuple[list[Answer], int]:
+def _answers(
+    questions: Questions, generation: Generation, numbers: list[int], rows: int, tell: Callable[[float], None]
+) -> tuple[list[Answer], int]:
     """Answers to the prompts of these numbers, and how many prompts fit at once: fewer where memory was short."""
     answers: list[Answer] = []
+
+    def watch(tokens: int) -> None:
+        tell(distributed.size() * (len(answers) + len(batch) * tokens / generation.longest))
+
     while len(answers) < len(numbers):
         batch = numbers[len(answers) :][:rows]
         torch.manual_seed(questions.seed * 1_000_003 + batch[0])
         try:
-            found = generation.answers([questions.prompts.items[number].ids for number in batch])
+            found = generation.answers([questions.prompts.items[number].ids for number in batch], watch)
         except torch.OutOfMemoryError as error:
             if rows == 1:
                 raise UserError(

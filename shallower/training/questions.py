@@ -7,7 +7,7 @@ line by line, so that a killed run, and a larger budget, go on behind the last b
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,11 +93,13 @@ class Questions:
             total += 0 if answers[-1].empty else len(self.prompts.items[number].ids) + len(answers[-1].ids)
         return answers, total >= self.budget or len(answers) == len(self.order)
 
-    def share_done(self, known: dict[int, Answer]) -> float:
-        """Of the work, how much is done."""
+    def share_done(self, known: dict[int, Answer]) -> Callable[[float], float]:
+        """Number of answers that are made but not known yet, about -> of the work, how much is done."""
         answers, _ = self.used(known)
         total = sum(len(self.prompts.items[one.number].ids) + len(one.ids) for one in answers if not one.empty)
-        return min(1.0, max(total / self.budget, len(answers) / len(self.order)))
+        each = total / len(answers) if answers else self.answering.answer_tokens
+        count = len(answers)
+        return lambda ahead: min(1.0, max((total + ahead * each) / self.budget, (count + ahead) / len(self.order)))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from shallower import Answering, Compute, Training, UserError, drop, heal, metho
 from shallower.anatomy.generation import Generation, end_tokens
 from shallower.data.packing import WITH_INPUT, Documents, packed_sequences
 from shallower.data.prompts import read_prompts
+from shallower.errors import Stopped
 from shallower.runtime.progress import shown
 from shallower.stages import training_data
 from shallower.stages.common import resolve_settings
@@ -27,6 +29,14 @@ from shallower.training.questions import AnswerFile
 SENTENCES = zoo._SENTENCES.splitlines()
 SIZE = {"length": 256, "batch_tokens": 512, "answer_tokens": 12, "device": "cpu"}
 CHAT = "{% for m in messages %}<bos>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """Where models lie is remembered here alone; the same random one lies in many places."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHALLOWER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +202,7 @@ def test_a_kill_loses_one_batch(pruned, prompts, tmp_path, monkeypatch, capsys) 
     with path.open("a") as file:
         file.write('{"number": 3, "pro')
     asked, real = [], Generation.answers
-    monkeypatch.setattr(Generation, "answers", lambda self, given: asked.append(len(given)) or real(self, given))
+    monkeypatch.setattr(Generation, "answers", lambda self, given, watch: asked.append(len(given)) or real(self, given))
     with shown():
         again = healed(pruned, tmp_path / "out", f"self:{prompts}", answer_temperature=0.7)
     assert "resuming at answer 4 of" in capsys.readouterr().err
@@ -200,6 +210,14 @@ def test_a_kill_loses_one_batch(pruned, prompts, tmp_path, monkeypatch, capsys) 
     assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
     assert again.data == whole.data
     assert sorted(item.name for item in tmp_path.iterdir()) == [path.name, "out", "whole"]
+
+
+def test_a_signal_ends_behind_a_batch_and_says_what_is_kept(pruned, prompts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(own_words, "AT_ONCE", {"cpu": 2})
+    monkeypatch.setattr(own_words, "stop_asked", lambda: signal.SIGTERM)
+    with pytest.raises(Stopped, match=r"^2 answers are kept in .*answers-.*: the same command goes on") as stopped:
+        settled(pruned, tmp_path / "out", f"self:{prompts}")
+    assert stopped.value.status == 143 and len(answers_in(tmp_path)[0]) == 2
 
 
 def test_what_lies_there_is_taken_and_else_made_anew(pruned, saved, prompts, tmp_path, monkeypatch) -> None:
@@ -239,10 +257,10 @@ def test_a_file_that_somebody_changed_is_refused(pruned, prompts, tmp_path) -> N
 
 def test_empty_answers_are_left_out(pruned, prompts, tmp_path, monkeypatch) -> None:
     real = Generation.answers
-    monkeypatch.setattr(Generation, "answers", lambda self, given: [[2], *real(self, given)[1:]])
+    monkeypatch.setattr(Generation, "answers", lambda self, given, watch: [[2], *real(self, given)[1:]])
     found = settled(pruned, tmp_path / "out", f"self:{prompts}", tokens=4096).about.answers
     assert (found.prompts, found.empty, found.answers) == (10, 1, 9)
-    monkeypatch.setattr(Generation, "answers", lambda self, given: [[2] for _ in given])
+    monkeypatch.setattr(Generation, "answers", lambda self, given, watch: [[2] for _ in given])
     with pytest.raises(UserError, match=r"all 10 answers of .* are empty \(.*answers-.*jsonl holds them\)"):
         settled(pruned, tmp_path / "none", f"self:{prompts}", answer_tokens=9)
     assert not (tmp_path / "none").exists()
@@ -274,7 +292,7 @@ def test_short_memory_halves_the_batch(pruned, prompts, tmp_path, monkeypatch, c
     plain = settled(pruned, tmp_path / "plain" / "out", f"self:{prompts}", tokens=4096)
     real = Generation.answers
 
-    def answers(self, given):
+    def answers(self, given, watch):
         if len(given) > 3:
             raise torch.OutOfMemoryError("none left")
         return real(self, given)
