@@ -36,7 +36,7 @@ class Candidate(TypedRecord):
 class Plan(TypedRecord):
     """Layers that go and layers that stay, in MODEL's own numbering."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored", "candidates")
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("units", "scored", "candidates", "refit")
 
     removed: list[int | str]
     """What goes: numbers of layers, and names of other units such as `5.mlp`."""
@@ -87,6 +87,8 @@ class Plan(TypedRecord):
     """Units that `scores` are of, in order; empty where they are of layers."""
     candidates: list[Candidate] = field(default_factory=list)
     """Depths and widths that were held against each other, where both could go."""
+    refit: str | None = None
+    """Compensation that repaired what was left before it was scored anew; absent where none did."""
     provenance: Provenance = field(default_factory=Provenance.now)
     """Origin of the file."""
     kind: Literal["plan"] = "plan"

@@ -22,6 +22,8 @@ from .selection_options import REPAIRED, SelectionOptions
 def choose_plan(evidence: Evidence, choosing: SelectionOptions, amount: Amount) -> Plan:
     """The plan that meets the amount."""
     method = selection_method(choosing, evidence)
+    if evidence.refit:
+        _ = evidence.rescore  # refused before anything is scored
     record = evidence.record
     protected = _protected_ends(method, choosing, record)
     if amount.max_ppl_increase is None:  # refused before anything is scored
@@ -131,6 +133,7 @@ def _plans(
             keep_first=protected[0],
             keep_last=protected[1],
             iterative=choosing.iterative,
+            refit=evidence.refit,
             budget=choosing.budget,
             assumed=assumed,
             agreement=agreement(method.selection, make(), choice, scores)

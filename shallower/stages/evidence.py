@@ -22,6 +22,7 @@ from ..repair.gap_fits import GapFits
 from ..settings.calibration import Calibration, Paths
 from ..settings.evaluation import Protocol
 from ..walk.removals import LossWalk
+from ..walk.replay import replay_of
 from ..walk.run import dtype_name, journal_of, load_weights, samples_of
 from .repair import fit_repair
 from .repair_options import RepairOptions
@@ -42,6 +43,7 @@ class Evidence:
         texts, protocol: what perplexities are measured on.
         repaired: whether losses and perplexities are those of repaired models: losses by ``GapFits``, perplexities by
             ``sequential``.
+        refit: the compensation in whose model units are scored anew and perplexities are measured, or None.
     """
 
     model: Model | None
@@ -53,6 +55,7 @@ class Evidence:
     texts: Paths = ()
     protocol: Protocol | None = None
     repaired: bool = False
+    refit: str | None = None
 
     @property
     def record(self) -> ModelRecord:
@@ -117,10 +120,23 @@ class Evidence:
 
     @cached_property
     def rescore(self) -> Callable[[Removal], dict[int, float]]:
-        """Removal -> scores of the layers that stay."""
-        return rescorer(
+        """Removal -> scores of the units that stay, in the model as ``refit`` has repaired it, where that is asked for.
+
+        Raises:
+            UserError: nothing can be repaired in this model.
+        """
+        anew = rescorer(
             self.model, self.criterion or default_criterion(self.kind), self.settings, self.units, self.calibration
         )
+        if self.refit is None:
+            return anew
+        self.model.check_plain(self.refit)
+        if replay_of(self.model) is None:
+            raise UserError(
+                f"{self.model.checkpoint.source}: its layers hand more than the stream to each other, so nothing can "
+                f"be repaired: leave out {argument('refit')}"
+            )
+        return lambda removal: anew(removal, self.repair_of(removal)[0])
 
     def used(self, needs: str) -> CalibrationRecord | None:
         """The tokens behind what a selection needs."""
@@ -140,21 +156,26 @@ class Evidence:
         return self.perplexities([NOTHING], "dense")[0]
 
     def repair_of(self, removal: Removal) -> tuple[Patch, Compensation]:
-        """The repair by ``sequential``, fitted on as many samples as the others."""
+        """The repair by ``refit``, or else by ``sequential``, fitted on as many samples as the others."""
         tokens = replace(self.calibration, samples=max(FITTED, self.calibration.samples), at_most=True)
-        return fit_repair(self.model, removal, RepairOptions(calibration=tokens))
+        return fit_repair(self.model, removal, RepairOptions(self.repair_name, calibration=tokens))
+
+    @property
+    def repair_name(self) -> str:
+        """The compensation of ``repair_of``."""
+        return self.refit or RepairOptions().method
 
     @property
     def growth_basis(self) -> str:
         """The texts of ``growth``, and how they are cut."""
-        repaired = ", repaired by sequential" if self.repaired else ""
+        repaired = f", repaired by {self.repair_name}" if self.repaired or self.refit else ""
         return f"{', '.join(self.segments)}, {next(iter(self._dense.values())).length} tokens{repaired}"
 
     def growth(self, choice: Choice) -> float:
         """The share by which the perplexity of some text grows without these layers, at most."""
         before = self._dense
         removal = self.units.removal(choice.order)
-        patch = self.repair_of(removal)[0] if self.repaired else {}
+        patch = self.repair_of(removal)[0] if self.repaired or self.refit else {}
         with self.model.patched(patch):
             after = self.perplexities([removal], f"without {len(removal)}")[0]
         return max(after[name].value / before[name].value - 1 for name in before)

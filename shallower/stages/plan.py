@@ -19,6 +19,7 @@ from ..settings.evaluation import Protocol
 from ..settings.quantities import unit_names
 from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
+from ..walk.scoring import DATA
 from .choosing import choose_plan
 from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
 from .depth_and_width import plan_depth_and_width
@@ -76,9 +77,10 @@ def plan(
     methods.check_name("criteria", criterion or default_criterion(kind))
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
     _check_choosing(choosing, amount, kind, scores)
+    _check_refit(choosing, criterion or default_criterion(kind))
     model = None if scores else open_model(source, compute)
-    repaired = choosing.objective == REPAIRED
-    evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, repaired)
+    how = {"repaired": choosing.objective == REPAIRED, "refit": choosing.refit}
+    evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, **how)
     if amount.max_ppl_increase is not None:
         _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out):
@@ -91,7 +93,7 @@ def plan(
 def _check_choosing(choosing: SelectionOptions, amount: Amount, kind: str, scores: Scores | None) -> None:
     """Raise a UserError for a selection that does not go with what is asked of it."""
     selection = methods.find("selection", choosing.selection)
-    _check_schedule(selection, choosing)
+    check_schedule(selection, choosing)
     _check_objective(selection, choosing, kind, scores)
     check_selects(choosing.selection, kind)
     _check_narrowing(choosing, amount, kind)
@@ -124,7 +126,7 @@ def _check_unsettled(scores: Scores, criterion: str | None, settles: dict[str, A
         )
 
 
-def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
+def check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
     """Raise a UserError for a schedule or a budget that the selection has no use for."""
     if choosing.iterative and not getattr(selection, "ITERATIVE", False):
         able = [
@@ -140,6 +142,23 @@ def _check_schedule(selection: ModuleType, choosing: SelectionOptions) -> None:
             f"{argument('budget')} has no meaning for {argument('selection', choosing.selection)}; it goes with "
             f"{', '.join(able)}"
         )
+
+
+def _check_refit(choosing: SelectionOptions, criterion: str) -> None:
+    """Raise a UserError for a repair between the removals that has no meaning or changes nothing."""
+    if choosing.refit is None:
+        return
+    given = argument("refit", choosing.refit)
+    known = {name: methods.find("compensation", name) for name in methods.names("compensation")}
+    able = [name for name, method in known.items() if not getattr(method, "ADDS_BIASES", False)]
+    if choosing.refit not in able:
+        raise UserError(f"{given} repairs narrower layers only; between removals go {', '.join(able)}")
+    if not choosing.iterative:
+        raise UserError(f"{given} repairs between removals, one by one: add {argument('iterative', True)}")
+    if methods.find("criteria", criterion).EVIDENCE not in DATA:
+        raise UserError(f"{given} changes nothing that {criterion} is about: choose a criterion that runs the model")
+    if distributed.size() > 1:
+        raise UserError(f"{given} runs in one process: start it without torchrun")
 
 
 def _check_objective(selection: ModuleType, choosing: SelectionOptions, kind: str, scores: Scores | None) -> None:

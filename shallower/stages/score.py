@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import methods
 from ..anatomy.model import Model
+from ..anatomy.patch import Patch
 from ..artifacts import Removal, Scores, Units, load
 from ..artifacts.units import LAYER, check_units_kind
 from ..data.readers import check_readable
@@ -131,20 +132,21 @@ def _numbers(gathered: Gathered, count: int) -> dict[str, Any]:
 
 
 def rescorer(model: Model, criterion: str, settings: Any, units: Units, calibration: Calibration):
-    """Removal -> scores of the units that stay, by number, for iterative schedules."""
+    """(removal, changes of weights) -> scores of the units that stay, by number, for iterative schedules."""
     asked = Asked(methods.find("criteria", criterion), criterion_settings(criterion, settings, calibration))
     samples = samples_of(model, calibration) if asked.kind in DATA else None
     tokens, record = (samples.tokens, samples.record) if samples else (None, None)
 
-    def rescore(removal: Removal) -> dict[int, float]:
+    def rescore(removal: Removal, patch: Patch | None = None) -> dict[int, float]:
         own = vars(asked.settings) if asked.settings else {}
-        journal = journal_of(
-            model, record, criterion=criterion, settings=own, **removed_of(removal), **_of_parts(units)
-        )
+        changes = {"patch": {name: edit.digest() for name, edit in patch.items()}} if patch else {}
+        about = {**removed_of(removal), **_of_parts(units), **changes}
+        journal = journal_of(model, record, criterion=criterion, settings=own, **about)
 
         def measure() -> dict[str, float]:
             how = {"units": units, "removal": removal, "journal": journal, **_by_group(units)}
-            (gathered,) = gather([asked], model, tokens, **how)
+            with model.patched(patch or {}):
+                (gathered,) = gather([asked], model, tokens, **how)
             return {str(index): value for index, value in gathered.scores.items()}
 
         return {int(index): value for index, value in journal.memo("scores", measure).items()}

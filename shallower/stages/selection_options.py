@@ -10,7 +10,7 @@ from typing import Any
 
 from ..artifacts.units import LAYER, NARROW
 from ..errors import UserError
-from ..methods import names
+from ..methods import check_name, names
 from ..settings.fields import option, set_field
 from ..settings.quantities import seconds_of
 
@@ -73,7 +73,8 @@ class SelectionOptions:
     ``selection`` None is what suits the criterion. ``budget`` is in seconds, for a selection that searches: counted
     from its first loss on, greedy's part included. ``multiple_of`` is a setting of ``uniform``. With ``objective``
     ``repaired`` every candidate is compared as a closed form of its gaps leaves it, on samples that this is not fitted
-    on; the best, and what is known without that, are then repaired whole and compared once more.
+    on; the best, and what is known without that, are then repaired whole and compared once more. With ``refit``, the
+    name of a compensation, the units that stay are scored anew in the model that it has repaired so far.
     """
 
     selection: str | None = option(
@@ -85,6 +86,12 @@ class SelectionOptions:
     keep_first: int | str | None = option("layers at the start that never go, or auto", None, kind=str, metavar="N")
     keep_last: int | str | None = option("layers at the end that never go, or auto", None, kind=str, metavar="N")
     iterative: bool = option("score anew after every removal", False)
+    refit: str | None = option(
+        "with --iterative: repair what is left after every removal before it is scored anew, such as by magnitude "
+        "(Prune&Comp) or sequential",
+        None,
+        metavar="NAME",
+    )
     multiple_of: int | None = option(
         "with --units width: as many neurons stay in every MLP as divide by it, such as 32", None, metavar="N"
     )
@@ -109,6 +116,8 @@ class SelectionOptions:
             if type(self.multiple_of) is not int or self.multiple_of < 1:
                 raise UserError("a number of neurons, 1 or more", multiple_of=self.multiple_of)
             set_field(self, "settings", {**self.settings, "multiple_of": self.multiple_of})
+        if self.refit is not None:
+            check_name("compensation", self.refit)
         if self.objective not in (None, *OBJECTIVES):
             raise UserError(f"known are {', '.join(OBJECTIVES)}", objective=self.objective)
         if self.objective in ("loss", "kl"):

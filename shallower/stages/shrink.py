@@ -203,7 +203,7 @@ class _Job:
         texts = self.texts if amount.max_ppl_increase is not None else ()
         options = {"amount": amount, "calibration": self.calibration, "texts": texts}
         repairable = self.model.checkpoint.quantised is None and replay_of(self.model) is not None
-        if repairable and not choosing.selection and not choosing.objective:
+        if repairable and not choosing.selection and not choosing.objective and not choosing.iterative:
             try:
                 return make_plan(self.model, choosing=replace(choosing, objective=REPAIRED), **options), True
             except Refusal as refusal:

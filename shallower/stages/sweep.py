@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..artifacts import NOTHING, Perplexity, Plan, Sweep, SweepRow
 from ..artifacts.units import LAYER, WIDTH, check_units_kind
 from ..data.readers import check_readable
@@ -18,7 +19,7 @@ from ..walk.run import dtype_name, timed
 from .choosing import nested_plans
 from .common import ModelSource, open_model, resolve_settings, save_artifact
 from .evidence import Evidence
-from .plan import check_selects
+from .plan import check_schedule, check_selects
 from .selection_options import REPAIRED, SelectionOptions, default_criterion
 
 
@@ -87,8 +88,9 @@ def _settled(choosing: SelectionOptions, criterion: str, units: str) -> Selectio
     """The selection that suits, checked to be one that a sweep can show."""
     choosing = choosing.for_criterion(criterion, units)
     check_selects(choosing.selection, units)
-    if choosing.objective == REPAIRED:
-        given = argument("objective", REPAIRED)
+    check_schedule(methods.find("selection", choosing.selection), choosing)
+    if choosing.objective == REPAIRED or choosing.refit:
+        given = argument("refit", choosing.refit) if choosing.refit else argument("objective", REPAIRED)
         raise UserError(f"{given} has no meaning for a sweep, which measures what is cut as it is: plan takes it")
     return choosing
 

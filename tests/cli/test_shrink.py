@@ -148,3 +148,9 @@ def test_a_folder_with_other_things_is_left_alone(saved, tmp_path) -> None:
     (tmp_path / "o" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
         shrink(saved("llama"), remove=1, out=tmp_path / "o")
+
+
+def test_an_iterative_choice_is_taken_as_it_is_given(saved, tmp_path) -> None:
+    options = {"samples": 4, "length": 24, "budget": "4s", "measure_speed": False}
+    made = shrink(saved("llama"), remove=2, iterative=True, refit="magnitude", out=tmp_path / "small", **options)
+    assert (made.plan.selection, made.plan.iterative, made.plan.refit) == ("lowest", True, "magnitude")

@@ -1,6 +1,6 @@
 """Section on the layers removed: the stack, and how that was decided."""
 
-from ...artifacts import Unverified
+from ...artifacts import Plan, Unverified
 from ...results.collection import Pruning
 from ...results.summary import Summary, percent, seconds, settings_of, tokens_used
 from ...runtime.format import byte_count, millions
@@ -82,7 +82,7 @@ def _decision(pruning: Pruning) -> Facts:
             "in the order": ", ".join(map(str, pruning.order)) if len(pruning.order) > 1 else None,
             "parameters": parameters,
             "weights": _bytes(pruning),
-            "selection": plan.selection + (", anew after every removal" if plan.iterative else ""),
+            "selection": plan.selection + _schedule(plan),
             "criterion": plan.criterion,
             "settings": settings_of(plan.settings),
             "protected": ends,
@@ -94,6 +94,11 @@ def _decision(pruning: Pruning) -> Facts:
             "repair": pruning.repair,
         }
     )
+
+
+def _schedule(plan: Plan) -> str:
+    refit = f", repaired by {plan.refit} in between" if plan.refit else ""
+    return f", anew after every removal{refit}" if plan.iterative else ""
 
 
 def _bytes(pruning: Pruning) -> str | None:
