@@ -12,6 +12,8 @@ import shallower as api
 from .. import methods
 from ..data.readers import check_readable, check_trainable, split_own
 from ..errors import UserError
+from ..planning.exchange import OUT as FORMS
+from ..planning.exchange import exchanged_text, plan_place
 from ..settings.amount import Amount
 from ..settings.answering import Answering
 from ..settings.calibration import Calibration, listed_paths
@@ -21,8 +23,9 @@ from ..settings.training import Training
 from ..settings.writing import Writing
 from ..stages.repair_options import FITTED, RepairOptions
 from ..stages.selection_options import Scoring, SelectionOptions
+from ..storage.files import write_atomic
 from ..storage.ownership import artifact_place, check_free
-from ..storage.paths import place
+from ..storage.paths import kind_of, place
 from .method_settings import criteria_of, one_criterion, settings_by_criterion, split_settings
 from .options import (
     As,
@@ -130,9 +133,14 @@ def score(
 @command
 def plan(
     source: Annotated[
-        str, typer.Argument(metavar="SCORES|MODEL", help="a scores.json, or a model to score first", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SCORES|MODEL|PLAN",
+            help="a scores.json, a model to score first, or a plan.json to be written in another form",
+            show_default=False,
+        ),
     ],
-    amount: Amount,
+    amount: Amount | None,
     choosing: SelectionOptions,
     scoring: Scoring,
     calibration: Calibration,
@@ -143,8 +151,18 @@ def plan(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Decide which layers go."""
+    """Decide which layers go; --out FILE.yaml is mergekit's recipe, FILE.txt llama.cpp's list of layers."""
     criterion = one_criterion(scoring.criteria)
+    if source.endswith(".json") and kind_of(place(source)) == "plan":
+        others = {name for name in given if name.startswith("--")} - {"--out", "--json"}
+        given.refuse(sorted(others), f"{source} is a plan that is made already")
+        made = api.artifacts.load(place(source), "plan")
+        if (target := plan_place(out, [source])) is not None:
+            form = target.suffix in FORMS
+            write_atomic(target, exchanged_text(made, target.suffix) if form else api.artifacts.dumps(made))
+        finish(made, json, "plan", out)
+        return
+    amount = amount or Amount()  # says what may be given
     from_scores = source.endswith(".json")
     kind, scores = scoring.units, None
     if from_scores:
@@ -158,7 +176,7 @@ def plan(
     choosing = choosing.for_criterion(criterion, kind)
     at_work = None if from_scores else criterion
     criterion_settings, selection_settings, _ = split_settings(key_values(settings), at_work, choosing.selection)
-    artifact_place(out, "plan", [*calibration.files, *(texts or ()), source])
+    plan_place(out, [*calibration.files, *(texts or ()), source])
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     with running():

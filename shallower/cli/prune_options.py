@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..planning.exchange import named_units
 from ..settings.amount import Amount
 from ..settings.calibration import Paths
 from ..settings.fields import option
-from ..settings.quantities import unit_names
 from ..stages.repair_options import FITTED
 from ..storage.paths import place
 from .options import EVAL_TEXT_HELP, SETTING_HELP
@@ -28,7 +28,8 @@ class PruneOptions:
 
     plan: str | None = option("a plan.json made for this model", None, metavar="FILE")
     layers: str | None = option(
-        "exactly these layers or parts, such as 3,8-10 or 5.mlp,9.attention; no protection",
+        "exactly these layers or parts, such as 3,8-10 or 5.mlp,9.attention, or a list of another tool, such as "
+        "block_order.csv:6; no protection",
         None,
         flag="--drop",
         metavar="LAYERS",
@@ -52,7 +53,7 @@ class PruneOptions:
 
     def unit_names(self) -> tuple[str, ...]:
         """The layers and parts of layers named by --drop, each once."""
-        return unit_names(self.layers, "layers") if self.layers is not None else ()
+        return named_units(self.layers) if self.layers is not None else ()
 
     def check_plan(self) -> None:
         """Raise a UserError where the plan's file is not there."""

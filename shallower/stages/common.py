@@ -14,9 +14,11 @@ from ..anatomy.model import Model
 from ..artifacts import ModelRecord, Plan, Unit, Units, save
 from ..artifacts.units import LAYER, LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
+from ..planning.exchange import OUT, exchanged_text
 from ..runtime import distributed
 from ..settings.compute import Compute
 from ..settings.fields import check_spent, settings_from
+from ..storage.files import write_atomic
 
 ModelSource = str | Path | Model
 
@@ -99,6 +101,16 @@ def save_artifact(record, out: str | Path | None):
     if out is not None and distributed.rank() == 0:
         save(record, out)
     return record
+
+
+def save_plan(plan: Plan, out: Path | None) -> Plan:
+    """Plan, handed through; the first process saves it in the form that the suffix of ``out`` names."""
+    if out is None or out.suffix not in OUT:
+        return save_artifact(plan, out)
+    text = exchanged_text(plan, out.suffix)
+    if distributed.rank() == 0:
+        write_atomic(out, text)
+    return plan
 
 
 def units_named(model: Model, names: Sequence[str], name: str) -> tuple[Units, tuple[int, ...]]:

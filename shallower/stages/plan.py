@@ -10,18 +10,18 @@ from ..artifacts.units import LAYER, LAYER_WIDTH, NARROW, check_units_kind
 from ..data.readers import check_readable
 from ..errors import UserError, argument
 from ..planning.choice import searches
+from ..planning.exchange import named_units, plan_place
 from ..planning.plans import plan_of
+from ..runtime import distributed
 from ..runtime.progress import say
 from ..settings.amount import Amount, amount_of
 from ..settings.calibration import Calibration, Paths, calibration_of, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Protocol
-from ..settings.quantities import unit_names
 from ..storage.journal import journaled
-from ..storage.ownership import artifact_place
 from ..walk.scoring import DATA
 from .choosing import choose_plan
-from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
+from .common import ModelSource, open_model, resolve_settings, save_plan, units_named
 from .depth_and_width import plan_depth_and_width
 from .evidence import Evidence
 from .score import scores_of
@@ -69,7 +69,7 @@ def plan(
     }
     amount, choosing, calibration, compute = resolve_settings(plain, "plan", amount=(Amount, amount), **kinds)
     inputs = [*calibration.files, *listed_paths(texts), source if isinstance(source, (str, Path)) else None]
-    out = artifact_place(out, "plan", inputs)
+    out = plan_place(out, inputs)
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     kind = scores.kind_of_units if scores is not None else units or LAYER
@@ -87,7 +87,7 @@ def plan(
         choose = plan_depth_and_width if kind == LAYER_WIDTH else choose_plan
         chosen = choose(evidence, choosing, amount)
         _say_missed(chosen, amount)
-        return save_artifact(chosen, out)
+        return save_plan(chosen, out)
 
 
 def _check_choosing(choosing: SelectionOptions, amount: Amount, kind: str, scores: Scores | None) -> None:
@@ -226,9 +226,13 @@ def drop(
     """A plan that removes exactly these layers, or parts of layers; no protection.
 
     Example: ``shallower.drop("my-model", [3, 4, 5])``, ``shallower.drop("my-model", "3-5, 9.mlp, 12.attention")``.
+
+    Args:
+        layers: numbers and names, or a list of another tool, such as ``"block_order.csv:6"`` (see
+            ``planning.exchange``).
     """
-    names = unit_names(layers, "layers")
-    out = artifact_place(out, "plan")
+    names = named_units(layers)
+    out = plan_place(out)
     (compute,) = resolve_settings(plain, "drop", compute=(Compute, compute))
     model = open_model(model, compute)
     units, numbers = units_named(model, names, "layers")
@@ -237,4 +241,4 @@ def drop(
         raise UserError(
             f"{argument('layers')} names {len(names)} of {record.layers} layers; at least one must go and one must stay"
         )
-    return save_artifact(plan_of(record, numbers, "drop", units=units), out)
+    return save_plan(plan_of(record, numbers, "drop", units=units), out)

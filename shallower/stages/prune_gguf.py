@@ -9,8 +9,8 @@ from typing import Any
 from ..artifacts import ModelRecord, Plan, load, published, save
 from ..artifacts.gguf import GgufProof, PrunedGguf
 from ..errors import Refusal, UserError, argument
+from ..planning.exchange import named_units
 from ..planning.plans import plan_of
-from ..settings.quantities import unit_names
 from ..settings.writing import Writing
 from ..storage.gguf import IMPORTER, GgufHeader, read_gguf
 from ..storage.gguf_writer import GgufValue, Renamed, write_gguf
@@ -98,7 +98,7 @@ def drop_gguf(model: str | Path, layers: Any) -> Plan:
     Example: ``drop_gguf("model.gguf", "3-5")``.
     """
     record = gguf_record(read_gguf(place(model)))
-    names = unit_names(layers, "layers")
+    names = named_units(layers)
     parts = [name for name in names if not name.isdigit()]
     if parts:
         raise Refusal(f"a {SUFFIX} file holds whole layers only", layers=parts[0])

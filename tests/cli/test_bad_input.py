@@ -270,7 +270,7 @@ plan --remove 2 --selection beam --budget {soon|10d|-5s|nan} -> --budget .*{such
 plan --remove 2 {|--selection greedy} --budget 10s -> --budget has no meaning .* beam, evolution
 plan --remove 2 --selection {beam --set width=0|evolution --set objective=ppl} -> {width=0: at least 1|allowed are loss, kl}
 $ plan scores.json --remove 2 --selection {greedy|beam} -> give MODEL instead of scores
-$ plan {plan|no|few|nan}.json --remove 2 -> {is a plan; expected a scores file|is not JSON|8 finite scores, found 1|finite}
+$ plan {plan|no|few|nan}.json --remove 2 -> {is a plan that is made already|is not JSON|8 finite scores, found 1|finite}
 $ plan {counts|runs}.json --remove 2 --selection window -> json
 score --criterion {tailor|random --set seed=x} -> {did you mean taylor|seed=x: expected int}
 score --criterion magnitude --set seed=1 -> magnitude has no setting 'seed'
