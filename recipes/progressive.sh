@@ -4,7 +4,7 @@
 # in one shot, trained on as many tokens. Runs of neighbours by block influence, repaired before they are trained.
 # Published: progressive removal beats one shot at equal tokens; 6 of 32 layers keep 91.2 % on own answers, 81.7 % on ordinary instructions.
 # Needs: a GPU with 80 GB for LoRA (RANK=0: all weights, LAUNCH with several), and PROMPTS, a .jsonl or .parquet of instructions.
-# The answers are made once and lie in OUT; a second run takes them.
+# Answers are made once and lie in OUT; the second training has a seed of its own, so that it reads other ones than the first.
 
 source "$(dirname "$0")/common.sh"
 if [ -n "$TINY" ]; then
@@ -24,7 +24,7 @@ LEARN="--method distill --set rank=${RANK:-16} --teacher $MODEL --data self:$PRO
   step "$OUT/some" shallower prune "$MODEL" $CUT --remove $STEP --out "$OUT/some"
   step "$OUT/some-healed" $LAUNCH heal "$OUT/some" $LEARN --train-tokens $((TOKENS / 2)) --resume --out "$OUT/some-healed"
   step "$OUT/more" shallower prune "$OUT/some-healed" $CUT --remove $STEP --out "$OUT/more"
-  step "$OUT/progressive" $LAUNCH heal "$OUT/more" $LEARN --train-tokens $((TOKENS / 2)) --resume --out "$OUT/progressive"
+  step "$OUT/progressive" $LAUNCH heal "$OUT/more" $LEARN --seed 2 --train-tokens $((TOKENS / 2)) --resume --out "$OUT/progressive"
   step "$OUT/at-once" shallower prune "$MODEL" $CUT --remove $((2 * STEP)) --out "$OUT/at-once"
   step "$OUT/one-shot" $LAUNCH heal "$OUT/at-once" $LEARN --train-tokens $TOKENS --resume --out "$OUT/one-shot"
 }

@@ -91,7 +91,8 @@ def _ask(questions: Questions, file: "AnswerFile", known: dict[int, Answer], dev
     with meter("answering", STEPS, int(STEPS * share(0))) as shown, patient(), _sparing_random(device):
 
         def tell(ahead: float) -> None:
-            shown.add(max(0, int(STEPS * share(ahead)) - shown.done), f"{len(known)} answers")
+            reached = min(int(STEPS * share(ahead)), STEPS - bool(ahead))  # the end is reached by answers alone
+            shown.add(max(0, reached - shown.done), f"{len(known)} answers")
 
         while not questions.used(known)[1]:
             waiting = [number for number in questions.order if number not in known][: rows * distributed.size()]
