@@ -50,6 +50,7 @@ from shallower.runtime.memory import Peak
 from shallower.storage.files import write_atomic
 
 BOOKS = ("books/bleak-house_1023.txt", "books/the-moonstone_155.txt", "books/middlemarch_145.txt")
+LARGE = 200_000_000  # parameters from which on half of each text is read
 UNSEEN = ("dialogue", "code", "instructions")  # kinds of which nothing is fitted, as newspapers are
 WAYS = {
     "taylor": ("taylor", SelectionOptions("lowest")),
@@ -112,7 +113,8 @@ class Bench:
 
     def texts(self, model: Model, length: int) -> dict:
         """Name -> segments of every text, those of the goals first; of these alone at further lengths."""
-        protocol = Protocol(length=length, max_tokens=self.settings["tokens"])
+        tokens = self.settings["tokens"] // (2 if self.model.record.parameters > LARGE else 1)
+        protocol = Protocol(length=length, max_tokens=tokens)
         files = [self.data / name for name in TEXTS]
         for kind in UNSEEN if length == self.settings["lengths"][0] else ():
             place = self.folder / f"texts/{kind}.txt"
