@@ -1,7 +1,7 @@
 """The best repaired models that there are, on the CPU in fp32: what is chosen, by what it is repaired, what is left.
 
-A fifth (of SmolLM2 also 9 of 30 layers) goes, chosen by SLEB's greedy search, by Taylor+, and as the run whose
-closed-form repair is best (``--objective repaired``). It is left as it is, or repaired by closed forms (``linear`` is
+6 and 9 of SmolLM2's 30 layers go, 5 of 24 of a second model, chosen by SLEB's greedy search, by Taylor+, and as the
+run whose closed-form repair is best (``--objective repaired``). It is left as it is, or repaired by closed forms (``linear`` is
 ReplaceMe's, ``sequential`` ours), by ``local`` training from there on, or by LoRA from there on for as long as that
 took. Fitted on encyclopaedia and novels; perplexity on a text of each, on newspapers, and on kinds of which nothing was
 fitted, at two lengths. Then what is written: tasks with choices and such whose answers are written, and agreement with
@@ -59,13 +59,13 @@ WAYS = {
 }
 REPAIRS = ("none", "linear", "sequential", "local", "lora")
 FULL: dict[str, Any] = {
-    **{"shares": {"first": [0.2, 0.3], "second": [0.2]}, "scoring": [10, 128], "choosing": [64, 128]},
+    **{"sizes": {"first": [6, 9], "second": [5]}, "scoring": [10, 128], "choosing": [64, 128]},
     **{"fitting": {"first": [1024, 128], "second": [256, 128]}, "lengths": [128, 1024], "tokens": 4096},
     **{"settings": {"local": {}}, "trial_tokens": 8192, "lora": {"lr": 3e-4, "batch_tokens": 2048}},
     **{"tasks": {"arc_easy": 200, "lambada_openai": 200, "triviaqa": 100}, "prompts": 40, "answer_tokens": 64},
 }
 QUICK = FULL | {
-    **{"shares": {"first": [0.1], "second": [0.1]}, "scoring": [2, 32], "choosing": [16, 32]},
+    **{"sizes": {"first": [2], "second": [2]}, "scoring": [2, 32], "choosing": [16, 32]},
     **{"fitting": {"first": [16, 32], "second": [16, 32]}, "lengths": [32], "tokens": 256},
     **{"settings": {"local": {"steps": "2", "batch_tokens": "64"}}, "trial_tokens": 128},
     **{"lora": {"lr": 3e-4, "batch_tokens": 64}, "prompts": 2, "answer_tokens": 4},
@@ -74,21 +74,21 @@ QUICK = FULL | {
 
 
 def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
-    """The pieces, by model and share."""
+    """The pieces, by model and number of layers that go."""
     check_data(data, CALIBRATION, *TEXTS, *BOOKS)
     found: dict[str, Callable[[], dict]] = {}
     for place, source in zip(("first", "second"), sources(), strict=False):
         one, name = Bench(source, data, settings, place), source.stem
         found[f"dense {name}"] = one.dense
-        for share in settings["shares"][place]:
-            found |= {f"choose {name} {share:g} {way}": partial(one.choose, way, share) for way in WAYS}
+        for size in settings["sizes"][place]:
+            found |= {f"choose {name} {size} {way}": partial(one.choose, way, size) for way in WAYS}
             for repair in REPAIRS:
                 for way in reversed(WAYS):
                     if repair in ("local", "lora", "linear") and way != "repaired":
                         continue
-                    made = partial(needed, pieces, f"choose {name} {share:g} {way}")
-                    before = partial(needed, pieces, f"repair {name} {share:g} {way} local")
-                    key = f"{name} {share:g} {way} {repair}"
+                    made = partial(needed, pieces, f"choose {name} {size} {way}")
+                    before = partial(needed, pieces, f"repair {name} {size} {way} local")
+                    key = f"{name} {size} {way} {repair}"
                     found[f"repair {key}"] = partial(one.repair, made, before, key, repair)
         found[f"answers {name} dense"] = one.answers
         for key in [key.removeprefix("repair ") for key in found if key.startswith(f"repair {name} ")]:
@@ -138,7 +138,7 @@ class Bench:
         record = self.model.record
         return {"layers": record.layers, "parameters": record.parameters, "perplexity": self.perplexities(self.model)}
 
-    def choose(self, way: str, share: float) -> dict:
+    def choose(self, way: str, size: int) -> dict:
         """What goes."""
         criterion, choosing = WAYS[way]
         samples, length = self.settings["choosing" if way == "repaired" else "scoring"]
@@ -149,7 +149,7 @@ class Bench:
             else Calibration(text=str(self.data / CALIBRATION), samples=samples, length=length)
         )
         with Peak("cpu") as peak:
-            chosen = plan(self.model, amount=Amount(ratio=share), choosing=choosing, calibration=text, **how)
+            chosen = plan(self.model, amount=Amount(size), choosing=choosing, calibration=text, **how)
         kept = {"removed": chosen.removed, "share": chosen.share, "seconds": peak.seconds}
         return kept | {"peak_memory_bytes": peak.bytes, "tokens": samples * length}
 
