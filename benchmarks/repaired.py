@@ -1,13 +1,13 @@
 """The best repaired models that there are, on the CPU in fp32: what is chosen, by what it is repaired, what is left.
 
 6 and 9 of SmolLM2's 30 layers go, 5 of 24 of a second model, chosen by SLEB's greedy search, by Taylor+, and as the
-run whose closed-form repair is best (``--objective repaired``). It is left as it is, or repaired by closed forms (``linear`` is
-ReplaceMe's, ``sequential`` ours), by ``local`` training from there on, or by LoRA from there on for as long as that
-took. Fitted on encyclopaedia and novels; perplexity on a text of each, on newspapers, and on kinds of which nothing was
-fitted, at two lengths. Then what is written: tasks with choices and such whose answers are written, and agreement with
-the dense model on the shipped prompts. Repaired models are kept in runs/repaired. Each finished piece is on disk before
-the next one begins; the table is made from the JSON file alone. A second model is measured too where
-$SHALLOWER_SECOND_MODEL names one.
+run whose closed-form repair is best (``--objective repaired``). It is left as it is, or repaired by closed forms
+(``linear`` is ReplaceMe's, ``sequential`` ours), by ``local`` training from there on, or by LoRA from there on for as
+long as that took. Fitted on encyclopaedia and novels; perplexity on a text of each, on newspapers, and on kinds of
+which nothing was fitted, at two lengths. Then what is written: tasks with choices and such whose answers are written,
+and agreement with the dense model on the shipped prompts. Repaired models are kept in runs/repaired. Each finished
+piece is on disk before the next one begins; the table is made from the JSON file alone. A second model is measured too
+where $SHALLOWER_SECOND_MODEL names one.
 """
 
 import json
