@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .stages.bench import bench
     from .stages.common import load, open_model
     from .stages.compare import compare
+    from .stages.doctor import doctor
     from .stages.evaluate import evaluate
     from .stages.heal import heal
     from .stages.inspect import inspect
@@ -62,6 +63,7 @@ _PLACES = {
     "stages.bench": "bench",
     "stages.common": "load open_model",
     "stages.compare": "compare",
+    "stages.doctor": "doctor",
     "stages.evaluate": "evaluate",
     "stages.heal": "heal",
     "stages.inspect": "inspect",

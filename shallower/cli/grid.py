@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..runtime.progress import stdout
 
-LEFT = {"sooner", "kind", "layers removed", "metric", "model"}  # columns of words, not of numbers
+LEFT = {"found", "sooner", "kind", "layers removed", "metric", "model"}  # columns of words, not of numbers
 
 
 class _Plain(Console):

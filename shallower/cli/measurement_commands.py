@@ -211,6 +211,20 @@ def card(
 
 
 @command
+def doctor(json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False) -> None:
+    """What is installed, what computes, memory and disk, and versions known to be bad; status 2 where one is needed."""
+    with running(light=True):
+        found = api.doctor()
+    if json:
+        importlib.import_module("shallower.runtime.progress").stdout().write(found.dumps())
+    else:
+        importlib.import_module("shallower.cli.doctor_table").doctor_table(found)
+    if not found.well:
+        wrong = ", ".join(one.name for one in found.findings if one.state == "bad")
+        raise UserError(f"what is needed is missing or bad: {wrong}; see what is said of it")
+
+
+@command
 def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="folder for everything that the demo makes")
