@@ -41,22 +41,26 @@ class CosineMap:
         self.tokens = tokens
         self.seed = seed
         self.passed = 0
-        self.blocks: list[tuple[Rows, Rows, Rows]] = []
+        self.kept = 0
+        self.store: Float[Tensor, "3 row width"] | None = None
 
     def add(self, batch: PairedBatch) -> None:
         """Add the rows of a batch, or as many of them, evenly spread, as keep all rows within ``KEPT``."""
         count, width = batch.after.shape
         stride = ceil(self.tokens * 3 * 4 * width / KEPT)
+        if self.store is None:
+            self.store = torch.empty(3, ceil(self.tokens / stride), width, device=batch.after.device)
         own = slice(-self.passed % stride, None, stride)
-        added = batch.output[own].float()
-        self.blocks.append((added.clone(), batch.after[own].float() - added, batch.wanted[own].float().clone()))
+        added, after, target = (rows[own].float() for rows in (batch.output, batch.after, batch.wanted))
+        place = slice(self.kept, self.kept + len(added))
+        for kept, rows in zip(self.store, (added, after - added, target), strict=True):
+            kept[place] = rows
         self.passed += count
+        self.kept += len(added)
 
     def rows(self) -> tuple[Rows, Rows, Rows]:
         """What the writer adds, the stream without it, and the target."""
-        if len(self.blocks) > 1:
-            self.blocks = [tuple(torch.cat(parts) for parts in zip(*self.blocks, strict=True))]
-        return self.blocks[0]
+        return tuple(self.store[:, : self.kept])
 
     def pull(self, strength: float) -> float:
         """What ``‖ P - I ‖²`` counts: λ s / 2."""
