@@ -57,7 +57,7 @@ def fit(case: Case) -> Fitted:
         normal.all_sum()
         grid = [own.strength] if own.strength else GRID
         maps = {strength: map_of(normal, strength) for strength in grid}
-        change, loss, facts = _squares(case, step, writer, maps)
+        change, loss, facts = _best(case, step, writer, maps)
         if rows is not None:
             best = min(facts["tried"], key=lambda one: one["loss"])["candidate"]
             change, loss, told = _cosine(case, step, writer, rows, (maps[best], best))
@@ -67,8 +67,8 @@ def fit(case: Case) -> Fitted:
     return Fitted(walk.patch, {"steps": walk.notes})
 
 
-def _squares(case: Case, step: LayerStep, writer: Writer, maps: dict[float, Map]) -> Taken:
-    """The one of these maps with the lowest held-out loss, or none."""
+def _best(case: Case, step: LayerStep, writer: Writer, maps: dict[float, Map]) -> Taken:
+    """That of these maps by λ with the lowest held-out loss, or none."""
     candidates = {strength: edits("map", found, step.weights(writer)) for strength, found in maps.items()}
     state = step.walk.state
     _, loss, chosen, tried = best_of(case, (state.patch, state.loss), candidates.items())
@@ -79,5 +79,5 @@ def _cosine(case: Case, step: LayerStep, writer: Writer, rows: CosineMap, start:
     """The map that Adam makes of one of least squares, or none."""
     part = case.part.journal.part("cosine map", PASSES, f"layer {step.index}")
     found, curve = rows.lowered(*start, part, step.progress)
-    change, loss, facts = _squares(case, step, writer, {start[1]: found})
+    change, loss, facts = _best(case, step, writer, {start[1]: found})
     return change, loss, facts | {"objective": curve}

@@ -2,8 +2,8 @@
 
 One-shot scores the dense model once. With ``--iterative`` the lowest layer goes, the rest is scored anew, and so on;
 one-shot is the same schedule with a single step. With ``--refit NAME`` the rest is repaired by that compensation before
-it is scored anew: fitted to the dense model after every removal but the last, on 64 samples or more, which costs a
-repair each time (seconds for ``magnitude``). Ties go to the earlier layer. With ``--units width`` the groups of all
+it is scored anew: fitted to the dense model after every removal but the last, on 64 samples or more, so that
+each of them costs a repair more. Ties go to the earlier layer. With ``--units width`` the groups of all
 layers are held against each other, as they are scored.
 
 Source: Shortened LLaMA (arXiv 2402.02834), one-shot; iterative re-scoring is the option for comparison; the refit
