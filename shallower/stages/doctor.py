@@ -14,6 +14,7 @@ from typing import Any, Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from ..errors import argument
 from ..runtime.format import memory_text
 from ..runtime.memory import total_memory
 from ..runtime.provenance import INSTRUCTIONS, processor
@@ -164,5 +165,5 @@ def _gpu(torch: Any, number: int) -> Finding:
     about = torch.cuda.get_device_properties(number)
     bf16 = torch.cuda.is_bf16_supported()
     value = f"{about.name}, {memory_text(about.total_memory)}, CUDA {torch.version.cuda}"
-    hint = "" if bf16 else "it has no bfloat16: give --dtype fp16 or fp32"
+    hint = "" if bf16 else f"it has no bfloat16: give {argument('dtype', 'fp16')} or fp32"
     return Finding(f"gpu {number}", value, "ok" if bf16 else "note", hint)
