@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from shrinking import shrink
 
 import shallower
 from shallower.artifacts import Removal, Unit, plain
@@ -215,3 +216,38 @@ def test_every_family_is_looked_through_as_on_the_cpu(name, saved) -> None:
             parts = None
         found.append((parts, replay_of(model) is None))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_local_training_lowers_the_loss(dtype, layered, calibration, saved) -> None:
+    compute = shallower.Compute(device=DEVICE, dtype=dtype, layered=layered)
+    model = shallower.open_model(saved("llama"), compute)
+    how = shallower.RepairOptions("local", {"steps": "6", "batch_tokens": "64"}, calibration)
+    patch, report = fit_repair(model, Removal.of_layers([2, 3]), how)
+    assert report.loss.after <= report.loss.before and (patch or not report.changed)
+
+
+@pytest.mark.parametrize("selection", ["window", "greedy"])
+def test_layers_are_chosen_for_the_repaired_model_as_on_the_cpu(selection, calibration, saved) -> None:
+    chosen = {
+        device: shallower.plan(
+            saved("llama"), remove=2, selection=selection, objective="repaired", calibration=calibration,
+            compute=shallower.Compute(device=device, dtype="fp32"),
+        ).removed
+        for device in ("cpu", DEVICE)
+    }  # fmt: skip
+    assert chosen[DEVICE] == chosen["cpu"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_answers_and_drafts(dtype, tmp_path) -> None:
+    folder = zoo.save(zoo.build("llama", shrink("llama", max_position_embeddings=512)), tmp_path / "model")
+    model = shallower.open_model(folder, shallower.Compute(device=DEVICE, dtype=dtype))
+    how = {"max_prompts": 4, "answer_tokens": 12}
+    same = shallower.evaluate(model, answers=shallower.Answers(model, **how)).agreement
+    assert (same.divergence, same.next_token, same.first_token) == (0.0, 1.0, 1.0)
+    draft = shallower.evaluate(
+        folder, answers=shallower.Answers(as_draft_of=folder, **how), device=DEVICE, dtype=dtype, removed=[1]
+    ).draft
+    assert draft.identical + draft.tied == 4 and draft.acceptance_length >= 1
