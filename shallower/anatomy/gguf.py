@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..errors import UserError
 from ..runtime.progress import say, track
 from ..storage.files import check_space, new_folder
-from ..storage.gguf import GgufHeader, GgufTensor, LongArray, copy_without
+from ..storage.gguf import PATTERNS, GgufHeader, GgufTensor, LongArray, copy_without
 from ..storage.paths import cache_folder
 from .loading import check_whole, from_config, one_line, quiet, unfilled
 
@@ -52,6 +52,7 @@ SIZES = (  # metadata of which none is larger than the largest side of a tensor
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("rope.dimension_count", "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel"),
 )
+FULL = "full_attention"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
 
@@ -68,6 +69,7 @@ def header_config(header: GgufHeader) -> PreTrainedConfig:
     for key, value in rope.items():
         config.rope_parameters[key] = value
     _check_vocabulary(header, config)
+    _set_patterns(header, config)
     return config
 
 
@@ -143,6 +145,27 @@ def _check_vocabulary(header: GgufHeader, config: PreTrainedConfig) -> None:
     rows = _counts(header).get(f"{header.architecture}.vocab_size") or header.own("vocab_size")
     if isinstance(rows, int) and rows != config.get_text_config().vocab_size:
         config.get_text_config().vocab_size = rows
+
+
+def _set_patterns(header: GgufHeader, config: PreTrainedConfig) -> None:
+    """Which layers have a sliding window, or are recurrent, where the file writes it out: the importer counts.
+
+    Raises:
+        UserError: the config has no place for it, or the file names another number of layers.
+    """
+    text = config.get_text_config()
+    for key in PATTERNS:
+        flags = header.pattern(key)
+        if flags is None:
+            continue
+        kinds = getattr(text, "layer_types", None)
+        special = next((kind for kind in kinds or () if kind != FULL), None)
+        if not isinstance(kinds, list) or len(flags) != len(kinds) or (special is None and any(flags)):
+            raise UserError(
+                f"{header.file} writes out {key}, for which transformers' {config.model_type} has no place: give the "
+                "original model instead of the .gguf file"
+            )
+        text.layer_types = [special if flag else FULL for flag in flags]
 
 
 def _rope(header: GgufHeader) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError, argument
-from ..storage.gguf import IMPORTER, GgufHeader, read_gguf
+from ..storage.gguf import GgufHeader, read_gguf
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry, read_index
 from ..storage.paths import parse_json, place
@@ -72,7 +72,7 @@ def _from_gguf(source: str, file: Path, *, whole: bool) -> Checkpoint:
     if not file.is_file():
         raise UserError(f"no file {file}; give an existing .gguf file, a folder or a Hub id")
     header = read_gguf(file)
-    origin = f"{file_hashes([file])[file]} {IMPORTER}"
+    origin = f"{file_hashes([file])[file]} {header.importer}"
     marks = {"origin": origin, "packed": (header.bytes, header.storage)}
     if whole:
         folder = plain_from_gguf(header, origin)

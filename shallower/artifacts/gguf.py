@@ -1,9 +1,10 @@
 """Pruned .gguf record: what went, what the file's metadata say since, and what was proven."""
 
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..runtime.provenance import Provenance
+from .compensation import RepairReport
 from .plan import Plan
 from .record import SCHEMA, Count, NonNegative, Size, TypedRecord, check, record
 
@@ -28,6 +29,8 @@ class GgufProof(TypedRecord):
 class PrunedGguf(TypedRecord):
     """Written .gguf file: the plan, and what was proven."""
 
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("compensation", "rounding")
+
     plan: Plan
     """Plan that was followed."""
     file: str
@@ -44,6 +47,10 @@ class PrunedGguf(TypedRecord):
     """Fingerprint of the written model."""
     proof: GgufProof | None = None
     """What was proven; null where that was skipped."""
+    compensation: RepairReport | None = None
+    """Repair of what is left, found on the unpacked weights; null for none."""
+    rounding: NonNegative | None = None
+    """Largest distance of a changed tensor from what was meant, by its type in the file, as a share of its length."""
     seconds: NonNegative = 0.0
     """Seconds of writing, without the proof."""
     provenance: Provenance = field(default_factory=Provenance.now)

@@ -242,11 +242,11 @@ def prune(
     check_readable(texts, "texts")
     to_gguf = out.suffix == ".gguf"
     if to_gguf:
-        importlib.import_module("shallower.stages.prune_gguf").check_gguf_options(model, out, compensating, writing)
+        importlib.import_module("shallower.stages.prune_gguf").check_gguf_options(model, out, writing)
     else:
         check_free(out, overwrite=writing.overwrite, inputs=[own.plan, *calibration.files, *texts, model])
     own.check_plan()
-    if to_gguf and amount is None:  # the file's header is enough
+    if to_gguf and amount is None and repair is None:  # the file's header is enough
         with running(light=True):
             plan = api.drop_gguf(model, layers) if layers else own.plan
             finish(api.prune_gguf(model, plan, out=out, writing=writing), json, "pruned_gguf", out)

@@ -311,7 +311,16 @@ def pruned_gguf_table(pruned: PrunedGguf, out: Path | None = None) -> None:
     for change in pruned.changes:
         console.print("metadata:", change, soft_wrap=True)
     sizes = f"{byte_count(pruned.bytes_before)} -> {byte_count(pruned.bytes_after)}"
-    console.print(f"{sizes}, copied in {pruned.seconds:.1f} s; no weight was decoded", soft_wrap=True)
+    changed = len(pruned.compensation.changed) if pruned.compensation else 0
+    if changed:
+        console.print(
+            f"{sizes}; {pruned.compensation.method}: {count_text(changed, 'weight')} changed, stored within "
+            f"{pruned.rounding or 0.0:.2%} of what was meant; the others were copied",
+            soft_wrap=True,
+        )
+        _print_held_out(console, pruned.compensation)
+    else:
+        console.print(f"{sizes}, copied in {pruned.seconds:.1f} s; no weight was decoded", soft_wrap=True)
     proof = pruned.proof
     if proof is None:
         console.print("not verified", soft_wrap=True)

@@ -30,6 +30,7 @@ from .lineage import remember_model
 from .prune_gguf import SUFFIX as GGUF
 from .prune_gguf import check_gguf_options, prune_gguf
 from .repair import fit_repair
+from .repair_gguf import repair_gguf
 from .repair_options import RepairOptions
 
 REPAIR, WRITE = 10.0, 1.0  # about what a repair costs beside writing, and beside proving
@@ -64,9 +65,8 @@ def prune(
     writing, compute = resolve_settings(plain, "prune", writing=(Writing, writing), compute=(Compute, compute))
     out = place(out)
     if out.suffix == GGUF:
-        check_gguf_options(model, out, compensating, writing)
-        source = model.checkpoint.source if isinstance(model, Model) else model
-        return prune_gguf(source, plan, out=out, writing=writing)
+        check_gguf_options(model, out, writing)
+        return _gguf(model, plan, out, compensating, writing, compute)
     plan_file = plan if isinstance(plan, (str, Path)) else None
     used = compensating.calibration if compensating is not None else None
     inputs = [plan_file, None if isinstance(model, Model) else model, *(used.files if used else ())]
@@ -95,6 +95,28 @@ def prune(
             pruned = distributed.by_first(lambda: prune_files(model, plan, out, writing, beside))
     remember_model(model)
     return pruned
+
+
+def _gguf(
+    model: ModelSource,
+    plan: Plan | str | Path,
+    out: Path,
+    compensating: RepairOptions | None,
+    writing: Writing,
+    compute: Compute,
+) -> PrunedGguf:
+    """The pruned .gguf file, repaired where that is asked."""
+    if compensating is None:
+        source = model.checkpoint.source if isinstance(model, Model) else model
+        return prune_gguf(source, plan, out=out, writing=writing)
+    check_readable(compensating.calibration.texts if compensating.calibration else ())
+    plan = plan if isinstance(plan, Plan) else load(place(plan), "plan")
+    opened = open_model(model, compute)
+    check_same_model(plan.model, opened.record, "the plan")
+    with journaled(out):
+        repair = repair_gguf(opened, plan, compensating)
+        opened.unload()
+        return prune_gguf(opened.checkpoint.source, plan, out=out, writing=writing, repair=repair)
 
 
 def _check_form(model: Model, plan: Plan, out: Path, writing: Writing, how: RepairOptions | None) -> None:

@@ -12,8 +12,8 @@ from ..errors import Refusal, UserError, argument
 from ..planning.exchange import named_units
 from ..planning.plans import plan_of
 from ..settings.writing import Writing
-from ..storage.gguf import IMPORTER, GgufHeader, read_gguf
-from ..storage.gguf_writer import GgufValue, Renamed, write_gguf
+from ..storage.gguf import GgufHeader, read_gguf
+from ..storage.gguf_writer import GgufValue, Remade, Renamed, write_gguf
 from ..storage.hashes import file_hashes
 from ..storage.ownership import check_file
 from ..storage.paths import place
@@ -25,7 +25,12 @@ ORIGINAL = "shallower.original_layers"
 
 
 def prune_gguf(
-    model: str | Path, plan: Plan | str | Path, *, out: str | Path, writing: Writing | None = None
+    model: str | Path,
+    plan: Plan | str | Path,
+    *,
+    out: str | Path,
+    writing: Writing | None = None,
+    repair: Any = None,
 ) -> PrunedGguf:
     """Write a .gguf file without the layers that a plan removes: bytes are copied, nothing is requantised, and the
     result is proven in llama.cpp where xllamacpp is installed, else in transformers.
@@ -34,6 +39,7 @@ def prune_gguf(
 
     Args:
         plan: a Plan, or the path of a plan.json; of whole layers.
+        repair: tensors to be made anew (a ``RepairedGguf``), as ``prune`` with a compensation finds them.
     Raises:
         UserError: the plan is for another model, llama.cpp would get the result wrong, or the proof fails; nothing is
             left at ``out``.
@@ -59,8 +65,9 @@ def prune_gguf(
     changes = metadata_without(header, removed)
     kept = [index for index in range(record.layers) if index not in {*removed}]
     original = [record.original[index] for index in kept]
-    tensors = kept_tensors(header, kept)
-    proof = _proof(header, removed, out, tensors, changes) if writing.verify else None
+    remade = repair.tensors.remade if repair is not None else {}
+    tensors = kept_tensors(header, kept, remade)
+    proof = _proof(header, removed, out, tensors, changes, remade) if writing.verify else None
     said = f"{proof.by} {proof.version}, largest difference {proof.difference:.3g}" if proof else "none"
     changes |= marks(removed, original, said)
     started = time.monotonic()
@@ -73,8 +80,10 @@ def prune_gguf(
         bytes_after=out.stat().st_size,
         changes=[f"{key} = {_short(value.value)}" for key, value in changes.items()],
         original=original,
-        fingerprint=_fingerprint(out),
+        fingerprint=_fingerprint(read_gguf(out)),
         proof=proof,
+        compensation=repair.report if repair is not None else None,
+        rounding=repair.tensors.rounding if remade else None,
         seconds=seconds,
     )
     save(published(made), record_place(out))
@@ -82,12 +91,17 @@ def prune_gguf(
 
 
 def _proof(
-    header: GgufHeader, removed: list[int], out: Path, tensors: list[Renamed], changes: dict[str, GgufValue]
+    header: GgufHeader,
+    removed: list[int],
+    out: Path,
+    tensors: list[Renamed],
+    changes: dict[str, GgufValue],
+    remade: dict[str, Remade],
 ) -> GgufProof:
     """Proof of the file, which lies beside its place until then."""
     unproven = out.with_name(f".{out.stem}.{os.getpid()}.unproven{SUFFIX}")
     try:
-        return prove(header, removed, write_gguf(header, unproven, tensors, changes))
+        return prove(header, removed, write_gguf(header, unproven, tensors, changes), remade)
     finally:
         unproven.unlink(missing_ok=True)
 
@@ -126,7 +140,7 @@ def gguf_record(header: GgufHeader) -> ModelRecord:
         layers=count,
         parameters=header.parameters,
         layer_parameters=sizes,
-        fingerprint=_fingerprint(header.file),
+        fingerprint=_fingerprint(header),
         original=list(kept) if known else list(range(count)),
         weight_bytes=header.bytes,
         layer_bytes=stored,
@@ -136,11 +150,9 @@ def gguf_record(header: GgufHeader) -> ModelRecord:
     )
 
 
-def check_gguf_options(model: Any, out: Path, compensating: Any, writing: Writing) -> None:
+def check_gguf_options(model: Any, out: Path, writing: Writing) -> None:
     """Raise a UserError for what a .gguf file is not written with, and unless one may be written at ``out``."""
     folder = f"give {argument('out')} a folder"
-    if compensating is not None:
-        raise Refusal(f"a {SUFFIX} file is pruned by copying its bytes, without a repair: {folder}", out=out)
     if writing.save_dtype is not None:
         raise Refusal(f"a {SUFFIX} file keeps the types that it has: {folder}", save_dtype=writing.save_dtype)
     if writing.format not in ("auto", "plain"):
@@ -172,9 +184,10 @@ def record_place(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
-def _fingerprint(file: Path) -> str:
+def _fingerprint(header: GgufHeader) -> str:
     """As of the model that the file is unpacked to."""
-    return hashlib.sha256(f"gguf {file_hashes([file])[file]} {IMPORTER}".encode()).hexdigest()[:16]
+    digest = file_hashes([header.file])[header.file]
+    return hashlib.sha256(f"gguf {digest} {header.importer}".encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

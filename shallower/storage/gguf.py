@@ -17,6 +17,10 @@ from ..errors import UserError
 
 MAGIC = b"GGUF"
 IMPORTER = 2  # changes with what is made of a file where it is unpacked
+PATTERNS = (
+    "attention.sliding_window_pattern",
+    "attention.recurrent_layers",
+)  # a truth value per layer, where written out
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 SIZES = {kind: struct.calcsize(code) for kind, code in SCALARS.items()}
@@ -85,6 +89,16 @@ class GgufHeader:
     def own(self, key: str, default: Any = None) -> Any:
         """The value of ``ARCHITECTURE.key``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def pattern(self, key: str) -> list[bool] | None:
+        """A pattern that is written out; None where layers are counted."""
+        value = self.own(key)
+        return value if isinstance(value, list) and all(isinstance(one, bool) for one in value) else None
+
+    @property
+    def importer(self) -> str:
+        """What is made of the file where it is unpacked: changes with that."""
+        return f"{IMPORTER}{'p' * any(self.pattern(key) is not None for key in PATTERNS)}"
 
     @cached_property
     def names(self) -> frozenset[str]:

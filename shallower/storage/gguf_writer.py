@@ -6,7 +6,7 @@ Weights are never read into memory, decoded or rounded.
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,12 +54,34 @@ def stored_value(header: GgufHeader, key: str, value: Any) -> GgufValue:
 
 
 @dataclass(frozen=True)
+class Remade:
+    """Other bytes for a tensor, made when they are written: the type that they are of, and how."""
+
+    kind: str
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Renamed:
     """A tensor to be written: its new name, and where it lies; ``silent`` writes zero bytes instead of its own."""
 
     name: str
     tensor: GgufTensor
     silent: bool = False
+    remade: Remade | None = None
+
+    @property
+    def kind(self) -> str:
+        """Type that is written."""
+        return self.remade.kind if self.remade else self.tensor.kind
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are written."""
+        if self.remade is None:
+            return self.tensor.end - self.tensor.start
+        _, elements, size = BLOCKS[NUMBERS[self.remade.kind]]
+        return self.tensor.count // elements * size
 
 
 def write_gguf(header: GgufHeader, target: Path, tensors: Sequence[Renamed], changes: dict[str, GgufValue]) -> Path:
@@ -99,6 +121,7 @@ class _Run:
     place: int
     source: int | None
     count: int
+    make: Callable[[], bytes] | None = None
 
 
 def _head(
@@ -121,27 +144,27 @@ def _head(
     for one in tensors:
         raw, tensor = one.name.encode(), one.tensor
         parts.append(struct.pack("<Q", len(raw)) + raw + struct.pack("<I", len(tensor.shape)))
-        parts.append(struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[tensor.kind], offset))
+        parts.append(struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, NUMBERS[one.kind], offset))
         offsets.append(offset)
-        offset = _aligned(offset + tensor.end - tensor.start, alignment)
+        offset = _aligned(offset + one.bytes, alignment)
     head = b"".join([MAGIC, struct.pack("<IQQ", header.version, len(tensors), len(names)), *parts])
     head += bytes(_aligned(len(head), alignment) - len(head))
-    sizes = [one.tensor.end - one.tensor.start for one in tensors]
-    return head, [(len(head) + start, len(head) + start + size) for start, size in zip(offsets, sizes, strict=True)]
+    starts = [len(head) + offset for offset in offsets]
+    return head, [(start, start + one.bytes) for start, one in zip(starts, tensors, strict=True)]
 
 
 def _runs(tensors: Sequence[Renamed], places: list[tuple[int, int]]) -> Iterator[_Run]:
     """What is copied, neighbours that stay neighbours in one piece."""
     run: _Run | None = None
     for one, (start, end) in zip(tensors, places, strict=True):
-        source = None if one.silent else one.tensor.start
+        source = None if one.silent or one.remade else one.tensor.start
         copies = run is not None and run.source is not None and source is not None
         if copies and source - run.source == start - run.place and start >= run.place + run.count:
             run = replace(run, count=end - run.place)
             continue
         if run is not None:
             yield run
-        run = _Run(start, source, end - start)
+        run = _Run(start, source, end - start, one.remade.make if one.remade and not one.silent else None)
     if run is not None:
         yield run
 
@@ -150,6 +173,11 @@ def _write(source: BinaryIO, out: BinaryIO, run: _Run, done: Meter) -> None:
     out.flush()
     os.lseek(out.fileno(), run.place, os.SEEK_SET)  # a gap reads as zeros
     if run.source is None:
+        out.seek(run.place)
+        content = run.make() if run.make is not None else b""
+        if run.make is not None and len(content) != run.count:
+            raise UserError(f"{source.name}: a changed tensor has {len(content)} bytes instead of {run.count}")
+        out.write(content)
         out.seek(run.place + run.count)
         return
     left, at = run.count, run.source

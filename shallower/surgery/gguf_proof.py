@@ -6,8 +6,8 @@ which the removed layers write into the stream, and both are asked. Else in tran
 """
 
 import importlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from ..artifacts.gguf import GgufProof
 from ..errors import Refusal
 from ..runtime.progress import say
 from ..storage.gguf import GgufHeader
-from ..storage.gguf_writer import write_gguf
-from .gguf_rules import KNOWN, layer_count, silenced_tensors
+from ..storage.gguf_writer import Remade, Renamed, write_gguf
+from .gguf_rules import KNOWN, NONE, layer_count, silenced_tensors
 from .llama_cpp import PACKAGE, llama_cpp_version, log_probabilities
 
 LENGTHS = (5, 33)  # tokens of the prompts
@@ -26,25 +26,26 @@ BEYOND, LONGEST = 40, 1100  # of a sliding window, that a further prompt is long
 TOLERANCE = 1e-5  # of a log-probability
 
 
-def prove(header: GgufHeader, removed: Sequence[int], written: Path) -> GgufProof:
+def prove(header: GgufHeader, removed: Sequence[int], written: Path, remade: Mapping[str, Remade] = NONE) -> GgufProof:
     """Proof of a written file.
 
     Args:
         header: of the unpruned file.
+        remade: what a repair has made anew, by the names in the unpruned file.
     Raises:
         Refusal: they differ, or nothing is there to prove an architecture whose rules are not known.
     """
     version = llama_cpp_version()
     prompts = _prompts(header)
     if version is not None:
-        proof = _by_llama_cpp(header, removed, written, prompts, version)
+        proof = _by_llama_cpp(header, removed, written, remade, prompts, version)
     elif header.architecture not in KNOWN:
         raise Refusal(
             f"what llama.cpp decides by the numbers of layers in {header.architecture} is not known here: pip install "
             f"{PACKAGE} (extra [export]), with which every file is proven"
         )
     else:
-        proof = _by_transformers(header, removed, written, prompts)
+        proof = _by_transformers(header, removed, written, remade, prompts)
     if not proof.difference <= TOLERANCE:
         raise Refusal(
             f"{proof.by} gives other values for the pruned {header.architecture} than for the unpruned one without "
@@ -77,30 +78,51 @@ def _prompts(header: GgufHeader) -> list[list[int]]:
 
 
 def _by_llama_cpp(
-    header: GgufHeader, removed: Sequence[int], written: Path, prompts: list[list[int]], version: str
+    header: GgufHeader,
+    removed: Sequence[int],
+    written: Path,
+    remade: Mapping[str, Remade],
+    prompts: list[list[int]],
+    version: str,
 ) -> GgufProof:
-    neutral = written.with_suffix(".neutral.gguf")
     size = vocabulary_size(header)
     say(f"proving in llama.cpp ({PACKAGE} {version}): both files are loaded")
-    try:
-        write_gguf(header, neutral, silenced_tensors(header, removed), {})
+    with _beside(header, written, silenced_tensors(header, removed, remade)) as neutral:
         wanted = log_probabilities(neutral, prompts, size)
-    finally:
-        with suppress(FileNotFoundError):
-            neutral.unlink()
     found = log_probabilities(written, prompts, size)
-    return GgufProof(
-        by="llama.cpp", version=version, difference=_difference(found, wanted), prompts=[*map(len, prompts)]
-    )
+    difference = _difference(found, wanted)
+    return GgufProof(by="llama.cpp", version=version, difference=difference, prompts=[*map(len, prompts)])
 
 
-def _by_transformers(header: GgufHeader, removed: Sequence[int], written: Path, prompts: list[list[int]]) -> GgufProof:
+def _by_transformers(
+    header: GgufHeader,
+    removed: Sequence[int],
+    written: Path,
+    remade: Mapping[str, Remade],
+    prompts: list[list[int]],
+) -> GgufProof:
     unpacked = importlib.import_module(".gguf_unpacked", __package__)  # loads what the copy alone does not need
-    wanted = unpacked.log_probabilities(header.file, removed, prompts)
+    if remade:
+        every = [Renamed(tensor.name, tensor, remade=remade.get(tensor.name)) for tensor in header.tensors]
+        with _beside(header, written, every) as whole:
+            wanted = unpacked.log_probabilities(whole, removed, prompts)
+    else:
+        wanted = unpacked.log_probabilities(header.file, removed, prompts)
     found = unpacked.log_probabilities(written, (), prompts)
     version = metadata.version("transformers")
     difference = _difference(found, wanted)
     return GgufProof(by="transformers", version=version, difference=difference, prompts=[*map(len, prompts)])
+
+
+@contextmanager
+def _beside(header: GgufHeader, written: Path, tensors: Sequence[Renamed]) -> Iterator[Path]:
+    """The unpruned file with these tensors, beside the written one for a while."""
+    neutral = written.with_suffix(".neutral.gguf")
+    try:
+        yield write_gguf(header, neutral, tensors, {})
+    finally:
+        with suppress(FileNotFoundError):
+            neutral.unlink()
 
 
 def _difference(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -7,12 +7,12 @@ Read in the llama.cpp of llama-cpp-python 0.3.36 (src/models); an architecture t
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import Refusal, UserError
-from ..storage.gguf import ARRAY, STRING, GgufHeader
-from ..storage.gguf_writer import UINT32, GgufValue, Renamed, bools, stored_value
+from ..storage.gguf import ARRAY, PATTERNS, STRING, GgufHeader
+from ..storage.gguf_writer import UINT32, GgufValue, Remade, Renamed, bools, stored_value
 
 LAYER = re.compile(r"blk\.(\d{1,7})\.(.+)")
 # writers of the stream by their names in a layer: with zero bytes there the layer adds nothing
@@ -20,7 +20,8 @@ WRITERS = re.compile(
     r"(attn_output|attn_out|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out|shortconv\.out_proj)"
     r"\.(weight|bias)"
 )
-WINDOW, RECURRENT = "attention.sliding_window_pattern", "attention.recurrent_layers"
+NONE: Mapping[str, Remade] = {}
+WINDOW, RECURRENT = PATTERNS
 # architecture -> (period, whether the first of each period is the odd one out instead of the last)
 WINDOWS = {
     **{"gemma2": (2, False), "gemma3": (6, False), "gpt-oss": (2, False), "cohere2": (4, False), "olmo2": (4, False)},
@@ -67,21 +68,22 @@ def layer_count(header: GgufHeader) -> int:
     return count
 
 
-def kept_tensors(header: GgufHeader, kept: Sequence[int]) -> list[Renamed]:
-    """The tensors that stay, layers numbered anew."""
+def kept_tensors(header: GgufHeader, kept: Sequence[int], remade: Mapping[str, Remade] = NONE) -> list[Renamed]:
+    """The tensors that stay, layers numbered anew, some of them made anew by their names in the file."""
     numbers = {old: new for new, old in enumerate(kept)}
     found = []
     for tensor in header.tensors:
         match = LAYER.match(tensor.name)
         if match is None:
-            found.append(Renamed(tensor.name, tensor))
+            found.append(Renamed(tensor.name, tensor, remade=remade.get(tensor.name)))
         elif int(match[1]) in numbers:
-            found.append(Renamed(f"blk.{numbers[int(match[1])]}.{match[2]}", tensor))
+            name = f"blk.{numbers[int(match[1])]}.{match[2]}"
+            found.append(Renamed(name, tensor, remade=remade.get(tensor.name)))
     return found
 
 
-def silenced_tensors(header: GgufHeader, removed: Sequence[int]) -> list[Renamed]:
-    """All tensors, with zero bytes in those by which the removed layers write into the stream.
+def silenced_tensors(header: GgufHeader, removed: Sequence[int], remade: Mapping[str, Remade] = NONE) -> list[Renamed]:
+    """All tensors, some of them made anew, with zero bytes in those by which the removed layers write into the stream.
 
     Raises:
         Refusal: a layer has none that is known.
@@ -93,7 +95,7 @@ def silenced_tensors(header: GgufHeader, removed: Sequence[int]) -> list[Renamed
         match = LAYER.match(tensor.name)
         writes = match is not None and int(match[1]) in gone and bool(WRITERS.fullmatch(match[2]))
         silent |= {int(match[1])} if match is not None and writes else set()
-        found.append(Renamed(tensor.name, tensor, writes))
+        found.append(Renamed(tensor.name, tensor, writes, remade.get(tensor.name)))
     if missing := sorted(gone - silent):
         raise Refusal(f"layer {missing[0]} has no tensor that is known to write into the stream: it cannot be proven")
     return found

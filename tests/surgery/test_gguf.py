@@ -9,19 +9,24 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from commands import status
 from gguf_files import WIDE, WORDS, tiny_gguf
 
 from shallower import Refusal, UserError, drop_gguf, open_model, prune, prune_gguf
+from shallower.anatomy.patch import Edit
 from shallower.artifacts import load
 from shallower.settings.writing import Writing
+from shallower.stages.repair_gguf import RepairedGguf
 from shallower.storage.gguf import read_gguf
 from shallower.surgery import gguf_proof, gguf_rules
+from shallower.surgery.gguf_repair import remade_tensors
 from shallower.surgery.gguf_rules import metadata_without
 from shallower.surgery.llama_cpp import llama_cpp_version
 
 needs_llama_cpp = pytest.mark.skipif(llama_cpp_version() is None, reason="xllamacpp is not installed")
 UNPROVEN = Writing(verify=False)
+CHANGED = ("mlp.down_proj.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "input_layernorm.weight")
 OTHERS = ("llama", "qwen2", "qwen3", "phi3", "qwen3moe", "gemma2")
 
 
@@ -168,7 +173,6 @@ def test_the_command_line_and_a_plan(tmp_path, capsys) -> None:
         (("--drop", "9"), "the model has the layers 0 to 5"),
         (("--drop", "1.mlp"), "holds whole layers only"),
         (("--drop", "0-5"), "at least one must stay"),
-        (("--drop", "1", "--compensate", "sequential"), "without a repair"),
         (("--drop", "1", "--save-dtype", "bf16"), "keeps the types that it has"),
         (("--drop", "1", "--format", "custom"), "it speaks of folders"),
         (("--drop", "1", "--out", "a.gguf"), "it is the file that is read"),
@@ -206,3 +210,55 @@ def test_the_record_is_that_of_the_unpacked_model(tmp_path) -> None:
     ours, theirs = gguf_record(read_gguf(source)), open_model(source).record
     assert (ours.layers, ours.layer_parameters, ours.fingerprint) == (6, theirs.layer_parameters, theirs.fingerprint)
     assert ours.parameters == theirs.parameters == 6 * ours.layer_parameters[0] + 2 * WORDS * WIDE + WIDE
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("llama", "F32"), ("llama", "Q8_0"), ("llama", "F16"), ("gemma3", "F32")])
+def test_a_repair_goes_into_the_file(arch, kind, tmp_path) -> None:
+    """What transformers unpacks of it is the patched model, but for the rounding that is told.
+
+    Queries lie in another order there, and a norm's gain of Gemma is stored plus one.
+    """
+    source = tiny_gguf(tmp_path / "a.gguf", arch, kind=kind)
+    model, chosen = open_model(source, dtype="fp32"), drop_gguf(source, "1-2")
+    layer, draw = f"{model.outline.name}.3", torch.Generator().manual_seed(0)
+    weights = {name: model.module.get_parameter(f"{layer}.{name}") for name in CHANGED}
+    noise = {name: 0.1 * torch.randn(weight.shape, generator=draw) for name, weight in weights.items()}
+    patch = {
+        f"{layer}.{name}": Edit("set", weight.detach() + noise[name]) if "q_proj" in name else Edit("add", noise[name])
+        for name, weight in weights.items()
+    }
+    tensors = remade_tensors(read_gguf(source), model, patch)
+    assert len(tensors.remade) == len(CHANGED) and 0 <= tensors.rounding <= {"F32": 0, "F16": 1e-3, "Q8_0": 0.01}[kind]
+    made = prune_gguf(source, chosen, out=tmp_path / "b.gguf", repair=RepairedGguf(tensors, None))
+    assert made.proof.difference <= 1e-5 and made.rounding == tensors.rounding
+    asked = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        with model.patched(patch), model.without(chosen.removal):
+            wanted = model.module(asked).logits
+        with model.without(chosen.removal):
+            plain = model.module(asked).logits
+        found = open_model(tmp_path / "b.gguf", dtype="fp32").module(asked).logits
+    moved = float((wanted - plain).norm())
+    assert float((found - wanted).norm()) <= {"F32": 1e-5, "F16": 1e-2, "Q8_0": 0.1}[kind] * moved
+
+
+def test_changes_that_have_no_place_in_the_file_are_refused(tmp_path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", "llama")
+    model, value = open_model(source, dtype="fp32"), torch.zeros(WIDE)
+    bias = f"{model.outline.name}.3.mlp.down_proj.bias"
+    with pytest.raises(Refusal, match="is not in the unpacked file"):
+        remade_tensors(read_gguf(source), model, {bias: Edit("new", value)})
+    other = read_gguf(tiny_gguf(tmp_path / "b.gguf", "llama", seed=1))
+    with pytest.raises(Refusal, match=r"is in no tensor of b\.gguf in a form that is known"):
+        remade_tensors(other, model, {bias.replace("bias", "weight"): Edit("scale", torch.tensor(2.0))})
+
+
+def test_a_repair_by_the_command_line(tmp_path, capsys) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", "llama")
+    tokens = tmp_path / "tokens.npy"
+    np.save(tokens, np.random.default_rng(0).integers(3, WORDS, (24, 24)))
+    out = tmp_path / "b.gguf"
+    options = ["--drop", "1-2", "--compensate", "sequential", "--tokens", tokens, "--out", out, "--no-verify"]
+    assert status("prune", source, *options) == 0
+    made = load(tmp_path / "b.gguf.json", "pruned_gguf")
+    assert made.compensation.method == "sequential" and made.compensation.loss.after <= made.compensation.loss.before
