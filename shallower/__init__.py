@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .settings.calibration import Calibration
     from .settings.compute import Compute
     from .settings.evaluation import Answers, Protocol, Tasks
+    from .settings.export import ExportSettings
     from .settings.speed import Grid
     from .settings.training import Training
     from .settings.writing import Writing
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .stages.compare import compare
     from .stages.doctor import doctor
     from .stages.evaluate import evaluate
+    from .stages.export import export
     from .stages.heal import heal
     from .stages.inspect import inspect
     from .stages.plan import drop, plan
@@ -55,6 +57,7 @@ _PLACES = {
     "settings.calibration": "Calibration",
     "settings.compute": "Compute",
     "settings.evaluation": "Answers Protocol Tasks",
+    "settings.export": "ExportSettings",
     "stages.repair_options": "RepairOptions",
     "stages.selection_options": "SelectionOptions",
     "settings.speed": "Grid",
@@ -65,6 +68,7 @@ _PLACES = {
     "stages.compare": "compare",
     "stages.doctor": "doctor",
     "stages.evaluate": "evaluate",
+    "stages.export": "export",
     "stages.heal": "heal",
     "stages.inspect": "inspect",
     "stages.plan": "drop plan",

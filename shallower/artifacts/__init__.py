@@ -6,6 +6,7 @@ from .calibration import CalibrationRecord, SourceRecord
 from .comparison import ComparedFigure, ComparedModel, Comparison
 from .compensation import Compensation, HeldOutLoss, LayerDrift, RepairReport, StreamDrift
 from .evaluation import Evaluation, Perplexity, TaskResult
+from .exported import Exported, ExportProof
 from .generation import Agreement, AgreementItem, Draft
 from .gguf import GgufProof, PrunedGguf
 from .healing import Healing, HealingReport, LossChange, OwnAnswers, Recipe, ReloadedModel, TrainingData, TrainingRow
@@ -36,6 +37,8 @@ __all__ = [
     "Compensation",
     "Draft",
     "Evaluation",
+    "ExportProof",
+    "Exported",
     "FailedRow",
     "GgufProof",
     "Healing",

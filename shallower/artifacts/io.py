@@ -16,6 +16,7 @@ from ..storage.paths import parse_json
 from .comparison import Comparison
 from .compensation import Compensation
 from .evaluation import Evaluation
+from .exported import Exported
 from .gguf import PrunedGguf
 from .healing import Healing
 from .inspection import Inspection
@@ -39,10 +40,22 @@ RECORDS = {
     "comparison": Comparison,
     "inspection": Inspection,
     "pruned_gguf": PrunedGguf,
+    "exported": Exported,
 }
 OLDER = (1,)  # schemas that are read and written anew as today's
 Record = (
-    Scores | Plan | Pruned | PrunedGguf | Compensation | Healing | Evaluation | Speed | Sweep | Comparison | Inspection
+    Scores
+    | Plan
+    | Pruned
+    | PrunedGguf
+    | Exported
+    | Compensation
+    | Healing
+    | Evaluation
+    | Speed
+    | Sweep
+    | Comparison
+    | Inspection
 )
 
 

@@ -34,6 +34,7 @@ VERBS = (
     measurement_commands.compare,
     measurement_commands.report,
     measurement_commands.card,
+    measurement_commands.export,
     measurement_commands.doctor,
     measurement_commands.demo,
 )

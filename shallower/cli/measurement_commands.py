@@ -1,4 +1,4 @@
-"""Commands that measure and show: evaluate, sweep, bench, compare, report, card, demo."""
+"""Commands that measure, show and export: evaluate, sweep, bench, compare, report, card, export, doctor, demo."""
 
 import importlib
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
 from ..settings.evaluation import Answers, Protocol, Tasks
+from ..settings.export import ExportSettings
 from ..settings.fields import flag_of, options_of
 from ..settings.quantities import unit_names
 from ..settings.speed import Grid
@@ -208,6 +209,21 @@ def card(
     """Write the model card of a pruned model anew, with what was measured since."""
     with running():
         _print(f"written to {api.card(folder, evaluations or ())}")
+
+
+@command
+def export(
+    model: Annotated[str, typer.Argument(metavar="DIR", help="a model in a plain form", show_default=False)],
+    settings: ExportSettings,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="the .gguf file; it appears only when complete")
+    ],
+    json: Json = False,
+) -> None:
+    """Write a model as a .gguf file by llama.cpp's converter, add what that leaves out, and prove it in llama.cpp."""
+    with running():
+        result = api.export(model, out=out, settings=settings)
+        finish(result, json, "exported", out)
 
 
 @command

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import Analytic, Comparison, Evaluation, FailedRow, Healing, Speed, SpeedRow, Sweep
+from ..artifacts import Analytic, Comparison, Evaluation, Exported, FailedRow, Healing, Speed, SpeedRow, Sweep
 from ..artifacts.speed import Typical
 from ..evaluation.tasks import centred_mean, mean_of
 from ..results.comparison import title
@@ -92,6 +92,26 @@ def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
     written += [*draft_lines(evaluation.draft)] if evaluation.draft else []
     for line in written:
         console.print(line, soft_wrap=True)
+    saved_note(console, out)
+
+
+def exported_table(exported: Exported, out: Path | None = None) -> None:
+    console = plain_console()
+    what = f"{Path(exported.model.source).name}: {exported.bytes / 1e6:.0f} MB of {exported.type}"
+    console.print(f"{what}, converted in {exported.seconds:.1f} s", soft_wrap=True)
+    for change in exported.changes:
+        console.print("added to what the converter writes:", change, soft_wrap=True)
+    proof = exported.proof
+    if proof is None:
+        console.print("not verified", soft_wrap=True)
+    else:
+        prompts = ", ".join(map(str, proof.prompts))
+        console.print(
+            f"proven in {proof.by} against transformers behind prompts of {prompts} tokens: relative difference "
+            f"{proof.difference:.2g}, KL {proof.divergence:.2g} nats, "
+            f"{'the same' if proof.same_next else 'not always the same'} likeliest token",
+            soft_wrap=True,
+        )
     saved_note(console, out)
 
 

@@ -138,6 +138,14 @@ def _patterns(header: GgufHeader, kept: list[int]) -> dict[str, GgufValue]:
     return found
 
 
+def counted_patterns(header: GgufHeader) -> dict[str, list[bool]]:
+    """Pattern -> what llama.cpp counts for every layer, of those that the file does not write out."""
+    count = layer_count(header)
+    rules = {WINDOW: _windowed(header), RECURRENT: _recurrent(header)}
+    counted = {name: rule for name, rule in rules.items() if rule is not None and header.pattern(name) is None}
+    return {name: [rule(index) for index in range(count)] for name, rule in counted.items()}
+
+
 def _windowed(header: GgufHeader) -> Callable[[int], bool] | None:
     """Whether a layer has a sliding window, where llama.cpp counts."""
     arch = header.architecture

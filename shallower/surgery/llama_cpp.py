@@ -32,15 +32,19 @@ def llama_cpp_version() -> str | None:
         return None
 
 
-def log_probabilities(file: Path, prompts: list[list[int]], vocabulary: int) -> Float[np.ndarray, "prompt token"]:
+def log_probabilities(
+    file: Path, prompts: list[list[int]], vocabulary: int, *, exact: bool = False
+) -> Float[np.ndarray, "prompt token"]:
     """Log-probability of every token behind every prompt.
 
+    Args:
+        exact: with a cache in float32 and plain attention, to be held against another runtime.
     Raises:
         UserError: llama.cpp does not load the file, or ends.
     """
     with tempfile.TemporaryDirectory(prefix="shallower-llama-cpp-") as place:
         out = Path(place, "values.npy")
-        asked = json.dumps({"prompts": prompts, "vocabulary": vocabulary})
+        asked = json.dumps({"prompts": prompts, "vocabulary": vocabulary, "exact": exact})
         command = [sys.executable, "-m", __name__, str(file), str(out)]
         done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode or not out.is_file():
@@ -52,12 +56,12 @@ def log_probabilities(file: Path, prompts: list[list[int]], vocabulary: int) -> 
 
 def _main(file: str, out: str) -> None:
     asked = json.load(sys.stdin)
-    server = _server(file, max(map(len, asked["prompts"])))
+    server = _server(file, max(map(len, asked["prompts"])), exact=asked["exact"])
     rows = [_row(server.listening_address, prompt, asked["vocabulary"]) for prompt in asked["prompts"]]
     np.save(out, np.stack(rows))
 
 
-def _server(file: str, longest: int) -> Any:
+def _server(file: str, longest: int, *, exact: bool) -> Any:
     """llama.cpp's own server on a free port of this machine alone."""
     import xllamacpp
 
@@ -68,6 +72,9 @@ def _server(file: str, longest: int) -> Any:
     params.warmup = False
     params.fit_params = False
     params.n_gpu_layers = 0  # the same kernels for both files, whatever the machine
+    if exact:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)
 
 

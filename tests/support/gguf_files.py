@@ -125,7 +125,7 @@ def _own(arch: str, layers: int) -> dict[str, Any]:
     """Metadata that an architecture needs."""
     found: dict[str, Any] = {}
     if arch in ("gemma2", "gemma3"):
-        found["attention.sliding_window"] = 8
+        found |= {"attention.sliding_window": 8, "rope.freq_base": 10000.0}
     if arch == "phi3":
         found |= {"attention.head_count_kv": GROUPS, "rope.scaling.original_context_length": 256}
     if arch == "qwen3moe":

@@ -1,0 +1,77 @@
+"""Conversion of a checkpoint to GGUF by llama.cpp's own converter, in a process of its own, and what it leaves out.
+
+The converter writes no pattern of windows where llama.cpp would count layers, so a pruned model would be wrong without
+a word: the pattern is taken from the model's config and added.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from ..errors import UserError, argument
+from ..storage.gguf import GgufHeader
+from ..storage.gguf_writer import GgufValue, Renamed, bools, write_gguf
+from .gguf_rules import RECURRENT, WINDOW, counted_patterns
+
+SCRIPT = "convert_hf_to_gguf.py"
+VARIABLE = "LLAMA_CPP_ROOT"
+HOW = "pip download --no-deps --no-binary :all: llama-cpp-python, unpacked: vendor/llama.cpp"
+FULL = "full_attention"
+PATIENCE = 6 * 3600.0
+
+
+def converter(root: Path | None) -> Path:
+    """The converter's script.
+
+    Args:
+        root: folder of llama.cpp's sources; None: as the environment says.
+    Raises:
+        UserError: none is named, or there is no converter.
+    """
+    named = root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
+    if named is None:
+        raise UserError(
+            f"llama.cpp's converter is needed: give its sources by {argument('llama_cpp', 'ROOT')} or ${VARIABLE} "
+            f"({HOW})"
+        )
+    script = named / SCRIPT
+    if not script.is_file():
+        raise UserError(f"there is no {SCRIPT}: give the folder of llama.cpp's sources ({HOW})", llama_cpp=named)
+    return script
+
+
+def convert(script: Path, folder: Path, target: Path, kind: str) -> Path:
+    """The file that the converter makes of a checkpoint.
+
+    Raises:
+        UserError: it fails; says its last line.
+    """
+    command = [sys.executable, str(script), str(folder), "--outfile", str(target), "--outtype", kind]
+    environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, cwd=script.parent)
+    if done.returncode or not target.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
+        raise UserError(f"llama.cpp's converter does not take {folder} ({why})")
+    return target
+
+
+def missing_patterns(header: GgufHeader, config: PreTrainedConfig) -> dict[str, GgufValue]:
+    """Patterns of windows and of recurrent layers that the converter has left to counting, where counting is wrong."""
+    kinds = getattr(config.get_text_config(), "layer_types", None)
+    found = {}
+    for name, counted in counted_patterns(header).items():
+        if kinds is None or len(kinds) != len(counted):
+            continue
+        flags = [kind != FULL for kind in kinds]
+        if flags != counted and name in (WINDOW, RECURRENT):
+            found[f"{header.architecture}.{name}"] = bools(flags)
+    return found
+
+
+def with_changes(header: GgufHeader, changes: dict[str, GgufValue], target: Path) -> Path:
+    """The same file with further metadata."""
+    return write_gguf(header, target, [Renamed(tensor.name, tensor) for tensor in header.tensors], changes)
