@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-from transformers import PreTrainedConfig
+from typing import Any
 
 from ..errors import UserError, argument
 from ..storage.gguf import GgufHeader
@@ -18,7 +17,7 @@ from .gguf_rules import RECURRENT, WINDOW, counted_patterns
 
 SCRIPT = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP_ROOT"
-HOW = "pip download --no-deps --no-binary :all: llama-cpp-python, unpacked: vendor/llama.cpp"
+HOW = "vendor/llama.cpp of the sdist of llama-cpp-python, see docs/gguf.md"
 FULL = "full_attention"
 PATIENCE = 6 * 3600.0
 
@@ -59,7 +58,7 @@ def convert(script: Path, folder: Path, target: Path, kind: str) -> Path:
     return target
 
 
-def missing_patterns(header: GgufHeader, config: PreTrainedConfig) -> dict[str, GgufValue]:
+def missing_patterns(header: GgufHeader, config: Any) -> dict[str, GgufValue]:
     """Patterns of windows and of recurrent layers that the converter has left to counting, where counting is wrong."""
     kinds = getattr(config.get_text_config(), "layer_types", None)
     found = {}
