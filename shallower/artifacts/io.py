@@ -127,7 +127,9 @@ def read(content: Any, kind: str, where: str) -> Any:
     """A record of the wanted kind from parsed JSON; errors as in ``load``."""
     given = content.get("kind") if isinstance(content, dict) else None
     if given != kind:
-        raise UserError(f"{where} is a {given or 'file without a kind'}; expected a {kind} file")
+        raise UserError(
+            f"{where} is of {f'the kind {given}' if given else 'no kind'}; a file of the kind {kind} is expected"
+        )
     if content.get("schema") not in (*OLDER, SCHEMA):
         known = " and ".join(map(str, (*OLDER, SCHEMA)))
         raise UserError(

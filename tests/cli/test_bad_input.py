@@ -296,7 +296,7 @@ prune --drop {a|-1|""|5-3|1,5-3} -> such as 3,4,5 or 8-10
 prune {--verify|--drop 3 --remove 1|--drop 3 --plan plan.json} -> one of --plan, --drop, --remove
 prune --drop 3 {--max-shard-size big|--save-dtype fp8|--nix} -> {'big' is not a size|unknown dtype|No such option: --nix}
 prune --drop 3 --max-shard-size infGB -> not a size
-prune --plan {other|scores|none|no|nix}.json -> {made for another model|is a scores; expected a plan|without a kind|not JSON|no plan file}
+prune --plan {other|scores|none|no|nix}.json -> {made for another model|is of the kind scores; a file of the kind plan is expected|is of no kind|not JSON|no plan file}
 prune --plan {twice|outside|lost}.json -> each layer 0 to 7 exactly once
 prune --plan {text|newer|all}.json -> {removed: input should be a valid list|has schema 3; this version|one must stay}
 prune --plan nothing.json -> nothing.json

@@ -659,7 +659,10 @@ def bad(run, tmp_path, monkeypatch):
         (("a",), "nothing to compare: give at least two"),
         (("a/e.json",), "nothing to compare"),
         (("a", "empty"), "empty holds no evaluation and no model"),
-        (("a", "inspection.json"), "inspection.json is a inspection; expected a evaluation file"),
+        (
+            ("a", "inspection.json"),
+            "inspection.json is of the kind inspection; a file of the kind evaluation is expected",
+        ),
         (("a", "no.json"), "no.json is not JSON"),
         (("a", "missing.json"), "no evaluation file at missing.json"),
         (("a", "note.txt"), "neither a folder nor a .json or .gguf file"),
