@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-repaired bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width docs clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ bench-speed: setup
 
 bench-quality: setup
 	$(PYTHON) benchmarks/quality.py $(ARGS)
+
+bench-repaired: setup
+	$(PYTHON) benchmarks/repaired.py $(ARGS)
 
 bench-evaluation: setup
 	$(PYTHON) benchmarks/evaluation.py $(ARGS)

@@ -477,4 +477,5 @@ def test_prune_with_a_compensation_in_one_step(saved, tmp_path) -> None:
         is None
     )
     told = json.loads((tmp_path / "out" / "shallower.json").read_text())["compensation"]
-    assert (told["method"], told["settings"], told["calibration"]["samples"]) == ("linear", {"strength": 0.5}, 6)
+    settings = {"strength": 0.5, "loss": "squares", "seed": 0}
+    assert (told["method"], told["settings"], told["calibration"]["samples"]) == ("linear", settings, 6)
