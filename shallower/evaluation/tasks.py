@@ -2,7 +2,8 @@
 
 Data come from the Hub as lm-eval says, or from local .jsonl files, one per task, with the fields of the Hub's data
 sets. Which metric counts follows Shortened LLaMA (arXiv 2402.02834): acc_norm for HellaSwag, ARC-challenge and
-OpenBookQA, acc for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm where a task has one, else its first.
+OpenBookQA, acc for BoolQ, PIQA, WinoGrande and ARC-easy; elsewhere acc_norm, acc or exact_match where a task has one,
+else its first.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from ..storage.journal import NO_JOURNAL, Journal
 from .health import first_broken
 from .task_data import check_names, check_task_data, harness_of, loaded_tasks, task_manager
 
+PREFERRED = ("acc_norm", "acc", "exact_match")  # of the metrics of other tasks, the first that there is
 METRICS = dict.fromkeys(("boolq", "piqa", "winogrande", "arc_easy"), "acc")
 WRITTEN = ("acc", "exact_match")  # shares of answers that guessing does not give, where no choices are named
 TASK_LOGIT_BYTES = 1 << 28  # of one batch's logits in float32, at most; lm-eval holds a copy or two
@@ -211,7 +213,7 @@ def _result(name: str, results: dict[str, Any]) -> TaskResult:
     named = [(*key.partition(",")[::2], value) for key, value in row.items() if "," in key]
     figures = {key: value for key, way, value in named if way == read and not isinstance(value, str)}
     metrics = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
-    metric = METRICS.get(name, "acc_norm" if "acc_norm" in metrics else next(iter(metrics)))
+    metric = METRICS.get(name) or next((one for one in PREFERRED if one in metrics), next(iter(metrics)))
     items = [item[metric] for item in sorted(samples, key=lambda item: item["doc_id"]) if metric in item]
     digest = hashlib.sha256("".join(item["doc_hash"] + item["prompt_hash"] for item in samples).encode()).hexdigest()
     return TaskResult(

@@ -1,4 +1,4 @@
-"""Every kind of piece of the benchmarks of widths, units and repaired models, in their quick trial on the demo's model."""
+"""Every kind of piece of the benchmarks of widths, units and repaired models, in a quick trial on the demo's model."""
 
 import json
 import os

@@ -156,6 +156,13 @@ def test_examples_come_from_a_file_of_their_own(data, tmp_path, monkeypatch) -> 
         assert found.hash != bare.hash
 
 
+def test_the_last_word_counts_by_its_share(saved, data) -> None:
+    """Not by the perplexity that lm-eval names first."""
+    lines(data / "lambada_openai.jsonl", [{"text": f"The {n} boats left the harbour at noon"} for n in range(3)])
+    found = evaluate(saved("llama"), tasks=Tasks("lambada_openai", data)).tasks["lambada_openai"]
+    assert (found.metric, found.chance, found.centred) == ("acc", 0.0, found.value) and "perplexity" in found.metrics
+
+
 @pytest.mark.slow
 def test_tasks_without_layers_and_limited(saved, data, tmp_path) -> None:
     model = open_model(saved("llama"))
