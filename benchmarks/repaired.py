@@ -222,7 +222,7 @@ class Bench:
             found[name] = {field: getattr(told, field) for field in ("value", "stderr", "chance", "count", "items")}
         how = Answers(against=self.model, max_prompts=own["prompts"], answer_tokens=own["answer_tokens"])
         seen = evaluate(model, removed=[*map(str, removal.units)], answers=how).agreement
-        return {"tasks": found, "agreement": plain(seen)}
+        return {"tasks": found, "agreement": plain(seen) | {"against": self.source.name}}  # no path of here
 
 
 if __name__ == "__main__":
