@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from .generation import configured, end_tokens
+from .generation import configured, end_tokens, plain_options
 from .model import Model
 
 
@@ -32,8 +32,7 @@ class AssistedGeneration:
     """
 
     def __init__(self, target: Model, draft: nn.Module, *, longest: int, draft_tokens: int):
-        ends = end_tokens(target.module, target.tokenizer)
-        how = {"pad_token_id": ends[0] if ends else 0, "eos_token_id": ends or None, "use_cache": True}
+        how = plain_options(end_tokens(target.module, target.tokenizer))
         self.target = target
         self.draft = draft
         self._how = GenerationConfig(max_new_tokens=longest, **how)

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import UserError
+from ..runtime.memory import by_device, total_memory
+from ..runtime.progress import say
 from .decoding import cache_growth
 from .loading import Checkpoint
 from .stack import dry_tokens
 
 ALIKE = {torch.float32: 1e-3}  # mean difference of logits in their spread, up to which padding changes nothing
 ROUNDED = 0.1  # the same for shorter types; a prompt whose padding is seen is off by about 1
+CACHE_SHARE = 8  # the cache of a batch takes at most one part in so many of the memory
 PROBE = (3, 9)  # tokens of the prompts by which that is tried
 
 
@@ -49,8 +52,7 @@ class Generation:
         self.longest = longest
         self.positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-        pad = self.ends[0] if self.ends else 0
-        self._how = {"pad_token_id": pad, "eos_token_id": self.ends or None, "use_cache": True, **drawn}
+        self._how = plain_options(self.ends) | drawn
 
     @torch.no_grad()
     def answers(
@@ -96,10 +98,27 @@ class Generation:
         return all(float((one - other).abs().mean() / one.std()) <= limit for one, other in pairs[: 1 + same])
 
 
-def rows_at_once(checkpoint: Checkpoint, dtype: torch.dtype | None, positions: int, room: int, most: int) -> int:
-    """Prompts of a batch, of so many positions with their answers, whose cache has room; at least one."""
-    growth = cache_growth(checkpoint, dtype)
+def rows_at_once(
+    generation: Generation, checkpoint: Checkpoint, positions: int, device: str, at_once: dict[str, int]
+) -> int:
+    """Prompts of a batch, of so many positions with their answers: as many as their cache has room for, at least one,
+    and one alone where the model does not take padding.
+
+    Args:
+        at_once: type of device -> prompts at most.
+    """
+    if not generation.takes_padding():
+        say("this model does not take padding in front of a prompt: it is asked one prompt at a time")
+        return 1
+    growth = cache_growth(checkpoint, generation.module.dtype)
+    most = by_device(at_once, torch.device(device).type)
+    room = total_memory(device) // CACHE_SHARE
     return most if not growth else max(1, min(most, room // (growth * positions)))
+
+
+def plain_options(ends: list[int]) -> dict[str, Any]:
+    """Options of ``generate`` without what a model's files say, but for its end tokens."""
+    return {"pad_token_id": ends[0] if ends else 0, "eos_token_id": ends or None, "use_cache": True}
 
 
 def end_tokens(module: nn.Module, tokenizer: Any) -> list[int]:

@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..errors import UserError
 from ..runtime.progress import say, track
 from ..storage.files import check_space, new_folder
-from ..storage.gguf import PATTERNS, GgufHeader, GgufTensor, LongArray, copy_without
+from ..storage.gguf import PATTERNS, GgufHeader, GgufTensor, LongArray
+from ..storage.gguf_writer import UINT32, GgufValue, Renamed, write_gguf
 from ..storage.paths import cache_folder
 from .loading import check_whole, from_config, one_line, quiet, unfilled
 
@@ -119,12 +120,22 @@ def _check_sizes(header: GgufHeader) -> None:
 def _config(header: GgufHeader) -> PreTrainedConfig:
     """transformers' reading of the metadata, with the vocabulary left out."""
     with tempfile.TemporaryDirectory(prefix="shallower-gguf-") as place:
-        short = copy_without(header, _words(header), _counts(header), Path(place, "header.gguf"), data=False)
+        short = _without_words(header, Path(place, "header.gguf"), data=False)
         try:
             with quiet():
                 return AutoConfig.from_pretrained(place, gguf_file=short.name)
         except Exception as error:  # gguf and transformers raise many kinds
             raise UserError(f"{header.file} cannot be read as a GGUF model ({one_line(error)})") from error
+
+
+def _without_words(header: GgufHeader, target: Path, *, data: bool) -> Path:
+    """The same file without its vocabulary, whose size is told instead; without ``data`` its weights are a hole.
+
+    Reading every word takes libraries most of a minute; for what else they tell it is not needed.
+    """
+    tensors = [Renamed(tensor.name, tensor, silent=not data) for tensor in header.tensors]
+    counts = {key: GgufValue(UINT32, value) for key, value in _counts(header).items()}
+    return write_gguf(header, target, tensors, counts, _words(header))
 
 
 def _words(header: GgufHeader) -> list[str]:
@@ -268,7 +279,7 @@ def _load(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Module
     file = header.file
     try:
         with tempfile.TemporaryDirectory(prefix="shallower-gguf-", dir=_roomy(header)) as place, _metered():
-            short = copy_without(header, _words(header), _counts(header), Path(place, file.name), data=True)
+            short = _without_words(header, Path(place, file.name), data=True)
             model, info = AutoModelForCausalLM.from_pretrained(
                 place, gguf_file=short.name, dtype=torch.float32, config=config, output_loading_info=True
             )

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, argument
+from ..storage.gguf import fingerprint_of
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry
 from .agreement import bounded
@@ -106,16 +107,20 @@ class Checkpoint:
         """The id on the Hub that was given; None for a folder or a file."""
         return hub_of(self.source)
 
+    @property
+    def positions(self) -> int | None:
+        """Positions that the model was made for; None where its config does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides what is loaded.
 
         The config, every byte of every weight file, and code that comes with the model.
         """
-        digest = hashlib.sha256()
         if self.origin:
-            digest.update(f"gguf {self.origin}".encode())
-            return digest.hexdigest()[:16]
+            return fingerprint_of(self.origin)
+        digest = hashlib.sha256()
         raw = {key: value for key, value in self.raw.items() if key not in VOLATILE}
         digest.update(json.dumps(raw, sort_keys=True).encode())
         files = {entry.file for entry in self.tensors.values()}

@@ -305,7 +305,7 @@ class Model:
         try:
             yield
         except IndexError as error:
-            known = getattr(self.checkpoint.config.get_text_config(), "max_position_embeddings", None)
+            known = self.checkpoint.positions
             limit = f"its config says at most {known}" if known else "its position table is smaller"
             raise UserError(f"the model cannot embed so many positions ({limit}); lower it", length=length) from error
 

@@ -11,8 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError, argument
-from ..storage.gguf import GgufHeader, read_gguf
-from ..storage.hashes import file_hashes
+from ..storage.gguf import SUFFIX, GgufHeader, origin_of, read_gguf
 from ..storage.index import TensorEntry, read_index
 from ..storage.paths import parse_json, place
 from .agreement import check_buildable, check_depth, check_files
@@ -37,7 +36,7 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whol
             weights, or remote code needed.
     """
     path = place(source)
-    if path.suffix == ".gguf" and not path.is_dir():
+    if path.suffix == SUFFIX and not path.is_dir():
         return _from_gguf(str(source), path, whole=whole)
     tensors: dict[str, TensorEntry] | None = None
     hashes: dict[Path, str] = {}
@@ -72,7 +71,7 @@ def _from_gguf(source: str, file: Path, *, whole: bool) -> Checkpoint:
     if not file.is_file():
         raise UserError(f"no file {file}; give an existing .gguf file, a folder or a Hub id")
     header = read_gguf(file)
-    origin = f"{file_hashes([file])[file]} {header.importer}"
+    origin = origin_of(header)
     marks = {"origin": origin, "packed": (header.bytes, header.storage)}
     if whole:
         folder = plain_from_gguf(header, origin)

@@ -12,8 +12,7 @@ import shallower as api
 from .. import methods
 from ..data.readers import check_readable, check_trainable, split_own
 from ..errors import UserError
-from ..planning.exchange import OUT as FORMS
-from ..planning.exchange import exchanged_text, plan_place
+from ..planning.exchange import plan_place, write_plan
 from ..settings.amount import Amount
 from ..settings.answering import Answering
 from ..settings.calibration import Calibration, listed_paths
@@ -23,7 +22,7 @@ from ..settings.training import Training
 from ..settings.writing import Writing
 from ..stages.repair_options import FITTED, RepairOptions
 from ..stages.selection_options import Scoring, SelectionOptions
-from ..storage.files import write_atomic
+from ..storage.gguf import SUFFIX
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import kind_of, place
 from .method_settings import criteria_of, one_criterion, settings_by_criterion, split_settings
@@ -154,13 +153,7 @@ def plan(
     """Decide which layers go; --out FILE.yaml is mergekit's recipe, FILE.txt llama.cpp's list of layers."""
     criterion = one_criterion(scoring.criteria)
     if source.endswith(".json") and kind_of(place(source)) == "plan":
-        others = {name for name in given if name.startswith("--")} - {"--out", "--json"}
-        given.refuse(sorted(others), f"{source} is a plan that is made already")
-        made = api.artifacts.load(place(source), "plan")
-        if (target := plan_place(out, [source])) is not None:
-            form = target.suffix in FORMS
-            write_atomic(target, exchanged_text(made, target.suffix) if form else api.artifacts.dumps(made))
-        finish(made, json, "plan", out)
+        _rewrite_plan(source, given, out, json)
         return
     amount = amount or Amount()  # says what may be given
     from_scores = source.endswith(".json")
@@ -180,26 +173,22 @@ def plan(
     check_readable(calibration.texts)
     check_readable(listed_paths(texts), "texts")
     with running():
-        options = (
-            {}
-            if from_scores
-            else {
-                "criterion": criterion,
-                "settings": criterion_settings,
-                "units": scoring.units,
-                "calibration": calibration,
-                "compute": compute,
-            }
-        )
-        result = api.plan(
-            scores or source,
-            amount=amount,
-            choosing=with_settings(choosing, selection_settings),
-            texts=texts or (),
-            out=out,
-            **options,
-        )
+        options: dict[str, Any] = {"amount": amount, "texts": texts or (), "out": out}
+        if not from_scores:
+            options |= {"criterion": criterion, "settings": criterion_settings, "units": scoring.units}
+            options |= {"calibration": calibration, "compute": compute}
+        result = api.plan(scores or source, choosing=with_settings(choosing, selection_settings), **options)
         finish(result, json, "plan", out)
+
+
+def _rewrite_plan(source: str, given: GivenOptions, out: Path | None, json: bool) -> None:
+    """Write a plan that is made already in another form."""
+    others = {name for name in given if name.startswith("--")} - {"--out", "--json"}
+    given.refuse(sorted(others), f"{source} is a plan that is made already")
+    made = api.artifacts.load(place(source), "plan")
+    if (target := plan_place(out, [source])) is not None:
+        write_plan(made, target)
+    finish(made, json, "plan", out)
 
 
 @command
@@ -235,12 +224,10 @@ def prune(
         key_values(own.settings), criterion if amount else None, choosing.selection if amount else None, repair
     )
     fit_calibration = replace(calibration, samples=own.compensate_samples or FITTED, at_most=True)
-    compensating = (
-        replace(repair, settings=repair_settings, calibration=fit_calibration) if repair is not None else None
-    )
+    compensating = repair and replace(repair, settings=repair_settings, calibration=fit_calibration)
     check_readable(calibration.texts)
     check_readable(texts, "texts")
-    to_gguf = out.suffix == ".gguf"
+    to_gguf = out.suffix == SUFFIX
     if to_gguf:
         importlib.import_module("shallower.stages.prune_gguf").check_gguf_options(model, out, writing)
     else:
@@ -259,11 +246,9 @@ def prune(
             if layers:
                 choice = api.drop(dense, layers)
             elif amount is not None:
-                options = {"criterion": criterion, "settings": criterion_settings, "units": scoring.units}
-                options["calibration"] = calibration
-                choice = api.plan(
-                    dense, amount=amount, choosing=with_settings(choosing, selection_settings), texts=texts, **options
-                )
+                how = {"criterion": criterion, "settings": criterion_settings, "calibration": calibration}
+                how |= {"units": scoring.units, "choosing": with_settings(choosing, selection_settings)}
+                choice = api.plan(dense, amount=amount, texts=texts, **how)
             result = api.prune(dense, choice, out=out, compensating=compensating, writing=writing)
         finish(result, json, result.kind, out)
 

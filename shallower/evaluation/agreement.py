@@ -19,7 +19,6 @@ from ..anatomy.model import Model
 from ..artifacts import NOTHING, Agreement, AgreementItem, Removal
 from ..data.prompts import Prompts
 from ..errors import UserError
-from ..runtime.memory import by_device, total_memory
 from ..runtime.progress import Meter, meter
 from ..storage.journal import NO_JOURNAL, Journal
 from .health import first_broken
@@ -27,7 +26,6 @@ from .health import first_broken
 FIRST = 32  # tokens at the beginning of an answer that are held against each other
 REPEATS, LEAST = 3, 12  # an answer ends in repetition if a passage comes so often at its end, and so many tokens long
 AT_ONCE = {"cpu": 16, "cuda": 64}  # prompts of a batch, at most
-CACHE_SHARE = 8  # the cache of a batch takes at most one part in so many of the memory
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,8 @@ def _answers(
     order = sorted(range(len(asked)), key=lambda place: len(asked[place]))
     with side.alone():
         generation = Generation(model.module, model.tokenizer, longest=longest)
-        rows = _rows(model, generation, max(map(len, asked)) + longest)
+        positions = max(map(len, asked)) + longest
+        rows = rows_at_once(generation, model.checkpoint, positions, model.device, AT_ONCE)
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), rows):
             batch = order[start : start + rows]
@@ -114,14 +113,6 @@ def _answers(
             answers |= dict(zip(batch, found, strict=True))
             done.add(len(batch))
     return [answers[place] for place in range(len(asked))]
-
-
-def _rows(model: Model, generation: Generation, positions: int) -> int:
-    if not generation.takes_padding():
-        return 1
-    kind = torch.device(model.device).type
-    room = total_memory(model.device) // CACHE_SHARE
-    return rows_at_once(model.checkpoint, generation.module.dtype, positions, room, by_device(AT_ONCE, kind))
 
 
 def _compared(small: Side, dense: Side, asked: list[int], taught: list[int]) -> dict[str, float]:

@@ -35,9 +35,7 @@ def settled_protocol(protocol: Protocol, model: Model) -> Protocol:
     """The same with its length settled: as given, else the name's, within the positions that the model knows."""
     if protocol.length is not None:
         return protocol
-    known = (
-        getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or PROTOCOLS[protocol.name]
-    )
+    known = model.checkpoint.positions or PROTOCOLS[protocol.name]
     return replace(protocol, length=min(PROTOCOLS[protocol.name], known))
 
 

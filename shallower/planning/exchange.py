@@ -12,9 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Plan
+from ..artifacts import Plan, save
 from ..errors import UserError, argument
 from ..settings.quantities import unit_names
+from ..storage.files import write_atomic
 from ..storage.ownership import artifact_place
 from ..storage.paths import place
 
@@ -113,13 +114,16 @@ def _check_exchanged(target: Path) -> None:
             raise UserError("it holds something else, which is not replaced: give another name", out=target)
 
 
-def exchanged_text(plan: Plan, suffix: str) -> str:
-    """A plan in the form of another tool, told by a suffix of ``OUT``.
+def write_plan(plan: Plan, target: Path) -> None:
+    """Write a plan in the form that the suffix of its place names.
 
     Raises:
         UserError: parts of layers go, which that tool does not remove.
     """
-    return recipe_text(plan) if suffix in (".yaml", ".yml") else list_text(plan)
+    if target.suffix in OUT:
+        write_atomic(target, recipe_text(plan) if target.suffix != ".txt" else list_text(plan))
+    else:
+        save(plan, target)
 
 
 def recipe_text(plan: Plan) -> str:

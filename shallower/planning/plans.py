@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..artifacts import CalibrationRecord, ModelRecord, Plan, Units
 from ..artifacts.removal import listed
+from ..errors import UserError
 
 
 def plan_of(
@@ -55,3 +56,12 @@ def _bytes(record: ModelRecord, units: Units, order: Sequence[int]) -> int:
         if index not in gone:
             total += record.layer_bytes[index] * one.parameters / record.layer_parameters[index]
     return round(total)
+
+
+def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
+    """Raise a UserError unless both records are of the same weights."""
+    if one.fingerprint != other.fingerprint or one.layers != other.layers:
+        raise UserError(
+            f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
+            f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
+        )

@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from ..anatomy.model import Model
-from ..artifacts import ModelRecord, Plan, Unit, Units, save
+from ..artifacts import Plan, Unit, Units, save
 from ..artifacts.units import LAYER, LAYER_WIDTH, SUBLAYER
 from ..errors import UserError, argument
-from ..planning.exchange import OUT, exchanged_text
+from ..planning.exchange import write_plan
 from ..runtime import distributed
 from ..settings.compute import Compute
 from ..settings.fields import check_spent, settings_from
-from ..storage.files import write_atomic
 
 ModelSource = str | Path | Model
 
@@ -68,15 +67,6 @@ def resolve_settings(plain: dict[str, Any], verb: str, **wanted: tuple[type, Any
     return settings
 
 
-def check_same_model(one: ModelRecord, other: ModelRecord, what: str) -> None:
-    """Raise a UserError unless both records are of the same weights."""
-    if one.fingerprint != other.fingerprint or one.layers != other.layers:
-        raise UserError(
-            f"{what} was made for another model ({one.source}, {one.layers} layers, fingerprint {one.fingerprint}) "
-            f"than {other.source} ({other.layers} layers, fingerprint {other.fingerprint}): make one for this model"
-        )
-
-
 def check_plan_units(plan: Plan, model: Model) -> None:
     """Raise a UserError where a plan's units are none of the model's, or of other sizes than it says."""
     if not plan.units:
@@ -105,11 +95,8 @@ def save_artifact(record, out: str | Path | None):
 
 def save_plan(plan: Plan, out: Path | None) -> Plan:
     """Plan, handed through; the first process saves it in the form that the suffix of ``out`` names."""
-    if out is None or out.suffix not in OUT:
-        return save_artifact(plan, out)
-    text = exchanged_text(plan, out.suffix)
-    if distributed.rank() == 0:
-        write_atomic(out, text)
+    if out is not None and distributed.rank() == 0:
+        write_plan(plan, out)
     return plan
 
 

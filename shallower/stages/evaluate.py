@@ -1,12 +1,12 @@
 """Evaluation: perplexity by a stated protocol, tasks, and answers held against another model's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..anatomy.model import Model
-from ..artifacts import Evaluation, Perplexity, Removal
+from ..artifacts import Evaluation, Perplexity, Removal, Units
 from ..data.readers import check_readable
 from ..errors import UserError
 from ..evaluation.perplexity import Segments, evaluation_segments, perplexity
@@ -62,9 +62,7 @@ def evaluate(
     model = open_model(model, compute)
     writing = WrittenAnswers(model, answers, compute)
     units, numbers = units_named(model, names, "removed")
-    removal = units.removal(numbers)
-    if not removal.stays(model.record.layers):
-        raise UserError("at least one layer must stay", removed=removal.words)
+    removal = _checked_removal(model, units, numbers)
     asked = listed_paths(texts) or tokens or not (tasks or writing)
     segments_by_name = evaluation_segments(model, texts, tokens, protocol) if asked else {}
     with journaled(out), timed(model) as peak:
@@ -84,6 +82,14 @@ def evaluate(
         dtype=dtype_name(model),
     )
     return save_artifact(result, out)
+
+
+def _checked_removal(model: Model, units: Units, numbers: Sequence[int]) -> Removal:
+    """What is left out, without which something must stay."""
+    removal = units.removal(numbers)
+    if not removal.stays(model.record.layers):
+        raise UserError("at least one layer must stay", removed=removal.words)
+    return removal
 
 
 def _perplexities(

@@ -14,18 +14,15 @@ from ..artifacts.exported import Exported, ExportProof
 from ..errors import Refusal, UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.export import ExportSettings
-from ..storage.gguf import GgufHeader, read_gguf
-from ..storage.ownership import check_file
+from ..storage.gguf import SUFFIX, read_gguf
+from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
 from ..surgery.convert import convert, converter, missing_patterns, with_changes
-from ..surgery.gguf_proof import vocabulary_size
+from ..surgery.gguf_proof import probe_prompts, vocabulary_size
 from ..surgery.gguf_rules import layer_count
 from ..surgery.llama_cpp import PACKAGE, llama_cpp_version, log_probabilities
 from .common import resolve_settings
-from .prune_gguf import SUFFIX, record_place
 
-LENGTHS = (5, 33)  # tokens of the prompts
-BEYOND, LONGEST = 40, 1100  # of a sliding window, that a further prompt is longer than it; and at most
 EXACT, CLOSE = 1e-4, 0.05  # of an f32 file: relative difference; of other types: KL divergence in nats
 
 
@@ -93,11 +90,7 @@ def _check_target(out: Path, settings: ExportSettings) -> None:
     """Raise a UserError unless a file may be written at ``out``."""
     if out.suffix != SUFFIX:
         raise UserError(f"the name of a {SUFFIX} file is needed", out=out)
-    if out.is_dir() or out.is_symlink():
-        raise UserError("it is no plain file; give the name of a new one", out=out)
-    check_file(record_place(out), "exported")
-    if out.exists() and not (settings.overwrite and record_place(out).is_file()):
-        raise UserError(f"it is there already: give another name, or pass {argument('overwrite', True)}", out=out)
+    check_recorded(out, "exported", overwrite=settings.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -122,7 +115,7 @@ def _proof(model: Model, file: Path, kind: str) -> ExportProof:
         Refusal: it gives other values than the model.
     """
     header = read_gguf(file)
-    prompts = _prompts(header, model)
+    prompts = probe_prompts(header)
     found = log_probabilities(file, prompts, vocabulary_size(header), exact=True)
     with torch.no_grad():
         logits = [model.module(torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
@@ -144,12 +137,3 @@ def _proof(model: Model, file: Path, kind: str) -> ExportProof:
             "otherwise, or the converter has left something out"
         )
     return proof
-
-
-def _prompts(header: GgufHeader, model: Model) -> list[list[int]]:
-    """Random tokens, always the same; one prompt is longer than the sliding window, where that is short enough."""
-    window = header.own("attention.sliding_window")
-    most = min(LONGEST, getattr(model.checkpoint.config.get_text_config(), "max_position_embeddings", None) or LONGEST)
-    lengths = [*LENGTHS, *([window + BEYOND] if isinstance(window, int) and BEYOND < window + BEYOND <= most else [])]
-    draw = np.random.default_rng(0)
-    return [draw.integers(3, model.vocabulary, length).tolist() for length in lengths]

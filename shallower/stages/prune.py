@@ -14,6 +14,7 @@ from ..anatomy.model import Model
 from ..anatomy.quantised import check_loadable
 from ..artifacts import Plan, Pruned, PrunedGguf, Removal, dumps, load, published
 from ..data.readers import check_readable
+from ..planning.plans import check_same_model
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
 from ..runtime import distributed
@@ -25,7 +26,7 @@ from ..storage.ownership import check_free
 from ..storage.paths import place
 from ..surgery.rewrite import Beside, prune_files, solve_removal
 from ..surgery.width import expected_biases
-from .common import ModelSource, check_plan_units, check_same_model, open_model, resolve_settings
+from .common import ModelSource, check_plan_units, open_model, resolve_settings
 from .lineage import remember_model
 from .prune_gguf import SUFFIX as GGUF
 from .prune_gguf import check_gguf_options, prune_gguf

@@ -1,6 +1,5 @@
 """Pruned .gguf files: a .gguf file without some layers, written by copying bytes and proven; no weight is decoded."""
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -10,17 +9,15 @@ from ..artifacts import ModelRecord, Plan, load, published, save
 from ..artifacts.gguf import GgufProof, PrunedGguf
 from ..errors import Refusal, UserError, argument
 from ..planning.exchange import named_units
-from ..planning.plans import plan_of
+from ..planning.plans import check_same_model, plan_of
 from ..settings.writing import Writing
-from ..storage.gguf import GgufHeader, read_gguf
+from ..storage.gguf import SUFFIX, GgufHeader, fingerprint_of, origin_of, read_gguf
 from ..storage.gguf_writer import GgufValue, Remade, Renamed, write_gguf
-from ..storage.hashes import file_hashes
-from ..storage.ownership import check_file
+from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
-from ..surgery.gguf_proof import check_layers, prove
+from ..surgery.gguf_proof import prove
 from ..surgery.gguf_rules import LAYER, kept_tensors, layer_count, marks, metadata_without
 
-SUFFIX = ".gguf"
 ORIGINAL = "shallower.original_layers"
 
 
@@ -50,18 +47,13 @@ def prune_gguf(
     header = read_gguf(source)
     plan = load(place(plan), "plan") if isinstance(plan, (str, Path)) else plan
     record = gguf_record(header)
-    if plan.model.fingerprint != record.fingerprint or plan.model.layers != record.layers:
-        raise UserError(
-            f"the plan was made for another model ({plan.model.source}, {plan.model.layers} layers) than {source} "
-            f"({record.layers} layers): make one for this file"
-        )
+    check_same_model(plan.model, record, "the plan")
     if plan.units:
         raise Refusal(
             f"a {SUFFIX} file holds whole layers only, and the plan names parts ({next(iter(plan.units))}): give "
             f"{argument('out')} a folder, and export that"
         )
     removed = sorted(plan.removed)
-    check_layers(header, removed)
     changes = metadata_without(header, removed)
     kept = [index for index in range(record.layers) if index not in {*removed}]
     original = [record.original[index] for index in kept]
@@ -80,7 +72,7 @@ def prune_gguf(
         bytes_after=out.stat().st_size,
         changes=[f"{key} = {_short(value.value)}" for key, value in changes.items()],
         original=original,
-        fingerprint=_fingerprint(read_gguf(out)),
+        fingerprint=fingerprint_of(origin_of(read_gguf(out))),
         proof=proof,
         compensation=repair.report if repair is not None else None,
         rounding=repair.tensors.rounding if remade else None,
@@ -140,7 +132,7 @@ def gguf_record(header: GgufHeader) -> ModelRecord:
         layers=count,
         parameters=header.parameters,
         layer_parameters=sizes,
-        fingerprint=_fingerprint(header),
+        fingerprint=fingerprint_of(origin_of(header)),
         original=list(kept) if known else list(range(count)),
         weight_bytes=header.bytes,
         layer_bytes=stored,
@@ -168,26 +160,10 @@ def check_target(out: Path, source: Path, *, overwrite: bool) -> None:
             f"a {SUFFIX} file is made of a {SUFFIX} file, and {source} is none: give {argument('out')} a folder",
             out=out,
         )
-    if out.is_dir() or out.is_symlink():
-        raise UserError(f"it is a {'link' if out.is_symlink() else 'folder'}; give the name of a new file", out=out)
     if out.resolve() == source.resolve():
         raise UserError("it is the file that is read: give another name", out=out)
-    check_file(record_place(out), "pruned_gguf")
-    if out.exists() and not (overwrite and record_place(out).is_file()):
-        ours = "pass " + argument("overwrite", True) if record_place(out).is_file() else "it was not written by us"
-        raise UserError(f"it is there already: give another name, or {ours}", out=out)
+    check_recorded(out, "pruned_gguf", overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def record_place(out: Path) -> Path:
-    """Where the record of a written file lies."""
-    return out.with_name(f"{out.name}.json")
-
-
-def _fingerprint(header: GgufHeader) -> str:
-    """As of the model that the file is unpacked to."""
-    digest = file_hashes([header.file])[header.file]
-    return hashlib.sha256(f"gguf {digest} {header.importer}".encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

@@ -126,23 +126,8 @@ def shrink(
     writing = replace(writing, overwrite=_goes_on(out, writing, inputs))
     job = _Job(open_model(model, compute), out, calibration, texts, writing)
     evaluation_segments(job.model, texts, None, Protocol())  # wrong ones are refused before anything is scored
-    whole = {name: cost for name, cost in COSTS.items() if name != "speed" or (measure_speed and not job.model.layered)}
-    with journaled(out), parts(whole) as part:
-        with part("choice"):
-            plan, repaired = job.choice(amount, choosing)
-        with part("dense"):
-            dense = evaluate(job.model, texts=texts)
-        with part("repair"):
-            pruned, repair = job.pruned(plan, job.repair(seconds, repair_samples or TRAINED) if repaired else None)
-        small = job.reopened()
-        with part("pruned"):
-            after = evaluate(small, texts=texts)
-        speed = None
-        if "speed" in whole:
-            with part("speed"):
-                speed = distributed.by_first(lambda: _speed(small, job.model))
-        made = Shrunk(out, plan, pruned, dense, after, speed, repair)
-        distributed.by_first(lambda: _save(made))
+    timed = measure_speed and not job.model.layered
+    made = job.done(amount, choosing, (seconds, repair_samples or TRAINED), timed=timed)
     distributed.by_first(lambda: report(out))
     return made
 
@@ -197,6 +182,32 @@ class _Job:
     calibration: Calibration
     texts: Paths
     writing: Writing
+
+    def done(self, amount: Amount, choosing: SelectionOptions, repairing: tuple[float, int], *, timed: bool) -> Shrunk:
+        """All steps but the report.
+
+        Args:
+            repairing: seconds and most samples of the repair.
+            timed: whether the speed is measured.
+        """
+        texts = self.texts
+        with journaled(self.out), parts({name: COSTS[name] for name in COSTS if timed or name != "speed"}) as part:
+            with part("choice"):
+                plan, repaired = self.choice(amount, choosing)
+            with part("dense"):
+                dense = evaluate(self.model, texts=texts)
+            with part("repair"):
+                pruned, repair = self.pruned(plan, self.repair(*repairing) if repaired else None)
+            small = self.reopened()
+            with part("pruned"):
+                after = evaluate(small, texts=texts)
+            speed = None
+            if timed:
+                with part("speed"):
+                    speed = distributed.by_first(lambda: _speed(small, self.model))
+            made = Shrunk(self.out, plan, pruned, dense, after, speed, repair)
+            distributed.by_first(lambda: _save(made))
+        return made
 
     def choice(self, amount: Amount, choosing: SelectionOptions) -> tuple[Plan, bool]:
         """(the plan, whether what it leaves can be repaired); for the repaired model where that is possible."""

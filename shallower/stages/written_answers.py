@@ -65,8 +65,7 @@ class WrittenAnswers:
         how, model = self.how, self.model
         if how.prompts is not None:
             check_readable([how.prompts], "prompts")
-        config = model.checkpoint.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
+        positions = model.checkpoint.positions or DEFAULT_LENGTH
         room = positions - min(how.answer_tokens, positions // 2)
         with resources.as_file(resources.files(data).joinpath("prose", "prompts.jsonl")) as shipped:
             path = str(how.prompts or shipped)

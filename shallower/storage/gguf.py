@@ -4,6 +4,7 @@ Only the header is read, in one go through mapped memory; long arrays such as vo
 a file is believed before it is bounded by the file's size.
 """
 
+import hashlib
 import math
 import mmap
 import struct
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .hashes import file_hashes
 
+SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 IMPORTER = 2  # changes with what is made of a file where it is unpacked
 PATTERNS = (
@@ -202,6 +205,16 @@ def read_gguf(file: Path) -> GgufHeader:
         ) from error
 
 
+def origin_of(header: GgufHeader) -> str:
+    """What decides the model that a file is unpacked to: its bytes, and what is made of them."""
+    return f"{file_hashes([header.file])[header.file]} {header.importer}"
+
+
+def fingerprint_of(origin: str) -> str:
+    """Fingerprint of the model that a file of this origin is unpacked to."""
+    return hashlib.sha256(f"gguf {origin}".encode()).hexdigest()[:16]
+
+
 def _header(reader: _Reader) -> GgufHeader:
     file = reader.file
     if reader.size < 24 or reader.data[:4] != MAGIC:
@@ -254,40 +267,3 @@ def _tensors(reader: _Reader, entries: list[tuple[str, int, tuple[int, ...], int
         if end > reader.size:
             raise reader.fail(f"{name[:80]} ends {end - reader.size} bytes behind its end")
         yield GgufTensor(name, label, shape, start, end)
-
-
-def copy_without(header: GgufHeader, keys: list[str], additions: dict[str, int], target: Path, *, data: bool) -> Path:
-    """Write the same file without some keys, and with further ones that are 32-bit numbers.
-
-    Without ``data`` its weights are a hole.
-
-    Reading every word of a vocabulary takes libraries most of a minute; for what else they tell it is not needed.
-    """
-    names = [name for name in header.metadata if name not in keys and name not in additions]
-    with header.file.open("rb") as source, target.open("wb") as out:
-        out.write(MAGIC + struct.pack("<IQQ", header.version, len(header.tensors), len(names) + len(additions)))
-        for name in names:
-            start, end = header.spans[name]
-            source.seek(start)
-            out.write(source.read(end - start))
-        for name, value in additions.items():
-            out.write(struct.pack("<Q", len(name.encode())) + name.encode() + struct.pack("<II", 4, value))
-        first = min((tensor.start for tensor in header.tensors), default=0)
-        numbers = {label: kind for kind, (label, _, _) in BLOCKS.items()}
-        for tensor in header.tensors:
-            raw = tensor.name.encode()
-            out.write(struct.pack("<Q", len(raw)) + raw + struct.pack("<I", len(tensor.shape)))
-            out.write(
-                struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape)
-                + struct.pack("<IQ", numbers[tensor.kind], tensor.start - first)
-            )
-        alignment = int(header.metadata.get("general.alignment", 32))
-        base = -(-out.tell() // alignment) * alignment
-        size = header.file.stat().st_size - first
-        out.truncate(base + size)
-        if data:
-            out.seek(base)
-            source.seek(first)
-            while piece := source.read(16 << 20):
-                out.write(piece)
-    return target

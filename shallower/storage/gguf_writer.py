@@ -6,7 +6,7 @@ Weights are never read into memory, decoded or rounded.
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,19 +84,28 @@ class Renamed:
         return self.tensor.count // elements * size
 
 
-def write_gguf(header: GgufHeader, target: Path, tensors: Sequence[Renamed], changes: dict[str, GgufValue]) -> Path:
+def write_gguf(
+    header: GgufHeader,
+    target: Path,
+    tensors: Sequence[Renamed],
+    changes: dict[str, GgufValue],
+    without: Collection[str] = (),
+) -> Path:
     """Write a file with these tensors of another one, its metadata with these changes and additions.
 
-    It appears at ``target`` when it is complete.
+    It appears at ``target`` when it is complete; tensors that are silent are holes.
+
+    Args:
+        without: keys of the metadata that are left out.
 
     Raises:
         UserError: there is no room, or the source ends early.
         DiskError: the disk refuses.
     """
     alignment = int(header.metadata.get("general.alignment", 32))
-    head, places = _head(header, tensors, changes, alignment)
+    head, places = _head(header, tensors, changes, without, alignment)
     size = places[-1][1] if places else len(head)
-    check_space(target, size)
+    check_space(target, len(head) + sum(one.bytes for one in tensors if not one.silent))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with disk_errors(target), header.file.open("rb") as source, partial.open("wb") as out:
@@ -125,11 +134,16 @@ class _Run:
 
 
 def _head(
-    header: GgufHeader, tensors: Sequence[Renamed], changes: dict[str, GgufValue], alignment: int
+    header: GgufHeader,
+    tensors: Sequence[Renamed],
+    changes: dict[str, GgufValue],
+    without: Collection[str],
+    alignment: int,
 ) -> tuple[bytes, list[tuple[int, int]]]:
     """(all in front of the weights, the first byte of every tensor and the one behind its last)."""
     parts: list[bytes] = []
-    names = [*header.metadata, *(name for name in changes if name not in header.metadata)]
+    stay = (name for name in header.metadata if name not in without)
+    names = [*stay, *(name for name in changes if name not in header.metadata)]
     with header.file.open("rb") as source:
         for name in names:
             if name in changes:

@@ -161,6 +161,24 @@ def check_file(target: Path, kind: str) -> None:
         )
 
 
+def record_place(out: Path) -> Path:
+    """Where the record of a written file that is no artifact itself lies, such as of a .gguf file."""
+    return out.with_name(f"{out.name}.json")
+
+
+def check_recorded(out: Path, kind: str, *, overwrite: bool) -> None:
+    """Raise a UserError unless a file with a record of this kind beside it may be written at ``out``: nothing is there,
+    or ``overwrite`` replaces what we wrote.
+    """
+    if out.is_dir() or out.is_symlink():
+        raise UserError(f"it is a {'link' if out.is_symlink() else 'folder'}; give the name of a new file", out=out)
+    check_file(record_place(out), kind)
+    ours = record_place(out).is_file()
+    if out.exists() and not (overwrite and ours):
+        other = f"pass {argument('overwrite', True)}" if ours else "it was not written by us"
+        raise UserError(f"it is there already: give another name, or {other}", out=out)
+
+
 def _check_parents(target: Path) -> None:
     """Raise a UserError where the nearest existing folder above cannot take a new entry."""
     try:

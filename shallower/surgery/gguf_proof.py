@@ -18,7 +18,7 @@ from ..errors import Refusal
 from ..runtime.progress import say
 from ..storage.gguf import GgufHeader
 from ..storage.gguf_writer import Remade, Renamed, write_gguf
-from .gguf_rules import KNOWN, NONE, layer_count, silenced_tensors
+from .gguf_rules import KNOWN, NONE, silenced_tensors
 from .llama_cpp import PACKAGE, llama_cpp_version, log_probabilities
 
 LENGTHS = (5, 33)  # tokens of the prompts
@@ -36,7 +36,7 @@ def prove(header: GgufHeader, removed: Sequence[int], written: Path, remade: Map
         Refusal: they differ, or nothing is there to prove an architecture whose rules are not known.
     """
     version = llama_cpp_version()
-    prompts = _prompts(header)
+    prompts = probe_prompts(header)
     if version is not None:
         proof = _by_llama_cpp(header, removed, written, remade, prompts, version)
     elif header.architecture not in KNOWN:
@@ -64,14 +64,12 @@ def vocabulary_size(header: GgufHeader) -> int:
     return rows[0]
 
 
-def _prompts(header: GgufHeader) -> list[list[int]]:
+def probe_prompts(header: GgufHeader) -> list[list[int]]:
     """Random tokens, always the same; one prompt is longer than the sliding window, where that is short enough."""
-    window = header.own("attention.sliding_window")
-    context = header.own("context_length", LONGEST)
+    window, context = header.own("attention.sliding_window"), header.own("context_length")
+    most = min(LONGEST, context) if isinstance(context, int) else LONGEST
     lengths = [*LENGTHS]
-    if isinstance(window, int) and 0 < window + BEYOND <= min(
-        LONGEST, context if isinstance(context, int) else LONGEST
-    ):
+    if isinstance(window, int) and 0 < window <= most - BEYOND:
         lengths.append(window + BEYOND)
     draw = np.random.default_rng(0)
     return [draw.integers(3, vocabulary_size(header), length).tolist() for length in lengths]
@@ -129,10 +127,3 @@ def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
     """Largest difference; tokens that both rule out are alike."""
     same = (found == wanted) | (np.isneginf(found) & np.isneginf(wanted))
     return float(np.abs(np.where(same, 0.0, found - wanted)).max())
-
-
-def check_layers(header: GgufHeader, removed: Sequence[int]) -> None:
-    """Raise a Refusal unless these layers are there and one stays."""
-    count = layer_count(header)
-    if not removed or len({*removed}) >= count or max(removed) >= count:
-        raise Refusal(f"{header.file} has the layers 0 to {count - 1}: at least one must go and one must stay")

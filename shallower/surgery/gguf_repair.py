@@ -76,8 +76,8 @@ def _maker(model: Model, name: str, edit: Edit, place: _Place, kind: str) -> Cal
 
 def _unpacked(model: Model, name: str) -> Tensor:
     """A weight of the unpacked model, read from its file."""
-    checkpoint = model.checkpoint
-    disk = next((one for one in checkpoint.names.plain if checkpoint.names.memory[one] == name), None)
+    checkpoint, names = model.checkpoint, model.checkpoint.names
+    disk = next((one for one in names.plain if names.memory[one] == name), None)
     if disk is None:
         raise Refusal(f"{name} is not in the unpacked file as it is in memory, so it cannot be put into a .gguf file")
     with safe_open(checkpoint.tensors[disk].file, "pt") as content:

@@ -13,14 +13,12 @@ from ..data.packing import Documents
 from ..data.readers import OWN_WORDS
 from ..errors import Stopped, UserError
 from ..runtime import distributed
-from ..runtime.memory import by_device, total_memory
 from ..runtime.progress import meter, say
 from ..runtime.signals import patient, stop_asked
 from ..walk.run import load_weights
 from .questions import Answer, AnswerFile, Questions
 
 AT_ONCE = {"cpu": 16, "cuda": 128}  # prompts of a batch, at most
-CACHE_SHARE = 8  # the cache of a batch takes at most one part in so many of the memory
 STEPS = 1000  # of the progress shown
 
 
@@ -112,15 +110,9 @@ def _ask(questions: Questions, file: "AnswerFile", known: dict[int, Answer], dev
 
 
 def _rows(questions: Questions, generation: Generation, device: str) -> int:
-    """Prompts of a batch: as many as their cache has room for; one, where the model does not take padding."""
-    if not generation.takes_padding():
-        say("this model does not take padding in front of a prompt: it is asked one prompt at a time")
-        return 1
-    kind = torch.device(device).type
+    """Prompts of a batch."""
     positions = max(len(one.ids) for one in questions.prompts.items) + generation.longest
-    room = total_memory(device) // CACHE_SHARE
-    checkpoint = questions.teacher.checkpoint
-    return rows_at_once(checkpoint, generation.module.dtype, positions, room, by_device(AT_ONCE, kind))
+    return rows_at_once(generation, questions.teacher.checkpoint, positions, device, AT_ONCE)
 
 
 def _answers(
