@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .stages.export import export
     from .stages.heal import heal
     from .stages.inspect import inspect
+    from .stages.inspect_gguf import inspect_gguf
     from .stages.plan import drop, plan
     from .stages.prune import compensate, prune
     from .stages.prune_gguf import drop_gguf, prune_gguf
@@ -71,6 +72,7 @@ _PLACES = {
     "stages.export": "export",
     "stages.heal": "heal",
     "stages.inspect": "inspect",
+    "stages.inspect_gguf": "inspect_gguf",
     "stages.plan": "drop plan",
     "stages.prune": "compensate prune",
     "stages.prune_gguf": "drop_gguf prune_gguf",

@@ -7,7 +7,6 @@ first.
 """
 
 import math
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..errors import UserError
 from ..runtime.progress import say, track
 from ..storage.files import check_space, new_folder
-from ..storage.gguf import PATTERNS, GgufHeader, GgufTensor, LongArray
+from ..storage.gguf import PATTERNS, GgufHeader, GgufTensor, LongArray, check_sizes
 from ..storage.gguf_writer import UINT32, GgufValue, Renamed, write_gguf
 from ..storage.paths import cache_folder
 from .loading import check_whole, from_config, one_line, quiet, unfilled
@@ -47,12 +46,6 @@ KNOWN_FACTORS = (
 GGUF_CLOSE = 1e-4
 PLAIN_SCALING = ("none", "default")
 HARMLESS = {"finetuned", "type", "factor", "original_context_length"}  # of rope.scaling, where its type is known
-LAYER_NUMBER = re.compile(r"blk\.(\d{1,7})\.")
-SIZES = (  # metadata of which none is larger than the largest side of a tensor
-    *("embedding_length", "feed_forward_length", "expert_feed_forward_length", "expert_count", "vocab_size"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("rope.dimension_count", "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel"),
-)
 FULL = "full_attention"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -64,7 +57,7 @@ def header_config(header: GgufHeader) -> PreTrainedConfig:
         UserError: transformers does not know the architecture, or settings of its rotary embedding, or the metadata
             speak of a larger model than the tensors are of.
     """
-    _check_sizes(header)
+    check_sizes(header)
     rope = _rope(header)
     config = _config(header)
     for key, value in rope.items():
@@ -100,21 +93,6 @@ def plain_from_gguf(header: GgufHeader, origin: str) -> Path:
         tokenizer.save_pretrained(folder)
     _tell_twice(header)
     return target
-
-
-def _check_sizes(header: GgufHeader) -> None:
-    """Raise a UserError if the metadata speak of more layers, or of larger ones, than there are tensors for; nothing
-    has been built at that size yet.
-    """
-    numbers = [int(match[1]) for tensor in header.tensors if (match := LAYER_NUMBER.match(tensor.name))]
-    deepest = max(numbers, default=-1) + 1
-    largest = max((side for tensor in header.tensors for side in tensor.shape), default=0)
-    for key, most in (("block_count", deepest), *((key, largest) for key in SIZES)):
-        value = header.own(key)
-        if isinstance(value, int) and value > most:
-            layers_text = f"its tensors are of {deepest} layers"
-            what = layers_text if key == "block_count" else f"no side of a tensor is above {most}"
-            raise UserError(f"{header.file}: {header.architecture}.{key} is {value}, and {what}: download it again")
 
 
 def _config(header: GgufHeader) -> PreTrainedConfig:

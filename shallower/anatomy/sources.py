@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError, argument
-from ..storage.gguf import SUFFIX, GgufHeader, origin_of, read_gguf
+from ..storage.gguf import GgufHeader, is_gguf, origin_of, read_gguf
 from ..storage.index import TensorEntry, read_index
 from ..storage.paths import parse_json, place
 from .agreement import check_buildable, check_depth, check_files
@@ -36,7 +36,7 @@ def open_checkpoint(source: str | Path, *, trust_remote_code: bool = False, whol
             weights, or remote code needed.
     """
     path = place(source)
-    if path.suffix == SUFFIX and not path.is_dir():
+    if is_gguf(path):
         return _from_gguf(str(source), path, whole=whole)
     tensors: dict[str, TensorEntry] | None = None
     hashes: dict[Path, str] = {}

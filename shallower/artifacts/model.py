@@ -21,7 +21,8 @@ class ModelRecord(TypedRecord):
     layer_parameters: list[Count]
     """Parameters of each layer."""
     fingerprint: str
-    """Hash of the config, of every byte of every weight file, and of code that comes with the model and runs."""
+    """Hash of the config, of every byte of every weight file, and of code that comes with the model and runs; empty
+    where only the header of a .gguf file was read."""
     original: list[Count]
     """Layers in the numbering of the first, dense ancestor."""
     lookup_parameters: Count = 0

@@ -22,7 +22,7 @@ from ..settings.training import Training
 from ..settings.writing import Writing
 from ..stages.repair_options import FITTED, RepairOptions
 from ..stages.selection_options import Scoring, SelectionOptions
-from ..storage.gguf import SUFFIX
+from ..storage.gguf import SUFFIX, is_gguf
 from ..storage.ownership import artifact_place, check_free
 from ..storage.paths import kind_of, place
 from .method_settings import criteria_of, one_criterion, settings_by_criterion, split_settings
@@ -89,8 +89,10 @@ def shrink(
 def inspect(model: ModelArgument, compute: Annotated[Compute, RemoteCode], out: Out = None, json: Json = False) -> None:
     """What a model is: family, layers, parameters, bytes, legal removals. Loads no weights."""
     artifact_place(out, "inspection")
-    with running():
-        finish(api.inspect(model, compute=compute, out=out), json, "inspection", out)
+    light = is_gguf(model)
+    with running(light=light):
+        made = api.inspect_gguf(model, out=out) if light else api.inspect(model, compute=compute, out=out)
+        finish(made, json, "inspection", out)
 
 
 @command

@@ -90,6 +90,8 @@ def _equal_layers(inspection: Inspection) -> list[list[int]]:
 def stored_text(model: ModelRecord, dtype: str = "") -> str:
     """How many bytes the weights take and how they are stored; for a .gguf file, what it holds and what it becomes."""
     size = f"{byte_count(model.weight_bytes)} " if model.weight_bytes else ""
+    if model.packed_bytes and model.packed_bytes == model.weight_bytes:  # of the header of a .gguf file
+        return f"{size}stored as {model.storage}, {byte_count(4 * model.parameters)} unpacked to float32"
     if model.packed_bytes:
         packed = f"{byte_count(model.packed_bytes)} packed as {model.packed_storage or 'GGUF'}"
         return f"{packed}, {size}as the plain {model.storage} model that it is unpacked to"

@@ -8,8 +8,10 @@ from ..artifacts import Inspection
 from ..errors import Refusal
 from ..runtime.progress import track
 from ..settings.compute import Compute
+from ..storage.gguf import is_gguf
 from ..storage.ownership import artifact_place
 from .common import ModelSource, resolve_settings, save_artifact
+from .inspect_gguf import inspect_gguf
 
 
 def inspect(
@@ -17,12 +19,14 @@ def inspect(
 ) -> Inspection:
     """What a model is and which single layers may go, without loading its weights.
 
-    Of a Hub id only headers are fetched.
+    Of a Hub id only headers are fetched, of a .gguf file the header is read (see ``inspect_gguf``).
 
     Example: ``shallower.inspect("my-model").removable``.
     """
     out = artifact_place(out, "inspection")
     (compute,) = resolve_settings(plain, "inspect", compute=(Compute, compute))
+    if not isinstance(model, Model) and is_gguf(model):
+        return inspect_gguf(model, out=out)
     model = model if isinstance(model, Model) else Model(model, **vars(compute), whole=False)
     record = model.record
     kinds = model.solver.kinds()

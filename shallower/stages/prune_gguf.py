@@ -116,8 +116,12 @@ def drop_gguf(model: str | Path, layers: Any) -> Plan:
     return plan_of(record, numbers, "drop")
 
 
-def gguf_record(header: GgufHeader) -> ModelRecord:
-    """Record of the model in a .gguf file, from its header and its hash alone."""
+def gguf_record(header: GgufHeader, fingerprint: str | None = None) -> ModelRecord:
+    """Record of the model in a .gguf file, from its header alone.
+
+    Args:
+        fingerprint: None: by the hash of the file, which is read.
+    """
     count = layer_count(header)
     sizes, stored = [0] * count, [0] * count
     for tensor in header.tensors:
@@ -132,7 +136,7 @@ def gguf_record(header: GgufHeader) -> ModelRecord:
         layers=count,
         parameters=header.parameters,
         layer_parameters=sizes,
-        fingerprint=fingerprint_of(origin_of(header)),
+        fingerprint=fingerprint_of(origin_of(header)) if fingerprint is None else fingerprint,
         original=list(kept) if known else list(range(count)),
         weight_bytes=header.bytes,
         layer_bytes=stored,

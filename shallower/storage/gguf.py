@@ -7,6 +7,7 @@ a file is believed before it is bounded by the file's size.
 import hashlib
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .hashes import file_hashes
+from .hashes import file_hashes, known_hash
+from .paths import place
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -27,6 +29,12 @@ PATTERNS = (
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 SIZES = {kind: struct.calcsize(code) for kind, code in SCALARS.items()}
+LAYER_NUMBER = re.compile(r"blk\.(\d{1,7})\.")
+SIDES = (  # metadata of which none is larger than the largest side of a tensor
+    *("embedding_length", "feed_forward_length", "expert_feed_forward_length", "expert_count", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("rope.dimension_count", "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel"),
+)
 LONG_ARRAY = 4096  # elements of an array from which on it is stepped over
 MOST_DIMENSIONS = 8
 # type number of ggml -> (name, elements of a block, bytes of a block)
@@ -188,6 +196,12 @@ class _Reader:
         return name, self.scalar(4), shape, self.scalar(10)
 
 
+def is_gguf(source: str | Path) -> bool:
+    """Whether a model that is named is a .gguf file, there or not."""
+    path = place(source)
+    return path.suffix == SUFFIX and not path.is_dir()
+
+
 def read_gguf(file: Path) -> GgufHeader:
     """The header of a .gguf file, every tensor checked to lie within it.
 
@@ -205,9 +219,30 @@ def read_gguf(file: Path) -> GgufHeader:
         ) from error
 
 
+def check_sizes(header: GgufHeader) -> None:
+    """Raise a UserError if the metadata speak of more layers, or of larger ones, than there are tensors for; nothing
+    has been built at that size yet.
+    """
+    numbers = [int(match[1]) for tensor in header.tensors if (match := LAYER_NUMBER.match(tensor.name))]
+    deepest = max(numbers, default=-1) + 1
+    largest = max((side for tensor in header.tensors for side in tensor.shape), default=0)
+    for key, most in (("block_count", deepest), *((key, largest) for key in SIDES)):
+        value = header.own(key)
+        if isinstance(value, int) and value > most:
+            layers_text = f"its tensors are of {deepest} layers"
+            what = layers_text if key == "block_count" else f"no side of a tensor is above {most}"
+            raise UserError(f"{header.file}: {header.architecture}.{key} is {value}, and {what}: download it again")
+
+
 def origin_of(header: GgufHeader) -> str:
     """What decides the model that a file is unpacked to: its bytes, and what is made of them."""
     return f"{file_hashes([header.file])[header.file]} {header.importer}"
+
+
+def known_origin(header: GgufHeader) -> str | None:
+    """The same where the file was hashed before; None else, so that nothing but the header is read."""
+    digest = known_hash(header.file)
+    return None if digest is None else f"{digest} {header.importer}"
 
 
 def fingerprint_of(origin: str) -> str:

@@ -31,7 +31,7 @@ def file_hashes(files: Iterable[Path]) -> dict[Path, str]:
         UserError: a file that cannot be read, or is being changed.
     """
     files = list(dict.fromkeys(files))
-    hashes = {file: _known_hash(file) for file in files}
+    hashes = {file: known_hash(file) for file in files}
     unread = [file for file, digest in hashes.items() if digest is None]
     total = sum(file.stat().st_size for file in unread if file.exists()) // 10**6
     progress = meter("hashing the weights, MB", total) if total > LARGE_FILE else nullcontext(Meter("", total))
@@ -48,8 +48,8 @@ def remember(hashes: dict[Path, str]) -> None:
             _keep(file.resolve(), {"file": str(file.resolve()), "stat": _stat(file.resolve()), "sha256": digest})
 
 
-def _known_hash(file: Path) -> str | None:
-    """The hash without reading the file: by its name in the Hub's cache, or as it was kept."""
+def known_hash(file: Path) -> str | None:
+    """Hash of a file without reading the file: by its name in the Hub's cache, or as it was kept."""
     real = file.resolve()
     if file.is_symlink() and real.parent.name == "blobs" and BLOB.fullmatch(real.name):
         return real.name

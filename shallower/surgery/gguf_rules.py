@@ -146,6 +146,12 @@ def counted_patterns(header: GgufHeader) -> dict[str, list[bool]]:
     return {name: [rule(index) for index in range(count)] for name, rule in counted.items()}
 
 
+def layer_patterns(header: GgufHeader) -> dict[str, list[bool]]:
+    """Pattern -> its value for every layer, written out or counted; without those that the model does not have."""
+    written = {name: header.pattern(name) for name in PATTERNS}
+    return counted_patterns(header) | {name: flags for name, flags in written.items() if flags is not None}
+
+
 def _windowed(header: GgufHeader) -> Callable[[int], bool] | None:
     """Whether a layer has a sliding window, where llama.cpp counts."""
     arch = header.architecture
