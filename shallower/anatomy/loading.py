@@ -88,6 +88,7 @@ class Checkpoint:
         origin: hash of the .gguf file that the folder was or would be made from; empty for others.
         hashes: file -> SHA-256, where that is known without reading the file.
         packed: bytes of the .gguf file's weights, and how they are stored; (0, "") for others.
+        original: numbers of the layers in the first model, as the .gguf file has noted them; None for others.
         whole: the files are here; else only their headers were read, and nothing can be loaded.
     """
 
@@ -100,6 +101,7 @@ class Checkpoint:
     origin: str = ""
     hashes: dict[Path, str] = field(default_factory=dict, repr=False)
     packed: tuple[int, str] = (0, "")
+    original: list[int] | None = None
     whole: bool = True
 
     @property

@@ -384,7 +384,7 @@ class Model:
         """This model's layers in the numbering of its first ancestor, from the file that an earlier pruning left."""
         side = self.checkpoint.folder / SIDE_FILE
         if not side.is_file():
-            return list(range(layers))
+            return self.checkpoint.original or list(range(layers))
         try:
             original = parse_json(side.read_bytes(), str(side))["original"]
         except (UserError, OSError, KeyError, TypeError) as error:

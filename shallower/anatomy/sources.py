@@ -72,7 +72,11 @@ def _from_gguf(source: str, file: Path, *, whole: bool) -> Checkpoint:
         raise UserError(f"no file {file}; give an existing .gguf file, a folder or a Hub id")
     header = read_gguf(file)
     origin = origin_of(header)
-    marks = {"origin": origin, "packed": (header.bytes, header.storage)}
+    marks = {
+        "origin": origin,
+        "packed": (header.bytes, header.storage),
+        "original": header.original_layers,
+    }
     if whole:
         folder = plain_from_gguf(header, origin)
         raw, config = _read_config(source, folder, False)

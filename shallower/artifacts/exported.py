@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..runtime.provenance import Provenance
 from .model import ModelRecord
-from .record import SCHEMA, NonNegative, Size, TypedRecord, record
+from .record import SCHEMA, Count, NonNegative, Size, TypedRecord, record
 
 
 @record
@@ -17,11 +17,29 @@ class ExportProof(TypedRecord):
     difference: NonNegative
     """Largest difference of a log-probability, as a share of the largest."""
     divergence: NonNegative
-    """KL divergence of the file from the model in nats, the largest of the prompts."""
+    """KL divergence of llama.cpp from transformers in nats, the largest of the prompts; of a copy, both of the file."""
     same_next: bool
     """True where both have the same likeliest token behind every prompt."""
     prompts: list[Size]
     """Tokens of the prompts."""
+    rounded: NonNegative | None = None
+    """KL divergence in nats that rounding of changed tensors costs; null where nothing was copied."""
+
+
+@record
+class Copied(TypedRecord):
+    """Copying from the .gguf file that a model was made of."""
+
+    of: str
+    """Name of that file."""
+    copied: Size
+    """Tensors that are its own."""
+    remade: Count
+    """Tensors that a repair or a training has changed, stored anew."""
+    types: list[str]
+    """Types that these are stored in."""
+    rounding: NonNegative
+    """Largest relative error of rounding one of them."""
 
 
 @record
@@ -39,7 +57,9 @@ class Exported(TypedRecord):
     bytes: Size
     """Bytes of the file."""
     changes: list[str] = field(default_factory=list)
-    """Metadata that the converter leaves out, and that were added."""
+    """Metadata that the converter leaves out, and that were added; of a copy, all that changed."""
+    copied: Copied | None = None
+    """Where it was copied from; null where it was converted."""
     proof: ExportProof | None = None
     """What was proven; null where that was skipped."""
     seconds: NonNegative = 0.0

@@ -18,6 +18,7 @@ from .grid import grid, plain_console
 from .tables import loading_note, saved_note
 
 BUSY = 1.2  # load per thread before a run from which on others' work disturbs the clock
+ROUGH = 0.05  # nats of KL divergence from which on the rounding of an exported copy is told
 
 
 def sweep_table(sweep: Sweep, out: Path | None = None) -> None:
@@ -98,8 +99,12 @@ def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
 def exported_table(exported: Exported, out: Path | None = None) -> None:
     console = plain_console()
     what = f"{Path(exported.model.source).name}: {exported.bytes / 1e6:.0f} MB of {exported.type}"
-    console.print(f"{what}, converted in {exported.seconds:.1f} s", soft_wrap=True)
-    for change in exported.changes:
+    copied = exported.copied
+    console.print(f"{what}, {'converted' if copied is None else 'written'} in {exported.seconds:.1f} s", soft_wrap=True)
+    if copied is not None:
+        anew = f", {copied.remade} anew as {', '.join(copied.types)} (rounded by {copied.rounding:.2%} at most)"
+        console.print(f"{copied.copied} tensors copied from {copied.of}{anew if copied.remade else ''}", soft_wrap=True)
+    for change in exported.changes if copied is None else ():
         console.print("added to what the converter writes:", change, soft_wrap=True)
     proof = exported.proof
     if proof is None:
@@ -112,6 +117,9 @@ def exported_table(exported: Exported, out: Path | None = None) -> None:
             f"{'the same' if proof.same_next else 'not always the same'} likeliest token",
             soft_wrap=True,
         )
+        if proof.rounded is not None and proof.rounded > ROUGH:
+            cost = f"rounding the changed tensors costs KL {proof.rounded:.2g} nats"
+            console.print(f"{cost}: --type q8_0 costs less", soft_wrap=True)
     saved_note(console, out)
 
 

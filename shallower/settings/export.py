@@ -10,6 +10,7 @@ from .fields import option, set_field
 GROUP = "Export"
 FORMATS = ("gguf",)
 TYPES = ("f32", "f16", "bf16", "q8_0")  # that the converter writes by itself
+DEFAULT_TYPE = "f16"
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,25 @@ class ExportSettings:
 
     Attributes:
         to: the format.
-        type: of the numbers in the file.
+        type: of the numbers in the file, f16 where it is converted; with ``like``, of the tensors that changed (None:
+            as they were where that can be written, else q8_0).
+        like: the .gguf file that the model was made of: what did not change is copied from it, and no converter runs.
         llama_cpp: folder of llama.cpp's sources, for its converter; None: $LLAMA_CPP_ROOT.
         verify: prove the file against transformers, in llama.cpp (xllamacpp).
     """
 
     to: str = option(f"format: {' | '.join(FORMATS)}", "gguf", metavar="FORMAT")
-    type: str = option(f"numbers in the file: {' | '.join(TYPES)}", "f16", metavar="TYPE")
+    type: str | None = option(
+        f"numbers in the file: {' | '.join(TYPES)} [{DEFAULT_TYPE}, of a copy as they were]",
+        None,
+        metavar="TYPE",
+    )
+    like: str | PathLike | None = option(
+        "the .gguf file that the model was made of: weights that did not change are copied from it",
+        None,
+        kind=str,
+        metavar="FILE",
+    )
     llama_cpp: str | PathLike | None = option(
         "folder of llama.cpp's sources, whose converter is run; by default $LLAMA_CPP_ROOT",
         None,
@@ -37,11 +50,16 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
             raise UserError(f"allowed are {', '.join(FORMATS)}", to=self.to)
-        if self.type.lower() not in TYPES:
+        if self.type is not None and self.type.lower() not in TYPES:
             hint = ""
             if "_k" in self.type.lower() or self.type.lower().startswith("iq"):
                 hint = "; K types need a quantiser: export f16 and run llama-quantize on the file"
             raise UserError(f"allowed are {', '.join(TYPES)}{hint}", type=self.type)
-        set_field(self, "type", self.type.lower())
+        if self.type is not None:
+            set_field(self, "type", self.type.lower())
+        if self.like is not None:
+            if self.llama_cpp is not None:
+                raise UserError("what is copied is not converted: leave one of the two out", like=self.like)
+            set_field(self, "like", place(self.like))
         if self.llama_cpp is not None:
             set_field(self, "llama_cpp", place(self.llama_cpp))

@@ -9,26 +9,38 @@ import torch
 
 from ..anatomy.custom import is_custom
 from ..anatomy.model import Model
+from ..anatomy.modeling_shallower import DECI_TYPE
 from ..artifacts import published, save
 from ..artifacts.exported import Exported, ExportProof
 from ..errors import Refusal, UserError, argument
 from ..runtime.progress import parts, say
-from ..settings.export import ExportSettings
+from ..settings.export import DEFAULT_TYPE, ExportSettings
 from ..storage.gguf import SUFFIX, read_gguf
 from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
 from ..surgery.convert import convert, converter, missing_patterns, with_changes
 from ..surgery.gguf_proof import probe_prompts, vocabulary_size
 from ..surgery.gguf_rules import layer_count
-from ..surgery.llama_cpp import PACKAGE, llama_cpp_version, log_probabilities
+from ..surgery.gguf_unpacked import log_probabilities
+from ..surgery.llama_cpp import PACKAGE, judged, llama_cpp_version
 from .common import resolve_settings
+from .export_like import written_like
 
-EXACT, CLOSE = 1e-4, 0.05  # of an f32 file: relative difference; of other types: KL divergence in nats
+TEXTS = (
+    "The ship left at 7:45, didn't it?",
+    "def add(a, b):\n\treturn a + b  # 12345",
+    "Überraschung in 北京: naïve!",
+)
+EXACT = 1e-4  # of an f32 file: relative difference
+CLOSE = 0.05  # of other types: KL divergence in nats
 
 
 def export(model: str | Path, *, out: str | Path, settings: ExportSettings | None = None, **plain: Any) -> Exported:
     """Write a checkpoint as a .gguf file by llama.cpp's own converter, add what that leaves out, and prove it: in
     llama.cpp the file gives what the model gives in transformers.
+
+    With ``like``, the .gguf file that the model was made of, nothing is converted: header, tokenizer and all weights
+    that no repair or training has changed are copied from it.
 
     Example: ``shallower.export("my-model-shallow", out="small.gguf", type="q8_0", llama_cpp="llama.cpp")``.
 
@@ -42,7 +54,7 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     (settings,) = resolve_settings(plain, "export", settings=(ExportSettings, settings))
     out, folder = place(out), place(model)
     _check_target(out, settings)
-    script = converter(settings.llama_cpp)
+    script = converter(settings.llama_cpp) if settings.like is None else None
     if settings.verify and llama_cpp_version() is None:
         raise UserError(
             f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
@@ -50,40 +62,58 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
         )
     opened = Model(folder, dtype="fp32", device="cpu", layered=False)
     _check_plain(opened)
-    converted, finished = (out.with_name(f".{out.stem}.{name}{SUFFIX}") for name in ("converted", "finished"))
+    made = out.with_name(f".{out.stem}.made{SUFFIX}")
     costs = {"convert": 1.0, "prove": 1.0 if settings.verify else 0}
+    copied, proof = None, None
     try:
         with parts({name: cost for name, cost in costs.items() if cost}) as part:
             started = time.monotonic()
             with part("convert"):
-                say(f"converting {folder} by {script}")
-                convert(script, folder, converted, settings.type)
-                header = read_gguf(converted)
-                if layer_count(header) != opened.record.layers:
-                    raise Refusal(f"the converter has written {layer_count(header)} layers of {opened.record.layers}")
-                changes = missing_patterns(header, opened.checkpoint.config)
-                made = with_changes(header, changes, finished) if changes else converted
+                if script is None:
+                    kind = settings.type and settings.type.upper()
+                    copied, changes = written_like(opened, settings.like, made, kind, verify=settings.verify)
+                else:
+                    changes = _converted(opened, folder, script, made, settings.type or DEFAULT_TYPE)
             seconds = time.monotonic() - started
-            proof = None
             if settings.verify:
                 with part("prove"):
-                    proof = _proof(opened, made, settings.type)
+                    exact = settings.type == "f32" and copied is None
+                    proof = _proof(opened, made, exact=exact, copied=copied is not None)
             made.replace(out)
     finally:
-        for path in (converted, finished):
-            path.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
     result = Exported(
         model=opened.record,
         file=out.name,
         to="gguf",
-        type=settings.type,
+        type=(settings.type or DEFAULT_TYPE) if copied is None else read_gguf(out).storage,
         bytes=out.stat().st_size,
-        changes=[f"{key} = {value.value}" for key, value in changes.items()],
+        changes=changes,
+        copied=copied,
         proof=proof,
         seconds=seconds,
     )
     save(published(result), record_place(out))
     return result
+
+
+def _converted(model: Model, folder: Path, script: Path, made: Path, kind: str) -> list[str]:
+    """Convert a checkpoint, and add what the converter leaves out; says what."""
+    converted = made.with_suffix(f".converted{SUFFIX}")
+    try:
+        say(f"converting {folder} by {script}")
+        convert(script, folder, converted, kind, deci=is_custom(model.checkpoint.raw))
+        header = read_gguf(converted)
+        if layer_count(header) != model.record.layers:
+            raise Refusal(f"the converter has written {layer_count(header)} layers of {model.record.layers}")
+        changes = missing_patterns(header, model.checkpoint.config)
+        if changes:
+            with_changes(header, changes, made)
+        else:
+            converted.replace(made)
+    finally:
+        converted.unlink(missing_ok=True)
+    return [f"{key} = {value.value}" for key, value in changes.items()]
 
 
 def _check_target(out: Path, settings: ExportSettings) -> None:
@@ -97,7 +127,7 @@ def _check_target(out: Path, settings: ExportSettings) -> None:
 def _check_plain(model: Model) -> None:
     """Raise a Refusal for what the converter would take for something else."""
     checkpoint = model.checkpoint
-    if is_custom(checkpoint.raw):
+    if is_custom(checkpoint.raw) and checkpoint.raw.get("model_type") != DECI_TYPE:
         raise Refusal(
             f"{checkpoint.source} is in the custom form, which llama.cpp does not know: write it in the form deci, or "
             "remove whole layers"
@@ -108,32 +138,55 @@ def _check_plain(model: Model) -> None:
         raise Refusal(f"{checkpoint.source} is a {SUFFIX} file already: prune writes another one of it")
 
 
-def _proof(model: Model, file: Path, kind: str) -> ExportProof:
+def _check_tokens(model: Model, found: list[list[int]]) -> None:
+    """Raise a Refusal unless llama.cpp makes the same tokens of texts as the model's own tokenizer."""
+    for text, tokens in zip(TEXTS, found, strict=True):
+        own = model.tokenizer(text, add_special_tokens=False).input_ids
+        if own != tokens:
+            raise Refusal(
+                f"the tokenizer that the converter has written makes other tokens of {text!r} ({tokens[:6]}) than the "
+                f"model's own ({own[:6]}): the file would be wrong"
+            )
+
+
+def _proof(model: Model, file: Path, *, exact: bool, copied: bool) -> ExportProof:
     """Proof of the file.
 
+    Args:
+        exact: nothing in it is rounded.
+        copied: its tokenizer, and weights that did not change, are those of the file that the model was made of; it
+            is held against what it is unpacked to, and that against the model.
     Raises:
         Refusal: it gives other values than the model.
     """
     header = read_gguf(file)
     prompts = probe_prompts(header)
-    found = log_probabilities(file, prompts, vocabulary_size(header), exact=True)
+    judge = judged(file, prompts, vocabulary_size(header), exact=True, texts=TEXTS)
+    if not copied:
+        _check_tokens(model, judge.tokens)
     with torch.no_grad():
         logits = [model.module(torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
-    wanted = torch.stack(logits).double().log_softmax(-1).numpy()
-    found = found[:, : wanted.shape[1]]
-    divergence = float((np.exp(wanted) * (wanted - found)).sum(-1).max().clip(0))
-    difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    meant = torch.stack(logits).double().log_softmax(-1).numpy()
+    wanted = log_probabilities(file, (), prompts) if copied else meant
+    found = judge.values[:, : wanted.shape[1]]
+    divergence, difference = _divergence(wanted, found), float(np.abs(found - wanted).max() / np.abs(wanted).max())
     proof = ExportProof(
         by=f"llama.cpp ({PACKAGE} {llama_cpp_version()})",
         difference=difference,
         divergence=divergence,
-        same_next=bool((found.argmax(-1) == wanted.argmax(-1)).all()),
+        rounded=_divergence(meant, wanted) if copied else None,
+        same_next=bool((found.argmax(-1) == meant.argmax(-1)).all()),
         prompts=[*map(len, prompts)],
     )
-    if not (difference <= EXACT if kind == "f32" else divergence <= CLOSE):
+    if not (difference <= EXACT if exact else divergence <= CLOSE):
         raise Refusal(
             f"llama.cpp gives other values for the file than transformers for the model (difference {difference:.3g}, "
             f"KL {divergence:.3g} nats): it computes {header.architecture} with {layer_count(header)} layers "
             "otherwise, or the converter has left something out"
         )
     return proof
+
+
+def _divergence(wanted: np.ndarray, found: np.ndarray) -> float:
+    """KL divergence in nats, the largest of the prompts."""
+    return float((np.exp(wanted) * (wanted - found)).sum(-1).max().clip(0))

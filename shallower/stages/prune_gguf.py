@@ -18,8 +18,6 @@ from ..storage.paths import place
 from ..surgery.gguf_proof import prove
 from ..surgery.gguf_rules import LAYER, kept_tensors, layer_count, marks, metadata_without
 
-ORIGINAL = "shallower.original_layers"
-
 
 def prune_gguf(
     model: str | Path,
@@ -128,8 +126,6 @@ def gguf_record(header: GgufHeader, fingerprint: str | None = None) -> ModelReco
         if match := LAYER.match(tensor.name):
             sizes[int(match[1])] += tensor.count
             stored[int(match[1])] += tensor.end - tensor.start
-    kept = header.metadata.get(ORIGINAL)
-    known = isinstance(kept, list) and len(kept) == count and kept == sorted({*kept})
     return ModelRecord(
         source=str(header.file),
         family=header.architecture,
@@ -137,7 +133,7 @@ def gguf_record(header: GgufHeader, fingerprint: str | None = None) -> ModelReco
         parameters=header.parameters,
         layer_parameters=sizes,
         fingerprint=fingerprint_of(origin_of(header)) if fingerprint is None else fingerprint,
-        original=list(kept) if known else list(range(count)),
+        original=header.original_layers or list(range(count)),
         weight_bytes=header.bytes,
         layer_bytes=stored,
         storage=header.storage,

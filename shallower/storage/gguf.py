@@ -35,6 +35,7 @@ SIDES = (  # metadata of which none is larger than the largest side of a tensor
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("rope.dimension_count", "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel"),
 )
+ORIGINAL = "shallower.original_layers"
 LONG_ARRAY = 4096  # elements of an array from which on it is stepped over
 MOST_DIMENSIONS = 8
 # type number of ggml -> (name, elements of a block, bytes of a block)
@@ -105,6 +106,13 @@ class GgufHeader:
         """A pattern that is written out; None where layers are counted."""
         value = self.own(key)
         return value if isinstance(value, list) and all(isinstance(one, bool) for one in value) else None
+
+    @property
+    def original_layers(self) -> list[int] | None:
+        """Numbers that the layers had in the first model, where an earlier pruning has noted them."""
+        kept = self.metadata.get(ORIGINAL)
+        numbers = isinstance(kept, list) and all(isinstance(one, int) for one in kept)
+        return list(kept) if numbers and len(kept) == self.own("block_count") and kept == sorted({*kept}) else None
 
     @property
     def importer(self) -> str:

@@ -17,6 +17,16 @@ from .gguf_rules import RECURRENT, WINDOW, counted_patterns
 
 SCRIPT = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP_ROOT"
+# llama.cpp's converter takes every DeciLM of another vocabulary than Nemotron's for one with a sentencepiece model
+DECI = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+from conversion.deci import DeciModel
+from conversion.llama import LlamaModel
+DeciModel.origin_hf_arch, DeciModel.set_vocab = None, LlamaModel.set_vocab
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 HOW = "vendor/llama.cpp of the sdist of llama-cpp-python, see docs/gguf.md"
 FULL = "full_attention"
 PATIENCE = 6 * 3600.0
@@ -42,13 +52,16 @@ def converter(root: Path | None) -> Path:
     return script
 
 
-def convert(script: Path, folder: Path, target: Path, kind: str) -> Path:
+def convert(script: Path, folder: Path, target: Path, kind: str, *, deci: bool = False) -> Path:
     """The file that the converter makes of a checkpoint.
 
+    Args:
+        deci: it is a DeciLM, whose tokenizer may be any that a Llama has.
     Raises:
         UserError: it fails; says its last line.
     """
-    command = [sys.executable, str(script), str(folder), "--outfile", str(target), "--outtype", kind]
+    start = ["-c", DECI] if deci else []
+    command = [sys.executable, *start, str(script), str(folder), "--outfile", str(target), "--outtype", kind]
     environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, cwd=script.parent)
     if done.returncode or not target.is_file():

@@ -105,7 +105,7 @@ def _by_transformers(
         with _beside(header, written, every) as whole:
             wanted = unpacked.log_probabilities(whole, removed, prompts)
     else:
-        wanted = unpacked.log_probabilities(header.file, removed, prompts)
+        wanted = unpacked.log_probabilities(header.file, removed, prompts, keep=True)
     found = unpacked.log_probabilities(written, (), prompts)
     version = metadata.version("transformers")
     difference = _difference(found, wanted)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import Refusal, UserError
-from ..storage.gguf import ARRAY, PATTERNS, STRING, GgufHeader
+from ..storage.gguf import ARRAY, ORIGINAL, PATTERNS, STRING, GgufHeader
 from ..storage.gguf_writer import UINT32, GgufValue, Remade, Renamed, bools, stored_value
 
 LAYER = re.compile(r"blk\.(\d{1,7})\.(.+)")
@@ -215,6 +215,6 @@ def marks(removed: Sequence[int], original: Sequence[int], proof: str) -> dict[s
     """Metadata of our own: which layers went, which stay by their numbers in the first model, and what was proven."""
     return {
         "shallower.removed_layers": GgufValue(ARRAY, list(removed), UINT32),
-        "shallower.original_layers": GgufValue(ARRAY, list(original), UINT32),
+        ORIGINAL: GgufValue(ARRAY, list(original), UINT32),
         "shallower.proof": GgufValue(STRING, proof),
     }

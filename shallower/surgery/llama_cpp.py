@@ -1,7 +1,8 @@
-"""llama.cpp as a judge: log-probabilities that it gives behind prompts, in a process of its own (through xllamacpp).
+"""llama.cpp as a judge: log-probabilities that it gives behind prompts, and tokens of texts, in a process of its own
+(through xllamacpp).
 
 A failed check inside llama.cpp ends the process; here it is one line. As a script, ``python -m
-shallower.surgery.llama_cpp FILE OUT`` reads prompts as JSON and writes a .npy file.
+shallower.surgery.llama_cpp FILE OUT`` reads prompts as JSON, writes a .npy file and prints tokens as JSON.
 """
 
 import json
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -32,10 +34,22 @@ def llama_cpp_version() -> str | None:
         return None
 
 
-def log_probabilities(
-    file: Path, prompts: list[list[int]], vocabulary: int, *, exact: bool = False
-) -> Float[np.ndarray, "prompt token"]:
-    """Log-probability of every token behind every prompt.
+class Judged(NamedTuple):
+    """What llama.cpp makes of a file: log-probabilities behind prompts, and the tokens of texts."""
+
+    values: Float[np.ndarray, "prompt token"]
+    tokens: list[list[int]]
+
+
+def log_probabilities(file: Path, prompts: list[list[int]], vocabulary: int) -> Float[np.ndarray, "prompt token"]:
+    """Log-probability of every token behind every prompt (see ``judged``)."""
+    return judged(file, prompts, vocabulary).values
+
+
+def judged(
+    file: Path, prompts: list[list[int]], vocabulary: int, *, exact: bool = False, texts: Sequence[str] = ()
+) -> Judged:
+    """Log-probability of every token behind every prompt, and the tokens of texts, none added in front.
 
     Args:
         exact: with a cache in float32 and plain attention, to be held against another runtime.
@@ -44,14 +58,14 @@ def log_probabilities(
     """
     with tempfile.TemporaryDirectory(prefix="shallower-llama-cpp-") as place:
         out = Path(place, "values.npy")
-        asked = json.dumps({"prompts": prompts, "vocabulary": vocabulary, "exact": exact})
+        asked = json.dumps({"prompts": prompts, "vocabulary": vocabulary, "exact": exact, "texts": [*texts]})
         command = [sys.executable, "-m", __name__, str(file), str(out)]
         done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode or not out.is_file():
             lines = [line for line in done.stderr.splitlines() if SAYS_WHY.search(line)]
             why = " ".join(lines[0].split())[-200:] if lines else f"it ended with status {done.returncode}"
             raise UserError(f"llama.cpp does not run {file} ({why})")
-        return np.load(out)
+        return Judged(np.load(out), json.loads(done.stdout.splitlines()[-1]))
 
 
 def _main(file: str, out: str) -> None:
@@ -59,6 +73,9 @@ def _main(file: str, out: str) -> None:
     server = _server(file, max(map(len, asked["prompts"])), exact=asked["exact"])
     rows = [_row(server.listening_address, prompt, asked["vocabulary"]) for prompt in asked["prompts"]]
     np.save(out, np.stack(rows))
+    told = [_asked(server.listening_address, "tokenize", {"content": text}) for text in asked["texts"]]
+    print()
+    print(json.dumps([one["tokens"] for one in told]))
 
 
 def _server(file: str, longest: int, *, exact: bool) -> Any:
@@ -87,7 +104,7 @@ def _row(address: str, prompt: list[int], vocabulary: int) -> Float[np.ndarray, 
     body = {"prompt": prompt, "n_predict": 1, "n_probs": vocabulary, "temperature": -1.0, "cache_prompt": False}
     for forced in (None, *range(vocabulary)):
         bias = {} if forced is None else {"logit_bias": [[forced, 1e4]]}
-        found = _asked(address, body | bias).get("completion_probabilities")
+        found = _asked(address, "completion", body | bias).get("completion_probabilities")
         if found:
             values = np.full(vocabulary, -np.inf)
             for one in found[0]["top_logprobs"]:
@@ -96,9 +113,9 @@ def _row(address: str, prompt: list[int], vocabulary: int) -> Float[np.ndarray, 
     raise RuntimeError("error: no token comes with log-probabilities")
 
 
-def _asked(address: str, body: dict[str, Any]) -> dict[str, Any]:
+def _asked(address: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}/completion", json.dumps(body).encode(), headers)
+    request = urllib.request.Request(f"{address}/{what}", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return json.load(answer)
 

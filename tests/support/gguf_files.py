@@ -117,6 +117,7 @@ def _add_words(writer: gguf.GGUFWriter) -> None:
     writer.add_token_list(words)
     writer.add_token_scores([-float(number) for number in range(WORDS)])
     writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (WORDS - len(kinds))])
+    writer.add_add_space_prefix(False)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 

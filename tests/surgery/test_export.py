@@ -116,3 +116,16 @@ def test_llama_cpps_own_converter(kind, smollm2, tmp_path) -> None:
     made = export(tmp_path / "small", out=tmp_path / "small.gguf", type=kind)
     assert made.proof.difference <= 1e-4 if kind == "f32" else made.proof.divergence <= 0.05
     assert json.loads((tmp_path / "small.gguf.json").read_text())["kind"] == "exported"
+
+
+@pytest.mark.slow
+@needs_llama_cpp
+@pytest.mark.skipif(convert.VARIABLE not in os.environ, reason="$LLAMA_CPP_ROOT names no sources of llama.cpp")
+def test_parts_go_out_as_deci(smollm2, tmp_path) -> None:
+    """With the tokenizer of SmolLM2, which llama.cpp's converter does not expect of a DeciLM."""
+    chosen = drop(smollm2, "3.mlp, 13, 20.attention")
+    prune(smollm2, chosen, out=tmp_path / "small", verify=False, format="deci")
+    made = export(tmp_path / "small", out=tmp_path / "small.gguf", type="f32")
+    assert made.proof.difference <= 1e-4 and made.proof.same_next
+    header = read_gguf(tmp_path / "small.gguf")
+    assert header.architecture == "deci" and header.own("attention.head_count")[19 - 1] == 0

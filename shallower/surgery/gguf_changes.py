@@ -1,0 +1,63 @@
+"""Changes of a checkpoint against the .gguf file that it was made of: which weights have moved."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..anatomy.model import Model
+from ..errors import Refusal
+from ..runtime.progress import track
+
+Change = Callable[[Tensor], Tensor]
+
+
+def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str, Change]:
+    """Weights that differ, by their names in the base -> what reads them from the checkpoint.
+
+    Args:
+        base: that the .gguf file was unpacked to.
+        model: a checkpoint of some of its layers.
+        kept: layers of the base that it has.
+    Raises:
+        Refusal: weights that the other has not, or of other shapes.
+    """
+    numbers = {old: new for new, old in enumerate(kept)}
+    places, plain = base.solver.places(), base.checkpoint.names.plain
+    tensors, found = {*model.checkpoint.tensors}, {}
+    seen = set()
+    for disk, memory in track(base.checkpoint.names.memory.items(), "comparing weights", len(base.checkpoint.tensors)):
+        place = places.get(disk)
+        if place is not None and place.layer not in numbers:
+            continue
+        name = place.name(numbers[place.layer]) if place is not None else disk
+        if name not in tensors:
+            raise Refusal(f"{model.checkpoint.source} has no {name}, which {base.checkpoint.source} has")
+        seen.add(name)
+        before, after = _read(base, disk), _read(model, name)
+        if before.shape != after.shape:
+            raise Refusal(
+                f"{name} is {list(after.shape)} in {model.checkpoint.source} and {list(before.shape)} in "
+                f"{base.checkpoint.source}: only whole layers may be gone"
+            )
+        if not torch.equal(before.to(after.dtype), after):
+            if disk not in plain:
+                raise Refusal(f"{disk} was changed, and lies in the files in another form: it cannot be put back")
+            found[memory] = _reader(model, name)
+    if more := sorted(tensors - seen):
+        raise Refusal(
+            f"{model.checkpoint.source} has {more[0]}, which {base.checkpoint.source} has not: only weights that are "
+            "there may have changed"
+        )
+    return found
+
+
+def _reader(model: Model, disk: str) -> Change:
+    """Reads a weight when it is asked for, so that a model's changes are not kept."""
+    return lambda before: _read(model, disk).float()
+
+
+def _read(model: Model, disk: str) -> Tensor:
+    with safe_open(model.checkpoint.tensors[disk].file, "pt") as content:
+        return content.get_tensor(disk)
