@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ...anatomy.loading import unlogged
 from ...errors import UserError, argument
 from ...runtime.progress import say
 
@@ -46,7 +47,8 @@ def add_adapters(
     Only they are trained. ``layers`` is the name of the stack, ``names`` as in ``targets``.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        with unlogged("bitsandbytes.backends.cpu.ops"):  # of kernels that are not used here
+            from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("adapters need the package peft; pip install 'shallower[heal]'") from error
     config = LoraConfig(
