@@ -1,12 +1,16 @@
 """Plans of other tools in, and out in their forms."""
 
 import json
+import os
+import subprocess
 
 import pytest
+import torch
 import yaml
 from commands import status
+from safetensors.torch import load_file
 
-from shallower import UserError, drop, plan
+from shallower import UserError, drop, plan, prune
 from shallower.artifacts import load
 from shallower.planning.exchange import listed_units, recipe_text
 
@@ -92,3 +96,20 @@ def test_parts_are_not_what_these_tools_remove(saved, tmp_path) -> None:
     with pytest.raises(UserError, match=r"mergekit removes whole layers only, and the plan names 1\.mlp"):
         recipe_text(made)
     assert json.loads(json.dumps(made.removed)) == ["1.mlp"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MERGEKIT" not in os.environ, reason="$MERGEKIT names no mergekit-yaml")
+def test_mergekit_writes_the_same_weights(saved, tmp_path) -> None:
+    """What mergekit makes of our recipe, in an environment of its own, has the weights that we write, bit for bit."""
+    model = saved("llama")
+    made = drop(model, "1-2", out=tmp_path / "merge.yaml")
+    prune(model, made, out=tmp_path / "ours")
+    command = [os.environ["MERGEKIT"], str(tmp_path / "merge.yaml"), str(tmp_path / "theirs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (tmp_path / "ours", tmp_path / "theirs")
+    )
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
