@@ -54,11 +54,7 @@ def test_transformers_serve_answers_as_generate_does(smollm2, tmp_path) -> None:
     prune(smollm2, drop(smollm2, "12-17"), out=folder, verify=False)
     hub = tmp_path / "hub"
     hub.mkdir()  # without a cache of the Hub the list of models ends in an error
-    start = [
-        sys.executable,
-        "-c",
-        "from transformers.cli.transformers import main; main()",
-    ]  # what ``transformers`` runs
+    start = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
     command = [*start, "serve", str(folder), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as server:
