@@ -17,13 +17,14 @@ class ExportProof(TypedRecord):
     difference: NonNegative
     """Largest difference of a log-probability, as a share of the largest."""
     divergence: NonNegative
-    """KL divergence of llama.cpp from transformers in nats, the largest of the prompts; of a copy, both of the file."""
+    """KL divergence of llama.cpp from transformers in nats, the largest of the prompts; where ``rounded`` is told, both
+    of the file."""
     same_next: bool
     """True where both have the same likeliest token behind every prompt."""
     prompts: list[Size]
     """Tokens of the prompts."""
     rounded: NonNegative | None = None
-    """KL divergence in nats that rounding of changed tensors costs; null where nothing was copied."""
+    """KL divergence in nats that rounding costs, of a copy and of types of few bits; else null."""
 
 
 @record

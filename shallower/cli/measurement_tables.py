@@ -118,7 +118,8 @@ def exported_table(exported: Exported, out: Path | None = None) -> None:
             soft_wrap=True,
         )
         if proof.rounded is not None and proof.rounded > ROUGH:
-            cost = f"rounding the changed tensors costs KL {proof.rounded:.2g} nats"
+            what = "the changed tensors" if copied is not None else "the weights"
+            cost = f"rounding {what} costs KL {proof.rounded:.2g} nats"
             console.print(f"{cost}: --type q8_0 costs less", soft_wrap=True)
     saved_note(console, out)
 

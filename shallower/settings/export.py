@@ -10,6 +10,8 @@ from .fields import option, set_field
 GROUP = "Export"
 FORMATS = ("gguf",)
 TYPES = ("f32", "f16", "bf16", "q8_0")  # that the converter writes by itself
+# that llama.cpp's quantiser makes of an f16 file
+FEWER_BITS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
 DEFAULT_TYPE = "f16"
 
 
@@ -19,8 +21,8 @@ class ExportSettings:
 
     Attributes:
         to: the format.
-        type: of the numbers in the file, f16 where it is converted; with ``like``, of the tensors that changed (None:
-            as they were where that can be written, else q8_0).
+        type: of the numbers in the file, f16 where it is converted (types of fewer bits need llama-quantize); with
+            ``like``, of the tensors that changed (None: as they were where that can be written, else q8_0).
         like: the .gguf file that the model was made of: what did not change is copied from it, and no converter runs.
         llama_cpp: folder of llama.cpp's sources, for its converter; None: $LLAMA_CPP_ROOT.
         verify: prove the file against transformers, in llama.cpp (xllamacpp).
@@ -28,7 +30,7 @@ class ExportSettings:
 
     to: str = option(f"format: {' | '.join(FORMATS)}", "gguf", metavar="FORMAT")
     type: str | None = option(
-        f"numbers in the file: {' | '.join(TYPES)} [{DEFAULT_TYPE}, of a copy as they were]",
+        f"numbers in the file: {' | '.join(TYPES)}, q4_k_m and others [{DEFAULT_TYPE}; of a copy as they were]",
         None,
         metavar="TYPE",
     )
@@ -50,13 +52,15 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
             raise UserError(f"allowed are {', '.join(FORMATS)}", to=self.to)
-        if self.type is not None and self.type.lower() not in TYPES:
-            hint = ""
-            if "_k" in self.type.lower() or self.type.lower().startswith("iq"):
-                hint = "; K types need a quantiser: export f16 and run llama-quantize on the file"
-            raise UserError(f"allowed are {', '.join(TYPES)}{hint}", type=self.type)
         if self.type is not None:
             set_field(self, "type", self.type.lower())
+            if self.type not in TYPES and self.like is not None:
+                raise UserError(f"what changed is rounded here: allowed are {', '.join(TYPES)}", type=self.type)
+            if self.type not in TYPES + FEWER_BITS:
+                raise UserError(
+                    f"allowed are {', '.join(TYPES)}, and with llama.cpp's quantiser {', '.join(FEWER_BITS)}",
+                    type=self.type,
+                )
         if self.like is not None:
             if self.llama_cpp is not None:
                 raise UserError("what is copied is not converted: leave one of the two out", like=self.like)

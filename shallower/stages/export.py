@@ -14,11 +14,11 @@ from ..artifacts import published, save
 from ..artifacts.exported import Exported, ExportProof
 from ..errors import Refusal, UserError, argument
 from ..runtime.progress import parts, say
-from ..settings.export import DEFAULT_TYPE, ExportSettings
+from ..settings.export import DEFAULT_TYPE, FEWER_BITS, ExportSettings
 from ..storage.gguf import SUFFIX, read_gguf
 from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
-from ..surgery.convert import convert, converter, missing_patterns, with_changes
+from ..surgery.convert import convert, converter, missing_patterns, quantise, quantiser, with_changes
 from ..surgery.gguf_proof import probe_prompts, vocabulary_size
 from ..surgery.gguf_rules import layer_count
 from ..surgery.gguf_unpacked import log_probabilities
@@ -55,6 +55,7 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     out, folder = place(out), place(model)
     _check_target(out, settings)
     script = converter(settings.llama_cpp) if settings.like is None else None
+    program = quantiser(settings.llama_cpp) if settings.type in FEWER_BITS else None
     if settings.verify and llama_cpp_version() is None:
         raise UserError(
             f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
@@ -73,12 +74,13 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
                     kind = settings.type and settings.type.upper()
                     copied, changes = written_like(opened, settings.like, made, kind, verify=settings.verify)
                 else:
-                    changes = _converted(opened, folder, script, made, settings.type or DEFAULT_TYPE)
+                    changes = _converted(opened, script, made, settings.type or DEFAULT_TYPE, program)
             seconds = time.monotonic() - started
             if settings.verify:
                 with part("prove"):
-                    exact = settings.type == "f32" and copied is None
-                    proof = _proof(opened, made, exact=exact, copied=copied is not None)
+                    how = {"exact": settings.type == "f32", "rounded": settings.type in FEWER_BITS}
+                    how = how if copied is None else {"rounded": True, "words": False}
+                    proof = _proof(opened, made, **how)
             made.replace(out)
     finally:
         made.unlink(missing_ok=True)
@@ -97,22 +99,32 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     return result
 
 
-def _converted(model: Model, folder: Path, script: Path, made: Path, kind: str) -> list[str]:
-    """Convert a checkpoint, and add what the converter leaves out; says what."""
-    converted = made.with_suffix(f".converted{SUFFIX}")
+def _converted(model: Model, script: Path, made: Path, kind: str, program: Path | None) -> list[str]:
+    """Convert a checkpoint, add what the converter leaves out, and round it further where a quantiser is given; says
+    what was added.
+    """
+    converted, whole = (made.with_suffix(f".{name}{SUFFIX}") for name in ("converted", "whole"))
+    folder = model.checkpoint.folder
     try:
         say(f"converting {folder} by {script}")
-        convert(script, folder, converted, kind, deci=is_custom(model.checkpoint.raw))
+        convert(
+            script, folder, converted, kind if program is None else DEFAULT_TYPE, deci=is_custom(model.checkpoint.raw)
+        )
         header = read_gguf(converted)
         if layer_count(header) != model.record.layers:
             raise Refusal(f"the converter has written {layer_count(header)} layers of {model.record.layers}")
         changes = missing_patterns(header, model.checkpoint.config)
         if changes:
-            with_changes(header, changes, made)
+            with_changes(header, changes, whole)
         else:
-            converted.replace(made)
+            converted.replace(whole)
+        if program is not None:
+            quantise(program, whole, made, kind)
+        else:
+            whole.replace(made)
     finally:
         converted.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
     return [f"{key} = {value.value}" for key, value in changes.items()]
 
 
@@ -149,32 +161,33 @@ def _check_tokens(model: Model, found: list[list[int]]) -> None:
             )
 
 
-def _proof(model: Model, file: Path, *, exact: bool, copied: bool) -> ExportProof:
+def _proof(model: Model, file: Path, *, exact: bool = False, rounded: bool = False, words: bool = True) -> ExportProof:
     """Proof of the file.
 
     Args:
         exact: nothing in it is rounded.
-        copied: its tokenizer, and weights that did not change, are those of the file that the model was made of; it
-            is held against what it is unpacked to, and that against the model.
+        rounded: to so few bits that llama.cpp is held against what the file is unpacked to, and that is compared with
+            the model.
+        words: its tokenizer is compared too; that of a copy is the one of the file that the model was made of.
     Raises:
         Refusal: it gives other values than the model.
     """
     header = read_gguf(file)
     prompts = probe_prompts(header)
     judge = judged(file, prompts, vocabulary_size(header), exact=True, texts=TEXTS)
-    if not copied:
+    if words:
         _check_tokens(model, judge.tokens)
     with torch.no_grad():
         logits = [model.module(torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
     meant = torch.stack(logits).double().log_softmax(-1).numpy()
-    wanted = log_probabilities(file, (), prompts) if copied else meant
+    wanted = log_probabilities(file, (), prompts) if rounded else meant
     found = judge.values[:, : wanted.shape[1]]
     divergence, difference = _divergence(wanted, found), float(np.abs(found - wanted).max() / np.abs(wanted).max())
     proof = ExportProof(
         by=f"llama.cpp ({PACKAGE} {llama_cpp_version()})",
         difference=difference,
         divergence=divergence,
-        rounded=_divergence(meant, wanted) if copied else None,
+        rounded=_divergence(meant, wanted) if rounded else None,
         same_next=bool((found.argmax(-1) == meant.argmax(-1)).all()),
         prompts=[*map(len, prompts)],
     )

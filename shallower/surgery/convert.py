@@ -5,6 +5,7 @@ a word: the pattern is taken from the model's config and added.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..storage.gguf import GgufHeader
 from ..storage.gguf_writer import GgufValue, Renamed, bools, write_gguf
 from .gguf_rules import RECURRENT, WINDOW, counted_patterns
 
-SCRIPT = "convert_hf_to_gguf.py"
+SCRIPT, QUANTISER = "convert_hf_to_gguf.py", "llama-quantize"
 VARIABLE = "LLAMA_CPP_ROOT"
 # llama.cpp's converter takes every DeciLM of another vocabulary than Nemotron's for one with a sentencepiece model
 DECI = """
@@ -68,6 +69,38 @@ def convert(script: Path, folder: Path, target: Path, kind: str, *, deci: bool =
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
         raise UserError(f"llama.cpp's converter does not take {folder} ({why})")
+    return target
+
+
+def quantiser(root: Path | None) -> Path:
+    """llama.cpp's quantiser: on the PATH, or built in its sources.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
+    built = [*named.glob(f"build*/bin/{QUANTISER}")] if named is not None else []
+    found = shutil.which(QUANTISER) or next(iter(built), None)
+    if found is None:
+        raise UserError(
+            f"such types are made by {QUANTISER}, which is neither on the PATH nor built in llama.cpp's sources: build "
+            f"it (docs/gguf.md), or give {argument('type', 'q8_0')}"
+        )
+    return Path(found)
+
+
+def quantise(program: Path, source: Path, target: Path, kind: str) -> Path:
+    """A .gguf file in a type of fewer bits, made of one in f16.
+
+    Raises:
+        UserError: it fails; says its last line.
+    """
+    command = [str(program), str(source), str(target), kind.upper()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    if done.returncode or not target.is_file():
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
+        raise UserError(f"{QUANTISER} does not make {kind} of it ({why})")
     return target
 
 

@@ -80,6 +80,7 @@ def tiny_gguf(
         _add(writer, f"{arch}.{key}", value)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
     _add_words(writer)
+    writer.add_add_space_prefix(not arch.startswith("gemma"))  # as transformers' importer takes them
     draw = np.random.default_rng(seed)
     shapes = {
         "token_embd.weight": rows(WORDS, WIDE),
@@ -117,7 +118,6 @@ def _add_words(writer: gguf.GGUFWriter) -> None:
     writer.add_token_list(words)
     writer.add_token_scores([-float(number) for number in range(WORDS)])
     writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (WORDS - len(kinds))])
-    writer.add_add_space_prefix(False)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 

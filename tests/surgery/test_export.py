@@ -70,7 +70,9 @@ def test_the_pattern_that_the_converter_leaves_out_is_added(pruned, tmp_path, ca
     [
         ((), "llama.cpp's converter is needed: give its sources by --llama-cpp ROOT or $LLAMA_CPP_ROOT"),
         (("--llama-cpp", "nowhere"), "--llama-cpp nowhere: there is no convert_hf_to_gguf.py"),
-        (("--type", "q4_k_m"), "--type q4_k_m: allowed are f32, f16, bf16, q8_0; K types need a quantiser"),
+        (("--type", "q4_k_m", "--llama-cpp", "ROOT"), "made by llama-quantize, which is neither on the PATH nor built"),
+        (("--type", "q4", "--llama-cpp", "ROOT"), "--type q4: allowed are f32, f16, bf16, q8_0, and with llama.cpp's"),
+        (("--type", "q4_k_m", "--like", "a.gguf"), "--type q4_k_m: what changed is rounded here: allowed are f32, f16"),
         (("--to", "onnx"), "--to onnx: allowed are gguf"),
         (("--out", "b.bin"), "--out b.bin: the name of a .gguf file is needed"),
         (("--llama-cpp", "ROOT"), "llama.cpp's converter does not take"),
@@ -110,12 +112,40 @@ def test_what_llama_cpp_does_not_know(saved, tmp_path) -> None:
 @pytest.mark.slow
 @needs_llama_cpp
 @pytest.mark.skipif(convert.VARIABLE not in os.environ, reason="$LLAMA_CPP_ROOT names no sources of llama.cpp")
-@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_k_m"])
 def test_llama_cpps_own_converter(kind, smollm2, tmp_path) -> None:
+    if kind == "q4_k_m":
+        try:
+            convert.quantiser(None)
+        except UserError:
+            pytest.skip("llama-quantize is neither on the PATH nor built in $LLAMA_CPP_ROOT")
     prune(smollm2, drop_gguf(smollm2.checkpoint.source, "12-17"), out=tmp_path / "small", verify=False)
     made = export(tmp_path / "small", out=tmp_path / "small.gguf", type=kind)
     assert made.proof.difference <= 1e-4 if kind == "f32" else made.proof.divergence <= 0.05
     assert json.loads((tmp_path / "small.gguf.json").read_text())["kind"] == "exported"
+
+
+@needs_llama_cpp
+def test_fewer_bits_are_made_by_the_quantiser(tmp_path, monkeypatch, capsys) -> None:
+    """A stand-in rounds; what that costs is told apart from whether llama.cpp reads the file as transformers does."""
+    source = tiny_gguf(tmp_path / "a.gguf", "llama")
+    prune(open_model(source), drop_gguf(source, "1-2"), out=tmp_path / "small", verify=False)
+    header = read_gguf(source)
+    write_gguf(header, tmp_path / "made.gguf", kept_tensors(header, [0, 3, 4, 5]), metadata_without(header, [1, 2]))
+    root = stand_in(tmp_path / "llama.cpp", COPYING.format(file=str(tmp_path / "made.gguf")))
+    rounded = tiny_gguf(tmp_path / "rounded.gguf", "llama", kind="Q4_0")
+    header = read_gguf(rounded)
+    write_gguf(header, tmp_path / "fewer.gguf", kept_tensors(header, [0, 3, 4, 5]), metadata_without(header, [1, 2]))
+    program = tmp_path / "llama.cpp/build/bin/llama-quantize"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\n[ $3 = Q4_K_M ] && cp {tmp_path / 'fewer.gguf'} $2\n")
+    program.chmod(0o755)
+    made = export(tmp_path / "small", out=tmp_path / "b.gguf", type="Q4_K_M", llama_cpp=root)
+    assert made.type == "q4_k_m" and made.proof.divergence < 0.05 < made.proof.rounded
+    assert sorted(path.name for path in tmp_path.glob("*b.*")) == ["b.gguf", "b.gguf.json"]
+    with pytest.raises(UserError, match="llama-quantize does not make q6_k of it"):
+        export(tmp_path / "small", out=tmp_path / "c.gguf", type="q6_k", llama_cpp=root)
+    assert not list(tmp_path.glob("*c.*gguf*"))
 
 
 @pytest.mark.slow
