@@ -129,9 +129,10 @@ def _check_announced(
 
     Some programs write how weights are packed into files of their own, which transformers does not read.
     """
+    there = {*names.memory.values()}
     for disk, memory in sorted(names.memory.items()):
-        entry = tensors[disk]
-        weight = memory not in state or state[memory].is_floating_point()
+        entry, whole = tensors[disk], f"{memory.rpartition('.')[0]}.weight"
+        weight = state[memory].is_floating_point() if memory in state else whole in state and whole not in there
         if entry.dtype in PACKED and weight and len(entry.shape) > 1:
             raise UserError(
                 f"{source} holds packed weights ({disk} is stored as {entry.dtype}), and its config.json has no "

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -207,7 +208,8 @@ class Checkpoint:
             check_room(self.source, self.quantised, self.loaded_bytes(dtype), total_memory(device))
         loader, config, ours = loader_of(self.config)
         try:
-            with quiet():
+            with quiet(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
                 model, info = loader.from_pretrained(
                     self.folder,
                     dtype=dtype or "auto",
@@ -220,6 +222,8 @@ class Checkpoint:
                     # another kind of device is unpacked for this one
                     **({"device_map": {"": device}} if device.startswith("cuda") or how else {}),
                 )
+                if how and dtype is not None:
+                    cast_weights(model, dtype)
                 model = align_weights(model.requires_grad_(False).to(device)).eval()
         except Exception as error:  # config, code and weights can each be wrong in many ways
             raise UserError(f"{self.source}: transformers cannot load it ({one_line(error)})") from error
@@ -302,6 +306,13 @@ def check_whole(who: str, info: dict) -> None:
             raise UserError(
                 f"{who} lacks weights when loaded ({example}); they would be drawn at random: download or save it again"
             )
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give unpacked weights the dtype that was asked for, which some methods unpack to one of their own."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.to(dtype)
 
 
 def align_weights(model: nn.Module) -> nn.Module:

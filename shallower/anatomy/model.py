@@ -19,7 +19,7 @@ from ..runtime.progress import say
 from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .devices import checked_device
-from .disk import stored_dtypes
+from .disk import storage_of_weights
 from .layer_tables import layer_sizes
 from .loading import Checkpoint, changed_by_loading, from_config, parse_dtype, running_form, unfilled, unlogged
 from .offload import Onloader, stand_ins
@@ -338,7 +338,7 @@ class Model:
             lookup_parameters=self._lookup(),
             weight_bytes=self.checkpoint.bytes or UNPACKED * parameter_count(self._shapes),
             layer_bytes=self._layer_bytes(sizes),
-            storage=" and ".join(stored_dtypes(self.checkpoint.tensors)) or "float32",
+            storage=storage_of_weights(self.checkpoint),
             packed_bytes=self.checkpoint.packed[0],
             packed_storage=self.checkpoint.packed[1],
         )

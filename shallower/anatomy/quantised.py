@@ -62,7 +62,8 @@ def loading_of(source: str, quantised: dict[str, Any] | None) -> dict[str, Any]:
             device_map=None, weights_only=True
         )
     except Exception as error:  # each method raises its own kinds for absent packages and devices
-        message = " ".join(str(error).split())[:200].rstrip(".")
+        message = f"its settings lack {error}" if isinstance(error, KeyError) else str(error)
+        message = " ".join(message.split())[:200].rstrip(".")
         raise UserError(
             f"{source} is quantised ({quantisation_method(quantised)}) and cannot be loaded here ({message}): install "
             "what it needs, or give the unquantised model; prune removes layers by number from the files alone, "
@@ -243,9 +244,26 @@ def _entry(entry: str, names: StackNames, new: dict[int, int]) -> list[str]:
             return [candidate]
     mark, text = PREFIX.fullmatch(entry).groups()
     top = [name for name in sorted(wanted, key=_natural) if not any(name.startswith(other + ".") for other in wanted)]
-    if mark or _is_pattern(text):
-        return [f"{mark or ''}^{re.escape(name)}$" if mark else re.escape(name) for name in top]
-    return top
+    if not mark and not _is_pattern(text):
+        return top
+    found, shell = [], not mark and _is_shell_pattern(text)
+    for name in top:
+        below = {one for one in universe if one.startswith(f"{name}.")}
+        alone = [name] if below <= wanted else sorted({name} | below & wanted, key=_natural)
+        for one in alone:
+            within = bool(below) and below <= wanted
+            found += _shell_patterns(one, within) if shell else [_regex(mark, one, within)]
+    return found
+
+
+def _regex(mark: str | None, name: str, within: bool) -> str:
+    """A regular expression for a module, and for what is within it."""
+    return f"{mark or ''}^{re.escape(name)}" + (r"(\..*)?$" if within else "$")
+
+
+def _shell_patterns(name: str, within: bool) -> list[str]:
+    """The same in shell patterns."""
+    return [name, f"{name}.*"] if within else [name]
 
 
 def _with_other_numbers(entry: str, layers: set[int], new: dict[int, int]) -> list[str]:
@@ -264,10 +282,14 @@ def _is_pattern(text: str) -> bool:
     return SPECIAL.search(text) is not None
 
 
+def _is_shell_pattern(text: str) -> bool:
+    return "*" in text and "\\" not in text
+
+
 def _matcher(entry: str):
     """name -> whether the entry speaks of the module, as the readers of such configs understand it."""
     mark, text = PREFIX.fullmatch(entry).groups()
-    if mark or "\\" in text or (_is_pattern(text) and "*" not in text):
+    if mark or (_is_pattern(text) and not _is_shell_pattern(text)):
         try:
             pattern = re.compile(text)
         except re.error:

@@ -436,6 +436,49 @@ def test_quantised_weights_are_never_trained_or_changed(method: str, packed, tex
         assert not out.exists()
 
 
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes-8", "gptq", "metal", "modelopt"])
+def test_packed_weights_of_which_the_config_says_nothing_are_refused(method: str, packed, tmp_path) -> None:
+    """Their bytes would be taken for weights: some programs say how they are packed in files of their own only."""
+    folder = shutil.copytree(packed(method), tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop(FORMATS[method].field)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"holds packed weights .* no quantization_config") as refused:
+        inspect(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_in_a_file_are_no_packed_weights(saved, tmp_path) -> None:
+    """Files of old programs hold causal masks as bytes, for which the model has no place."""
+    folder = shutil.copytree(saved("gpt2"), tmp_path / "in")
+    tensors = load_file(folder / "model.safetensors")
+    masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8) for n in range(8)}
+    save_file(tensors | masks, folder / "model.safetensors", {"format": "pt"})
+    assert inspect(folder).model.layers == 8
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes-4"])
+def test_quantised_weights_that_do_not_fit_are_refused(method: str, packed, given, begun, monkeypatch) -> None:
+    """They cannot be read one layer at a time; those that loading unpacks take more than on the disk."""
+    model = open_model(packed(method), device="cpu")
+    files, needed = model.checkpoint.bytes, model.checkpoint.loaded_bytes()
+    assert needed == (2 * model.record.parameters if method == "fp8" else files)
+    monkeypatch.setattr("shallower.anatomy.loading.total_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=r"its weights take .* GB when loaded") as refused:
+        shallower.evaluate(model, tokens=given, protocol=shallower.Protocol(length=16))
+    assert "\n" not in str(refused.value) and not begun
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "metal"])
+def test_unpacked_weights_have_the_dtype_that_is_asked_for(method: str, dtype: str, packed) -> None:
+    """Of some methods transformers makes bf16 whatever is asked for; layers of two dtypes do not run."""
+    module = open_model(packed(method), device="cpu", dtype=dtype).module
+    wanted = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+    assert {one.dtype for one in module.parameters()} <= {wanted, torch.float32}  # some are kept wide
+    assert torch.isfinite(module(input_ids=zoo.tokens(1, 8)).logits).all()
+
+
 def test_names_of_another_stack_keep_their_numbers(saved, tmp_path) -> None:
     """In quantisation configs of a model with a vision tower, with numbered layers too; the text's get new ones."""
     source = shutil.copytree(saved("gemma3"), tmp_path / "in")
