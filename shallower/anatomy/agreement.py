@@ -28,6 +28,7 @@ DEEPEST = (
     4  # times the numbers in the files that a depth may be: some count attention and MLP, or halves of a layer, apart
 )
 ANNOUNCED = re.compile(r"nextn|mtp|draft")  # fields that announce prediction layers behind the stack
+PACKED = ("I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F6_E2M3", "F6_E3M2", "F4")  # as no weight is stored plainly
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "decoder_layers")
 
 
@@ -112,12 +113,31 @@ def check_files(source: str, model: nn.Module, names: Names, tensors: dict[str, 
     state = {
         name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, torch.Tensor)
     }
+    _check_announced(source, names, state, tensors)
     for disk, memory in sorted(names.memory.items()):
         if disk in names.plain and memory in state and tuple(state[memory].shape) != tensors[disk].shape:
             shapes = f"{list(tensors[disk].shape)} in the files and {list(state[memory].shape)} by the config"
             raise UserError(f"{source}: {disk} has the shape {shapes}: mend one of them")
     _check_missing(source, model, names, state)
     _check_tied(source, model, names, tensors)
+
+
+def _check_announced(
+    source: str, names: Names, state: dict[str, torch.Tensor], tensors: dict[str, TensorEntry]
+) -> None:
+    """Packed weights of which the config says nothing: their bytes would be taken for weights.
+
+    Some programs write how weights are packed into files of their own, which transformers does not read.
+    """
+    there = {*names.memory.values()}
+    for disk, memory in sorted(names.memory.items()):
+        entry, whole = tensors[disk], f"{memory.rpartition('.')[0]}.weight"
+        weight = state[memory].is_floating_point() if memory in state else whole in state and whole not in there
+        if entry.dtype in PACKED and weight and len(entry.shape) > 1:
+            raise UserError(
+                f"{source} holds packed weights ({disk} is stored as {entry.dtype}), and its config.json has no "
+                "quantization_config that says how: add it, or give the unquantised model"
+            )
 
 
 def _check_lists(source: str, model: nn.Module, names: Names) -> None:

@@ -15,6 +15,7 @@ from ..storage.index import TensorEntry
 from ..storage.writer import Content, stored_content
 from .loading import FLOATS, Checkpoint, quiet
 from .patch import Edit, Patch
+from .quantised import quantisation_method
 
 
 def trained_contents(
@@ -96,6 +97,13 @@ def stored_dtypes(tensors: dict[str, TensorEntry]) -> list[str]:
             name = str(FLOATS[entry.dtype]).removeprefix("torch.")
             sizes[name] = sizes.get(name, 0) + entry.count
     return sorted(sizes, key=lambda name: -sizes[name])
+
+
+def storage_of_weights(checkpoint: Checkpoint) -> str:
+    """How the weights are stored, for people: the method of packed ones, and the dtypes of the others."""
+    kinds = stored_dtypes(checkpoint.tensors) or ["float32"]
+    method = f"{quantisation_method(checkpoint.quantised)}, " if checkpoint.quantised is not None else ""
+    return method + " and ".join(kinds)
 
 
 def _rounding(value: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:

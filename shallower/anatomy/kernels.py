@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .forwards import replaced_forwards
 
@@ -50,7 +51,12 @@ def fast_linear(stream: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     has no products of theirs: each product is exact, the sum is rounded once, as on CPUs that have them."""
     alike = stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
     usable = AVAILABLE and alike and (stream.dtype == torch.float32 or is_emulated(stream.dtype))
-    if not usable or stream.numel() * weight.shape[0] < FEW or torch.is_autocast_enabled("cpu"):
+    if (
+        not usable
+        or is_traceable_wrapper_subclass(weight)
+        or stream.numel() * weight.shape[0] < FEW
+        or torch.is_autocast_enabled("cpu")
+    ):
         return linear(stream, weight, bias)
     if stream.dtype != torch.float32:
         return fast_linear(stream.float(), weight.float(), None if bias is None else bias.float()).to(stream.dtype)
@@ -94,7 +100,7 @@ def fast_products(model: nn.Module) -> Iterator[None]:
     """
     on_cpu = AVAILABLE and any(parameter.device.type in ("cpu", "meta") for parameter in model.parameters())
     plain = (
-        [module for module in model.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
+        [module for module in model.modules() if _is_linear(module) and "forward" not in module.__dict__]
         if on_cpu
         else []
     )
@@ -114,7 +120,12 @@ def packed_weights(module: nn.Module | None, calls: int) -> AbstractContextManag
     call.
     """
     inside = module.modules() if module is not None and AVAILABLE and calls >= OFTEN else ()
-    return replaced_forwards((one, _holding(one)) for one in inside if type(one) is nn.Linear)
+    return replaced_forwards((one, _holding(one)) for one in inside if _is_linear(one))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by its weight and does nothing else; quantised ones may round what enters too."""
+    return type(module) is nn.Linear and not hasattr(module, "quantization_scheme")
 
 
 def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -137,6 +148,7 @@ def _holding(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 def _worth_holding(stream: Tensor, weight: Tensor) -> bool:
     known = weight.dtype in (torch.float32, torch.bfloat16) or is_emulated(weight.dtype)
+    known = known and not is_traceable_wrapper_subclass(weight)
     alike = known and stream.dtype == weight.dtype and stream.device.type == "cpu" and stream.dim() >= 2
     if not alike or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False

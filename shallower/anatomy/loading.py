@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +22,15 @@ from transformers import AutoTokenizer, PreTrainedConfig, initialization
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, argument
+from ..runtime.memory import total_memory
+from ..runtime.progress import say
 from ..storage.gguf import fingerprint_of
 from ..storage.hashes import file_hashes
 from ..storage.index import TensorEntry
 from .agreement import bounded
 from .custom import is_custom, loader_of
 from .names import Names, read_names
-from .quantised import check_loadable
+from .quantised import FIELDS, check_room, loading_of, quantisation_method
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -148,16 +151,40 @@ class Checkpoint:
     @property
     def quantised(self) -> dict[str, Any] | None:
         """The quantisation config, or None where the weights are plain."""
-        config = getattr(self.config, "quantization_config", None)
-        config = config or getattr(self.config.get_text_config(), "quantization_config", None)
-        if config is None:
-            return None
-        return config if isinstance(config, dict) else config.to_dict()
+        for config in (self.config, self.config.get_text_config()):
+            for name in FIELDS:
+                found = getattr(config, name, None)
+                found = found.to_dict() if hasattr(found, "to_dict") else found
+                if found and isinstance(found, dict):
+                    return found
+        return None
+
+    def check_loadable(self) -> dict[str, Any]:
+        """What transformers is told besides the folder, where weights are quantised.
+
+        Raises:
+            UserError: they are, and cannot be loaded on this machine.
+        """
+        with quiet():
+            return loading_of(self.source, self.quantised)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether its weights are packed, and become plain ones when they are loaded."""
+        return bool(self.quantised is not None and self.check_loadable())
 
     @property
     def bytes(self) -> int:
         """Bytes of all stored weights."""
         return sum(entry.bytes for entry in self.tensors.values())
+
+    def loaded_bytes(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes of all weights in memory: packed ones take what they take on the disk, unless loading unpacks them."""
+        if self.unpacks:
+            width = (dtype or self.config.dtype or torch.bfloat16).itemsize
+            return width * sum(parameter.numel() for parameter in self.shapes.parameters())
+        width = dtype.itemsize if dtype and self.quantised is None else 0
+        return sum(max(entry.bytes, entry.count * width) for entry in self.tensors.values())
 
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
         """The model in eval mode, all weights in memory; ``dtype`` None keeps the stored one.
@@ -165,6 +192,9 @@ class Checkpoint:
         Raises:
             UserError: transformers cannot load it, or would draw missing weights at random.
         """
+        if self.unpacks:
+            method = quantisation_method(self.quantised)
+            say(f"{self.source}: its {method} weights are unpacked as they are read, and activations are not rounded")
         model, info = self.load_reporting(dtype=dtype, device=device)
         check_whole(self.source, info)
         return model
@@ -175,24 +205,31 @@ class Checkpoint:
             raise UserError(
                 f"{self.source}: only the headers of its files were read, so it cannot be loaded: open it anew"
             )
-        check_loadable(self.source, self.quantised)
+        how = self.check_loadable()
+        if self.quantised is not None:
+            check_room(self.source, self.quantised, self.loaded_bytes(dtype), total_memory(device))
         loader, config, ours = loader_of(self.config)
         try:
-            with quiet():
+            with quiet(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
                 model, info = loader.from_pretrained(
                     self.folder,
                     dtype=dtype or "auto",
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
+                    **how,
                     **({"config": config} if ours else {}),
-                    # tensor by tensor to the GPU: the machine's memory need not hold the model
-                    **({"device_map": {"": device}} if device.startswith("cuda") else {}),
+                    # tensor by tensor to the GPU: the machine's memory need not hold the model; and what is packed for
+                    # another kind of device is unpacked for this one
+                    **({"device_map": {"": device}} if device.startswith("cuda") or how else {}),
                 )
+                if how and dtype is not None:
+                    cast_weights(model, dtype)
+                model = align_weights(model.requires_grad_(False).to(device)).eval()
         except Exception as error:  # config, code and weights can each be wrong in many ways
             raise UserError(f"{self.source}: transformers cannot load it ({one_line(error)})") from error
-        model.requires_grad_(False)
-        return align_weights(model.to(device)).eval(), info
+        return model, info
 
     def tokenizer(self):
         """The model's tokenizer.
@@ -273,13 +310,21 @@ def check_whole(who: str, info: dict) -> None:
             )
 
 
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give unpacked weights the dtype that was asked for, which some methods unpack to one of their own."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.to(dtype)
+
+
 def align_weights(model: nn.Module) -> nn.Module:
     """Move memory-mapped CPU weights to aligned memory.
 
     Misaligned ones make other kernels run, with other last bits.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+        plain = type(tensor.data) is torch.Tensor  # what holds several arrays has no address
+        if plain and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
     return model
 

@@ -19,7 +19,7 @@ from ..runtime.progress import say
 from ..storage.paths import parse_json
 from .config import ConfigSolver
 from .devices import checked_device
-from .disk import stored_dtypes
+from .disk import storage_of_weights
 from .layer_tables import layer_sizes
 from .loading import Checkpoint, changed_by_loading, from_config, parse_dtype, running_form, unfilled, unlogged
 from .offload import Onloader, stand_ins
@@ -36,6 +36,7 @@ CPU_BATCH_TOKENS = 1280  # rows of a batch on a CPU
 RESIDENT_SHARE = 0.7  # of all memory that resident weights may take; the rest is for streams, gradients and logits
 OUTLINES = 32  # outlines of models that are remembered
 _OUTLINES: dict[str, Stack] = {}
+STREAMS_INSTEAD = "take a criterion that looks at streams or losses (block_influence, angular, perplexity)"
 UNPACKED = 4  # bytes of a weight of a .gguf file when it is unpacked, as float32
 
 
@@ -81,9 +82,7 @@ class Model:
             return self._layered
         if self.checkpoint.quantised is not None:
             return False
-        size = torch.empty(0, dtype=self.dtype).element_size() if self.dtype else 0
-        needed = sum(max(entry.bytes, entry.count * size) for entry in self.checkpoint.tensors.values())
-        total = total_memory(self.device)
+        needed, total = self.checkpoint.loaded_bytes(self.dtype), total_memory(self.device)
         if needed > RESIDENT_SHARE * total:
             say(
                 f"{needed / 1e9:.1f} GB of weights do not fit {total / 1e9:.1f} GB of memory: one layer at a "
@@ -170,10 +169,10 @@ class Model:
             self.onloader.need(index)
         return layer
 
-    def check_plain(self, what: str) -> None:
+    def check_plain(self, what: str, instead: str = STREAMS_INSTEAD) -> None:
         """Raise a UserError if the loaded weights are packed numbers, which ``what`` would take for weights."""
-        shapes = self._shapes.get_submodule(self.outline.name)
-        check_plain(self.checkpoint.source, self.checkpoint.quantised, self.stack.layers, shapes, what)
+        checkpoint = self.checkpoint
+        check_plain(checkpoint.source, checkpoint.quantised, unpacked=checkpoint.unpacks, what=what, instead=instead)
 
     def patched(self, patch: Patch) -> contextlib.AbstractContextManager[None]:
         """Change weights while inside."""
@@ -211,6 +210,7 @@ class Model:
         Raises:
             Refusal: a layer has none that can be told apart; names it.
         """
+        self.check_plain("finding parts of layers", "take whole layers")
         with self.dry() as module:
             tokens = sound_tokens(module, dry_tokens(self.vocabulary, *PARTS_PROBE))
             return parts_of(self.outline.of(module), module, tokens)
@@ -240,7 +240,8 @@ class Model:
 
     @cached_property
     def _width_units(self) -> Units:
-        self.check_plain(f"{WIDTH} units")
+        why = "packed weights cannot be cut by rows and columns: make the unquantised model narrower, and quantise that"
+        refuse(self.checkpoint.source, self.checkpoint.quantised, why)
         shapes = self._shapes.get_submodule(self.outline.name)
         parts, reasons = self._grouped
         listing = units_listing(shapes, parts, WIDTH)
@@ -337,7 +338,7 @@ class Model:
             lookup_parameters=self._lookup(),
             weight_bytes=self.checkpoint.bytes or UNPACKED * parameter_count(self._shapes),
             layer_bytes=self._layer_bytes(sizes),
-            storage=" and ".join(stored_dtypes(self.checkpoint.tensors)) or "float32",
+            storage=storage_of_weights(self.checkpoint),
             packed_bytes=self.checkpoint.packed[0],
             packed_storage=self.checkpoint.packed[1],
         )

@@ -10,6 +10,7 @@ import typer
 import shallower as api
 
 from .. import methods
+from ..artifacts.units import LAYER
 from ..data.readers import check_readable, check_trainable, split_own
 from ..errors import UserError
 from ..planning.exchange import plan_place, write_plan
@@ -244,6 +245,9 @@ def prune(
         journaled = importlib.import_module("shallower.storage.journal").journaled
         with journaled(out):
             dense = api.open_model(model, compute)
+            check_quantised = importlib.import_module("shallower.stages.prune").check_quantised
+            parts = scoring.units != LAYER or any("." in name for name in layers)
+            check_quantised(dense, writing, repaired=repair is not None, parts=parts)  # before anything is scored
             choice: Any = own.plan
             if layers:
                 choice = api.drop(dense, layers)

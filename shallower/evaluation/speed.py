@@ -20,6 +20,7 @@ from torch import Tensor
 from ..anatomy.decoding import Decoder
 from ..anatomy.loading import one_line
 from ..anatomy.model import RESIDENT_SHARE, Model
+from ..anatomy.quantised import refuse
 from ..anatomy.stack import dry_tokens
 from ..artifacts import Analytic, FailedRow, SpeedRow, SpeedSettings, Speedup, Spread
 from ..errors import UserError, argument
@@ -44,8 +45,10 @@ class TimedRun:
 
 
 def check_resident(models: dict[str, Model]) -> None:
-    """Raise a UserError unless the weights of all models fit into memory together; loads nothing."""
+    """Raise a UserError unless the weights of all models fit into memory together and are plain; loads nothing."""
     for model in models.values():
+        why = "which bytes of packed weights a step reads, and its products, are not seen: bench the unquantised model"
+        refuse(model.checkpoint.source, model.checkpoint.quantised, why)
         if model.layered:
             raise UserError(
                 f"{model.checkpoint.source} has one layer in memory: its speed would be the disk's; try "

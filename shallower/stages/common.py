@@ -34,6 +34,13 @@ def open_model(source: ModelSource, compute: Compute | None = None, **plain: Any
     return Model(source, **vars(compute))
 
 
+def open_to_run(source: ModelSource, compute: Compute | None = None) -> Model:
+    """The same for a model that will be run: refused at once where its weights cannot be loaded on this machine."""
+    model = open_model(source, compute)
+    model.checkpoint.check_loadable()
+    return model
+
+
 def load(source: str | Path, compute: Compute | None = None, **plain: Any) -> nn.Module:
     """Loaded model of a folder, Hub id or .gguf file, as transformers makes it; also where parts of layers are missing.
 

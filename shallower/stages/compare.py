@@ -21,7 +21,7 @@ from ..storage.files import new_folder
 from ..storage.ownership import check_free
 from ..storage.paths import cache_folder, place
 from ..walk.run import dtype_name
-from .common import open_model, resolve_settings
+from .common import open_to_run, resolve_settings
 from .evaluate import evaluate
 
 
@@ -55,7 +55,7 @@ def compare(
     if out is not None:
         check_free(out, overwrite=overwrite, inputs=inputs)
     models = {
-        given.path: open_model(given.path, compute) for given in givens if given.missing
+        given.path: open_to_run(given.path, compute) for given in givens if given.missing
     }  # all, before any is evaluated
     given = evaluate_missing(givens, lambda path: _cached_evaluation(models[path]))
     comparison = compare_entries(*entries_of(given))

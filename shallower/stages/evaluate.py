@@ -18,7 +18,7 @@ from ..settings.quantities import unit_names
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, journal_of, removed_of, timed
-from .common import ModelSource, open_model, resolve_settings, save_artifact, units_named
+from .common import ModelSource, open_to_run, resolve_settings, save_artifact, units_named
 from .written_answers import WrittenAnswers
 
 
@@ -59,7 +59,7 @@ def evaluate(
     check_readable(listed_paths(texts), "texts")
     if tasks is not None:
         check_tasks(tasks)
-    model = open_model(model, compute)
+    model = open_to_run(model, compute)
     writing = WrittenAnswers(model, answers, compute)
     units, numbers = units_named(model, names, "removed")
     removal = _checked_removal(model, units, numbers)

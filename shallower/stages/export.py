@@ -10,6 +10,7 @@ import torch
 from ..anatomy.custom import is_custom
 from ..anatomy.model import Model
 from ..anatomy.modeling_shallower import DECI_TYPE
+from ..anatomy.quantised import refuse
 from ..artifacts import published, save
 from ..artifacts.exported import Exported, ExportProof
 from ..errors import Refusal, UserError, argument
@@ -54,6 +55,8 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     (settings,) = resolve_settings(plain, "export", settings=(ExportSettings, settings))
     out, folder = place(out), place(model)
     _check_target(out, settings)
+    opened = Model(folder, dtype="fp32", device="cpu", layered=False)
+    _check_plain(opened)
     script = converter(settings.llama_cpp) if settings.like is None else None
     program = quantiser(settings.llama_cpp) if settings.type in FEWER_BITS else None
     if settings.verify and llama_cpp_version() is None:
@@ -61,8 +64,6 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
             f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
             f"{argument('verify', False)}"
         )
-    opened = Model(folder, dtype="fp32", device="cpu", layered=False)
-    _check_plain(opened)
     made = out.with_name(f".{out.stem}.made{SUFFIX}")
     costs = {"convert": 1.0, "prove": 1.0 if settings.verify else 0}
     copied, proof = None, None
@@ -144,8 +145,7 @@ def _check_plain(model: Model) -> None:
             f"{checkpoint.source} is in the custom form, which llama.cpp does not know: write it in the form deci, or "
             "remove whole layers"
         )
-    if checkpoint.quantised is not None:
-        raise Refusal(f"{checkpoint.source} is quantised ({checkpoint.quantised}): export the model before that")
+    refuse(checkpoint.source, checkpoint.quantised, "export the unquantised model, as the type that you want")
     if checkpoint.packed[0]:
         raise Refusal(f"{checkpoint.source} is a {SUFFIX} file already: prune writes another one of it")
 

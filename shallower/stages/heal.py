@@ -168,6 +168,7 @@ class HealingJob:
             self.asked = unpruned_model(self.model, given, compute, "bf16" if self.bf16 else "fp32")
         if self.training.control:
             self.dense = dense_model(self.model, given, self.compute, "fp32")
+            _refuse_quantised(self.dense)
 
     def _settle_recipe(self) -> None:
         training = self.training
@@ -338,12 +339,18 @@ def _open_in_fp32(source: ModelSource, compute: Compute, out: Path) -> Model:
         layered=compute.layered,
     )
     check_apart(out, [opened.checkpoint.folder])
-    refuse(opened.checkpoint.source, opened.checkpoint.quantised, "heal the unquantised model, and quantise the result")
+    _refuse_quantised(opened)
     if opened.layered:
         raise UserError(
             f"{opened.checkpoint.source} does not fit into memory in fp32, which training needs: take a larger machine"
         )
     return opened
+
+
+def _refuse_quantised(model: Model) -> None:
+    """Raise a UserError where packed weights would have to be trained."""
+    checkpoint = model.checkpoint
+    refuse(checkpoint.source, checkpoint.quantised, "heal the unquantised model, and quantise the result")
 
 
 def _bf16(compute: Compute, device: str) -> bool:

@@ -100,6 +100,7 @@ def dense_model(model: Model, given: str, compute: Compute, dtype: str) -> Model
             f"{source} knows {dense.vocabulary} tokens, {model.checkpoint.source} {model.vocabulary}: it "
             "cannot be its teacher"
         )
+    dense.checkpoint.check_loadable()
     return dense
 
 

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import methods
+from ..anatomy.quantised import check_rewritable
 from ..artifacts import Plan, Scores
 from ..artifacts.units import LAYER, LAYER_WIDTH, NARROW, check_units_kind
 from ..data.readers import check_readable
@@ -79,6 +80,9 @@ def plan(
     _check_choosing(choosing, amount, kind, scores)
     _check_refit(choosing, criterion or default_criterion(kind))
     model = None if scores else open_model(source, compute)
+    if model is not None:
+        changed = choosing.objective == REPAIRED or choosing.refit is not None
+        check_rewritable(model.checkpoint.source, model.checkpoint.quantised, repaired=changed, converted=False)
     how = {"repaired": choosing.objective == REPAIRED, "refit": choosing.refit}
     evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, **how)
     if amount.max_ppl_increase is not None:

@@ -11,9 +11,10 @@ from typing import Any
 from .. import methods
 from ..anatomy.loading import parse_dtype
 from ..anatomy.model import Model
-from ..anatomy.quantised import check_loadable
+from ..anatomy.quantised import check_rewritable, refuse
 from ..artifacts import Plan, Pruned, PrunedGguf, Removal, dumps, load, published
 from ..data.readers import check_readable
+from ..errors import argument
 from ..planning.plans import check_same_model
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
@@ -75,6 +76,7 @@ def prune(
     check_readable(used.texts if used else ())
     plan = load(place(plan), "plan") if plan_file is not None else plan
     model = open_model(model, compute)
+    check_quantised(model, writing, repaired=compensating is not None, parts=bool(plan.units))
     check_same_model(plan.model, model.record, "the plan")
     check_plan_units(plan, model)
     plan = replace(plan, model=model.record)  # as it lies here now
@@ -86,8 +88,6 @@ def prune(
     }
     with journaled(out), parts({name: cost for name, cost in costs.items() if cost}) as part:
         _check_form(model, plan, out, writing, compensating)
-        if writing.verify:  # the proof loads it
-            check_loadable(model.checkpoint.source, model.checkpoint.quantised)
         if compensating is not None:
             with part("repair"):
                 beside = _with_repair(beside, model, plan.removal, compensating)
@@ -96,6 +96,24 @@ def prune(
             pruned = distributed.by_first(lambda: prune_files(model, plan, out, writing, beside))
     remember_model(model)
     return pruned
+
+
+def check_quantised(model: Model, writing: Writing, *, repaired: bool, parts: bool) -> None:
+    """Raise a UserError for what cannot be done to quantised files, or not be proven here, before any long work.
+
+    Args:
+        repaired: what is left is to be repaired.
+        parts: parts of layers go.
+    """
+    checkpoint = model.checkpoint
+    how = {"repaired": repaired, "converted": parse_dtype(writing.save_dtype) is not None}
+    check_rewritable(checkpoint.source, checkpoint.quantised, **how)
+    if writing.verify or parts:  # what loads it
+        checkpoint.check_loadable()
+    if parts and not (checkpoint.unpacks and writing.format == "custom"):
+        custom = f", or take {argument('format', 'custom')}" if checkpoint.unpacks else ""
+        why = f"no plain form holds packed layers that lack a part: remove whole layers{custom}"
+        refuse(checkpoint.source, checkpoint.quantised, why)
 
 
 def _gguf(

@@ -27,7 +27,7 @@ from ..storage.paths import kind_of, place
 from ..walk.batching import STREAM_SHARE
 from ..walk.replay import replay_of
 from .bench import bench
-from .common import ModelSource, open_model, resolve_settings
+from .common import ModelSource, open_to_run, resolve_settings
 from .evaluate import evaluate
 from .plan import plan as make_plan
 from .prune import prune
@@ -124,7 +124,7 @@ def shrink(
     out = place(out)
     inputs = [*calibration.files, *listed_paths(texts), None if isinstance(model, Model) else model]
     writing = replace(writing, overwrite=_goes_on(out, writing, inputs))
-    job = _Job(open_model(model, compute), out, calibration, texts, writing)
+    job = _Job(open_to_run(model, compute), out, calibration, texts, writing)
     evaluation_segments(job.model, texts, None, Protocol())  # wrong ones are refused before anything is scored
     timed = measure_speed and not job.model.layered
     made = job.done(amount, choosing, (seconds, repair_samples or TRAINED), timed=timed)

@@ -17,7 +17,7 @@ from ..storage.journal import journaled
 from ..storage.ownership import artifact_place
 from ..walk.run import dtype_name, timed
 from .choosing import nested_plans
-from .common import ModelSource, open_model, resolve_settings, save_artifact
+from .common import ModelSource, open_to_run, resolve_settings, save_artifact
 from .evidence import Evidence
 from .plan import check_schedule, check_selects
 from .selection_options import REPAIRED, SelectionOptions, default_criterion
@@ -62,7 +62,7 @@ def sweep(
     out = artifact_place(out, "sweep", [*texts, *calibration.files])
     check_readable(texts, "texts")
     check_readable(calibration.texts)
-    model = open_model(model, compute)
+    model = open_to_run(model, compute)
     evidence = Evidence(model, None, criterion, settings, units, calibration, texts, protocol)
     _ = evidence.segments  # wrong ones are refused before anything is scored
     with journaled(out), timed(model) as peak:

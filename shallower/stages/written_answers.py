@@ -18,7 +18,7 @@ from ..settings.compute import Compute
 from ..settings.evaluation import Answers
 from ..storage.journal import Journal
 from ..walk.run import load_weights
-from .common import open_model
+from .common import open_to_run
 
 DEFAULT_LENGTH = 4096  # tokens that a model reads whose files name no number of positions
 
@@ -55,7 +55,7 @@ class WrittenAnswers:
         """A model that was named; with ``shared`` the one that is measured, where it is that one again."""
         if given is None:
             return None
-        other = open_model(given, self.compute)
+        other = open_to_run(given, self.compute)
         same = shared and other.record.fingerprint == self.model.record.fingerprint and other.dtype == self.model.dtype
         return self.model if same else other
 

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         what = "truncated" if last > size else "longer than its header says"
         raise UserError(f"{file} is {what} ({size} bytes where {last} are described): download or save it again")
     return entries
+
+
+def read_metadata(files: Iterable[Path]) -> dict[str, str]:
+    """What the headers of safetensors files say besides their tensors, those of all files together."""
+    found: dict[str, str] = {}
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            length = struct.unpack("<Q", stream.read(8))[0]
+            header = parse_json(stream.read(min(length, MAX_HEADER)), str(file))
+        about = header.get("__metadata__") or {}
+        found |= {key: value for key, value in about.items() if isinstance(value, str)}
+    return found
 
 
 def _entry(file: Path, item: dict, base: int) -> TensorEntry:

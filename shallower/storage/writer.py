@@ -120,6 +120,7 @@ def write_shards(
     max_bytes: int,
     written: dict[str, int] | None = None,
     mark: Callable[[str, int], None] = lambda file, position: None,
+    metadata: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Write tensors into ``folder``, split into shards of at most ``max_bytes`` where needed.
 
@@ -127,6 +128,7 @@ def write_shards(
         contents: name -> what to write; the bytes are asked for when their turn comes.
         written: file -> how many of its bytes an earlier, interrupted call has brought to the disk.
         mark: told a file and how many of its bytes are on the disk, now and then.
+        metadata: what the headers say besides the tensors.
     Returns:
         The names of the files written -> the SHA-256 of each.
     """
@@ -147,7 +149,7 @@ def write_shards(
     with progress as done, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as syncer:
         workers = reader, syncer
         ends = [
-            _File(folder / file, shard, mark, workers).write(written.get(file, 0), done)
+            _File(folder / file, shard, mark, workers, metadata).write(written.get(file, 0), done)
             for file, shard in zip(names, shards, strict=True)
         ]
         hashes = [end.result() for end in ends]
@@ -170,10 +172,12 @@ class _File:
         shard: dict[str, Content],
         mark: Callable[[str, int], None],
         workers: tuple[Executor, Executor],
+        metadata: dict[str, str] | None = None,
     ):
         self.path = path
         self.shard = shard
         self.mark = mark
+        self.metadata = metadata or {}
         self.reader, self.syncer = workers
         self.marked = 0
         self.syncing = None
@@ -183,7 +187,7 @@ class _File:
         self.digest = hashlib.sha256()
 
     def header(self) -> bytes:
-        entries: dict = {"__metadata__": {"format": "pt"}}
+        entries: dict = {"__metadata__": {"format": "pt"} | self.metadata}
         offset = 0
         for name, content in self.shard.items():
             entries[name] = {

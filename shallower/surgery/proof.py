@@ -223,7 +223,7 @@ def _cached_difference(
     Packed weights cannot be made fp32: such a model is compared as it is, more coarsely.
     """
     if "close" not in info:
-        if getattr(module, "hf_quantizer", None) is not None and not _floats(module):
+        if getattr(module, "is_quantized", False):
             return cached_difference(module, tokens, who, PACKED_TOLERANCE), info
         return cached_difference(module.float(), tokens, who), info
     info["close"]()  # both need not fit
@@ -231,13 +231,6 @@ def _cached_difference(
     difference = cached_difference(module, tokens, who)
     info["close"]()
     return difference, info
-
-
-def _floats(module: nn.Module) -> bool:
-    """Whether all weights are plain floating numbers."""
-    return all(
-        parameter.dtype in LOGITS_TOLERANCE or parameter.dtype == torch.float64 for parameter in module.parameters()
-    )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ The result counts only once it is proven (``proof``).
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..anatomy.model import SIDE_FILE, Model
 from ..anatomy.modeling_shallower import OURS
 from ..anatomy.names import TensorName
 from ..anatomy.patch import Edit, Patch
-from ..anatomy.quantised import StackNames, refuse, renumber_modules, stack_names
+from ..anatomy.quantised import StackNames, check_rewritable, renumber_metadata, renumber_modules, stack_names
 from ..anatomy.sources import open_checkpoint
 from ..artifacts import Plan, Proof, Pruned, RepairReport, Unverified, dumps, published
 from ..errors import Refusal, argument
@@ -30,7 +31,7 @@ from ..settings.quantities import bytes_of
 from ..settings.writing import Writing
 from ..storage.files import check_space, new_folder
 from ..storage.hashes import remember
-from ..storage.index import TensorEntry
+from ..storage.index import TensorEntry, read_metadata
 from ..storage.journal import Journal, journaled
 from ..storage.ownership import check_apart
 from ..storage.paths import files_below, short_list
@@ -82,15 +83,8 @@ def solve_removal(
     """
     checkpoint = model.checkpoint
     check_apart(out, [checkpoint.folder, *(path for path in checkpoint.folder.iterdir() if path.is_file())])
-    if save_dtype is not None:
-        why = (
-            f"its packed weights and their scales belong together, so {argument('save_dtype')} cannot store them "
-            "otherwise: prune without it"
-        )
-        refuse(checkpoint.source, checkpoint.quantised, why)
-    if changed:
-        why = "what is stored cannot be refitted: repair the unquantised model, and quantise the result"
-        refuse(checkpoint.source, checkpoint.quantised, why)
+    how = {"repaired": changed, "converted": save_dtype is not None}
+    check_rewritable(checkpoint.source, checkpoint.quantised, **how)
     solved = model.solver.solve(plan.removal.layers)
     if not plan.removal.layers:
         solved = replace(solved, changes=())
@@ -163,7 +157,7 @@ def prune_files(
                 notes = write_config(folder, model, solved, renaming, plan, numbers, save_dtype, form)
                 for name, text in form.files.items():
                     (folder / name).write_text(text, encoding="utf-8")
-                hashes = _write(folder, contents, shard, journal, out)
+                hashes = _write(folder, contents, shard, journal, out, numbers.metadata())
                 proof: Proof | Unverified = Unverified(f"{argument('verify', False)} was given")
                 if writing.verify:
                     proof = verify(model, plan, folder, renaming.sources, save_dtype=save_dtype, patch=patch)
@@ -222,16 +216,17 @@ def _write_beside(folder: Path, pruned: Pruned, beside: Beside) -> Pruned:
     return pruned
 
 
-def _write(folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path) -> dict[str, str]:
+def _write(
+    folder: Path, contents: dict[str, Content], shard: int, journal: Journal, out: Path, metadata: dict[str, str]
+) -> dict[str, str]:
     """Write the weights, going on where an interrupted process stood; file -> its SHA-256."""
     total = sum(content.bytes for content in contents.values())
     written = journal.done.get("written", {})
     if journal.resumed:
         say(f"resuming at {sum(written.values()) / 1e9:.2f} of {total / 1e9:.2f} GB")
     check_space(out, total - sum(written.values()))
-    return write_shards(
-        folder, contents, max_bytes=shard, written=written, mark=lambda file, at: journal.note("written", file, at)
-    )
+    mark = partial(journal.note, "written")
+    return write_shards(folder, contents, max_bytes=shard, written=written, mark=mark, metadata=metadata)
 
 
 def _changes(solved: Solved, renaming: Renaming, notes: list[str], form: Form) -> list[str]:
@@ -289,6 +284,14 @@ class LayerNumbers:
 
     def renumber(self, value: Any) -> Any:
         return renumber_modules(value, self.names, self.kept)
+
+    def metadata(self) -> dict[str, str]:
+        """What the headers of quantised weight files say of their tensors, some methods how these are packed."""
+        checkpoint = self.model.checkpoint
+        if checkpoint.quantised is None:
+            return {}
+        about = read_metadata({entry.file for entry in checkpoint.tensors.values()})
+        return renumber_metadata(about, self.names, self.kept)
 
     @property
     def names(self) -> StackNames:

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from packed import FORMATS, save_packed
 from safetensors.torch import load_file, save_file
 from shrinking import shrink
 from transformers import AutoModelForCausalLM
 
 import shallower
 from shallower import UserError, drop, inspect, open_model, prune, score
-from shallower.storage.index import read_index
+from shallower.storage.index import read_index, read_metadata
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 KEPT = (0, 2, 3, 5, 6, 7)  # without layers 1 and 4
@@ -315,86 +316,6 @@ def test_a_gguf_that_is_not_whole_or_understood_is_refused(metadata, factors, wi
 # ---------------------------------------------------------------- quantised checkpoints
 
 
-def fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    scale = weight.abs().max() / 448
-    blocks = [-(-size // 128) for size in weight.shape]
-    return {name: (weight / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.expand(*blocks).contiguous()}
-
-
-def integers(*shape: int, dtype=torch.int32) -> torch.Tensor:
-    high = 255 if dtype == torch.uint8 else 2**30
-    return torch.randint(0, high, shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-
-
-def bitsandbytes(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape)}
-    return {
-        name: integers(weight.numel() // 2, 1, dtype=torch.uint8),
-        f"{name}.absmax": torch.full((weight.numel() // 64,), 0.2),
-        f"{name}.quant_map": torch.linspace(-1, 1, 16),
-        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
-    }
-
-
-def gptq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    base, (rows, columns) = name.removesuffix("weight"), weight.shape
-    return {
-        f"{base}qweight": integers(columns // 8, rows),
-        f"{base}qzeros": integers(columns // 32, rows // 8),
-        f"{base}scales": torch.full((columns // 32, rows), 0.01).half(),
-        f"{base}g_idx": torch.arange(columns, dtype=torch.int32) // 32,
-    }
-
-
-def awq(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    base, (rows, columns) = name.removesuffix("weight"), weight.shape
-    return {
-        f"{base}qweight": integers(columns, rows // 8),
-        f"{base}qzeros": integers(columns // 32, rows // 8),
-        f"{base}scales": torch.full((columns // 32, rows), 0.01).half(),
-    }
-
-
-def compressed(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    rows, columns = weight.shape
-    return {
-        f"{name}_packed": integers(rows, columns // 8),
-        f"{name}_scale": torch.full((rows, columns // 32), 0.01).bfloat16(),
-        f"{name}_shape": torch.tensor([rows, columns]),
-    }
-
-
-def mxfp4(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    experts, inside, outside = weight.shape
-    shape = (experts, outside, inside // 32)
-    scales = torch.full(shape, 124, dtype=torch.uint8)
-    return {f"{name}_blocks": integers(*shape, 16, dtype=torch.uint8), f"{name}_scales": scales}
-
-
-GROUP = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-FORMATS = {  # method -> what its config says, and how it holds a matrix
-    "fp8": (
-        {"activation_scheme": "dynamic", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]},
-        fp8,
-    ),
-    "bitsandbytes": (
-        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"},
-        bitsandbytes,
-    ),
-    "gptq": ({"bits": 4, "group_size": 32, "desc_act": False, "sym": True}, gptq),
-    "awq": ({"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}, awq),
-    "compressed-tensors": (
-        {
-            "format": "pack-quantized",
-            "ignore": ["lm_head"],
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": GROUP}},
-        },
-        compressed,
-    ),
-    "mxfp4": ({"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]}, mxfp4),
-}
-
-
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """``packed(method)``: the folder of a tiny model of 4 layers whose matrices are held as the method holds them."""
@@ -402,24 +323,7 @@ def packed(tmp_path_factory):
 
     def get(method: str) -> Path:
         if method not in made:
-            about, hold = FORMATS[method]
-            sizes = {} if method == "mxfp4" else {"hidden_size": 128, "intermediate_size": 128}
-            kind = "gpt_oss" if method == "mxfp4" else "llama"
-            model = zoo.build(method, shrink(kind, num_hidden_layers=4, **sizes))
-            folder = zoo.save(model, tmp_path_factory.mktemp("packed") / method, dtype=torch.bfloat16)
-            tensors: dict[str, torch.Tensor] = {}
-            for name, tensor in load_file(folder / "model.safetensors").items():
-                matrix = tensor.dim() == 3 if method == "mxfp4" else tensor.dim() == 2 and "_proj" in name
-                tensors |= hold(name, tensor.float()) if matrix else {name: tensor}
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                folder / "model.safetensors",
-                {"format": "pt"},
-            )
-            config = json.loads((folder / "config.json").read_text())
-            config["quantization_config"] = {"quant_method": method} | about
-            (folder / "config.json").write_text(json.dumps(config))
-            made[method] = folder
+            made[method] = save_packed(method, tmp_path_factory.mktemp("packed") / method)
         return made[method]
 
     return get
@@ -463,8 +367,18 @@ def test_quantised_files_are_inspected_and_pruned_unproven(method: str, packed, 
     for name, before in wanted.items():
         assert new[name].dtype == old[before].dtype
         assert torch.equal(new[name].view(torch.uint8), old[before].view(torch.uint8))
+    said = [read_metadata([one / "model.safetensors"]) for one in (folder, tmp_path / "out")]
+    back = {number: index for index, number in moved.items()}
+
+    def original(name: str) -> str:
+        return re.sub(r"layers\.(\d+)", lambda match: f"layers.{back[int(match[1])]}", name)
+
+    listed = json.loads(said[1].pop("tensor_names", "[]"))
+    assert said[1] == {name: said[0][original(name)] for name in said[1]}
+    assert not listed or {*listed} == said[1].keys() - {"format"}
+    assert len(said[1]) == len([name for name in said[0] if "layers.1." not in name and name != "tensor_names"])
     configs = [json.loads((one / "config.json").read_text()) for one in (folder, tmp_path / "out")]
-    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+    assert configs[0][FORMATS[method].field] == configs[1][FORMATS[method].field]
 
 
 @pytest.mark.parametrize("method", FORMATS)
@@ -487,7 +401,12 @@ def test_quantised_models_work_or_are_refused_before_any_work(method: str, packe
             found[verb] = act()
         except UserError as error:
             said = str(error)
-            if "\n" in said or len(said) > 500 or method not in said or not re.search("is quantised|are packed", said):
+            if (
+                "\n" in said
+                or len(said) > 500
+                or FORMATS[method].said not in said
+                or not re.search("is quantised|are packed", said)
+            ):
                 wrong.append(f"{verb} says {said}")
             if begun and "are packed" not in said:  # which only the loaded layers show
                 wrong.append(f"{verb} is refused after {begun}: {said}")
@@ -495,7 +414,7 @@ def test_quantised_models_work_or_are_refused_before_any_work(method: str, packe
     assert (tmp_path / "out").exists() == ("prune" in found)
     assert all(np.isfinite(found[verb].scores).all() for verb in found if verb.startswith("score"))
     assert "prune" not in found or found["prune"].proof
-    if method in ("fp8", "mxfp4"):  # a CPU can widen them
+    if method in ("fp8", "mxfp4", "metal"):  # a CPU can widen them
         assert {"score", "plan", "evaluate", "prune"} <= found.keys()
 
 
@@ -511,10 +430,53 @@ def test_quantised_weights_are_never_trained_or_changed(method: str, packed, tex
         "convert": lambda: prune(folder, plan, out=out, save_dtype="bf16"),
     }
     for verb, act in verbs.items():
-        with pytest.raises(UserError, match=rf"is quantised \({method}\)") as refused:
+        with pytest.raises(UserError, match=rf"is quantised \({FORMATS[method].said}\)") as refused:
             act()
         assert "\n" not in str(refused.value) and not begun, verb
         assert not out.exists()
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes-8", "gptq", "metal", "modelopt"])
+def test_packed_weights_of_which_the_config_says_nothing_are_refused(method: str, packed, tmp_path) -> None:
+    """Their bytes would be taken for weights: some programs say how they are packed in files of their own only."""
+    folder = shutil.copytree(packed(method), tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop(FORMATS[method].field)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"holds packed weights .* no quantization_config") as refused:
+        inspect(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_in_a_file_are_no_packed_weights(saved, tmp_path) -> None:
+    """Files of old programs hold causal masks as bytes, for which the model has no place."""
+    folder = shutil.copytree(saved("gpt2"), tmp_path / "in")
+    tensors = load_file(folder / "model.safetensors")
+    masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8) for n in range(8)}
+    save_file(tensors | masks, folder / "model.safetensors", {"format": "pt"})
+    assert inspect(folder).model.layers == 8
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes-4"])
+def test_quantised_weights_that_do_not_fit_are_refused(method: str, packed, given, begun, monkeypatch) -> None:
+    """They cannot be read one layer at a time; those that loading unpacks take more than on the disk."""
+    model = open_model(packed(method), device="cpu")
+    files, needed = model.checkpoint.bytes, model.checkpoint.loaded_bytes()
+    assert needed == (2 * model.record.parameters if method == "fp8" else files)
+    monkeypatch.setattr("shallower.anatomy.loading.total_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=r"its weights take .* GB when loaded") as refused:
+        shallower.evaluate(model, tokens=given, protocol=shallower.Protocol(length=16))
+    assert "\n" not in str(refused.value) and not begun
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "metal"])
+def test_unpacked_weights_have_the_dtype_that_is_asked_for(method: str, dtype: str, packed) -> None:
+    """Of some methods transformers makes bf16 whatever is asked for; layers of two dtypes do not run."""
+    module = open_model(packed(method), device="cpu", dtype=dtype).module
+    wanted = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+    assert {one.dtype for one in module.parameters()} <= {wanted, torch.float32}  # some are kept wide
+    assert torch.isfinite(module(input_ids=zoo.tokens(1, 8)).logits).all()
 
 
 def test_names_of_another_stack_keep_their_numbers(saved, tmp_path) -> None:

@@ -159,6 +159,12 @@ def test_prediction_layers_after_the_stack_are_left_out(saved, tmp_path) -> None
         (r"re:model\.layers\.2\..*", [r"re:model\.layers\.1\..*"]),
         ("model.layers.7.*", ["model.layers.5.*"]),
         (r"re:.*down_proj", [r"re:.*down_proj"]),
+        (
+            r"re:model\.layers\.[247]\.mlp.*",
+            [r"re:^model\.layers\.1\.mlp(\..*)?$", r"re:^model\.layers\.5\.mlp(\..*)?$"],
+        ),
+        ("model.layers.[27].mlp*", [f"model.layers.{n}.mlp{end}" for n in (1, 5) for end in ("", ".*")]),
+        (r"re:model\.layers\.[27]\.mlp$", [r"re:^model\.layers\.1\.mlp$", r"re:^model\.layers\.5\.mlp$"]),
         ("vision_tower.layers.2.mlp", ["vision_tower.layers.2.mlp"]),  # of another stack
     ],
 )
