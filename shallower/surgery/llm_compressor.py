@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 from ..errors import UserError, argument
@@ -169,6 +170,6 @@ def _passed_on(stream: Any) -> Iterator[str]:
 def _reason(status: int, lines: deque[str]) -> str:
     """Why a process has ended, from its last lines."""
     if status < 0:
-        return f"ended by signal {-status}: is there memory enough?"
+        return f"ended by signal {-status}" + (": is there memory enough?" if -status == SIGKILL else "")
     said = [line.removeprefix(LAST) for line in lines if line.startswith(LAST)]
     return (said or [*lines] or [f"status {status}"])[-1]

@@ -106,7 +106,8 @@ def end_with_parent() -> None:
     """End this process when whoever started it is gone, which closes its input."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1024):  # not sys.stdin, whose lock would be held when Python ends
+            pass
         os._exit(3)
 
     threading.Thread(target=wait, daemon=True).start()

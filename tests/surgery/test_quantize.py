@@ -260,14 +260,17 @@ def test_the_last_line_says_why_it_failed(worker, tmp_path, capsys) -> None:
     assert capsys.readouterr().out.splitlines()[-1].startswith("error: ")
 
 
-def test_the_worker_ends_with_who_started_it(tmp_path) -> None:
+@pytest.mark.parametrize(("seconds", "ends"), [(600, 3), (0, 0)])
+def test_the_worker_ends_with_who_started_it(seconds, ends, tmp_path) -> None:
     code = f"import sys; sys.path.insert(0, {str(Path(quantise_worker.__file__).parent)!r})\n"
-    code += "import quantise_worker, time\nquantise_worker.end_with_parent()\nprint('on', flush=True)\ntime.sleep(600)"
+    code += "import quantise_worker, time\nquantise_worker.end_with_parent()\nprint('on', flush=True)\n"
+    code += f"time.sleep({seconds})"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         assert process.stdout.readline() == "on\n"
-        process.stdin.close()
-        assert process.wait(60) == 3
+        if seconds:
+            process.stdin.close()
+        assert process.wait(60) == ends  # by itself while its input is open, too
 
 
 # ---------------------------------------------------------------- llm-compressor itself
