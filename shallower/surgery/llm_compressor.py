@@ -27,6 +27,7 @@ VARIABLE = "SHALLOWER_QUANTIZE_PYTHON"
 WORKER = Path(__file__).with_name("quantise_worker.py")
 MARK = "shallower: "  # in front of the lines that the worker itself prints
 LAST = "error: "  # in front of the line in which it says why it ends
+BAR = "%|"  # in lines of libraries that say how far they are
 PACKAGES = (PACKAGE, "compressed-tensors", "transformers", "torch", "datasets", "numpy")
 PROBE = f"""
 import importlib.metadata, json, platform
@@ -153,7 +154,7 @@ def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen]:
 
 
 def _passed_on(stream: Any) -> Iterator[str]:
-    """Lines of a process, shown: its own marked ones all, those of libraries now and then."""
+    """Lines of a process, shown: its own marked ones all, of the bars of libraries one now and then."""
     shown = 0.0
     for raw in stream:  # a bar's returns are line ends here
         line = " ".join(raw.split())[:LONGEST_LINE]
@@ -161,7 +162,7 @@ def _passed_on(stream: Any) -> Iterator[str]:
             continue
         if line.startswith(MARK):
             say(line.removeprefix(MARK))
-        elif time.monotonic() - shown >= LOG_SECONDS and not line.startswith(LAST):
+        elif BAR in line and time.monotonic() - shown >= LOG_SECONDS:
             say(f"  {line}")
             shown = time.monotonic()
         yield line
