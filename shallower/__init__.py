@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Plan,
         Pruned,
         PrunedGguf,
+        Quantised,
         Scores,
         Speed,
         Sweep,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .settings.compute import Compute
     from .settings.evaluation import Answers, Protocol, Tasks
     from .settings.export import ExportSettings
+    from .settings.quantisation import Quantisation
     from .settings.speed import Grid
     from .settings.training import Training
     from .settings.writing import Writing
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .stages.plan import drop, plan
     from .stages.prune import compensate, prune
     from .stages.prune_gguf import drop_gguf, prune_gguf
+    from .stages.quantize import quantize
     from .stages.repair_options import RepairOptions
     from .stages.report import card, report
     from .stages.score import score
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
     from .stages.sweep import sweep
 
 _PLACES = {
-    "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned PrunedGguf Scores Speed Sweep",
+    "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned PrunedGguf Quantised Scores "
+    "Speed Sweep",
     "errors": "Refusal UserError",
     "settings.amount": "Amount",
     "settings.answering": "Answering",
@@ -59,6 +63,7 @@ _PLACES = {
     "settings.compute": "Compute",
     "settings.evaluation": "Answers Protocol Tasks",
     "settings.export": "ExportSettings",
+    "settings.quantisation": "Quantisation",
     "stages.repair_options": "RepairOptions",
     "stages.selection_options": "SelectionOptions",
     "settings.speed": "Grid",
@@ -76,6 +81,7 @@ _PLACES = {
     "stages.plan": "drop plan",
     "stages.prune": "compensate prune",
     "stages.prune_gguf": "drop_gguf prune_gguf",
+    "stages.quantize": "quantize",
     "stages.report": "card report",
     "stages.score": "score",
     "stages.shrink": "shrink",

@@ -27,6 +27,14 @@ PREDICTED = "num_nextn_predict_layers"
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 
 
+def say_stored_as(content: dict[str, Any], dtype: torch.dtype) -> None:
+    """Say in the content of a config.json what the weights are stored in, in every spelling that is there."""
+    name = str(dtype).removeprefix("torch.")
+    spelt = [(part, key) for part in _parts(content) for key in DTYPE_FIELDS if key in part]
+    for part, key in spelt or [(content, key) for key in DTYPE_FIELDS]:
+        part[key] = name
+
+
 class Edited:
     """A config.json for the kept layers.
 
@@ -73,10 +81,7 @@ class Edited:
 
     def store_as(self, dtype: torch.dtype) -> None:
         """Say what the weights are stored in, in every spelling that is there."""
-        name = str(dtype).removeprefix("torch.")
-        spelt = [(part, key) for part in _parts(self.content) for key in DTYPE_FIELDS if key in part]
-        for part, key in spelt or [(self.content, key) for key in DTYPE_FIELDS]:
-            part[key] = name
+        say_stored_as(self.content, dtype)
 
     def _edit(self) -> dict[str, Any]:
         content = copy.deepcopy(self.raw)

@@ -15,6 +15,7 @@ from .io import RECORDS, Record, dumps, load, model_of, published, read, save, s
 from .model import ModelRecord
 from .plan import Candidate, Plan
 from .pruned import Proof, Pruned, Unverified
+from .quantised import QuantisationProof, QuantisationReport, Quantised
 from .record import plain
 from .removal import NOTHING, Removal, Unit
 from .scores import Scores
@@ -54,6 +55,9 @@ __all__ = [
     "Proof",
     "Pruned",
     "PrunedGguf",
+    "QuantisationProof",
+    "QuantisationReport",
+    "Quantised",
     "Recipe",
     "Record",
     "ReloadedModel",

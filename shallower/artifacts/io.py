@@ -23,6 +23,7 @@ from .inspection import Inspection
 from .model import ModelRecord
 from .plan import Plan
 from .pruned import Pruned
+from .quantised import Quantised
 from .record import SCHEMA, plain, said
 from .scores import Scores
 from .speed import Speed
@@ -41,6 +42,7 @@ RECORDS = {
     "inspection": Inspection,
     "pruned_gguf": PrunedGguf,
     "exported": Exported,
+    "quantised": Quantised,
 }
 OLDER = (1,)  # schemas that are read and written anew as today's
 Record = (
@@ -49,6 +51,7 @@ Record = (
     | Pruned
     | PrunedGguf
     | Exported
+    | Quantised
     | Compensation
     | Healing
     | Evaluation

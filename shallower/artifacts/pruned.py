@@ -7,6 +7,7 @@ from ..runtime.provenance import Provenance
 from .compensation import RepairReport
 from .healing import HealingReport
 from .plan import Plan
+from .quantised import QuantisationReport
 from .record import SCHEMA, Count, NonNegative, Size, TypedRecord, check, either, record
 
 
@@ -53,12 +54,18 @@ Verified = either(Proof, "proof", Unverified, "skipped")
 class Pruned(TypedRecord):
     """Written model: the plan, and what was proven about the files."""
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = ("format", "zeros", "cache_bytes_per_token_before", "cache_bytes_per_token")
+    LEFT_OUT: ClassVar[tuple[str, ...]] = (
+        "format",
+        "zeros",
+        "cache_bytes_per_token_before",
+        "cache_bytes_per_token",
+        "quantised",
+    )
 
     plan: Plan
     """Plan that was followed, as in `plan.json`."""
     verified: Verified
-    """Proof of the files, of before they were trained further."""
+    """Proof of the files, of before they were trained further or quantised."""
     original: list[Count]
     """Layers that stay, in the numbering of the first, dense ancestor."""
     fingerprint: str
@@ -86,6 +93,8 @@ class Pruned(TypedRecord):
     """Bytes that the cache of the dense model grows by per token; null where whole layers go, or it cannot be told."""
     cache_bytes_per_token: Count | None = None
     """Bytes that the cache of the written model grows by per token."""
+    quantised: QuantisationReport | None = None
+    """Quantisation since, after everything else."""
     kind: Literal["pruned"] = "pruned"
     """Kind of the file."""
     schema: Literal[2] = SCHEMA

@@ -35,6 +35,7 @@ VERBS = (
     measurement_commands.report,
     measurement_commands.card,
     measurement_commands.export,
+    commands.quantize,
     measurement_commands.doctor,
     measurement_commands.demo,
 )

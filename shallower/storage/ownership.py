@@ -18,6 +18,7 @@ OUTPUT_MARKS = {
     "shallower.json": "pruned",
     "healing.json": "healing",
     "comparison.json": "comparison",
+    "quantised.json": "quantised",
 }  # one of them tells a folder as ours
 BASE_CARD = "README.base.md"  # the card that the dense model came with
 CARD, CARD_MARK = "README.md", "<!-- made by shallower from shallower.json -->"

@@ -34,7 +34,7 @@ NUMBERED = "hf_quant_config.json"  # names modules, as the quantisation config i
 OWN_FILES = ("config.json", INDEX, CARD, BASE_CARD)
 MADE_ANEW = (  # by us, of an earlier model
     *("shallower.json", "compensation.json", "compensation.png", "healing.json", "healing.png", "metrics.jsonl"),
-    *("adapter", "training", "modeling_shallower.py", CHAT_TEMPLATES),
+    *("quantised.json", "adapter", "training", "modeling_shallower.py", CHAT_TEMPLATES),
 )
 NAMING = ("tokenizer_config.json", "*processor_config.json")  # may name further files of the tokenizer's
 LARGEST_SIDE_FILE = 256 << 20

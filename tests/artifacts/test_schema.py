@@ -30,7 +30,7 @@ def in_schema_2(content: dict[str, Any]) -> dict[str, Any]:
     return content | plan | {"schema": 2}
 
 
-SINCE = {"exported", "pruned_gguf"}  # kinds that schema 1 did not know
+SINCE = {"exported", "pruned_gguf", "quantised"}  # kinds that schema 1 did not know
 
 
 def test_there_is_a_file_of_every_kind() -> None:

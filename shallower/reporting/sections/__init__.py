@@ -2,9 +2,21 @@
 
 from ...results.summary import Summary
 from ..page import Section
-from . import answers, comparison, healing, importance, perplexity, provenance, removal, repair, speed, tasks
+from . import (
+    answers,
+    comparison,
+    healing,
+    importance,
+    perplexity,
+    provenance,
+    quantisation,
+    removal,
+    repair,
+    speed,
+    tasks,
+)
 
-ORDER = (removal, importance, perplexity, tasks, answers, repair, healing, speed, comparison, provenance)
+ORDER = (removal, importance, perplexity, tasks, answers, repair, healing, quantisation, speed, comparison, provenance)
 
 
 def sections(summary: Summary) -> list[Section]:
