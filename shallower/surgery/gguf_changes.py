@@ -33,10 +33,8 @@ def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str,
             continue
         name = place.name(numbers[place.layer]) if place is not None else disk
         if name not in tensors:
-            raise Refusal(
-                f"{model.checkpoint.source} has no {name}, which {base.checkpoint.source} has: only whole layers may be "
-                "gone"
-            )
+            where = f"{base.checkpoint.source} has: only whole layers may be gone"
+            raise Refusal(f"{model.checkpoint.source} has no {name}, which {where}")
         seen.add(name)
         before, after = _read(base, disk), _read(model, name)
         if before.shape != after.shape:
