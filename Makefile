@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-repaired bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-repaired bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width bench-export docs clean
 
 setup: $(STAMP)
 
@@ -60,6 +60,9 @@ bench-calibration: setup
 
 bench-width: setup
 	$(PYTHON) benchmarks/width.py $(ARGS)
+
+bench-export: setup
+	$(PYTHON) benchmarks/export.py $(ARGS)
 
 bench-units: setup
 	$(PYTHON) benchmarks/units.py $(ARGS)
