@@ -3,25 +3,18 @@
 """
 
 import html
-import io
+import importlib
 import math
 import textwrap
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matplotlib.artist import Artist
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.text import Text
-
+from ..errors import UserError
 from ..runtime.format import Number, short
+from .marks import Mark, can_be_png
 
 WIDTH = 400.0  # of every sheet: on a phone one unit is about one pixel
 SIZE = 11.5  # of text
-DPI = 216
 MARGIN = 14.0  # around a drawing that is a file
 LETTERS = 60  # of a line of its title
 MAKER = "shallower"  # in the metadata of a PNG
@@ -38,6 +31,7 @@ PALETTE = {  # on light paper, on dark paper; blue against orange is told apart 
     "fourth": ("#8a4a9e", "#d79be6"),
 }
 SERIES = ("kept", "gone", "third", "fourth", "soft")
+LETTERING = {"verticalalignment": "baseline", "parse_math": False}
 ANCHORS = {"start": "left", "middle": "center", "end": "right"}
 
 
@@ -73,7 +67,7 @@ class Drawing:
     title: str
     height: Number
     _svg: list[str] = field(default_factory=list)
-    _artists: list[Artist] = field(default_factory=list)
+    _marks: list[Mark] = field(default_factory=list)
 
     def box(
         self, x: Number, y: Number, width: Number, height: Number, colour: str, *, hollow: bool = False, hint: str = ""
@@ -89,9 +83,8 @@ class Drawing:
             if hollow
             else {"color": ink, "linewidth": 0}
         )
-        self._artists.append(
-            FancyBboxPatch((x, y), width, height, boxstyle=f"round,pad=0,rounding_size={radius}", **look)
-        )
+        look["boxstyle"] = f"round,pad=0,rounding_size={radius}"
+        self._marks.append(Mark("box", ((x, y), width, height), look))
 
     def line(
         self, points: list[tuple[Number, Number]], colour: str, *, width: Number = 2.0, dashed: bool = False
@@ -101,7 +94,7 @@ class Drawing:
         dashes = ' stroke-dasharray="4 3"' if dashed else ""
         self._svg.append(f'<polyline points="{path}" class="s-{colour}" stroke-width="{width:g}"{dashes}/>')
         look = {"color": PALETTE[colour][0], "linewidth": width, "linestyle": (0, (2, 1.5)) if dashed else "-"}
-        self._artists.append(Line2D(*zip(*points, strict=True), **look))
+        self._marks.append(Mark("line", tuple(zip(*points, strict=True)), look))
 
     def dot(
         self, x: Number, y: Number, colour: str, *, hollow: bool = False, size: Number = 3.0, hint: str = ""
@@ -115,7 +108,7 @@ class Drawing:
             "markeredgecolor": ink,
             "markeredgewidth": 1.6 if hollow else 0,
         }
-        self._artists.append(Line2D([x], [y], marker="o", markersize=2 * size, **look))
+        self._marks.append(Mark("line", ([x], [y]), look | {"marker": "o", "markersize": 2 * size}))
 
     def text(
         self, x: Number, y: Number, content: str, *, colour: str = "ink", size: Number = SIZE, anchor: str = "start"
@@ -130,7 +123,7 @@ class Drawing:
             "fontsize": 0.93 * size,
             "horizontalalignment": ANCHORS[anchor],
         }  # its letters are wider
-        self._artists.append(Text(x, y, content, verticalalignment="baseline", parse_math=False, **look))
+        self._marks.append(Mark("text", (x, y, content), LETTERING | look))
 
     def legend(self, y: Number, items: list[tuple[str, str, bool]], x: Number = 0.0) -> None:
         """Squares with names, in one row: (name, colour, hollow)."""
@@ -158,23 +151,23 @@ class Drawing:
         return self._element(size, f"<style>{palette_css()}</style>{paper}{''.join(lines)}")
 
     def png(self) -> bytes:
-        """The drawing as PNG, on white, under its title. It can be drawn once."""
-        x, y, width, height = self._sheet()
-        figure = Figure(figsize=(width / 72, height / 72), dpi=DPI, facecolor=PALETTE["paper"][0])
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(x, x + width), ylim=(y + height, y))
-        axes.set_axis_off()
-        heading = [
-            Text(0, at, line, color=PALETTE["ink"][0], fontsize=0.93 * SIZE, parse_math=False)
-            for at, line in self._heading()
-        ]
-        for artist in heading + self._artists:
-            axes.add_artist(artist)
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-            figure.savefig(buffer, format="png", metadata={"Software": MAKER, "Description": self.title})
-        return buffer.getvalue()
+        """The drawing as PNG, on white, under its title.
+
+        Raises:
+            UserError: matplotlib is not installed.
+        """
+        if not can_be_png():
+            raise UserError("pictures as PNG need the package matplotlib; pip install 'shallower[report]'")
+        raster = importlib.import_module(f"{__package__}.raster")
+        look = LETTERING | {"color": PALETTE["ink"][0], "fontsize": 0.93 * SIZE}
+        heading = [Mark("text", (0, at, line), look) for at, line in self._heading()]
+        about = {"Software": MAKER, "Description": self.title}
+        return raster.png([*heading, *self._marks], self._sheet(), PALETTE["paper"][0], about)
+
+    def files(self) -> dict[str, bytes]:
+        """Name -> content: the drawing as SVG, and as PNG where that can be made."""
+        png = {f"{self.name}.png": self.png()} if can_be_png() else {}
+        return {f"{self.name}.svg": self.file().encode()} | png
 
     def _element(self, attributes: str, before: str) -> str:
         body = "\n".join(self._svg)

@@ -1,9 +1,11 @@
 """Comparison table in Markdown, and all the files that ``compare`` writes."""
 
+import importlib
+
 from ..artifacts import Comparison, dumps
 from ..results.comparison import title
 from ..results.comparison_text import LEGEND, cells, remarks
-from .pareto import pareto_pictures
+from .marks import can_be_png
 
 ESCAPED = str.maketrans(
     {sign: f"\\{sign}" for sign in r"\`*_|[]#!~"} | {"\n": " ", "<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -31,6 +33,6 @@ def markdown(comparison: Comparison, picture: str | None = None) -> str:
 
 def comparison_files(comparison: Comparison) -> dict[str, bytes]:
     """File name -> content: the record, the table and, where there is quality to be drawn, the pictures."""
-    pictures = pareto_pictures(comparison)
+    pictures = importlib.import_module(f"{__package__}.pareto").pareto_pictures(comparison) if can_be_png() else {}
     page = markdown(comparison, next(iter(pictures), None))
     return {"comparison.json": dumps(comparison).encode(), "comparison.md": page.encode(), **pictures}

@@ -39,7 +39,7 @@ def write_report(folder: Path, out: Path) -> Path:
     text = html(summary, parts)
     contents = {}
     for drawing in drawings(parts):
-        contents |= {f"{drawing.name}.svg": drawing.file().encode(), f"{drawing.name}.png": drawing.png()}
+        contents |= drawing.files()
     replace_files(figures, contents, is_figure)
     return write_atomic(out, text)
 

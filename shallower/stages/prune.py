@@ -18,6 +18,7 @@ from ..errors import argument
 from ..planning.plans import check_same_model
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
+from ..reporting.marks import can_be_png
 from ..runtime import distributed
 from ..runtime.progress import parts
 from ..settings.compute import Compute
@@ -157,7 +158,7 @@ def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOpti
     patch, report = fit_repair(model, removal, how)
     files = {
         "compensation.json": dumps(published(report)).encode(),
-        "compensation.png": drift_figure(report).png(),
+        **({"compensation.png": drift_figure(report).png()} if can_be_png() else {}),
     }
     return replace(beside, patch=patch, report=report.brief(), files=files)
 

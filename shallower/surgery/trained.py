@@ -60,7 +60,7 @@ class TrainedOutput:
         rows: the figures of all steps.
         measure: perplexities of a model, in the training's own precision of products.
         card: puts a model card into the folder, given the record of the pruning.
-        picture: of the training, as PNG.
+        picture: of the training, as PNG; None where that cannot be made.
         state: what the optimiser kept, where that is to stay.
         inputs: what was read, so that none of it is replaced.
     """
@@ -70,7 +70,7 @@ class TrainedOutput:
     rows: Sequence[TrainingRow]
     measure: Callable[[nn.Module], dict[str, Any]]
     card: Callable[[Path, Pruned], None]
-    picture: Callable[[Healing], bytes]
+    picture: Callable[[Healing], bytes | None]
     state: dict[str, Tensor] | None = None
     overwrite: bool = False
     inputs: Iterable[Any] = ()
@@ -103,7 +103,8 @@ def write_healed(model: Model, make_record: Callable[..., Healing], how: Trained
         written = open_checkpoint(folder, trust_remote_code=checkpoint.trust_remote_code)
         written = replace(written, hashes={folder / name: digest for name, digest in hashes.items()})
         result = make_record(fingerprint=written.fingerprint, **_check_written(model, written, meant, how))
-        (folder / "healing.png").write_bytes(how.picture(result))
+        if (picture := how.picture(result)) is not None:
+            (folder / "healing.png").write_bytes(picture)
         lines = "".join(json.dumps(plain(row)) + "\n" for row in result.rows)
         (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
         if how.state is not None:
