@@ -38,6 +38,7 @@ def pages() -> dict[Path, str]:
     readme = between(readme, "folders", folders())
     files = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     made = {
+        ROOT / "docs" / "api.md": local("api_page").api_page(),
         ROOT / "docs" / "methods.md": method_page(),
         ROOT / "README.md": readme,
         ROOT / "docs" / "design.md": design,
