@@ -1,6 +1,6 @@
 """Out into the world: .gguf files pruned by copying, repaired models as .gguf, and quantised by GPTQ, on the CPU.
 
-A fifth of the layers goes. What is left is measured as it is and repaired by ``sequential``, each as a folder, as a
+A fifth of the parameters goes, as whole layers. What is left is measured as it is and repaired by ``sequential``, each as a folder, as a
 .gguf file in its own types, and quantised to 4 bits (Shortened LLaMA's last step); perplexity on three texts, bytes,
 and the speed that llama.cpp gives. Copying is held against ``cp`` of the same bytes, start-up included, and inspecting
 against a second and 300 MB. Quantising needs $SHALLOWER_QUANTIZE_PYTHON, and compressed-tensors to read what comes out.
@@ -28,6 +28,7 @@ from shallower import (
     Amount,
     Calibration,
     RepairOptions,
+    SelectionOptions,
     drop,
     drop_gguf,
     export,
@@ -116,9 +117,10 @@ class Bench(Measured):
         }
 
     def choose(self) -> dict:
-        """A fifth of the layers, by the command's default."""
-        chosen = plan(self.model, amount=Amount(ratio=self.settings["share"]), calibration=self.calibration)
-        return {"removed": chosen.removed}
+        """The layers that go, by Taylor+."""
+        amount, lowest = Amount(ratio=self.settings["share"]), SelectionOptions("lowest")
+        how = {"criterion": "taylor", "choosing": lowest, "calibration": self.calibration}
+        return {"removed": plan(self.model, amount=amount, **how).removed}
 
     def inspect(self) -> dict:
         """Seconds and memory of ``inspect``, start-up included."""

@@ -17,8 +17,8 @@ class ExportProof(TypedRecord):
     difference: NonNegative
     """Largest difference of a log-probability, as a share of the largest."""
     divergence: NonNegative
-    """KL divergence of llama.cpp from transformers in nats, the largest of the prompts; where ``rounded`` is told, both
-    of the file."""
+    """KL divergence of llama.cpp from transformers in nats, the largest of the prompts; of a copy, both of the file, of
+    types of few bits, of the f16 file that they are made of."""
     same_next: bool
     """True where both have the same likeliest token behind every prompt."""
     prompts: list[Size]

@@ -1,18 +1,16 @@
 """Export: a checkpoint in another format, converted, completed and proven."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..anatomy.custom import is_custom
 from ..anatomy.model import Model
 from ..anatomy.modeling_shallower import DECI_TYPE
 from ..anatomy.quantised import refuse
 from ..artifacts import published, save
-from ..artifacts.exported import Exported, ExportProof
+from ..artifacts.exported import Exported
 from ..errors import Refusal, UserError, argument
 from ..runtime.progress import parts, say
 from ..settings.export import DEFAULT_TYPE, FEWER_BITS, ExportSettings
@@ -20,20 +18,11 @@ from ..storage.gguf import SUFFIX, read_gguf
 from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
 from ..surgery.convert import convert, converter, missing_patterns, quantise, quantiser, with_changes
-from ..surgery.gguf_proof import probe_prompts, vocabulary_size
 from ..surgery.gguf_rules import layer_count
-from ..surgery.gguf_unpacked import log_probabilities
-from ..surgery.llama_cpp import PACKAGE, judged, llama_cpp_version
+from ..surgery.llama_cpp import PACKAGE, llama_cpp_version
 from .common import resolve_settings
 from .export_like import written_like
-
-TEXTS = (
-    "The ship left at 7:45, didn't it?",
-    "def add(a, b):\n\treturn a + b  # 12345",
-    "Überraschung in 北京: naïve!",
-)
-EXACT = 1e-4  # of an f32 file: relative difference
-CLOSE, LOOSE = 0.05, 0.1  # of other types, and of those of few bits: KL divergence in nats
+from .export_proof import proof_of_conversion, proof_of_copy, rounding_cost
 
 
 def export(model: str | Path, *, out: str | Path, settings: ExportSettings | None = None, **plain: Any) -> Exported:
@@ -64,27 +53,34 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
             f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
             f"{argument('verify', False)}"
         )
-    made = out.with_name(f".{out.stem}.made{SUFFIX}")
-    costs = {"convert": 1.0, "prove": 1.0 if settings.verify else 0}
+    made, whole = (out.with_name(f".{out.stem}.{name}{SUFFIX}") for name in ("made", "whole"))
     copied, proof = None, None
     try:
-        with parts({name: cost for name, cost in costs.items() if cost}) as part:
+        with parts({"convert": 1.0, **({"prove": 1.0} if settings.verify else {})}) as part:
             started = time.monotonic()
             with part("convert"):
                 if script is None:
                     kind = settings.type and settings.type.upper()
-                    copied, changes = written_like(opened, settings.like, made, kind, verify=settings.verify)
+                    copied, changes = written_like(opened, settings.like, whole, kind, verify=settings.verify)
                 else:
-                    changes = _converted(opened, script, made, settings.type or DEFAULT_TYPE, program)
+                    first = (settings.type or DEFAULT_TYPE) if program is None else DEFAULT_TYPE
+                    changes = _converted(opened, script, whole, first)
             seconds = time.monotonic() - started
             if settings.verify:
                 with part("prove"):
-                    how = {"exact": settings.type == "f32", "rounded": settings.type in FEWER_BITS}
-                    how = how if copied is None else {"rounded": True, "words": False}
-                    proof = _proof(opened, made, **how)
+                    if copied is not None:
+                        proof = proof_of_copy(opened, whole, copied.rounding)
+                    else:
+                        proof = proof_of_conversion(opened, whole, exact=settings.type == "f32")
+            if program is not None:
+                quantise(program, whole, made, settings.type)
+                proof = proof and replace(proof, rounded=rounding_cost(opened, made))
+            else:
+                whole.replace(made)
             made.replace(out)
     finally:
         made.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
     result = Exported(
         model=opened.record,
         file=out.name,
@@ -100,32 +96,23 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     return result
 
 
-def _converted(model: Model, script: Path, made: Path, kind: str, program: Path | None) -> list[str]:
-    """Convert a checkpoint, add what the converter leaves out, and round it further where a quantiser is given; says
-    what was added.
-    """
-    converted, whole = (made.with_suffix(f".{name}{SUFFIX}") for name in ("converted", "whole"))
+def _converted(model: Model, script: Path, made: Path, kind: str) -> list[str]:
+    """Convert a checkpoint, and add what the converter leaves out; says what."""
+    converted = made.with_suffix(f".converted{SUFFIX}")
     folder = model.checkpoint.folder
     try:
         say(f"converting {folder} by {script}")
-        convert(
-            script, folder, converted, kind if program is None else DEFAULT_TYPE, deci=is_custom(model.checkpoint.raw)
-        )
+        convert(script, folder, converted, kind, deci=is_custom(model.checkpoint.raw))
         header = read_gguf(converted)
         if layer_count(header) != model.record.layers:
             raise Refusal(f"the converter has written {layer_count(header)} layers of {model.record.layers}")
         changes = missing_patterns(header, model.checkpoint.config)
         if changes:
-            with_changes(header, changes, whole)
+            with_changes(header, changes, made)
         else:
-            converted.replace(whole)
-        if program is not None:
-            quantise(program, whole, made, kind)
-        else:
-            whole.replace(made)
+            converted.replace(made)
     finally:
         converted.unlink(missing_ok=True)
-        whole.unlink(missing_ok=True)
     return [f"{key} = {value.value}" for key, value in changes.items()]
 
 
@@ -148,58 +135,3 @@ def _check_plain(model: Model) -> None:
     refuse(checkpoint.source, checkpoint.quantised, "export the unquantised model, as the type that you want")
     if checkpoint.packed[0]:
         raise Refusal(f"{checkpoint.source} is a {SUFFIX} file already: prune writes another one of it")
-
-
-def _check_tokens(model: Model, found: list[list[int]]) -> None:
-    """Raise a Refusal unless llama.cpp makes the same tokens of texts as the model's own tokenizer."""
-    for text, tokens in zip(TEXTS, found, strict=True):
-        own = model.tokenizer(text, add_special_tokens=False).input_ids
-        if own != tokens:
-            raise Refusal(
-                f"the tokenizer that the converter has written makes other tokens of {text!r} ({tokens[:6]}) than the "
-                f"model's own ({own[:6]}): the file would be wrong"
-            )
-
-
-def _proof(model: Model, file: Path, *, exact: bool = False, rounded: bool = False, words: bool = True) -> ExportProof:
-    """Proof of the file.
-
-    Args:
-        exact: nothing in it is rounded.
-        rounded: to so few bits that llama.cpp is held against what the file is unpacked to, and that is compared with
-            the model.
-        words: its tokenizer is compared too; that of a copy is the one of the file that the model was made of.
-    Raises:
-        Refusal: it gives other values than the model.
-    """
-    header = read_gguf(file)
-    prompts = probe_prompts(header)
-    judge = judged(file, prompts, vocabulary_size(header), exact=True, texts=TEXTS)
-    if words:
-        _check_tokens(model, judge.tokens)
-    with torch.no_grad():
-        logits = [model.module(torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
-    meant = torch.stack(logits).double().log_softmax(-1).numpy()
-    wanted = log_probabilities(file, (), prompts) if rounded else meant
-    found = judge.values[:, : wanted.shape[1]]
-    divergence, difference = _divergence(wanted, found), float(np.abs(found - wanted).max() / np.abs(wanted).max())
-    proof = ExportProof(
-        by=f"llama.cpp ({PACKAGE} {llama_cpp_version()})",
-        difference=difference,
-        divergence=divergence,
-        rounded=_divergence(meant, wanted) if rounded else None,
-        same_next=bool((found.argmax(-1) == meant.argmax(-1)).all()),
-        prompts=[*map(len, prompts)],
-    )
-    if not (difference <= EXACT if exact else divergence <= (LOOSE if rounded else CLOSE)):
-        raise Refusal(
-            f"llama.cpp gives other values for the file than transformers for the model (difference {difference:.3g}, "
-            f"KL {divergence:.3g} nats): it computes {header.architecture} with {layer_count(header)} layers "
-            "otherwise, or the converter has left something out"
-        )
-    return proof
-
-
-def _divergence(wanted: np.ndarray, found: np.ndarray) -> float:
-    """KL divergence in nats, the largest of the prompts."""
-    return float((np.exp(wanted) * (wanted - found)).sum(-1).max().clip(0))

@@ -1,4 +1,6 @@
-"""Changes of a checkpoint against the .gguf file that it was made of: which weights have moved."""
+"""Changes of a checkpoint against the .gguf file that it was made of: which weights have moved, and how far what was
+written is from what is meant.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -51,6 +53,16 @@ def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str,
             f"{model.checkpoint.source} has {more[0]}, which {base.checkpoint.source} has not: only weights that are "
             "there may have changed"
         )
+    return found
+
+
+def largest_error(written: Model, model: Model) -> tuple[str, float]:
+    """(name, relative error) of the weight that is furthest from the one of the same name in another checkpoint."""
+    found = ("", 0.0)
+    for name in track([*model.checkpoint.tensors], "comparing weights", len(model.checkpoint.tensors)):
+        wanted = _read(model, name).float()
+        error = float((_read(written, name).float() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        found = max(found, (name, error), key=lambda one: one[1])
     return found
 
 

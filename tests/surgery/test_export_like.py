@@ -77,6 +77,16 @@ def test_it_is_proven(tmp_path, capsys) -> None:
     assert found.proof.divergence < 1e-4 > found.proof.rounded and "llama.block_count = 4" in found.changes
 
 
+@pytest.mark.skipif(llama_cpp_version() is None, reason="xllamacpp is not installed")
+def test_a_change_that_was_missed_is_found_by_the_proof(tmp_path, monkeypatch) -> None:
+    source, folder = source_and_folder(tmp_path, "llama", "F32")
+    move(folder)
+    monkeypatch.setattr("shallower.stages.export_like.changed_weights", lambda *models: {})
+    with pytest.raises(Refusal, match=r"weight would not be the model's own in"):
+        export(folder, out=tmp_path / "b.gguf", like=source)
+    assert not list(tmp_path.glob("*b.*gguf*"))
+
+
 def test_weights_saved_in_fewer_bits_are_the_same(tmp_path) -> None:
     source = tiny_gguf(tmp_path / "a.gguf", "llama", kind="Q8_0")
     prune(open_model(source), drop_gguf(source, "1-2"), out=tmp_path / "small", verify=False, save_dtype="bf16")
