@@ -1,9 +1,10 @@
 """Out into the world: .gguf files pruned by copying, repaired models as .gguf, and quantised by GPTQ, on the CPU.
 
-A fifth of the parameters goes, as whole layers. What is left is measured as it is and repaired by ``sequential``, each as a folder, as a
-.gguf file in its own types, and quantised to 4 bits (Shortened LLaMA's last step); perplexity on three texts, bytes,
-and the speed that llama.cpp gives. Copying is held against ``cp`` of the same bytes, start-up included, and inspecting
-against a second and 300 MB. Quantising needs $SHALLOWER_QUANTIZE_PYTHON, and compressed-tensors to read what comes out.
+A fifth of the parameters goes, as whole layers. What is left is measured as it is and repaired by ``sequential``,
+each as a folder, as a .gguf file in its own types, and quantised to 4 bits (Shortened LLaMA's last step); perplexity
+on three texts, bytes, and the speed that llama.cpp gives. Copying is held against ``cp`` of the same bytes, start-up
+included, and inspecting against a second and 300 MB. Quantising needs $SHALLOWER_QUANTIZE_PYTHON, and compressed-
+tensors to read what comes out.
 Each finished piece is on disk before the next one begins; the table is made from the JSON file alone. A second model is
 measured too where $SHALLOWER_SECOND_MODEL names one.
 """

@@ -26,8 +26,8 @@ def table(content: dict) -> str:
         "",
         f"{machines_text(content)}, fp32; {versions}; begun {content['date']}.",
         "",
-        f"{own['share']:.0%} of the parameters go, as whole layers by Taylor+. Repaired by `sequential` on {own['fitting'][0]} x "
-        f"{own['fitting'][1]} tokens of the shipped prose. GPTQ: 4 bits, {own['gptq'][0]} x {own['gptq'][1]} tokens of "
+        f"{own['share']:.0%} of the parameters go, as whole layers by Taylor+. Repaired by `sequential` on "
+        f"{own['fitting'][0]} x {own['fitting'][1]} tokens of the shipped prose. GPTQ: 4 bits, {own['gptq'][0]} x {own['gptq'][1]} tokens of "
         f"wikitext2.valid, read back in fp32. Perplexity of {own['tokens']:,} tokens of each text. The .gguf files "
         "keep the types of the one that they come from; what the repair changed is Q8_0.",
     ]
