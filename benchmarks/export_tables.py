@@ -28,8 +28,8 @@ def table(content: dict) -> str:
         "",
         f"{own['share']:.0%} of the parameters go, as whole layers by Taylor+. Repaired by `sequential` on "
         f"{own['fitting'][0]} x {own['fitting'][1]} tokens of the shipped prose. GPTQ: 4 bits, {own['gptq'][0]} x "
-        f"{own['gptq'][1]} tokens of wikitext2.valid, read back in fp32. Perplexity of {own['tokens']:,} tokens of each "
-        "text. The .gguf files keep the types of the one that they come from; what the repair changed is Q8_0.",
+        f"{own['gptq'][1]} tokens of wikitext2.valid, read back in fp32. Perplexity of {own['tokens']:,} tokens of "
+        "each text. The .gguf files keep the types of the one that they come from; what the repair changed is Q8_0.",
     ]
     for name in [key.removeprefix("dense ") for key in pieces if key.startswith("dense ")]:
         lines += ["", f"## {name}", "", *_quality(pieces, name), *_copying(pieces, name)]
