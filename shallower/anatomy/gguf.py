@@ -101,7 +101,7 @@ def _config(header: GgufHeader) -> PreTrainedConfig:
         short = _without_words(header, Path(place, "header.gguf"), data=False)
         try:
             with quiet():
-                return AutoConfig.from_pretrained(place, gguf_file=short.name)
+                return AutoConfig.from_pretrained(place, gguf_file=str(short))
         except Exception as error:  # gguf and transformers raise many kinds
             raise UserError(f"{header.file} cannot be read as a GGUF model ({one_line(error)})") from error
 
@@ -253,15 +253,18 @@ def read_gguf_tensor(header: GgufHeader, tensor: GgufTensor) -> Tensor:
 
 
 def _load(header: GgufHeader, config: PreTrainedConfig) -> tuple[torch.nn.Module, Any]:
-    """(the plain model, its tokenizer)."""
+    """(the plain model, its tokenizer).
+
+    Files are named by their whole paths: transformers takes a bare name for one in the current folder where that is.
+    """
     file = header.file
     try:
         with tempfile.TemporaryDirectory(prefix="shallower-gguf-", dir=_roomy(header)) as place, _metered():
             short = _without_words(header, Path(place, file.name), data=True)
             model, info = AutoModelForCausalLM.from_pretrained(
-                place, gguf_file=short.name, dtype=torch.float32, config=config, output_loading_info=True
+                place, gguf_file=str(short), dtype=torch.float32, config=config, output_loading_info=True
             )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=str(file.absolute()))
     except Exception as error:  # gguf and transformers raise many kinds for an unreadable file
         raise UserError(f"{file} cannot be read as a GGUF model ({one_line(error)})") from error
     check_whole(str(file), info)

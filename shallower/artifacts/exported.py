@@ -10,7 +10,9 @@ from .record import SCHEMA, Count, NonNegative, Size, TypedRecord, record
 
 @record
 class ExportProof(TypedRecord):
-    """Proof of an exported file: llama.cpp gives of it the log-probabilities that transformers gives of the model."""
+    """Proof of an exported file: llama.cpp gives of it the log-probabilities that transformers gives of the model; of a
+    copy: it was proven in llama.cpp without the layers that went, and has the model's weights.
+    """
 
     by: str
     """Runtime of the file, with its version."""
@@ -54,7 +56,7 @@ class Exported(TypedRecord):
     to: Literal["gguf"]
     """Format."""
     type: str
-    """Type of the numbers in it."""
+    """Type of the numbers that was asked for; empty where a copy keeps what there was."""
     bytes: Size
     """Bytes of the file."""
     changes: list[str] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Exported(TypedRecord):
     """Where it was copied from; null where it was converted."""
     proof: ExportProof | None = None
     """What was proven; null where that was skipped."""
+    storage: str = ""
+    """Types that hold most of the weights."""
     seconds: NonNegative = 0.0
     """Seconds of converting."""
     provenance: Provenance = field(default_factory=Provenance.now)
@@ -74,4 +78,4 @@ class Exported(TypedRecord):
 
     def __repr__(self) -> str:
         said = f"proven in {self.proof.by}" if self.proof else "not verified"
-        return f"<Exported {self.file}: {self.model!r} as {self.type}, {said}>"
+        return f"<Exported {self.file}: {self.model!r} as {self.storage or self.type}, {said}>"

@@ -109,7 +109,7 @@ def evaluation_table(evaluation: Evaluation, out: Path | None = None) -> None:
 
 def exported_table(exported: Exported, out: Path | None = None) -> None:
     console = plain_console()
-    what = f"{Path(exported.model.source).name}: {exported.bytes / 1e6:.0f} MB of {exported.type}"
+    what = f"{Path(exported.model.source).name}: {exported.bytes / 1e6:.0f} MB of {exported.storage or exported.type}"
     copied = exported.copied
     console.print(f"{what}, {'converted' if copied is None else 'written'} in {exported.seconds:.1f} s", soft_wrap=True)
     if copied is not None:

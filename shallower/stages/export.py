@@ -1,5 +1,6 @@
 """Export: a checkpoint in another format, converted, completed and proven."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -53,23 +54,24 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
             f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
             f"{argument('verify', False)}"
         )
-    made, whole = (out.with_name(f".{out.stem}.{name}{SUFFIX}") for name in ("made", "whole"))
-    copied, proof = None, None
+    made, whole = (out.with_name(f".{out.stem}.{os.getpid()}.{name}{SUFFIX}") for name in ("made", "whole"))
+    written, proof = None, None
     try:
         with parts({"convert": 1.0, **({"prove": 1.0} if settings.verify else {})}) as part:
             started = time.monotonic()
             with part("convert"):
                 if script is None:
                     kind = settings.type and settings.type.upper()
-                    copied, changes = written_like(opened, settings.like, whole, kind, verify=settings.verify)
+                    written = written_like(opened, settings.like, whole, kind, verify=settings.verify)
+                    changes = written.changes
                 else:
                     first = (settings.type or DEFAULT_TYPE) if program is None else DEFAULT_TYPE
                     changes = _converted(opened, script, whole, first)
             seconds = time.monotonic() - started
             if settings.verify:
                 with part("prove"):
-                    if copied is not None:
-                        proof = proof_of_copy(opened, whole, copied.rounding)
+                    if written is not None:
+                        proof = proof_of_copy(opened, whole, written.roundings)
                     else:
                         proof = proof_of_conversion(opened, whole, exact=settings.type == "f32")
             if program is not None:
@@ -77,22 +79,24 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
                 proof = proof and replace(proof, rounded=rounding_cost(opened, made))
             else:
                 whole.replace(made)
+            result = Exported(
+                model=opened.record,
+                file=out.name,
+                to="gguf",
+                type=settings.type or (DEFAULT_TYPE if written is None else ""),
+                storage=read_gguf(made).storage,
+                bytes=made.stat().st_size,
+                changes=changes,
+                copied=written and written.copied,
+                proof=proof,
+                seconds=seconds,
+            )
+            record_place(out).unlink(missing_ok=True)  # an older one does not speak of the new file
             made.replace(out)
+            save(published(result), record_place(out))
     finally:
         made.unlink(missing_ok=True)
         whole.unlink(missing_ok=True)
-    result = Exported(
-        model=opened.record,
-        file=out.name,
-        to="gguf",
-        type=(settings.type or DEFAULT_TYPE) if copied is None else read_gguf(out).storage,
-        bytes=out.stat().st_size,
-        changes=changes,
-        copied=copied,
-        proof=proof,
-        seconds=seconds,
-    )
-    save(published(result), record_place(out))
     return result
 
 
@@ -120,6 +124,8 @@ def _check_target(out: Path, settings: ExportSettings) -> None:
     """Raise a UserError unless a file may be written at ``out``."""
     if out.suffix != SUFFIX:
         raise UserError(f"the name of a {SUFFIX} file is needed", out=out)
+    if settings.like is not None and out.resolve() == settings.like.resolve():
+        raise UserError("it is the file that is copied from: give another name", out=out)
     check_recorded(out, "exported", overwrite=settings.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
 

@@ -5,7 +5,7 @@ made of, with its header and its tokenizer, and only the rest is stored anew. No
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..anatomy.model import Model
 from ..artifacts.exported import Copied
@@ -17,10 +17,25 @@ from ..surgery.gguf_changes import changed_weights
 from ..surgery.gguf_proof import prove
 from ..surgery.gguf_repair import GgufRepair, remade_by
 from ..surgery.gguf_rules import kept_tensors, marks, metadata_without
-from .prune_gguf import gguf_record
+from .prune_gguf import gguf_record, shortened
+
+PASSING = {  # fields of a config that change nothing that a file computes
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "model_type"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "auto_map", "name_or_path"),
+}
 
 
-def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verify: bool) -> tuple[Copied, list[str]]:
+class Written(NamedTuple):
+    """What was written: where it was copied from, metadata that changed, and by the name of each weight that was stored
+    anew, how far rounding takes it.
+    """
+
+    copied: Copied
+    changes: list[str]
+    roundings: dict[str, float]
+
+
+def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verify: bool) -> Written:
     """Write a checkpoint as a .gguf file by copying from the one that it was made of.
 
     Args:
@@ -28,8 +43,6 @@ def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verif
         out: where to.
         kind: type of tensors that changed; None: as ``remade_by`` says.
         verify: prove that the layers which went add nothing else (see ``prove``).
-    Returns:
-        what was copied, and the metadata that changed.
     Raises:
         UserError: the model is not made of the file.
     """
@@ -40,6 +53,7 @@ def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verif
     removed = [index for index in range(len(original)) if index not in {*kept}]
     base = Model(like, dtype="fp32", device="cpu", layered=False)
     _check_words(model, base, like)
+    _check_config(model, base, removed)
     changes = changed_weights(base, model, kept)
     say(f"{len(changes)} weights differ from those of {like.name}")
     repair = remade_by(header, base, changes, kind)
@@ -55,7 +69,16 @@ def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verif
         types=sorted({tensor.kind for tensor in tensors if tensor.remade is not None}),
         rounding=repair.rounding,
     )
-    return copied, [f"{key} = {_short(value.value)}" for key, value in metadata.items()]
+    said = [f"{key} = {shortened(value.value)}" for key, value in metadata.items()]
+    numbers = {f"{base.outline.name}.{old}.": f"{base.outline.name}.{new}." for new, old in enumerate(kept)}
+    roundings = {_renumbered(name, numbers): error for name, error in repair.roundings.items()}
+    return Written(copied, said, roundings)
+
+
+def _renumbered(name: str, numbers: dict[str, str]) -> str:
+    """A weight's name in the model that is left."""
+    head = next((one for one in numbers if name.startswith(one)), None)
+    return name if head is None else numbers[head] + name.removeprefix(head)
 
 
 def _kept(model: Model, header: GgufHeader) -> tuple[list[int], list[int]]:
@@ -90,6 +113,19 @@ def _check_words(model: Model, base: Model, like: Path) -> None:
         )
 
 
+def _check_config(model: Model, base: Model, removed: Sequence[int]) -> None:
+    """Raise a Refusal unless both configs compute alike, since the file's own settings are written."""
+    wanted = base.solver.solve(tuple(removed)).config.to_dict()
+    own = model.checkpoint.config.to_dict()
+    other = [key for key in sorted(wanted.keys() & own.keys() - PASSING) if wanted[key] != own[key]]
+    if other:
+        name, mine, theirs = other[0], str(own[other[0]])[:60], str(wanted[other[0]])[:60]
+        raise Refusal(
+            f"{model.checkpoint.source} has {name} {mine} in its config, and what it was made of {theirs}, which would "
+            "be written: export it by the converter"
+        )
+
+
 def _proven(
     header: GgufHeader, removed: Sequence[int], out: Path, repair: GgufRepair, metadata: dict[str, GgufValue]
 ) -> str:
@@ -102,8 +138,3 @@ def _proven(
     finally:
         unproven.unlink(missing_ok=True)
     return f"{proof.by} {proof.version}, largest difference {proof.difference:.3g}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

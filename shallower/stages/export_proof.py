@@ -12,7 +12,7 @@ from ..anatomy.model import Model
 from ..artifacts.exported import ExportProof
 from ..errors import Refusal
 from ..storage.gguf import GgufHeader, read_gguf
-from ..surgery.gguf_changes import largest_error
+from ..surgery.gguf_changes import check_same
 from ..surgery.gguf_proof import probe_prompts, vocabulary_size
 from ..surgery.gguf_rules import layer_count
 from ..surgery.gguf_unpacked import unpacked
@@ -25,7 +25,6 @@ TEXTS = (
 )
 EXACT = 1e-4  # of an f32 file: relative difference
 CLOSE = 0.05  # of other types: KL divergence in nats
-SAVED = 2.0**-8  # relative error of a weight that was saved in bfloat16
 Rows = Float[np.ndarray, "prompt token"]
 
 
@@ -51,29 +50,25 @@ def proof_of_conversion(model: Model, file: Path, *, exact: bool) -> ExportProof
     return proof
 
 
-def proof_of_copy(model: Model, file: Path, rounding: float) -> ExportProof:
+def proof_of_copy(model: Model, file: Path, roundings: dict[str, float]) -> ExportProof:
     """Proof of a copied file: what it is unpacked to has the model's weights, but for the rounding that is told.
 
     That llama.cpp computes it as the file that it was copied from was proven before. How far it is from transformers
     is told: it rounds activations, which costs a model more the worse it is.
 
     Args:
-        rounding: largest relative error of a tensor that was stored anew.
+        roundings: by the name of each weight that was stored anew, its relative error; all others have to be equal.
     Raises:
         Refusal: a weight is another one.
     """
     header = read_gguf(file)
     prompts = probe_prompts(header)
-    judge = _judge(file, header, prompts)
     meant = _wanted(model, prompts)
+    model.unload()
     with unpacked(file) as written:
-        name, error = largest_error(written, model)
+        check_same(written, model, roundings)
         wanted = _wanted(written, prompts)
-    if not error <= max(rounding, SAVED) * (1 + 1e-3) + 1e-6:
-        raise Refusal(
-            f"{name} would not be the model's own in {file.name} (relative error {error:.3g}, and rounding costs "
-            f"{rounding:.3g}): export the folder without a file that it is like"
-        )
+    judge = _judge(file, header, prompts)
     held = _held(judge.values, wanted, prompts)
     same = bool((judge.values[:, : meant.shape[1]].argmax(-1) == meant.argmax(-1)).all())
     return ExportProof(**{**vars(held), "same_next": same, "rounded": _divergence(meant, wanted)})

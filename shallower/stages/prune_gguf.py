@@ -68,7 +68,7 @@ def prune_gguf(
         file=out.name,
         bytes_before=source.stat().st_size,
         bytes_after=out.stat().st_size,
-        changes=[f"{key} = {_short(value.value)}" for key, value in changes.items()],
+        changes=[f"{key} = {shortened(value.value)}" for key, value in changes.items()],
         original=original,
         fingerprint=fingerprint_of(origin_of(read_gguf(out))),
         proof=proof,
@@ -166,6 +166,7 @@ def check_target(out: Path, source: Path, *, overwrite: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """Text of a value, long ones cut."""
     text = str(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -45,7 +45,7 @@ from .common import resolve_settings
 
 RECORD = "quantised.json"
 CARRIED_FILES = ("compensation.json", "compensation.png")  # of the same model, as it was before
-HELD_OUT = 8  # every eighth sample is compared on, and not seen by the method
+HELD_OUT = 8  # one sample in so many, of the last ones, is compared on and not seen by the method
 MOST_HELD_OUT = 2048  # tokens, each with the log-probabilities of the whole vocabulary in memory
 LEAST_SHARE = 0.9  # of the numbers in the layers' matrices that have to lie in projections which can be quantised
 LARGEST_RATIO, LARGEST_DIVERGENCE = 10.0, 3.0  # perplexity, and KL in nats per token: beyond is a broken file

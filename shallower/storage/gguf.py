@@ -21,7 +21,7 @@ from .paths import place
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
-IMPORTER = 2  # changes with what is made of a file where it is unpacked
+IMPORTER = 3  # changes with what is made of a file where it is unpacked
 PATTERNS = (
     "attention.sliding_window_pattern",
     "attention.recurrent_layers",

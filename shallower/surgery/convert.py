@@ -4,16 +4,21 @@ The converter writes no pattern of windows where llama.cpp would count layers, s
 a word: the pattern is taken from the model's config and added.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, argument
 from ..storage.gguf import GgufHeader
 from ..storage.gguf_writer import GgufValue, Renamed, bools, write_gguf
+from ..storage.paths import parse_json
 from .gguf_rules import RECURRENT, WINDOW, counted_patterns
 
 SCRIPT, QUANTISER = "convert_hf_to_gguf.py", "llama-quantize"
@@ -30,6 +35,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 HOW = "vendor/llama.cpp of the sdist of llama-cpp-python, see docs/gguf.md"
 FULL = "full_attention"
+NAMING_CODE = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 PATIENCE = 6 * 3600.0
 
 
@@ -61,15 +67,37 @@ def convert(script: Path, folder: Path, target: Path, kind: str, *, deci: bool =
     Raises:
         UserError: it fails; says its last line.
     """
-    start = ["-c", DECI] if deci else []
-    command = [sys.executable, *start, str(script), str(folder), "--outfile", str(target), "--outtype", kind]
+    start, script, target = ["-c", DECI] if deci else [], script.absolute(), target.absolute()
     environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, cwd=script.parent)
+    with _without_code(folder) as plain:
+        command = [sys.executable, *start, str(script), str(plain), "--outfile", str(target), "--outtype", kind]
+        how = {"capture_output": True, "text": True, "timeout": PATIENCE, "cwd": script.parent}
+        done = subprocess.run(command, env=environment, **how)
     if done.returncode or not target.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
         why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
         raise UserError(f"llama.cpp's converter does not take {folder} ({why})")
     return target
+
+
+@contextmanager
+def _without_code(folder: Path) -> Iterator[Path]:
+    """The folder for a while as one of links, without code and without what names code: for some families the converter
+    runs what a folder names.
+    """
+    with tempfile.TemporaryDirectory(prefix="shallower-convert-") as place:
+        plain = Path(place, folder.absolute().name)  # the converter names the model so
+        plain.mkdir()
+        for path in folder.absolute().iterdir():
+            if not path.is_file() or path.suffix in (".py", ".pyc", ".so"):
+                continue
+            content = parse_json(path.read_bytes(), str(path)) if path.name in NAMING_CODE else None
+            if isinstance(content, dict) and "auto_map" in content:
+                kept = {key: value for key, value in content.items() if key != "auto_map"}
+                (plain / path.name).write_text(json.dumps(kept), encoding="utf-8")
+            else:
+                (plain / path.name).symlink_to(path)
+        yield plain
 
 
 def quantiser(root: Path | None) -> Path:
@@ -79,8 +107,8 @@ def quantiser(root: Path | None) -> Path:
         UserError: there is none.
     """
     named = root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
-    built = [*named.glob(f"build*/bin/{QUANTISER}")] if named is not None else []
-    found = shutil.which(QUANTISER) or next(iter(built), None)
+    built = sorted(map(str, named.absolute().glob("build*/bin"))) if named is not None else []
+    found = (shutil.which(QUANTISER, path=os.pathsep.join(built)) if built else None) or shutil.which(QUANTISER)
     if found is None:
         raise UserError(
             f"such types are made by {QUANTISER}, which is neither on the PATH nor built in llama.cpp's sources: build "

@@ -2,7 +2,7 @@
 written is from what is meant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from safetensors import safe_open
@@ -13,6 +13,7 @@ from ..errors import Refusal
 from ..runtime.progress import track
 
 Change = Callable[[Tensor], Tensor]
+LEAST, SLACK = 1e-30, 1e-4  # of a norm; of an error that was measured before
 
 
 def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str, Change]:
@@ -56,14 +57,25 @@ def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str,
     return found
 
 
-def largest_error(written: Model, model: Model) -> tuple[str, float]:
-    """(name, relative error) of the weight that is furthest from the one of the same name in another checkpoint."""
-    found = ("", 0.0)
+def check_same(written: Model, model: Model, roundings: Mapping[str, float]) -> None:
+    """Raise a Refusal unless a written checkpoint has another one's weights.
+
+    Args:
+        roundings: by the name in memory of each weight that was rounded, its relative error; all others have to be
+            equal, in the dtype of ``model``.
+    """
+    memory = model.checkpoint.names.memory
     for name in track([*model.checkpoint.tensors], "comparing weights", len(model.checkpoint.tensors)):
-        wanted = _read(model, name).float()
-        error = float((_read(written, name).float() - wanted).norm() / wanted.norm().clamp_min(1e-30))
-        found = max(found, (name, error), key=lambda one: one[1])
-    return found
+        found, wanted = _read(written, name), _read(model, name)
+        allowed = roundings.get(memory[name])
+        if allowed is None and torch.equal(found.to(wanted.dtype), wanted):
+            continue
+        error = float((found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(LEAST))
+        if allowed is None or not error <= allowed * (1 + SLACK) + SLACK:
+            raise Refusal(
+                f"{name} would not be the model's own in the file (relative error {error:.3g}): export the folder "
+                "without a file that it is like"
+            )
 
 
 def _reader(model: Model, disk: str) -> Change:

@@ -29,6 +29,7 @@ from .gguf_rules import LAYER, layer_count
 WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # types that the gguf package writes
 INSTEAD = ("Q8_0", "F16")  # of others: the first whose blocks divide the rows
 ELEMENTS = {label: elements for label, elements, _ in BLOCKS.values()}
+LEAST = 1e-30
 CLOSE = 1e-6  # of numbers to which one was added and taken away
 Form = Callable[[Tensor], Tensor]
 Changes = Mapping[str, Callable[[Tensor], Tensor]]  # name in memory -> what the weight becomes
@@ -44,10 +45,17 @@ class _Place:
 
 @dataclass(frozen=True)
 class GgufRepair:
-    """Tensors to be made anew, by their names in the file, and how far rounding takes them from what is meant."""
+    """Tensors to be made anew, by their names in the file, and how far rounding takes each from what is meant, by its
+    name in memory, numbered as in the file.
+    """
 
     remade: dict[str, Remade]
-    rounding: float
+    roundings: dict[str, float]
+
+    @property
+    def rounding(self) -> float:
+        """The largest."""
+        return max(self.roundings.values(), default=0.0)
 
 
 def remade_tensors(header: GgufHeader, model: Model, patch: Patch) -> GgufRepair:
@@ -65,17 +73,18 @@ def remade_by(header: GgufHeader, model: Model, changes: Changes, kind: str | No
     Raises:
         Refusal: a changed weight is in no tensor of the file in a form that is known.
     """
-    remade = {}
-    rounding = 0.0
+    remade, roundings = {}, {}
     for name, change in changes.items():
         weight = _unpacked(model, name)
         for place in _places(header, model, name, weight):
             stored = _kind(place.tensor, kind)
             value = place.form(change(weight))
-            error = float((_decoded(_encoded(value, stored), stored, value.shape) - value).norm() / value.norm())
-            rounding = max(rounding, error)
+            if not bool(value.isfinite().all()):
+                raise Refusal(f"{name} holds numbers that are not finite")
+            error = (_decoded(_encoded(value, stored), stored, value.shape) - value).norm()
+            roundings[name] = max(roundings.get(name, 0.0), float(error / value.norm().clamp_min(LEAST)))
             remade[place.tensor.name] = Remade(stored, _maker(model, name, change, place, stored))
-    return GgufRepair(remade, rounding)
+    return GgufRepair(remade, roundings)
 
 
 def _maker(model: Model, name: str, change: Form, place: _Place, kind: str) -> Callable[[], bytes]:
@@ -108,7 +117,14 @@ def _places(header: GgufHeader, model: Model, name: str, weight: Tensor) -> list
         raise Refusal(
             f"{name} is in no tensor of {header.file.name} in a form that is known: give a folder, and export that"
         )
-    return found if match is None or len(found) == 1 else [_named(header, name, found)]
+    tied = match is None and _is_tied(model, name)
+    return found if tied or len(found) == 1 else [_named(header, name, found)]
+
+
+def _is_tied(model: Model, name: str) -> bool:
+    """Whether a weight outside the layers is the embedding of a model whose head is the same weight."""
+    embedding = model.checkpoint.shapes.get_input_embeddings().weight
+    return model.tied and model.checkpoint.shapes.get_parameter(name) is embedding
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

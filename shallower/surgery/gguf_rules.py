@@ -60,7 +60,8 @@ def layer_count(header: GgufHeader) -> int:
     """
     count = header.own("block_count")
     numbers = {int(match[1]) for tensor in header.tensors if (match := LAYER.match(tensor.name))}
-    if not isinstance(count, int) or isinstance(count, bool) or numbers != set(range(count)):
+    known = isinstance(count, int) and not isinstance(count, bool)
+    if not known or len(numbers) != count or max(numbers, default=-1) + 1 != count:
         raise UserError(
             f"{header.file}: {header.architecture or 'its architecture'}.block_count is {count}, and its tensors are "
             f"of {len(numbers)} layers: it is no decoder that can be pruned, or not whole"
@@ -111,6 +112,7 @@ def metadata_without(header: GgufHeader, removed: Sequence[int]) -> dict[str, Gg
     gone = {*removed}
     kept = [index for index in range(count) if index not in gone]
     _check(header, kept, count)
+    layer_patterns(header)  # of which none may be of another model
     arch = header.architecture
     changes = {f"{arch}.block_count": stored_value(header, f"{arch}.block_count", len(kept))}
     for key, value in header.metadata.items():
@@ -147,8 +149,18 @@ def counted_patterns(header: GgufHeader) -> dict[str, list[bool]]:
 
 
 def layer_patterns(header: GgufHeader) -> dict[str, list[bool]]:
-    """Pattern -> its value for every layer, written out or counted; without those that the model does not have."""
+    """Pattern -> its value for every layer, written out or counted; without those that the model does not have.
+
+    Raises:
+        UserError: one is of another number of layers.
+    """
+    count = layer_count(header)
     written = {name: header.pattern(name) for name in PATTERNS}
+    for name, flags in written.items():
+        if flags is not None and len(flags) != count:
+            raise UserError(
+                f"{header.file}: {name} is of {len(flags)} layers, and there are {count}: convert the model anew"
+            )
     return counted_patterns(header) | {name: flags for name, flags in written.items() if flags is not None}
 
 

@@ -5,6 +5,7 @@ The converter of the fast tests is a stand-in; llama.cpp's own runs where $LLAMA
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import gguf
@@ -123,6 +124,28 @@ def test_llama_cpps_own_converter(kind, smollm2, tmp_path) -> None:
     made = export(tmp_path / "small", out=tmp_path / "small.gguf", type=kind)
     assert made.proof.difference <= 1e-4 if kind == "f32" else made.proof.divergence <= 0.05
     assert json.loads((tmp_path / "small.gguf.json").read_text())["kind"] == "exported"
+
+
+def test_code_of_a_folder_is_not_shown_to_the_converter_and_paths_may_be_relative(saved, tmp_path, monkeypatch) -> None:
+    """Of some families the converter runs what a tokenizer's config names."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved("llama"), "model")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads(Path("model", name).read_text()) if Path("model", name).is_file() else {}
+        Path("model", name).write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    Path("model/evil.py").write_text("raise SystemExit('run')")
+    (seen := tmp_path / "seen.json").touch()
+    look = f"""
+import json, pathlib, shutil, sys
+folder = pathlib.Path(sys.argv[1])
+mapped = [one.name for one in folder.glob("*.json") if "auto_map" in one.read_text()]
+pathlib.Path({str(seen)!r}).write_text(json.dumps([folder.name, [one.name for one in folder.glob("*.py")], mapped]))
+"""
+    file = tiny_gguf(tmp_path / "made.gguf", "llama", layers=8)
+    stand_in(Path("llama.cpp"), look + COPYING.format(file=str(file)))
+    export("model", out="b.gguf", llama_cpp="llama.cpp", verify=False)
+    assert json.loads(seen.read_text()) == ["model", [], []]
+    assert Path("b.gguf").is_file() and sorted(path.name for path in Path("llama.cpp").iterdir()) == [convert.SCRIPT]
 
 
 @needs_llama_cpp

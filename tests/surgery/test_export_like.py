@@ -1,5 +1,6 @@
 """Export in the form of the .gguf file that a model was made of: unchanged tensors copied, changed ones stored anew."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from shallower import Refusal, UserError, drop_gguf, export, open_model, prune
 from shallower.artifacts import load
+from shallower.stages import export_like
 from shallower.surgery.llama_cpp import llama_cpp_version
 
 KEPT = [0, 3, 4, 5]
@@ -85,6 +87,69 @@ def test_a_change_that_was_missed_is_found_by_the_proof(tmp_path, monkeypatch) -
     with pytest.raises(Refusal, match=r"weight would not be the model's own in"):
         export(folder, out=tmp_path / "b.gguf", like=source)
     assert not list(tmp_path.glob("*b.*gguf*"))
+
+
+@pytest.mark.skipif(llama_cpp_version() is None, reason="xllamacpp is not installed")
+def test_one_of_several_changes_that_was_missed_is_found_beside_a_rounded_one(tmp_path, monkeypatch) -> None:
+    """Each weight is held against its own rounding, those that were copied against none."""
+    source, folder = source_and_folder(tmp_path, "llama", "Q4_0")
+    move(folder)
+    found = export_like.changed_weights
+
+    def fewer(*models):
+        return {name: change for name, change in found(*models).items() if "q_proj" not in name}
+
+    monkeypatch.setattr("shallower.stages.export_like.changed_weights", fewer)
+    with pytest.raises(Refusal, match=r"q_proj\.weight would not be the model's own in"):
+        export(folder, out=tmp_path / "b.gguf", like=source)
+
+
+def test_a_head_that_has_the_numbers_of_the_embedding_is_told_apart(tmp_path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", "llama")
+    tensors = {one.name: one for one in gguf.GGUFReader(source, "r+").tensors}
+    tensors["output.weight"].data[:] = tensors["token_embd.weight"].data
+    folder = tmp_path / "small"
+    prune(open_model(source), drop_gguf(source, "1-2"), out=folder, verify=False)
+    move(folder, ("lm_head.weight",))
+    assert export(folder, out=tmp_path / "b.gguf", like=source, verify=False).copied.remade == 1
+    small = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "b.gguf").tensors}
+    assert np.array_equal(small["token_embd.weight"], tensors["token_embd.weight"].data)
+    assert not np.array_equal(small["output.weight"], tensors["output.weight"].data)
+
+
+def test_a_folder_that_computes_otherwise_is_refused(tmp_path) -> None:
+    source, folder = source_and_folder(tmp_path, "llama", "F32")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(Refusal, match=r"small has rms_norm_eps 0\.1 in its config, and what"):
+        export(folder, out=tmp_path / "b.gguf", like=source, verify=False)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path) -> None:
+    source, folder = source_and_folder(tmp_path, "llama", "F32")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Refusal, match=r"down_proj\.weight holds numbers that are not finite"):
+        export(folder, out=tmp_path / "b.gguf", like=source, verify=False)
+
+
+def test_the_file_that_is_copied_from_is_not_written_over(tmp_path) -> None:
+    source, folder = source_and_folder(tmp_path, "llama", "F32")
+    export(folder, out=tmp_path / "b.gguf", like=source, verify=False)
+    with pytest.raises(UserError, match="it is the file that is copied from"):
+        export(folder, out=tmp_path / "b.gguf", like=tmp_path / "b.gguf", verify=False, overwrite=True)
+
+
+def test_a_namesake_in_the_current_folder_is_another_file(tmp_path, monkeypatch) -> None:
+    """transformers takes a bare name of a .gguf file for one in the current folder, and read that one's weights."""
+    for place, seed in (("here", 1), ("there", 2)):
+        (tmp_path / place).mkdir()
+        tiny_gguf(tmp_path / place / "m.gguf", "llama", seed=seed)
+    monkeypatch.chdir(tmp_path / "here")
+    head = open_model(tmp_path / "there/m.gguf").module.get_output_embeddings().weight
+    own = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "there/m.gguf").tensors}["output.weight"]
+    assert np.array_equal(head.detach().numpy(), own)
 
 
 def test_weights_saved_in_fewer_bits_are_the_same(tmp_path) -> None:

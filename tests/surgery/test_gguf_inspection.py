@@ -10,7 +10,7 @@ from commands import status
 from gguf_files import tiny_gguf
 
 import shallower
-from shallower import UserError, inspect_gguf, open_model
+from shallower import UserError, drop_gguf, inspect_gguf, open_model
 from shallower.artifacts import load
 from shallower.storage.gguf import read_gguf
 
@@ -85,6 +85,17 @@ def test_the_fingerprint_is_told_once_the_file_was_hashed(tmp_path, monkeypatch)
     assert inspect_gguf(source).model.fingerprint == ""
     assert inspect_gguf(source).model.fingerprint != open_model(source).record.fingerprint != ""
     assert inspect_gguf(source).model.fingerprint == open_model(source).record.fingerprint
+
+
+def test_metadata_of_other_numbers_of_layers(tmp_path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", "gemma3", keys={"attention.sliding_window_pattern": [True, False]})
+    with pytest.raises(UserError, match="sliding_window_pattern is of 2 layers, and there are 6"):
+        inspect_gguf(source)
+    raw = (source := tiny_gguf(tmp_path / "b.gguf", "llama")).read_bytes()
+    place = raw.index(b"llama.block_count") + len(b"llama.block_count") + 4  # behind the type of the value
+    source.write_bytes(raw[:place] + (2**32 - 1).to_bytes(4, "little") + raw[place + 4 :])
+    with pytest.raises(UserError, match=r"block_count is 4294967295, and its tensors are of 6 layers"):
+        drop_gguf(source, "1")
 
 
 def test_bad_files(tmp_path) -> None:
