@@ -89,10 +89,10 @@ def jobs(data: Path, settings: dict, pieces: dict) -> Jobs:
         for form in FORMS:
             found[f"folder {name} {form}"] = partial(one.folder, chosen, form)
             made = partial(needed, pieces, f"folder {name} {form}")
-            found[f"gguf {name} {form}"] = partial(one.gguf, chosen, made, form)
+            found[f"gguf {name} {form}"] = partial(one.gguf, made, form)
         for form in ("dense", *FORMS):
             found[f"gptq {name} {form}"] = partial(one.gptq, form)
-        found[f"speed {name}"] = partial(one.speed, chosen)
+        found[f"speed {name}"] = one.speed
     return found
 
 
@@ -184,7 +184,7 @@ class Bench(Measured):
         prune(self.model, gone, out=out, verify=False, save_dtype="bf16", compensating=how, overwrite=out.exists())
         return {"perplexity": self.perplexities(out), "bytes": _bytes(out)}
 
-    def gguf(self, chosen: Callable[[], dict], made: Callable[[], dict], form: str) -> dict:
+    def gguf(self, made: Callable[[], dict], form: str) -> dict:
         """The same as a .gguf file: weights that did not change are the file's own, the others are Q8_0."""
         made()
         out = self.place / f"{form}.gguf"
@@ -218,7 +218,7 @@ class Bench(Measured):
         self.model.tokenizer.save_pretrained(out)
         return out
 
-    def speed(self, chosen: Callable[[], dict]) -> dict:
+    def speed(self) -> dict:
         """Tokens per second in llama.cpp, all files in turns."""
         files = {"dense": self.source} | {form: self.place / f"{form}.gguf" for form in FORMS}
         found: dict[str, list] = {name: [] for name in files}

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import safe_open
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, PreTrainedConfig, initialization
@@ -177,6 +178,11 @@ class Checkpoint:
     def bytes(self) -> int:
         """Bytes of all stored weights."""
         return sum(entry.bytes for entry in self.tensors.values())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One stored tensor by its name in the files, in the dtype that it has there."""
+        with safe_open(self.tensors[name].file, "pt") as content:
+            return content.get_tensor(name)
 
     def loaded_bytes(self, dtype: torch.dtype | None = None) -> int:
         """Bytes of all weights in memory: packed ones take what they take on the disk, unless loading unpacks them."""

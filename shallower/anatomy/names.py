@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,6 +35,11 @@ class Names:
 
     memory: dict[str, str]
     plain: frozenset[str]
+
+    @cached_property
+    def stored(self) -> dict[str, str]:
+        """Name in the model -> in the files, of tensors that go there as they are."""
+        return {self.memory[disk]: disk for disk in self.plain}
 
     def tied_names(self, model: nn.Module) -> set[str]:
         """Names in the model of weights that are tied to one that the files hold."""

@@ -9,7 +9,6 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
 from ..runtime.format import Number, short
 from .marks import Mark, can_be_png
 
@@ -150,14 +149,10 @@ class Drawing:
         ]
         return self._element(size, f"<style>{palette_css()}</style>{paper}{''.join(lines)}")
 
-    def png(self) -> bytes:
-        """The drawing as PNG, on white, under its title.
-
-        Raises:
-            UserError: matplotlib is not installed.
-        """
+    def png(self) -> bytes | None:
+        """The drawing as PNG, on white, under its title; None where matplotlib is not installed."""
         if not can_be_png():
-            raise UserError("pictures as PNG need the package matplotlib; pip install 'shallower[report]'")
+            return None
         raster = importlib.import_module(f"{__package__}.raster")
         look = LETTERING | {"color": PALETTE["ink"][0], "fontsize": 0.93 * SIZE}
         heading = [Mark("text", (0, at, line), look) for at, line in self._heading()]
@@ -166,8 +161,8 @@ class Drawing:
 
     def files(self) -> dict[str, bytes]:
         """Name -> content: the drawing as SVG, and as PNG where that can be made."""
-        png = {f"{self.name}.png": self.png()} if can_be_png() else {}
-        return {f"{self.name}.svg": self.file().encode()} | png
+        png = self.png()
+        return {f"{self.name}.svg": self.file().encode()} | ({f"{self.name}.png": png} if png is not None else {})
 
     def _element(self, attributes: str, before: str) -> str:
         body = "\n".join(self._svg)

@@ -11,10 +11,10 @@ from ..anatomy.model import Model
 from ..anatomy.modeling_shallower import DECI_TYPE
 from ..anatomy.quantised import refuse
 from ..artifacts import published, save
-from ..artifacts.exported import Exported
+from ..artifacts.exported import Exported, ExportProof
 from ..errors import Refusal, UserError, argument
 from ..runtime.progress import parts, say
-from ..settings.export import DEFAULT_TYPE, FEWER_BITS, ExportSettings
+from ..settings.export import DEFAULT_TYPE, FEWER_BITS, TYPES, ExportSettings
 from ..storage.gguf import SUFFIX, read_gguf
 from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
@@ -22,7 +22,7 @@ from ..surgery.convert import convert, converter, missing_patterns, quantise, qu
 from ..surgery.gguf_rules import layer_count
 from ..surgery.llama_cpp import PACKAGE, llama_cpp_version
 from .common import resolve_settings
-from .export_like import written_like
+from .export_like import Written, written_like
 from .export_proof import proof_of_conversion, proof_of_copy, rounding_cost
 
 
@@ -55,25 +55,16 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
             f"{argument('verify', False)}"
         )
     made, whole = (out.with_name(f".{out.stem}.{os.getpid()}.{name}{SUFFIX}") for name in ("made", "whole"))
-    written, proof = None, None
     try:
         with parts({"convert": 1.0, **({"prove": 1.0} if settings.verify else {})}) as part:
             started = time.monotonic()
             with part("convert"):
-                if script is None:
-                    kind = settings.type and settings.type.upper()
-                    written = written_like(opened, settings.like, whole, kind, verify=settings.verify)
-                    changes = written.changes
-                else:
-                    first = (settings.type or DEFAULT_TYPE) if program is None else DEFAULT_TYPE
-                    changes = _converted(opened, script, whole, first)
+                written = _written(opened, settings, script, whole)
             seconds = time.monotonic() - started
+            proof = None
             if settings.verify:
                 with part("prove"):
-                    if written is not None:
-                        proof = proof_of_copy(opened, whole, written.roundings)
-                    else:
-                        proof = proof_of_conversion(opened, whole, exact=settings.type == "f32")
+                    proof = _proof(opened, settings, written, whole)
             if program is not None:
                 quantise(program, whole, made, settings.type)
                 proof = proof and replace(proof, rounded=rounding_cost(opened, made))
@@ -83,11 +74,11 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
                 model=opened.record,
                 file=out.name,
                 to="gguf",
-                type=settings.type or (DEFAULT_TYPE if written is None else ""),
+                type=settings.type or (DEFAULT_TYPE if written.copied is None else ""),
                 storage=read_gguf(made).storage,
                 bytes=made.stat().st_size,
-                changes=changes,
-                copied=written and written.copied,
+                changes=written.changes,
+                copied=written.copied,
                 proof=proof,
                 seconds=seconds,
             )
@@ -98,6 +89,22 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
         made.unlink(missing_ok=True)
         whole.unlink(missing_ok=True)
     return result
+
+
+def _written(model: Model, settings: ExportSettings, script: Path | None, whole: Path) -> Written:
+    """Write the file, copied or converted, before it is rounded to fewer bits."""
+    if script is None:
+        kind = settings.type and settings.type.upper()
+        return written_like(model, settings.like, whole, kind, verify=settings.verify)
+    kind = settings.type if settings.type in TYPES else DEFAULT_TYPE
+    return Written(_converted(model, script, whole, kind))
+
+
+def _proof(model: Model, settings: ExportSettings, written: Written, file: Path) -> ExportProof:
+    """Proof of what was written."""
+    if written.copied is not None:
+        return proof_of_copy(model, file, written.roundings)
+    return proof_of_conversion(model, file, exact=settings.type == "f32")
 
 
 def _converted(model: Model, script: Path, made: Path, kind: str) -> list[str]:

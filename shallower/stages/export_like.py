@@ -2,22 +2,20 @@
 made of, with its header and its tokenizer, and only the rest is stored anew. No converter is needed.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from ..anatomy.model import Model
+from ..anatomy.model import SIDE_FILE, Model
 from ..artifacts.exported import Copied
 from ..errors import Refusal, UserError
 from ..runtime.progress import say
 from ..storage.gguf import SUFFIX, GgufHeader, is_gguf, read_gguf
-from ..storage.gguf_writer import GgufValue, write_gguf
 from ..surgery.gguf_changes import changed_weights
-from ..surgery.gguf_proof import prove
-from ..surgery.gguf_repair import GgufRepair, remade_by
-from ..surgery.gguf_rules import kept_tensors, marks, metadata_without
-from .prune_gguf import gguf_record, shortened
+from ..surgery.gguf_repair import remade_by
+from ..surgery.gguf_rules import layer_count, original_layers
+from ..surgery.gguf_writing import write_without
 
 PASSING = {  # fields of a config that change nothing that a file computes
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "model_type"),
@@ -26,13 +24,13 @@ PASSING = {  # fields of a config that change nothing that a file computes
 
 
 class Written(NamedTuple):
-    """What was written: where it was copied from, metadata that changed, and by the name of each weight that was stored
-    anew, how far rounding takes it.
+    """What was written: metadata that changed or was added, and of a copy where it was copied from, and by the name of
+    each weight that was stored anew, how far rounding takes it.
     """
 
-    copied: Copied
     changes: list[str]
-    roundings: dict[str, float]
+    copied: Copied | None = None
+    roundings: Mapping[str, float] = MappingProxyType({})
 
 
 def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verify: bool) -> Written:
@@ -49,30 +47,26 @@ def written_like(model: Model, like: Path, out: Path, kind: str | None, *, verif
     if not is_gguf(like):
         raise UserError(f"the name of the {SUFFIX} file is needed that the model was made of", like=like)
     header = read_gguf(like)
-    kept, original = _kept(model, header)
-    removed = [index for index in range(len(original)) if index not in {*kept}]
+    kept = _kept(model, header)
+    removed = [index for index in range(layer_count(header)) if index not in {*kept}]
     base = Model(like, dtype="fp32", device="cpu", layered=False)
     _check_words(model, base, like)
     _check_config(model, base, removed)
     changes = changed_weights(base, model, kept)
     say(f"{len(changes)} weights differ from those of {like.name}")
     repair = remade_by(header, base, changes, kind)
-    tensors = kept_tensors(header, kept, repair.remade)
-    metadata = metadata_without(header, removed) if removed else {}
-    said = _proven(header, removed, out, repair, metadata) if removed and verify else "none"
-    metadata |= marks(removed, [original[index] for index in kept], said)
-    write_gguf(header, out, tensors, metadata)
+    written = write_without(header, removed, out, repair.remade, verify=verify)
+    anew = [tensor for tensor in written.tensors if tensor.remade is not None]
     copied = Copied(
         of=like.name,
-        copied=sum(tensor.remade is None for tensor in tensors),
-        remade=sum(tensor.remade is not None for tensor in tensors),
-        types=sorted({tensor.kind for tensor in tensors if tensor.remade is not None}),
+        copied=len(written.tensors) - len(anew),
+        remade=len(anew),
+        types=sorted({tensor.kind for tensor in anew}),
         rounding=repair.rounding,
     )
-    said = [f"{key} = {shortened(value.value)}" for key, value in metadata.items()]
     numbers = {f"{base.outline.name}.{old}.": f"{base.outline.name}.{new}." for new, old in enumerate(kept)}
     roundings = {_renumbered(name, numbers): error for name, error in repair.roundings.items()}
-    return Written(copied, said, roundings)
+    return Written(written.changes, copied, roundings)
 
 
 def _renumbered(name: str, numbers: dict[str, str]) -> str:
@@ -81,9 +75,9 @@ def _renumbered(name: str, numbers: dict[str, str]) -> str:
     return name if head is None else numbers[head] + name.removeprefix(head)
 
 
-def _kept(model: Model, header: GgufHeader) -> tuple[list[int], list[int]]:
-    """(the file's layers that a model has, the numbers of all the file's layers in the first model)."""
-    original = gguf_record(header, "").original
+def _kept(model: Model, header: GgufHeader) -> list[int]:
+    """The file's layers that a model has."""
+    original = original_layers(header)
     known = {number: index for index, number in enumerate(original)}
     own = model.record.original
     if missing := [number for number in own if number not in known]:
@@ -91,16 +85,13 @@ def _kept(model: Model, header: GgufHeader) -> tuple[list[int], list[int]]:
             f"layer {missing[0]} of the first model is in {model.checkpoint.source} and not in {header.file.name}: "
             "give the file that the model was made of"
         )
-    if len(own) > len(original) or (own == [*range(len(own))] and len(own) < len(original) and not _pruned(model)):
+    told = (model.checkpoint.folder / SIDE_FILE).is_file()
+    if len(own) < len(original) and own == [*range(len(own))] and not told:
         raise Refusal(
             f"{model.checkpoint.source} has {len(own)} layers and {header.file.name} {len(original)}, and no "
-            "shallower.json says which are the same"
+            f"{SIDE_FILE} says which are the same"
         )
-    return [known[number] for number in own], original
-
-
-def _pruned(model: Model) -> bool:
-    return (model.checkpoint.folder / "shallower.json").is_file()
+    return [known[number] for number in own]
 
 
 def _check_words(model: Model, base: Model, like: Path) -> None:
@@ -124,17 +115,3 @@ def _check_config(model: Model, base: Model, removed: Sequence[int]) -> None:
             f"{model.checkpoint.source} has {name} {mine} in its config, and what it was made of {theirs}, which would "
             "be written: export it by the converter"
         )
-
-
-def _proven(
-    header: GgufHeader, removed: Sequence[int], out: Path, repair: GgufRepair, metadata: dict[str, GgufValue]
-) -> str:
-    """What a proof of the removal says; the file lies beside its place for it."""
-    kept = [index for index in range(len(gguf_record(header, "").original)) if index not in {*removed}]
-    unproven = out.with_name(f".{out.stem}.{os.getpid()}.unproven{SUFFIX}")
-    try:
-        write_gguf(header, unproven, kept_tensors(header, kept, repair.remade), metadata)
-        proof = prove(header, removed, unproven, repair.remade)
-    finally:
-        unproven.unlink(missing_ok=True)
-    return f"{proof.by} {proof.version}, largest difference {proof.difference:.3g}"

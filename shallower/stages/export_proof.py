@@ -2,6 +2,7 @@
 are the model's.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def proof_of_conversion(model: Model, file: Path, *, exact: bool) -> ExportProof
     return proof
 
 
-def proof_of_copy(model: Model, file: Path, roundings: dict[str, float]) -> ExportProof:
+def proof_of_copy(model: Model, file: Path, roundings: Mapping[str, float]) -> ExportProof:
     """Proof of a copied file: what it is unpacked to has the model's weights, but for the rounding that is told.
 
     That llama.cpp computes it as the file that it was copied from was proven before. How far it is from transformers

@@ -20,7 +20,6 @@ from ..errors import UserError, argument
 from ..evaluation.perplexity import evaluation_segments
 from ..reporting.card import write_card
 from ..reporting.figures import learning_figure
-from ..reporting.marks import can_be_png
 from ..runtime import distributed
 from ..runtime.memory import Peak
 from ..runtime.progress import say
@@ -325,7 +324,7 @@ class HealingJob:
 
 
 def _picture(result: Healing) -> bytes | None:
-    return learning_figure(result).png() if can_be_png() else None
+    return learning_figure(result).png()
 
 
 def _open_in_fp32(source: ModelSource, compute: Compute, out: Path) -> Model:

@@ -18,7 +18,6 @@ from ..errors import argument
 from ..planning.plans import check_same_model
 from ..reporting.card import write_card
 from ..reporting.figures import drift_figure
-from ..reporting.marks import can_be_png
 from ..runtime import distributed
 from ..runtime.progress import parts
 from ..settings.compute import Compute
@@ -156,10 +155,9 @@ def _check_form(model: Model, plan: Plan, out: Path, writing: Writing, how: Repa
 def _with_repair(beside: Beside, model: Model, removal: Removal, how: RepairOptions) -> Beside:
     """Additions to the pruned model, with the changes of a repair and its record."""
     patch, report = fit_repair(model, removal, how)
-    files = {
-        "compensation.json": dumps(published(report)).encode(),
-        **({"compensation.png": drift_figure(report).png()} if can_be_png() else {}),
-    }
+    files = {"compensation.json": dumps(published(report)).encode()}
+    if (picture := drift_figure(report).png()) is not None:
+        files["compensation.png"] = picture
     return replace(beside, patch=patch, report=report.brief(), files=files)
 
 

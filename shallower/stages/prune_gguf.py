@@ -1,22 +1,19 @@
 """Pruned .gguf files: a .gguf file without some layers, written by copying bytes and proven; no weight is decoded."""
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import ModelRecord, Plan, load, published, save
-from ..artifacts.gguf import GgufProof, PrunedGguf
+from ..artifacts.gguf import PrunedGguf
 from ..errors import Refusal, UserError, argument
 from ..planning.exchange import named_units
 from ..planning.plans import check_same_model, plan_of
 from ..settings.writing import Writing
 from ..storage.gguf import SUFFIX, GgufHeader, fingerprint_of, origin_of, read_gguf
-from ..storage.gguf_writer import GgufValue, Remade, Renamed, write_gguf
 from ..storage.ownership import check_recorded, record_place
 from ..storage.paths import place
-from ..surgery.gguf_proof import prove
-from ..surgery.gguf_rules import LAYER, kept_tensors, layer_count, marks, metadata_without
+from ..surgery.gguf_rules import LAYER, layer_count, original_layers
+from ..surgery.gguf_writing import write_without
 
 
 def prune_gguf(
@@ -51,49 +48,23 @@ def prune_gguf(
             f"a {SUFFIX} file holds whole layers only, and the plan names parts ({next(iter(plan.units))}): give "
             f"{argument('out')} a folder, and export that"
         )
-    removed = sorted(plan.removed)
-    changes = metadata_without(header, removed)
-    kept = [index for index in range(record.layers) if index not in {*removed}]
-    original = [record.original[index] for index in kept]
     remade = repair.tensors.remade if repair is not None else {}
-    tensors = kept_tensors(header, kept, remade)
-    proof = _proof(header, removed, out, tensors, changes, remade) if writing.verify else None
-    said = f"{proof.by} {proof.version}, largest difference {proof.difference:.3g}" if proof else "none"
-    changes |= marks(removed, original, said)
-    started = time.monotonic()
-    write_gguf(header, out, tensors, changes)
-    seconds = time.monotonic() - started
+    written = write_without(header, sorted(plan.removed), out, remade, verify=writing.verify)
     made = PrunedGguf(
         plan=plan,
         file=out.name,
         bytes_before=source.stat().st_size,
         bytes_after=out.stat().st_size,
-        changes=[f"{key} = {shortened(value.value)}" for key, value in changes.items()],
-        original=original,
+        changes=written.changes,
+        original=written.original,
         fingerprint=fingerprint_of(origin_of(read_gguf(out))),
-        proof=proof,
+        proof=written.proof,
         compensation=repair.report if repair is not None else None,
         rounding=repair.tensors.rounding if remade else None,
-        seconds=seconds,
+        seconds=written.seconds,
     )
     save(published(made), record_place(out))
     return made
-
-
-def _proof(
-    header: GgufHeader,
-    removed: list[int],
-    out: Path,
-    tensors: list[Renamed],
-    changes: dict[str, GgufValue],
-    remade: dict[str, Remade],
-) -> GgufProof:
-    """Proof of the file, which lies beside its place until then."""
-    unproven = out.with_name(f".{out.stem}.{os.getpid()}.unproven{SUFFIX}")
-    try:
-        return prove(header, removed, write_gguf(header, unproven, tensors, changes), remade)
-    finally:
-        unproven.unlink(missing_ok=True)
 
 
 def drop_gguf(model: str | Path, layers: Any) -> Plan:
@@ -133,7 +104,7 @@ def gguf_record(header: GgufHeader, fingerprint: str | None = None) -> ModelReco
         parameters=header.parameters,
         layer_parameters=sizes,
         fingerprint=fingerprint_of(origin_of(header)) if fingerprint is None else fingerprint,
-        original=header.original_layers or list(range(count)),
+        original=original_layers(header),
         weight_bytes=header.bytes,
         layer_bytes=stored,
         storage=header.storage,
@@ -164,9 +135,3 @@ def check_target(out: Path, source: Path, *, overwrite: bool) -> None:
         raise UserError("it is the file that is read: give another name", out=out)
     check_recorded(out, "pruned_gguf", overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def shortened(value: Any) -> str:
-    """Text of a value, long ones cut."""
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

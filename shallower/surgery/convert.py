@@ -47,7 +47,7 @@ def converter(root: Path | None) -> Path:
     Raises:
         UserError: none is named, or there is no converter.
     """
-    named = root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
+    named = _sources(root)
     if named is None:
         raise UserError(
             f"llama.cpp's converter is needed: give its sources by {argument('llama_cpp', 'ROOT')} or ${VARIABLE} "
@@ -57,6 +57,11 @@ def converter(root: Path | None) -> Path:
     if not script.is_file():
         raise UserError(f"there is no {SCRIPT}: give the folder of llama.cpp's sources ({HOW})", llama_cpp=named)
     return script
+
+
+def _sources(root: Path | None) -> Path | None:
+    """The folder of llama.cpp's sources that is named, or that the environment names."""
+    return root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
 
 
 def convert(script: Path, folder: Path, target: Path, kind: str, *, deci: bool = False) -> Path:
@@ -74,9 +79,7 @@ def convert(script: Path, folder: Path, target: Path, kind: str, *, deci: bool =
         how = {"capture_output": True, "text": True, "timeout": PATIENCE, "cwd": script.parent}
         done = subprocess.run(command, env=environment, **how)
     if done.returncode or not target.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("INFO")]
-        why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
-        raise UserError(f"llama.cpp's converter does not take {folder} ({why})")
+        raise UserError(f"llama.cpp's converter does not take {folder} ({_reason(done.stderr, done.returncode)})")
     return target
 
 
@@ -106,7 +109,7 @@ def quantiser(root: Path | None) -> Path:
     Raises:
         UserError: there is none.
     """
-    named = root or (Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None)
+    named = _sources(root)
     built = sorted(map(str, named.absolute().glob("build*/bin"))) if named is not None else []
     found = (shutil.which(QUANTISER, path=os.pathsep.join(built)) if built else None) or shutil.which(QUANTISER)
     if found is None:
@@ -126,10 +129,15 @@ def quantise(program: Path, source: Path, target: Path, kind: str) -> Path:
     command = [str(program), str(source), str(target), kind.upper()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode or not target.is_file():
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        why = " ".join(lines[-1].split())[-200:] if lines else f"status {done.returncode}"
+        why = _reason(done.stdout + done.stderr, done.returncode)
         raise UserError(f"{QUANTISER} does not make {kind} of it ({why})")
     return target
+
+
+def _reason(said: str, status: int) -> str:
+    """Why a program has ended: its last line that is no mere information."""
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("INFO")]
+    return " ".join(lines[-1].split())[-200:] if lines else f"status {status}"
 
 
 def missing_patterns(header: GgufHeader, config: Any) -> dict[str, GgufValue]:

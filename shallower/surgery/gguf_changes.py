@@ -5,7 +5,6 @@ written is from what is meant.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..anatomy.model import Model
@@ -39,7 +38,7 @@ def changed_weights(base: Model, model: Model, kept: Sequence[int]) -> dict[str,
             where = f"{base.checkpoint.source} has: only whole layers may be gone"
             raise Refusal(f"{model.checkpoint.source} has no {name}, which {where}")
         seen.add(name)
-        before, after = _read(base, disk), _read(model, name)
+        before, after = base.checkpoint.tensor(disk), model.checkpoint.tensor(name)
         if before.shape != after.shape:
             raise Refusal(
                 f"{name} is {list(after.shape)} in {model.checkpoint.source} and {list(before.shape)} in "
@@ -66,7 +65,7 @@ def check_same(written: Model, model: Model, roundings: Mapping[str, float]) -> 
     """
     memory = model.checkpoint.names.memory
     for name in track([*model.checkpoint.tensors], "comparing weights", len(model.checkpoint.tensors)):
-        found, wanted = _read(written, name), _read(model, name)
+        found, wanted = written.checkpoint.tensor(name), model.checkpoint.tensor(name)
         allowed = roundings.get(memory[name])
         if allowed is None and torch.equal(found.to(wanted.dtype), wanted):
             continue
@@ -80,9 +79,4 @@ def check_same(written: Model, model: Model, roundings: Mapping[str, float]) -> 
 
 def _reader(model: Model, disk: str) -> Change:
     """Reads a weight when it is asked for, so that a model's changes are not kept."""
-    return lambda before: _read(model, disk).float()
-
-
-def _read(model: Model, disk: str) -> Tensor:
-    with safe_open(model.checkpoint.tensors[disk].file, "pt") as content:
-        return content.get_tensor(disk)
+    return lambda before: model.checkpoint.tensor(disk).float()

@@ -15,7 +15,6 @@ import torch
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from gguf.tensor_mapping import get_tensor_name_map
-from safetensors import safe_open
 from torch import Tensor
 
 from ..anatomy.gguf import read_gguf_tensor
@@ -94,12 +93,10 @@ def _maker(model: Model, name: str, change: Form, place: _Place, kind: str) -> C
 
 def _unpacked(model: Model, name: str) -> Tensor:
     """A weight of the unpacked model, read from its file."""
-    checkpoint, names = model.checkpoint, model.checkpoint.names
-    disk = next((one for one in names.plain if names.memory[one] == name), None)
+    disk = model.checkpoint.names.stored.get(name)
     if disk is None:
         raise Refusal(f"{name} is not in the unpacked file as it is in memory, so it cannot be put into a .gguf file")
-    with safe_open(checkpoint.tensors[disk].file, "pt") as content:
-        return content.get_tensor(disk).float()
+    return model.checkpoint.tensor(disk).float()
 
 
 def _places(header: GgufHeader, model: Model, name: str, weight: Tensor) -> list[_Place]:

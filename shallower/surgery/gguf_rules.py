@@ -69,6 +69,11 @@ def layer_count(header: GgufHeader) -> int:
     return count
 
 
+def original_layers(header: GgufHeader) -> list[int]:
+    """Numbers that the layers had in the first model: as an earlier pruning has noted them, else their own."""
+    return header.original_layers or list(range(layer_count(header)))
+
+
 def kept_tensors(header: GgufHeader, kept: Sequence[int], remade: Mapping[str, Remade] = NONE) -> list[Renamed]:
     """The tensors that stay, layers numbered anew, some of them made anew by their names in the file."""
     numbers = {old: new for new, old in enumerate(kept)}
@@ -112,7 +117,7 @@ def metadata_without(header: GgufHeader, removed: Sequence[int]) -> dict[str, Gg
     gone = {*removed}
     kept = [index for index in range(count) if index not in gone]
     _check(header, kept, count)
-    layer_patterns(header)  # of which none may be of another model
+    _written_patterns(header, count)  # of which none may be of another model
     arch = header.architecture
     changes = {f"{arch}.block_count": stored_value(header, f"{arch}.block_count", len(kept))}
     for key, value in header.metadata.items():
@@ -154,14 +159,18 @@ def layer_patterns(header: GgufHeader) -> dict[str, list[bool]]:
     Raises:
         UserError: one is of another number of layers.
     """
-    count = layer_count(header)
-    written = {name: header.pattern(name) for name in PATTERNS}
+    return counted_patterns(header) | _written_patterns(header, layer_count(header))
+
+
+def _written_patterns(header: GgufHeader, count: int) -> dict[str, list[bool]]:
+    """Pattern -> its value for each of so many layers, of those that the file writes out."""
+    written = {name: flags for name in PATTERNS if (flags := header.pattern(name)) is not None}
     for name, flags in written.items():
-        if flags is not None and len(flags) != count:
+        if len(flags) != count:
             raise UserError(
                 f"{header.file}: {name} is of {len(flags)} layers, and there are {count}: convert the model anew"
             )
-    return counted_patterns(header) | {name: flags for name, flags in written.items() if flags is not None}
+    return written
 
 
 def _windowed(header: GgufHeader) -> Callable[[int], bool] | None:
