@@ -211,15 +211,7 @@ def prune(
     json: Json = False,
 ) -> None:
     """Write the pruned model as a plain checkpoint, or of a .gguf file as another one, and prove it."""
-    way = own.way(amount)
-    if amount is None:
-        unused = (SCORING_FLAGS | CHOICE_FLAGS) - COMPUTE_FLAGS - ({"--set"} if repair else set())
-        keep = {flag_of(field) for field in options_of(Calibration).values()} if repair else set()
-        given.refuse(
-            unused - keep | ({"--samples"} if repair else set()) | {"--eval-text"}, f"{way} says which layers go"
-        )
-    if repair is None and own.compensate_samples is not None:
-        raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
+    _refuse_unused(own, amount, given, repairs=repair is not None)
     layers = own.unit_names()
     texts = listed_paths(own.texts)
     criterion = one_criterion(scoring.criteria)
@@ -258,6 +250,19 @@ def prune(
                 choice = api.plan(dense, amount=amount, texts=texts, **how)
             result = api.prune(dense, choice, out=out, compensating=compensating, writing=writing)
         finish(result, json, result.kind, out)
+
+
+def _refuse_unused(own: PruneOptions, amount: Amount | None, given: GivenOptions, *, repairs: bool) -> None:
+    """Raise a UserError for options of ``prune`` that have nothing to say beside the others."""
+    way = own.way(amount)
+    if amount is None:
+        unused = (SCORING_FLAGS | CHOICE_FLAGS) - COMPUTE_FLAGS - ({"--set"} if repairs else set())
+        keep = {flag_of(field) for field in options_of(Calibration).values()} if repairs else set()
+        given.refuse(
+            unused - keep | ({"--samples"} if repairs else set()) | {"--eval-text"}, f"{way} says which layers go"
+        )
+    if not repairs and own.compensate_samples is not None:
+        raise UserError("--compensate-samples goes with --compensate: name a method of repair, or leave it out")
 
 
 @command

@@ -49,11 +49,7 @@ def export(model: str | Path, *, out: str | Path, settings: ExportSettings | Non
     _check_plain(opened)
     script = converter(settings.llama_cpp) if settings.like is None else None
     program = quantiser(settings.llama_cpp) if settings.type in FEWER_BITS else None
-    if settings.verify and llama_cpp_version() is None:
-        raise UserError(
-            f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
-            f"{argument('verify', False)}"
-        )
+    _check_provable(settings)
     made, whole = (out.with_name(f".{out.stem}.{os.getpid()}.{name}{SUFFIX}") for name in ("made", "whole"))
     try:
         with parts({"convert": 1.0, **({"prove": 1.0} if settings.verify else {})}) as part:
@@ -135,6 +131,15 @@ def _check_target(out: Path, settings: ExportSettings) -> None:
         raise UserError("it is the file that is copied from: give another name", out=out)
     check_recorded(out, "exported", overwrite=settings.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_provable(settings: ExportSettings) -> None:
+    """Raise a UserError where a proof is asked for and llama.cpp is not there."""
+    if settings.verify and llama_cpp_version() is None:
+        raise UserError(
+            f"the file is proven in llama.cpp: pip install {PACKAGE} (extra [export]), or leave the proof out by "
+            f"{argument('verify', False)}"
+        )
 
 
 def _check_plain(model: Model) -> None:

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import methods
+from ..anatomy.model import Model
 from ..anatomy.quantised import check_rewritable
 from ..artifacts import Plan, Scores
 from ..artifacts.units import LAYER, LAYER_WIDTH, NARROW, check_units_kind
@@ -79,10 +80,7 @@ def plan(
     choosing = choosing.for_criterion(scores.criterion if scores is not None else criterion, kind)
     _check_choosing(choosing, amount, kind, scores)
     _check_refit(choosing, criterion or default_criterion(kind))
-    model = None if scores else open_model(source, compute)
-    if model is not None:
-        changed = choosing.objective == REPAIRED or choosing.refit is not None
-        check_rewritable(model.checkpoint.source, model.checkpoint.quantised, repaired=changed, converted=False)
+    model = None if scores else _opened(source, compute, choosing)
     how = {"repaired": choosing.objective == REPAIRED, "refit": choosing.refit}
     evidence = Evidence(model, scores, criterion, settings, kind, calibration, texts, protocol, **how)
     if amount.max_ppl_increase is not None:
@@ -92,6 +90,14 @@ def plan(
         chosen = choose(evidence, choosing, amount)
         _say_missed(chosen, amount)
         return save_plan(chosen, out)
+
+
+def _opened(source: ModelSource, compute: Compute, choosing: SelectionOptions) -> Model:
+    """The model, refused where candidates are to be repaired and its weights cannot be."""
+    model = open_model(source, compute)
+    changed = choosing.objective == REPAIRED or choosing.refit is not None
+    check_rewritable(model.checkpoint.source, model.checkpoint.quantised, repaired=changed, converted=False)
+    return model
 
 
 def _check_choosing(choosing: SelectionOptions, amount: Amount, kind: str, scores: Scores | None) -> None:
