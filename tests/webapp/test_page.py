@@ -1,0 +1,152 @@
+"""The page: what it draws and says, to whom it answers, and a click in a browser."""
+
+import contextlib
+import html
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from browser import chromium
+from commands import status
+
+from shallower import drop, open_model, prune
+from shallower.stages.variants import offers
+from shallower.webapp.page import Page
+
+gradio = pytest.importorskip("gradio")
+from shallower.webapp.server import bound, web_server  # noqa: E402
+
+WAIT = 60_000  # milliseconds
+pytestmark = [  # of gradio's own making
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(saved, tmp_path_factory) -> Page:
+    made = tmp_path_factory.mktemp("page") / "without"
+    prune(saved("llama"), drop(saved("llama"), ["2", "3"]), out=made)
+    model = open_model(saved("llama"))
+    plan = tmp_path_factory.mktemp("plan") / "plan.json"
+    status(
+        "plan", saved("llama"), "--remove", 3, "--selection", "lowest", "--samples", 4, "--length", 16, "--out", plan
+    )
+    return Page(model, offers(model, [str(plan), str(made)]), 16)
+
+
+@pytest.fixture(scope="module")
+def address(page):
+    """Where the page is served."""
+    with bound(0) as listening:
+        server = web_server(page, "tiny")
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        while not server.started and time.monotonic() - started < 30:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_answers_grow_and_are_judged(page) -> None:
+    """The pieces are the answer's text; the last picture tells what each model thinks of the other's tokens."""
+    pictures = list(page.answers("The dog saw", "plan", 2, False, False, 12))
+    first, last = pictures[0], pictures[-1]
+    assert len(pictures) > 2 and "would write the same at" not in first[2] and "would write the same at" in last[3]
+    lane_text = html.unescape(re.sub(r"<[^>]*>", "", last[1]))
+    assert lane_text.strip() and "tokens/s" in last[2] and "cache" in last[3]
+    assert page.drawn("plan", 2)[1].count("layers") and "nothing is left out" in page.drawn("plan", 0)[1]
+    assert page.drawn("without", 7)[1] == page.drawn("without", 0)[1]  # a folder is one removal, wherever the slider is
+    repaired = list(page.answers("The dog saw", "plan", 1, True, False, 4))
+    assert "repair of what is left" in repaired[0][4] and "weights of its own" in repaired[-1][3]
+
+
+def test_what_models_write_is_text_and_not_html(page, monkeypatch) -> None:
+    monkeypatch.setattr(type(page.model.tokenizer), "decode", lambda *_, **__: "<img src=x onerror=alert(1)>")
+    assert all("<img" not in part for picture in page.answers("a", "plan", 1, False, False, 2) for part in picture)
+
+
+def test_it_answers_only_to_its_own_name(address) -> None:
+    assert urllib.request.urlopen(address).status == 200
+    for name in ("evil.example", "127.0.0.1.evil.example"):
+        asked = urllib.request.Request(f"{address}/config", headers={"Host": name})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked)
+        assert refused.value.code == 400
+    other = urllib.request.Request(f"{address}/config", headers={"Origin": "http://evil.example"})
+    with contextlib.suppress(urllib.error.HTTPError):
+        allowed = urllib.request.urlopen(other).headers.get("Access-Control-Allow-Origin")
+        assert allowed != "*" and allowed != "http://evil.example"
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_click_in_a_browser(address, width, tmp_path) -> None:
+    """Both answer, the slider redraws the stack; nothing is fetched from elsewhere, the console is silent."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"the browser does not start here: {error}")
+        scheme = "dark" if width < 1000 else "light"
+        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        said, fetched = [], []
+        shown.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.on("request", lambda request: fetched.append(request.url))
+        shown.goto(address)
+        shown.locator("#prompt textarea").fill("The dog saw the fox")
+        shown.locator("#go").click()
+        shown.wait_for_selector("#pruned-figures .legend", timeout=WAIT)
+        assert shown.locator("#unpruned .answer").inner_text().strip()
+        number = shown.locator("#amount input[type=number]")
+        number.fill("3")
+        number.press("Enter")
+        shown.wait_for_function("document.querySelectorAll('#stack rect[stroke-dasharray]').length == 4", timeout=WAIT)
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        dark = shown.evaluate("getComputedStyle(document.querySelector('#pruned .answer')).backgroundColor")
+        assert (dark == "rgb(20, 24, 30)") == (scheme == "dark")
+        shown.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert (tmp_path / "page.png").stat().st_size > 10_000
+        browser.close()
+    assert said == []
+    assert [url for url in fetched if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_bad_input(saved, tmp_path, capsys, monkeypatch) -> None:
+    model, other = saved("llama"), tmp_path / "other"
+    plan = tmp_path / "plan.json"
+    assert status("plan", saved("qwen2"), "--remove", 1, "--samples", 2, "--length", 16, "--out", plan) == 0
+    prune(model, drop(model, ["2"]), out=other)
+    (tmp_path / "text.txt").write_text("a")
+    capsys.readouterr()
+    busy = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr("webbrowser.get", lambda *_: (_ for _ in ()).throw(__import__("webbrowser").Error("none")))
+    for arguments, message in (
+        ((model, "--port", busy.getsockname()[1]), "cannot be served on"),
+        ((model, "--port", 70000), "a port, 0 to 65535"),
+        ((model, "--answer-tokens", 0), "1 token or more"),
+        ((model, "--open"), "no browser is installed here"),
+        ((model, plan, "--port", 0), "belongs to"),
+        ((model, tmp_path / "text.txt", "--port", 0), "no artifact of ours"),
+        ((model, saved("qwen2"), "--port", 0), "no shallower.json"),
+        ((saved("qwen2"), other, "--port", 0), "belongs to"),
+    ):
+        assert status("app", *arguments) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("loading", "/"))]
+        assert len(said) == 1 and said[0].startswith("error: ") and message in said[0], said
+    busy.close()
+    monkeypatch.setattr("shallower.stages.variants.total_memory", lambda _: 1 << 20)
+    assert status("app", model, "--port", 0) == 2
+    assert "needs" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert status("app", model) == 2
+    assert "pip install 'shallower[app]'" in capsys.readouterr().err
