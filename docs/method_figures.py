@@ -50,7 +50,9 @@ def table(head: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
 
 def number(value: float | None) -> str:
     """Two digits behind the point, or three in all."""
-    return OPEN if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+    return (
+        OPEN if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+    )
 
 
 def arrow(plain: float | None, repaired: float | None) -> str:
@@ -90,7 +92,9 @@ def plans_of(kind: str) -> Callable[[str], list[str]]:
             cells = []
             for size in sizes:
                 gone = next((gone for gone, chosen in quality.sets(data, size).items() if label in chosen), None)
-                both = (None, None) if gone is None else [quality.ratio(data, gone, how) for how in ("none", "sequential")]
+                both = (
+                    (None, None) if gone is None else [quality.ratio(data, gone, how) for how in ("none", "sequential")]
+                )
                 cells.append(arrow(*both))
             rows.append([label, *cells])
         rows += further(kind, name, labels, sizes)
@@ -102,7 +106,12 @@ def plans_of(kind: str) -> Callable[[str], list[str]]:
             f"{data['calibration']['samples']} x {data['calibration']['length']} tokens of WikiText-2 validation "
             f"({source('quality')}, {source('criteria')})."
         )
-        return [about, "", *table(["plan", *(f"{size} of {data['layers']}" for size in sizes)], rows), *cost(kind, name)]
+        return [
+            about,
+            "",
+            *table(["plan", *(f"{size} of {data['layers']}" for size in sizes)], rows),
+            *cost(kind, name),
+        ]
 
     return block
 
@@ -131,9 +140,19 @@ def cost(kind: str, name: str) -> list[str]:
         words = key.split()
         scored = kind == "criteria" and words[:2] == ["score", name]
         if scored or (kind == "selection" and words[:2] == ["plan", name] and piece.get("walks")):
-            counts = [f"{piece['seconds']:.1f}", f"{piece['peak_memory_bytes'] / 2**20:,.0f}", *map(str, piece["passes"])]
+            counts = [
+                f"{piece['seconds']:.1f}",
+                f"{piece['peak_memory_bytes'] / 2**20:,.0f}",
+                *map(str, piece["passes"]),
+            ]
             rows.append([" ".join(words[1:]) if scored else f"{piece['label']}, {piece['planned']} layers", *counts])
-    head = ["one scoring" if kind == "criteria" else "one plan", "seconds", "peak memory, MiB", "layer forwards", "backwards"]
+    head = [
+        "one scoring" if kind == "criteria" else "one plan",
+        "seconds",
+        "peak memory, MiB",
+        "layer forwards",
+        "backwards",
+    ]
     where = f"On {data['machine']['cpu']}, {data['machine']['torch_threads']} threads:"
     return ["", where, "", *table(head, rows)] if rows else []
 
@@ -167,7 +186,10 @@ def in_parts(name: str) -> list[str]:
             blocks += ["", *table(head, rows)]
     if not blocks:
         return []
-    return [f"Layers and their parts at equal parameters, as they are → repaired by `sequential` ({source('units')}):", *blocks]
+    return [
+        f"Layers and their parts at equal parameters, as they are → repaired by `sequential` ({source('units')}):",
+        *blocks,
+    ]
 
 
 def share_cell(both: tuple[dict, dict] | None, dense: dict[str, float]) -> str:
@@ -187,7 +209,9 @@ def in_width(kind: str) -> Callable[[str], list[str]]:
         for model in tables("units_tables").models(data.get("pieces", {})):
             rows = []
             for way, how in tables("width").WAYS.items():
-                used = {"criteria": how.criterion, "selection": how.choosing.selection, "compensation": how.repair}[kind]
+                used = {"criteria": how.criterion, "selection": how.choosing.selection, "compensation": how.repair}[
+                    kind
+                ]
                 cells = [way_cell(data, model, way, share) for share in data["settings"]["shares"]]
                 if used == name and any(cell != OPEN for cell in cells):
                     rows.append([way, f"`{how.criterion}`, `{how.choosing.selection}`, `{how.repair}`", *cells])
@@ -196,7 +220,10 @@ def in_width(kind: str) -> Callable[[str], list[str]]:
                 blocks += ["", *table([*head, *(f"{share:.0%}" for share in data["settings"]["shares"])], rows, left=2)]
         if not blocks:
             return []
-        return [f"Depth and width at equal parameters, as they are → repaired; {OPEN} is not measured yet ({source('width')}):", *blocks]
+        return [
+            f"Depth and width at equal parameters, as they are → repaired; {OPEN} is not measured yet ({source('width')}):",
+            *blocks,
+        ]
 
     return block
 
@@ -216,7 +243,9 @@ def repairs(name: str) -> list[str]:
     quality = tables("quality_tables")
     if not data or name not in quality.methods_of(data):
         return []
-    made = {key: piece for key, piece in data["pieces"].items() if key.startswith("repair ") and piece["method"] == name}
+    made = {
+        key: piece for key, piece in data["pieces"].items() if key.startswith("repair ") and piece["method"] == name
+    }
     refused = sorted(piece["refused"] for piece in made.values() if "refused" in piece)
     if refused and len(refused) == len(made):
         return [f"Refused on all {len(made)} plans of {model_of(data)}: “{refused[0]}” ({source('quality')})."]
@@ -247,7 +276,10 @@ def repaired_models(name: str) -> list[str]:
             if act == "repair" and words[0] == model and words[3] == name:
                 plain = data["pieces"].get(" ".join(["repair", *words[:3], "none"]))
                 cells = [
-                    arrow(tool.ratio(plain, dense, length, texts) if plain else None, tool.ratio(piece, dense, length, texts))
+                    arrow(
+                        tool.ratio(plain, dense, length, texts) if plain else None,
+                        tool.ratio(piece, dense, length, texts),
+                    )
                     for length, texts in (("128", tool.GOAL_TEXTS), ("128", None), ("1024", tool.GOAL_TEXTS))
                 ]
                 gone = f"{tool.runs(piece['removed'])} of {dense['layers']}"
@@ -305,7 +337,10 @@ def short_lora(name: str) -> list[str]:
     for key, piece in data.get("pieces", {}).items():
         act, *words = key.split(" ")
         if name == "lora" and act == "heal" and "perplexity" in piece:
-            dense, before = data["pieces"][f"dense {words[0]}"]["perplexity"], data["pieces"].get(f"repair {' '.join(words)}")
+            dense, before = (
+                data["pieces"][f"dense {words[0]}"]["perplexity"],
+                data["pieces"].get(f"repair {' '.join(words)}"),
+            )
             ratio = tables("units_tables").ratio
             repaired = ratio(before["perplexity"], dense) if before else None
             rows.append([words[0], words[1], arrow(repaired, ratio(piece["perplexity"], dense))])
@@ -321,6 +356,11 @@ def short_lora(name: str) -> list[str]:
 BLOCKS: dict[str, tuple[Callable[[str], list[str]], ...]] = {
     "criteria": (plans_of("criteria"), in_parts, in_width("criteria"), on_a_gpu),
     "selection": (plans_of("selection"), in_parts, in_width("selection")),
-    "compensation": (repairs, repaired_models, written, lambda name: in_width("compensation")(name) if name == "bias" else []),
+    "compensation": (
+        repairs,
+        repaired_models,
+        written,
+        lambda name: in_width("compensation")(name) if name == "bias" else [],
+    ),
     "healing": (healing, repaired_models, written, short_lora),
 }

@@ -91,7 +91,12 @@ def page(kind: str, name: str) -> str:
     if middle:
         formula = any(part.startswith("    ") for part in middle)
         lines += ["## Formula" if formula else "## Rule", "", *rendered(middle)]
-    lines += ["## Source", "", f"**{note.get('origin', 'not said').capitalize()}.** {linked(escaped(source))}".strip(), ""]
+    lines += [
+        "## Source",
+        "",
+        f"**{note.get('origin', 'not said').capitalize()}.** {linked(escaped(source))}".strip(),
+        "",
+    ]
     if note:
         lines += ["## When to use it", "", note["when"].strip(), "", "## How", "", "```sh", note["how"].strip(), "```"]
         lines += ["", f"`shallower {verb} --help {name}` prints formula and settings.", ""]

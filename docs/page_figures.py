@@ -112,7 +112,10 @@ def width() -> list[str]:
             cells = [way_cell(data, model, way, share) for share in shares]
             if any(cell != OPEN for cell in cells):
                 rows.append([f"`{way}`", f"{how.units}: `{how.criterion}`, `{how.choosing.selection}`", *cells])
-        lines += ["", *table([model, "units: criterion, selection", *(f"{share:.0%}" for share in shares)], rows, left=2)]
+        lines += [
+            "",
+            *table([model, "units: criterion, selection", *(f"{share:.0%}" for share in shares)], rows, left=2),
+        ]
     samples, length = data["settings"]["scoring"]
     about = (
         "Perplexity as a multiple of the dense model's, as it is → repaired (`flap` by its bias, all others by `sequential`); in "
@@ -130,10 +133,17 @@ def speeds() -> list[str]:
         if act == "speed":
             model, way, share = words
             by = {row["batch"]: row for row in piece["rows"]}
-            figures = [f"{by[batch][what]:.2f}" for what in ("decode", "prefill") for batch in (batches[0], batches[-1])]
+            figures = [
+                f"{by[batch][what]:.2f}" for what in ("decode", "prefill") for batch in (batches[0], batches[-1])
+            ]
             cells = [model, f"`{way}`", f"{float(share):.0%}", *figures]
             rows.append([*cells, f"{piece['bytes'] / 1e6:.0f}", f"{piece['cache']:,}"])
-    head = ["model", "way", "removed", *(f"{what}, batch {n}" for what in ("decoding", "prefill") for n in (batches[0], batches[-1]))]
+    head = [
+        "model",
+        "way",
+        "removed",
+        *(f"{what}, batch {n}" for what in ("decoding", "prefill") for n in (batches[0], batches[-1])),
+    ]
     lines = [
         f"Times as fast as the dense model on a CPU ({at('width')}):",
         "",
@@ -195,11 +205,20 @@ def gpu_decoding() -> list[str]:
 
 def gpu_repair() -> list[str]:
     rows = [
-        [key, f"{step['fitted_tokens'] + step['held_out_tokens']:,}", f"{step['best_seconds']:.1f}", f"{step['peak_bytes'] / 2**30:.1f}"]
+        [
+            key,
+            f"{step['fitted_tokens'] + step['held_out_tokens']:,}",
+            f"{step['best_seconds']:.1f}",
+            f"{step['peak_bytes'] / 2**30:.1f}",
+        ]
         for key, step in gpu_steps("repair").items()
         if "fitted_tokens" in step
     ]
-    return ["The same model; random weights, so these are times alone:", "", *table(["repair", "tokens", "seconds", "memory, GiB"], rows)]
+    return [
+        "The same model; random weights, so these are times alone:",
+        "",
+        *table(["repair", "tokens", "seconds", "memory, GiB"], rows),
+    ]
 
 
 def gpu_healing() -> list[str]:

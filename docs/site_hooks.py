@@ -24,7 +24,12 @@ def joined() -> dict[str, str]:
 
 def recipes() -> str:
     """A page of all recipes."""
-    lines = ["# Recipes", "", "Chains of commands, a file each in `recipes/`; what they are for is on [Healing](docs/healing.md).", ""]
+    lines = [
+        "# Recipes",
+        "",
+        "Chains of commands, a file each in `recipes/`; what they are for is on [Healing](docs/healing.md).",
+        "",
+    ]
     for path in sorted((ROOT / "recipes").glob("*.sh")):
         lines += [f"## {path.name}", "", "```bash", path.read_text(encoding="utf-8").rstrip(), "```", ""]
     return "\n".join(lines)
