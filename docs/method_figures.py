@@ -220,10 +220,8 @@ def in_width(kind: str) -> Callable[[str], list[str]]:
                 blocks += ["", *table([*head, *(f"{share:.0%}" for share in data["settings"]["shares"])], rows, left=2)]
         if not blocks:
             return []
-        return [
-            f"Depth and width at equal parameters, as they are → repaired; {OPEN} is not measured yet ({source('width')}):",
-            *blocks,
-        ]
+        about = "Depth and width at equal parameters, as they are → repaired"
+        return [f"{about}; {OPEN} is not measured yet ({source('width')}):", *blocks]
 
     return block
 
@@ -259,8 +257,9 @@ def repairs(name: str) -> list[str]:
             rows[-1].append(arrow(before, after))
     fits = data["settings"]["fitting"]
     about = (
-        f"{model_of(data)} ({data['layers']} layers), repaired on {fits['samples']} x {fits['length']} tokens of an encyclopaedia "
-        f"and novels: perplexity as a multiple of the dense model's, before → after ({source('quality')})."
+        f"{model_of(data)} ({data['layers']} layers), repaired on {fits['samples']} x {fits['length']} tokens of an "
+        f"encyclopaedia and novels: perplexity as a multiple of the dense model's, before → after "
+        f"({source('quality')})."
     )
     return [about, "", *table(["removed", "plans", "mean over the plans", "best plan", "its figures"], rows)]
 
@@ -288,9 +287,9 @@ def repaired_models(name: str) -> list[str]:
     if not rows:
         return []
     about = (
-        "Layers chosen for the model as it will be after a repair; perplexity as a multiple of the dense model's, as it is → "
-        f"repaired. *Other kinds* of text are newspapers, dialogue, code and instructions, of which nothing was fitted "
-        f"({source('repaired')}):"
+        "Layers chosen for the model as it will be after a repair; perplexity as a multiple of the dense model's, as "
+        "it is → repaired. *Other kinds* of text are newspapers, dialogue, code and instructions, of which nothing was "
+        f"fitted ({source('repaired')}):"
     )
     head = ["model", "layers", "goal texts", "other kinds", "goal texts at 1,024 tokens", "minutes, one thread"]
     return [about, "", *table(head, rows, left=2)]
@@ -324,8 +323,9 @@ def healing(name: str) -> list[str]:
     row = [f"{first['value']:.2f}", f"{last['value']:.2f}", f"{dense['value']:.2f}", f"{closed:.0%}"]
     row += [f"{piece['seconds'] / 60:.0f}", f"{piece['peak_memory_bytes'] / 2**30:.1f}"]
     about = (
-        f"{model_of(data)} without layers {tables('quality_tables').layers(gone)}, repaired by `sequential`, then trained on "
-        f"{last['tokens']:,} tokens of novels; perplexity of a novel of another author ({source('healing')}):"
+        f"{model_of(data)} without layers {tables('quality_tables').layers(gone)}, repaired by `sequential`, then "
+        f"trained on {last['tokens']:,} tokens of novels; perplexity of a novel of another author "
+        f"({source('healing')}):"
     )
     head = ["before", "after", "dense model", "gap closed", "minutes, 2 threads", "memory, GiB"]
     return [about, "", *table(head, [row], left=0)]
@@ -347,8 +347,8 @@ def short_lora(name: str) -> list[str]:
     if not rows:
         return []
     about = (
-        f"{data['settings']['train_tokens']:,} tokens of two novels after a removal of {data['settings']['first']:.0%} of the "
-        f"parameters, repaired → trained ({source('width')}):"
+        f"{data['settings']['train_tokens']:,} tokens of two novels after a removal of {data['settings']['first']:.0%} "
+        f"of the parameters, repaired → trained ({source('width')}):"
     )
     return [about, "", *table(["model", "way", "perplexity, x dense"], rows, left=2)]
 

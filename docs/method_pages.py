@@ -34,8 +34,8 @@ files; `shallower VERB --help NAME` prints the docstrings. Which *kind* of remov
 [Choosing](choosing.md), how to add a method on [Adding a method](adding.md).
 
 **From** says whose it is. *As published*: the formula of the paper or of its authors' code. *In part our
-reconstruction*: the same, with details that the source leaves open; the page names them. *Our reconstruction of an idea*: only
-the idea is public. *Ours*: not published elsewhere.
+reconstruction*: the same, with details that the source leaves open; the page names them. *Our reconstruction of an
+idea*: only the idea is public. *Ours*: not published elsewhere.
 """
 
 
@@ -91,12 +91,8 @@ def page(kind: str, name: str) -> str:
     if middle:
         formula = any(part.startswith("    ") for part in middle)
         lines += ["## Formula" if formula else "## Rule", "", *rendered(middle)]
-    lines += [
-        "## Source",
-        "",
-        f"**{note.get('origin', 'not said').capitalize()}.** {linked(escaped(source))}".strip(),
-        "",
-    ]
+    origin = note.get("origin", "not said").capitalize()
+    lines += ["## Source", "", f"**{origin}.** {linked(escaped(source))}".strip(), ""]
     if note:
         lines += ["## When to use it", "", note["when"].strip(), "", "## How", "", "```sh", note["how"].strip(), "```"]
         lines += ["", f"`shallower {verb} --help {name}` prints formula and settings.", ""]

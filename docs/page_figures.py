@@ -6,6 +6,7 @@ from pathlib import Path
 from method_figures import OPEN, arrow, content, model_of, number, source, table, tables, way_cell
 
 ROOT = Path(__file__).parents[1]
+SEVERAL = {"layer": "layers", "attention": "attentions", "mlp": "MLPs"}
 NAMES = {"layer": "whole layers", "attention": "attentions alone", "mlp": "MLPs alone", "sublayer": "both, mixed"}
 
 
@@ -59,8 +60,9 @@ def families() -> str:
     data = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
     exact = sum(one["status"] == "exact" for one in data["types"].values())
     return (
-        f"\nOf the {len(data['types'])} causal-LM types of transformers {data['versions']['transformers']}, {exact} come out exact; "
-        "the others are refused with a reason, or cannot be built by themselves ([model types](families.md)).\n\n"
+        f"\nOf the {len(data['types'])} causal-LM types of transformers {data['versions']['transformers']}, {exact} "
+        "come out exact; the others are refused with a reason, or cannot be built by themselves "
+        "([model types](families.md)).\n\n"
     )
 
 
@@ -79,7 +81,8 @@ def units() -> list[str]:
                 rank = (figures[1] is None, figures[1] or figures[0])
                 found.setdefault(kind, {}).setdefault(share, []).append((rank, f"{arrow(*figures)} ({way})"))
         shares = sorted({share for rows in found.values() for share in rows})
-        lowest = {share: min(min(rows[share])[0] for rows in found.values() if share in rows) for share in shares}
+        ranks = {share: [min(rows[share])[0] for rows in found.values() if share in rows] for share in shares}
+        lowest = {share: min(several) if len(several) > 1 else () for share, several in ranks.items()}
         rows = [
             [NAMES[kind], *(best_cell(ways.get(share, []), lowest[share]) for share in shares)]
             for kind, ways in sorted(found.items(), key=lambda item: [*NAMES].index(item[0]))
@@ -87,9 +90,10 @@ def units() -> list[str]:
         lines += ["", *table([model, *(f"{float(share):.0%}" for share in shares)], rows)]
     samples, length = data["settings"]["scoring"]
     about = (
-        "Perplexity as a multiple of the dense model's (geometric mean of three texts), as it is → repaired by `sequential`. Of each "
-        f"kind the way that did best, in brackets; chosen on {samples} x {length} tokens. The lowest of a column is bold; a kind of "
-        f"which that much cannot go, or was not run, has `-` ({at('units')})."
+        "Perplexity as a multiple of the dense model's (geometric mean of three texts), as it is → repaired by "
+        "`sequential`. Of each kind the way that did best, in brackets; chosen on "
+        f"{samples} x {length} tokens. The lowest of a column is bold; a kind of which that much cannot go, "
+        f"or was not run, has `-` ({at('units')})."
     )
     return [about, *lines]
 
@@ -118,8 +122,9 @@ def width() -> list[str]:
         ]
     samples, length = data["settings"]["scoring"]
     about = (
-        "Perplexity as a multiple of the dense model's, as it is → repaired (`flap` by its bias, all others by `sequential`); in "
-        f"brackets what went. Scored on {samples} x {length} tokens; {OPEN} is not measured yet ({at('width')})."
+        "Perplexity as a multiple of the dense model's, as it is → repaired (`flap` by its bias, all others by "
+        f"`sequential`); in brackets what went. Scored on {samples} x {length} tokens; {OPEN} is not measured yet "
+        f"({at('width')})."
     )
     return [about, *lines]
 
@@ -153,7 +158,7 @@ def speeds() -> list[str]:
     for key, piece in parts["pieces"].items():
         act, *words = key.split(" ")
         if act == "speed":
-            gone = f"{len(piece['units'])} {'layers' if words[1] == 'layer' else 'MLPs' if words[1] == 'mlp' else 'attentions'}"
+            gone = f"{len(piece['units'])} {SEVERAL[words[1]]}"
             cache = f"{piece['cache']['with']:,} → {piece['cache']['without']:,}"
             rows.append([words[0], gone, *(f"{piece[what]:.2f}" for what in ("decode", "ideal", "prefill")), cache])
     about = f"The same of layers and parts, at {parts['settings']['context']:,} tokens of context ({at('units')}):"
@@ -178,12 +183,14 @@ def gpu_scoring() -> list[str]:
             rows.append([key, f"{step['best_seconds']:.2f}", rate, f"{step['peak_bytes'] / 2**30:.1f}"])
     plain = steps["published procedure"]
     about = (
-        f"{data['card']['name']}, a 7B-shaped model of {steps['writing the model']['parameters'] / 1e9:.1f} billion parameters in bf16, "
-        f"torch {data['versions']['torch']} ({at('gpu')}). *Rate* is the share of the matrix rate that was measured on the card."
+        f"{data['card']['name']}, a 7B-shaped model of {steps['writing the model']['parameters'] / 1e9:.1f} billion "
+        f"parameters in bf16, torch {data['versions']['torch']} ({at('gpu')}). *Rate* is the share of the matrix rate "
+        "that was measured on the card."
     )
     said = (
-        f"All removals by the published procedure (a copy of the model for each) take {plain['copies_times_ours']:.1f} times as long as "
-        f"`perplexity` here, with the layers bypassed instead of copied {plain['bypassing_times_ours']:.1f} times."
+        "All removals by the published procedure (a copy of the model for each) take "
+        f"{plain['copies_times_ours']:.1f} times as long as `perplexity` here, with the layers bypassed instead of "
+        f"copied {plain['bypassing_times_ours']:.1f} times."
     )
     return [about, "", *table(["criterion, samples x tokens", "seconds", "rate", "memory, GiB"], rows), "", said]
 
@@ -239,6 +246,6 @@ def gpu_correctness() -> list[str]:
     proofs = [step["verified"] for step in steps.values() if "verified" in step]
     exact = sum(proof["logits"] == "bit for bit" for proof in proofs)
     return [
-        f"{sum(one['ok'] for one in checks)} of {len(checks)} differences between GPU and CPU, and between layered and resident, lie "
-        f"within their tolerance; {exact} of {len(proofs)} proofs hold bit for bit."
+        f"{sum(one['ok'] for one in checks)} of {len(checks)} differences between GPU and CPU, and between layered and "
+        f"resident, lie within their tolerance; {exact} of {len(proofs)} proofs hold bit for bit."
     ]

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def check(words: tuple[str, ...]) -> None:
         known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help", "-h"}
         given = [word for word in rest if re.match(r"--?[a-z]", word)]
         assert {word.partition("=")[0] for word in given} <= known, (words, {*given} - known)
-        for option, value in zip(rest, rest[1:], strict=False):
+        for option, value in pairwise(rest):
             kind = "healing" if (verb, option) == ("heal", "--method") else NAMED.get(option)
             for name in re.split(r"[,|]", value) if kind and re.fullmatch(r"[a-z_,|]+", value) else ():
                 methods.check_name(kind, name)
