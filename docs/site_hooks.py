@@ -16,7 +16,8 @@ ITEM = re.compile(r"(?:[-*+]|\d+\.) ")
 
 def joined() -> dict[str, str]:
     """Path in the repository -> path on the site, of everything that is not in docs/."""
-    results = sorted((ROOT / "benchmarks" / "results").glob("*.[mp][dn]*"))
+    folder = ROOT / "benchmarks" / "results"
+    results = [*sorted(folder.glob("*.md")), *sorted(folder.glob("*.png"))]
     found = {path.relative_to(ROOT).as_posix(): f"results/{path.name}" for path in results}
     found |= {name: f"project/{name}" for name in PROJECT}
     return found | {"recipes": "project/recipes.md"}

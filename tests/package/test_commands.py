@@ -13,13 +13,14 @@ from gguf_files import tiny_gguf
 from literal import blocks, plain
 from pages import PAGES, check, commands, files, mentioned
 
-from shallower import Amount, Calibration, SelectionOptions, plan, score
+from shallower import Amount, Calibration, Grid, SelectionOptions, plan, score
 from shallower.settings.calibration import NAMED
 
-SOONER = {"1m": "3s"}  # budgets
+SOONER = {"1m": "2s"}  # budgets
 SMALLER = {"bench": ["--prompt", "8", "--new", "4", "--repeats", "1"], "shrink": ["--samples", "4"]}
 RUN = [page for page in PAGES if any(not one.why for one in commands(page))]
 LONG = {"docs/choosing.md", "docs/gguf.md"}  # the methods' pages have the same, llama.cpp has tests of its own
+LONG |= {f"docs/methods/{name}.md" for name in ("compensation/bias", "healing/continued", "healing/distill")}
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_every_command_is_one_that_there_is(page) -> None:
 def test_every_command_runs(page, saved, text, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shallower.stages.shrink.TRAINED", 8)  # samples
+    monkeypatch.setattr("shallower.stages.shrink.GRID", Grid(batches=(1,), prompts=(8,), new=(4,), repeats=1))
     monkeypatch.setitem(NAMED, "default", (16, 24))  # samples, tokens
     given = {"MODEL": saved("llama"), "MODEL-WITH-BIASES": saved("gpt2"), "TEXT": text, **SOONER}
     for words, why in commands(page):

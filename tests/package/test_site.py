@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import browser
 import pytest
 import yaml
 from pages import BLOCK, INLINE, PAGES, ROOT, text_of
@@ -140,3 +141,12 @@ def test_the_built_site_shows_what_the_pages_say(built) -> None:
             f"{path.relative_to(built)}: not rendered"
         )
         assert "NOT-ON-THE-SITE" not in text
+
+
+@pytest.mark.slow
+def test_the_search_works_from_the_disk(built, tmp_path) -> None:
+    """Without a server and without a network, in a browser."""
+    page = f"file://{built}/methods/criteria/gate.html?q=taylor"
+    done = browser.run(tmp_path, "--virtual-time-budget=9000", "--dump-dom", page)
+    assert re.search(r"md-search-result__meta\">\d+ matching documents", done.stdout)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
