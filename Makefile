@@ -25,7 +25,7 @@ browser:  # for the tests of the report; where it cannot be had they are skipped
 	echo "no chromium, and no way to install it: the report is not tested in a browser (as root on Debian: apt-get install chromium)"
 
 test: setup browser
-	$(PYTHON) -m ruff check shallower tests benchmarks
+	$(PYTHON) -m ruff check shallower tests benchmarks docs
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2  # tiny models: two processes are faster than two threads
 
 test-slow: setup
@@ -35,7 +35,7 @@ families: setup
 	$(PYTHON) tests/support/families.py
 
 lint: setup
-	$(PYTHON) -m ruff check --fix shallower tests benchmarks
+	$(PYTHON) -m ruff check --fix shallower tests benchmarks docs
 
 bench-criteria: setup
 	$(PYTHON) benchmarks/criteria.py
