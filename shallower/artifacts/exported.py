@@ -35,7 +35,7 @@ class Copied(TypedRecord):
 
     of: str
     """Name of that file."""
-    copied: Size
+    copied: Count
     """Tensors that are its own."""
     remade: Count
     """Tensors that a repair or a training has changed, stored anew."""

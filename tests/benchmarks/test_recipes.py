@@ -15,6 +15,7 @@ from shallower.cli.app import app as program
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
+WITH_MODEL = {name for name in RECIPES if "USES_MODEL=yes" in (FOLDER / name).read_text(encoding="utf-8")}
 STUB = """#!{python}
 import json, sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def test_every_step_is_a_command_that_there_is(name: str, tiny: bool, tmp_path) 
     (bin_folder / "python").write_text("#!/bin/sh\necho tiny.gguf\n")
     (bin_folder / "python").chmod(0o755)
     options = {"path": str(bin_folder), "SHALLOWER_DATA": str(texts), "EVAL_TEXT": "wiki.txt"}
-    given = [*(["--tiny"] if tiny else []), str(tmp_path / "out")]
+    model = [] if tiny or name not in WITH_MODEL else ["model.gguf"]
+    given = [*(["--tiny"] if tiny else model), str(tmp_path / "out")]
     ran = started(name, *given, **options)
     assert ran.returncode == 0, ran.stderr
     asked = [json.loads(line) for line in log.read_text().splitlines()]
@@ -69,6 +71,12 @@ def test_wrong_words_are_one_line(tmp_path) -> None:
     ran = started(RECIPES[0], "--small")
     assert ran.returncode == 2 and ran.stderr == "error: --small: give --tiny, --help or a folder\n"
     assert started(RECIPES[0], "--help").stdout.count("\n") > 3
+    ran = started(RECIPES[0], str(tmp_path), "more")
+    assert ran.returncode == 2 and ran.stderr.endswith("more: one folder is enough\n")
+    for name in WITH_MODEL:
+        ran = started(name)
+        assert ran.returncode == 2 and ran.stderr == "error: no model: give MODEL [OUT], or --tiny [OUT]\n"
+    assert {"quarter.sh"} == WITH_MODEL
 
 
 @pytest.mark.slow

@@ -69,6 +69,14 @@ def test_what_changed_is_stored_anew_and_the_rest_copied(made, tmp_path) -> None
 
 
 @pytest.mark.skipif(llama_cpp_version() is None, reason="xllamacpp is not installed")
+def test_where_everything_has_changed_nothing_is_copied(tmp_path) -> None:
+    """As after a training of all weights."""
+    source, folder = source_and_folder(tmp_path, "llama", "F32")
+    count = len(move(folder, ("weight",)))
+    found = export(folder, out=tmp_path / "b.gguf", like=source, verify=False)
+    assert (found.copied.copied, found.copied.remade) == (0, count)
+
+
 def test_it_is_proven(tmp_path, capsys) -> None:
     source, folder = source_and_folder(tmp_path, "llama", "F32")
     move(folder)
