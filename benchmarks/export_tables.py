@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from harness.store import machines_text
+from harness.store import machines_text, versions_text
 
 OPEN = "…"
 ROWS = (  # (name, piece)
@@ -20,7 +20,7 @@ ROWS = (  # (name, piece)
 def table(content: dict) -> str:
     """The results in Markdown."""
     pieces, own = content["pieces"], content["settings"]
-    versions = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    versions = versions_text(content)
     lines = [
         "# Export: .gguf files, GPTQ",
         "",

@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from harness.store import machines_text
+from harness.store import machines_text, versions_text
 
 GOAL_TEXTS = ("wikitext2-raw.test", "ptb.valid", "emma_158")
 FITTED_KINDS = ("wikitext2-raw.test", "emma_158")  # other texts of the kinds that were fitted
@@ -31,7 +31,7 @@ def models(pieces: dict) -> list[str]:
 def table(content: dict) -> str:
     """The results in Markdown."""
     pieces = content["pieces"]
-    versions = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    versions = versions_text(content)
     fitted = " and ".join(f"{samples} x {length}" for samples, length in content["settings"]["fitting"].values())
     lines = [
         "# Repaired models",

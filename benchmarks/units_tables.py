@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from statistics import mean, median
 
-from harness.store import machines_text
+from harness.store import machines_text, versions_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def chosen(pieces: dict, model: str) -> Iterator[tuple[str, str, dict]]:
 
 def heading(content: dict, title: str) -> list[str]:
     """The first lines of a page: its title, and on what and with what it was measured."""
-    about = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
+    about = versions_text(content)
     return [f"# {title}", "", f"{machines_text(content)}, fp32; {about}; {content['date']}.", ""]
 
 

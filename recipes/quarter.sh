@@ -8,13 +8,13 @@
 # Environment, beside that of all recipes (unset: what stands in brackets):
 #   RATIO      share of the parameters that goes [20%]
 #   CHOICE     samples of 128 tokens that the choice looks at [64]
-#   REPAIR     time for the repair [20m], SAMPLES of 128 tokens that it is fitted on at most [256]
+#   REPAIR     time for the repair [25m], SAMPLES of 128 tokens that it is fitted on at most [256]
 #   TEXTS      texts to choose and repair by, such as "wiki.txt novels.txt" [the shipped prose]
 #   TRAIN      texts to train on [TEXTS; without either that step is left out], TOKENS of them [40K]
 #   PROMPTS    .jsonl of prompts or instructions that the unpruned model answers [beginnings of the shipped calibration prose]
 #   OWN        tokens of its answers to train on [20K]
 #   EVAL       texts to measure perplexity on [the shipped prose]
-#   TASKS      tasks [arc_easy,lambada_openai,gsm8k], LIMIT items of each [100], TASK_DATA their folder of NAME.jsonl [the Hub's data]
+#   TASKS      tasks [arc_easy,lambada_openai,gsm8k], LIMIT items of each [40], TASK_DATA their folder of NAME.jsonl [the Hub's data]
 #   LLAMA_CPP_ROOT, SHALLOWER_QUANTIZE_PYTHON   llama.cpp's sources, and the Python of an environment with llm-compressor: without the
 #              first only a model that was a .gguf file becomes one again, without the second nothing is quantised
 
@@ -28,7 +28,7 @@ if [ -n "$TINY" ]; then
   SHORT="--max-tokens 1024" AGREEING="--max-prompts 2 --answer-tokens 8" SPEED="--prompt 16 --new 4 --repeats 1"
 else
   LEARN="--batch-tokens 2048 --length 256 --max-tokens 4096" ANSWERS="--answer-tokens 96"
-  SHORT="--max-tokens 8192" AGREEING="--answer-tokens 64" SPEED="--batch 1,8 --prompt 128 --new 32"
+  SHORT="--max-tokens 4096" AGREEING="--answer-tokens 64" SPEED="--batch 1,8 --prompt 128 --new 32"
 fi
 TASKS=${TASKS:-arc_easy,lambada_openai,gsm8k}
 
@@ -53,7 +53,7 @@ told() {
   shift 2
   # shellcheck disable=SC2086
   step "$file" shallower evaluate "$model" $(each --text "${EVAL:-}") --tasks "$TASKS" ${TASK_DATA:+--task-data "$TASK_DATA"} \
-    --limit "${LIMIT:-100}" $SHORT "$@" --out "$file"
+    --limit "${LIMIT:-40}" $SHORT "$@" --out "$file"
 }
 
 # shellcheck disable=SC2086  # the settings are several words
@@ -68,7 +68,7 @@ told() {
   step "$OUT/pruned" shallower prune "$MODEL" --plan "$OUT/plan.json" --out "$OUT/pruned"
 
   # Repair: each layer that stays learns to hand on what the unpruned model hands on, from the closed form on.
-  step "$OUT/repaired" $LAUNCH prune "$MODEL" --plan "$OUT/plan.json" --compensate local --repair-budget "${REPAIR:-20m}" \
+  step "$OUT/repaired" $LAUNCH prune "$MODEL" --plan "$OUT/plan.json" --compensate local --repair-budget "${REPAIR:-25m}" \
     $CALIBRATION --compensate-samples "${SAMPLES:-256}" --out "$OUT/repaired"
 
   # Heal: on text, then on the unpruned model's answers to prompts, with its probabilities beside them.

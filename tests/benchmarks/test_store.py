@@ -48,3 +48,21 @@ def test_pieces_of_another_result_are_taken_over(bench, tmp_path):
     other.write_text(json.dumps({"settings": [2], "machine": there, "pieces": made}))
     with pytest.raises(UserError, match=r"other settings than .*\(settings\)"):
         store.gathered(one, other)
+
+
+def test_versions_of_ours_may_be_mixed_and_are_told(bench, tmp_path, monkeypatch):
+    """A piece that another version made says so; other versions of what it computes with are refused."""
+    store = bench("harness.store")
+    path, further = tmp_path / "results.json", tmp_path / "further.json"
+    here = {"cpu": "one", "torch_threads": 1, "instruction_sets": []}
+    old, new = {"shallower": "0.1.0", "torch": "2"}, {"shallower": "0.2.0", "torch": "2"}
+    path.write_text(json.dumps({"versions": old, "machine": here, "pieces": {"a": {"value": 1}}}))
+    monkeypatch.setattr(store, "versions", lambda: new)
+    content = store.begun(path, {"versions": new, "machine": here}, restart=False)
+    assert content["versions"] == old and store.place(content, here) == {"shallower": "0.2.0"}
+    further.write_text(json.dumps({"versions": new, "machine": here, "pieces": {"b": {"value": 2}}}))
+    content = store.gathered(path, further)
+    assert content["pieces"] == {"a": {"value": 1}, "b": {"value": 2, "shallower": "0.2.0"}}
+    assert store.versions_text(content) == "shallower 0.1.0, torch 2; 1 of 2 pieces by shallower 0.2.0"
+    with pytest.raises(UserError, match=r"\(versions\)"):
+        store.begun(path, {"versions": new | {"torch": "3"}, "machine": here}, restart=False)
