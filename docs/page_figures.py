@@ -15,6 +15,7 @@ def blocks() -> dict[str, dict[str, str]]:
     return {
         "index.md": {"best": text(best()), "families": families()},
         "choosing.md": {"units": text(units()), "width": text(width()), "speeds": text(speeds())},
+        "repair.md": {"repaired": text(repaired())},
         "gpu.md": {
             "scoring": text(gpu_scoring()),
             "decoding": text(gpu_decoding()),
@@ -64,6 +65,48 @@ def families() -> str:
         "come out exact; the others are refused with a reason, or cannot be built by themselves "
         "([model types](families.md)).\n\n"
     )
+
+
+# ---------------------------------------------------------------- repair
+
+
+def repaired() -> list[str]:
+    """Every repair of the removals that were chosen for the repaired model, and what the models write."""
+    data = content("repaired")
+    tool, lines = tables("repaired_tables"), []
+    answers = {key.partition(" ")[2]: piece for key, piece in data["pieces"].items() if key.startswith("answers ")}
+    for model in tool.models(data["pieces"]):
+        dense, rows = data["pieces"][f"dense {model}"], []
+        for key, piece in data["pieces"].items():
+            act, *words = key.split(" ")
+            if act == "repair" and words[0] == model:
+                of = (("128", tool.GOAL_TEXTS), ("128", None), ("1024", tool.GOAL_TEXTS))
+                figures = [number(tool.ratio(piece, dense, length, texts)) for length, texts in of]
+                took = f"{piece['seconds'] / 60:.0f}" if piece.get("seconds") else ""
+                wrote = answers.get(" ".join(words), {}).get("agreement")
+                said = [f"{wrote['divergence']:.2f}", f"{wrote['repetition']:.0%}"] if wrote else ["", ""]
+                gone = f"{tool.runs(piece['removed'])} of {dense['layers']}"
+                rows.append([gone, f"`{words[3]}`", *figures, took, *said])
+        rows.sort(key=lambda row: (row[0], -float(row[2])))
+        head = [
+            model,
+            "repair",
+            "goal texts",
+            "other kinds",
+            "at 1,024 tokens",
+            "minutes, one thread",
+            "KL",
+            "repetition",
+        ]
+        lines += ["", *table(head, rows, left=2)]
+    about = (
+        "Runs of layers that `--objective repaired` chose, never by a text of the test. Perplexity as a multiple of "
+        "the dense model's: on the goal texts (an encyclopaedia, newspapers, a novel), on other kinds of which nothing was "
+        "fitted (newspapers, dialogue, code, instructions), on the goal texts at 1,024 tokens. *KL*: divergence from the "
+        "unpruned model's own answers to the shipped prompts, nats per token; *repetition*: answers that end in it. "
+        f"`lora` starts from `sequential` and takes about as long as `local` ({at('repaired')})."
+    )
+    return [about, *lines]
 
 
 # ---------------------------------------------------------------- choosing

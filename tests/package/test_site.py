@@ -19,7 +19,13 @@ from shallower import methods
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NOTES = {kind: tomllib.loads((ROOT / f"docs/notes/{kind}.toml").read_text(encoding="utf-8")) for kind in methods.KINDS}
-BY_HAND = ["docs/index.md", "docs/choosing.md", "docs/gpu.md", "docs/adding.md"]  # with generated parts
+BY_HAND = [
+    "docs/index.md",
+    "docs/choosing.md",
+    "docs/gpu.md",
+    "docs/adding.md",
+    "docs/repair.md",
+]  # with generated parts
 BY_HAND += [f"docs/notes/{kind}.toml" for kind in NOTES]
 
 
