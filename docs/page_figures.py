@@ -101,10 +101,10 @@ def repaired() -> list[str]:
         lines += ["", *table(head, rows, left=2)]
     about = (
         "Runs of layers that `--objective repaired` chose, never by a text of the test. Perplexity as a multiple of "
-        "the dense model's: on the goal texts (an encyclopaedia, newspapers, a novel), on other kinds of which nothing was "
-        "fitted (newspapers, dialogue, code, instructions), on the goal texts at 1,024 tokens. *KL*: divergence from the "
-        "unpruned model's own answers to the shipped prompts, nats per token; *repetition*: answers that end in it. "
-        f"`lora` starts from `sequential` and takes about as long as `local` ({at('repaired')})."
+        "the dense model's: on the goal texts (an encyclopaedia, newspapers, a novel), on other kinds of which nothing "
+        "was fitted (newspapers, dialogue, code, instructions), on the goal texts at 1,024 tokens. *KL*: divergence "
+        "from the unpruned model's own answers to the shipped prompts, nats per token; *repetition*: answers that end "
+        f"in it. `lora` starts from `sequential` and takes about as long as `local` ({at('repaired')})."
     )
     return [about, *lines]
 
