@@ -5,9 +5,10 @@ either writes is then read by the other, which says how likely it finds every to
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -77,17 +78,30 @@ class Answerer:
     Args:
         prompt: tokens that are asked.
         ends: tokens at which an answer ends.
-        cached: whether what was read is kept (see ``keeps_cache``); else all is read again for every token.
+        keeps: whether a cache keeps what was read (see ``keeps_cache``), asked before the first step; else all is read
+            again for every token.
     Attributes:
         tokens: of the answer so far.
         seconds: of each, the first with the reading of the prompt.
     """
 
-    def __init__(self, model: Model, variant: Variant, prompt: list[int], ends: list[int], *, cached: bool = True):
-        self.model, self.variant, self.prompt, self.ends, self.cached = model, variant, prompt, ends, cached
+    def __init__(
+        self,
+        model: Model,
+        variant: Variant,
+        prompt: list[int],
+        ends: list[int],
+        keeps: Callable[[Variant], bool] = lambda _: True,
+    ):
+        self.model, self.variant, self.prompt, self.ends, self.keeps = model, variant, prompt, ends, keeps
         self.decoder = Decoder(model.module)
         self.tokens: list[int] = []
         self.seconds: list[float] = []
+
+    @cached_property
+    def cached(self) -> bool:
+        """Whether what was read is kept."""
+        return self.keeps(self.variant)
 
     @property
     def ended(self) -> bool:
@@ -107,6 +121,7 @@ class Answerer:
             UserError: the model yields NaN.
         """
         device = self.model.device
+        _ = self.cached
         with self.variant.within(self.model):
             synchronize(device)
             started = time.perf_counter()

@@ -49,6 +49,7 @@ def layout(page: Page, title: str) -> gradio.Blocks:
             "concurrency_id": "model",
         }
         running = [one(told(page.answers), asked, shown, **long) for one in (go.click, prompt.submit)]
+        blocks.load(page.warm, None, remark, **long)  # what is done once only, before somebody waits for it
         stop.click(None, cancels=running, **quick)
         examples.change(lambda text: text, examples, prompt, **quick)
         amount.change(page.drawn, [offer, amount], [stack, gone], trigger_mode="always_last", **quick)

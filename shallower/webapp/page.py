@@ -71,6 +71,13 @@ class Page:
             self.cached[variant.removal] = keeps_cache(self.model, variant)
         return self.cached[variant.removal]
 
+    def warm(self) -> str:
+        """Do once what only the first answer of a thread takes time for; a remark, which is empty."""
+        with self.lock:
+            asked = asked_by(EXAMPLES[0], self.model.tokenizer, chat=self.chat)
+            Answerer(self.model, DENSE, asked, self.ends).step()
+        return ""
+
     def drawn(self, name: str, index: float) -> tuple[str, str]:
         """(the stack, what goes in words)."""
         offer, index = self.place(name, index)
@@ -99,7 +106,7 @@ class Page:
             yield looks.waiting("…"), looks.waiting("…"), "", "", text
             offer.repair(self.model, index)
         variant = offer.at(index, repaired=repaired)
-        answerers = [Answerer(self.model, one, asked, self.ends, cached=self.keeps(one)) for one in (DENSE, variant)]
+        answerers = [Answerer(self.model, one, asked, self.ends, self.keeps) for one in (DENSE, variant)]
         sides = [ShownAnswer(answerer) for answerer in answerers]
         sizes = [offer.plan.params_before, offer.plan.params_before - offer.gone[index]]
         shown = 0.0

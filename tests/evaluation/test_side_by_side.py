@@ -1,5 +1,7 @@
 """ShownAnswer by side: a variant within the unpruned model is the pruned model, and both answer as they would alone."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,7 +68,7 @@ def test_where_a_cache_counts_by_a_removed_layer_everything_is_read_again(model)
     """Positions are counted in the first layer's cache: without that layer a cache would be wrong."""
     first = Variant(Removal.of_layers([0]))
     assert keeps_cache(model, DENSE) and keeps_cache(model, Variant(Removal.of_layers([3])))
-    answerer = Answerer(model, first, PROMPT, [], cached=keeps_cache(model, first))
+    answerer = Answerer(model, first, PROMPT, [], partial(keeps_cache, model))
     assert not answerer.cached
     list(in_turns([answerer], 4))
     tokens = list(PROMPT)

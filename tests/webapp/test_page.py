@@ -8,12 +8,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from browser import chromium
 from commands import status
 
 from shallower import drop, open_model, prune
+from shallower.anatomy.generation import Generation
+from shallower.data.prompts import asked_by
 from shallower.stages.variants import offers
 from shallower.webapp.page import Page
 
@@ -41,9 +45,9 @@ def page(saved, tmp_path_factory) -> Page:
     return Page(model, offers(model, [str(plan), str(made)]), 16)
 
 
-@pytest.fixture(scope="module")
-def address(page):
-    """Where the page is served."""
+@contextlib.contextmanager
+def served(page: Page) -> Iterator[str]:
+    """Where a page is served."""
     with bound(0) as listening:
         server = web_server(page, "tiny")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -54,6 +58,34 @@ def address(page):
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join(20)
+
+
+@contextlib.contextmanager
+def opened(address: str, width: int, scheme: str) -> Iterator[Any]:
+    """The page in a browser; afterwards nothing was fetched from elsewhere and the console was silent."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    said, fetched = [], []
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"the browser does not start here: {error}")
+        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        shown.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.on("request", lambda request: fetched.append(request.url))
+        shown.goto(address)
+        shown.wait_for_selector("#go")
+        yield shown
+        browser.close()
+    assert said == []
+    assert [url for url in fetched if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def address(page):
+    with served(page) as found:
+        yield found
 
 
 def test_answers_grow_and_are_judged(page) -> None:
@@ -89,20 +121,9 @@ def test_it_answers_only_to_its_own_name(address) -> None:
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_click_in_a_browser(address, width, tmp_path) -> None:
-    """Both answer, the slider redraws the stack; nothing is fetched from elsewhere, the console is silent."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        except sync_api.Error as error:
-            pytest.skip(f"the browser does not start here: {error}")
-        scheme = "dark" if width < 1000 else "light"
-        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        said, fetched = [], []
-        shown.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        shown.on("pageerror", lambda error: said.append(str(error)))
-        shown.on("request", lambda request: fetched.append(request.url))
-        shown.goto(address)
+    """Both answer, and the slider redraws the stack."""
+    scheme = "dark" if width < 1000 else "light"
+    with opened(address, width, scheme) as shown:
         shown.locator("#prompt textarea").fill("The dog saw the fox")
         shown.locator("#go").click()
         shown.wait_for_selector("#pruned-figures .legend", timeout=WAIT)
@@ -116,9 +137,36 @@ def test_a_click_in_a_browser(address, width, tmp_path) -> None:
         assert (dark == "rgb(20, 24, 30)") == (scheme == "dark")
         shown.screenshot(path=tmp_path / "page.png", full_page=True)
         assert (tmp_path / "page.png").stat().st_size > 10_000
-        browser.close()
-    assert said == []
-    assert [url for url in fetched if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_the_page_is_hardly_slower_than_the_model(smollm2) -> None:
+    """The first token comes within a second of plain generation's, a step of the slider within 0.3 s."""
+    page = Page(smollm2, offers(smollm2, []), 32)
+    generation = Generation(smollm2.module, smollm2.tokenizer, longest=1)
+    asked = asked_by("Why is the sky blue?", smollm2.tokenizer, chat=True)
+    generation.answers([asked])
+    started = time.monotonic()
+    generation.answers([asked])
+    plain = time.monotonic() - started
+    with served(page) as address, opened(address, 1400, "light") as shown:
+        shown.locator("#prompt textarea").fill("Why is the sky blue?")
+        shown.wait_for_timeout(3000)  # as long as one needs to write that
+        started = time.monotonic()
+        shown.locator("#go").click()
+        shown.wait_for_function(
+            "document.querySelector('#unpruned .answer') && !document.querySelector('#unpruned .waits')"
+        )
+        first = time.monotonic() - started
+        shown.wait_for_selector("#pruned-figures .legend", timeout=WAIT)
+        number = shown.locator("#amount input[type=number]")
+        number.fill("3")
+        started = time.monotonic()
+        number.press("Enter")
+        shown.wait_for_function("document.querySelectorAll('#stack rect[stroke-dasharray]').length == 4", timeout=WAIT)
+        step = time.monotonic() - started
+    print(f"first token {first:.2f} s, of plain generation {plain:.2f} s; a step of the slider {step:.2f} s")
+    assert first < plain + 1 and step < 0.3
 
 
 def test_bad_input(saved, tmp_path, capsys, monkeypatch) -> None:
