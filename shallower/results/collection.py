@@ -79,6 +79,14 @@ class Collection:
         """The artifacts of a kind, in the order of their paths."""
         return [item for item in self.artifacts if item.record.kind == kind]
 
+    def distinct(self, kind: str) -> dict[str, CollectedArtifact]:
+        """The artifacts of a kind, copies of one that later models have taken along told once: paths -> artifact."""
+        paths: dict[str, list[str]] = {}
+        for item in self.of(kind):
+            paths.setdefault(item.digest, []).append(item.path)
+        first = {item.digest: item for item in reversed(self.of(kind))}
+        return {", ".join(several): first[digest] for digest, several in paths.items()}
+
     @cached_property
     def root(self) -> ModelRecord | None:
         """The dense model: of those that were pruned, else of all, the one with most layers."""

@@ -4,6 +4,7 @@ makes of it.
 
 import json
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -282,6 +283,14 @@ def test_something_else_is_not_replaced(folder, capsys) -> None:
     assert "holds other things (mine.txt)" in refused(folder, "--out", folder / "page.html", capsys=capsys)
     assert "name of an .html file" in refused(folder, "--out", folder / "page", capsys=capsys)
     assert (folder / "report.html").read_text() == "mine" and (folder / "page" / "mine.txt").exists()
+
+
+def test_a_repair_that_later_models_took_along_is_told_once(folder) -> None:
+    (folder / "later").mkdir()
+    shutil.copy(folder / "model/compensation.json", folder / "later")
+    page = report(folder).read_text(encoding="utf-8")
+    assert page.count("later/compensation.json, model/compensation.json</h3>") == 1
+    assert page.count("compensation.json</h3>") == 1
 
 
 def test_links_and_large_files_are_left_aside(folder, tmp_path, monkeypatch, capsys) -> None:

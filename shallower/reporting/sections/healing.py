@@ -15,9 +15,9 @@ CAPTION = "Mean NLL of the next token: on what is trained on, and on texts that 
 def section(summary: Summary) -> Section | None:
     """All healed models side by side, then every one under its method and path."""
     parts: list[Block] = [*_side_by_side(summary)]
-    for number, item in enumerate(summary.collection.of("healing"), 1):
+    for number, (paths, item) in enumerate(summary.collection.distinct("healing").items(), 1):
         figure = Figure(learning_figure(item.record, figure_name("healing", number)), CAPTION)
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _facts(item.record)], "pair")]
+        parts += [Text(f"{item.record.method}, {paths}", "heading"), Box([figure, _facts(item.record)], "pair")]
     return Section("Healing by training", parts) if parts else None
 
 
@@ -26,7 +26,8 @@ def _side_by_side(summary: Summary) -> list[Box]:
     measured on.
     """
     items = [
-        (f"{item.record.method}, {Path(item.path).parent}", item.record) for item in summary.collection.of("healing")
+        (f"{item.record.method}, {Path(item.path).parent}", item.record)
+        for item in summary.collection.distinct("healing").values()
     ]
     texts = dict.fromkeys(name for _, healing in items for name in perplexities(healing))
     parts: list[Box] = []

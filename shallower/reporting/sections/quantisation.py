@@ -9,8 +9,8 @@ from ..page import Block, Facts, Section, Text
 def section(summary: Summary) -> Section | None:
     """Every quantised model under its method and path."""
     parts: list[Block] = []
-    for item in summary.collection.of("quantised"):
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), _facts(item.record)]
+    for paths, item in summary.collection.distinct("quantised").items():
+        parts += [Text(f"{item.record.method}, {paths}", "heading"), _facts(item.record)]
     return Section("Quantisation", parts) if parts else None
 
 

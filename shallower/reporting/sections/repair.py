@@ -18,9 +18,9 @@ CURVES = "The layers with the most steps; the weights with the least error are k
 def section(summary: Summary) -> Section | None:
     """Every repair under its method and path."""
     parts: list[Block] = []
-    for number, item in enumerate(summary.collection.of("compensation"), 1):
+    for number, (paths, item) in enumerate(summary.collection.distinct("compensation").items(), 1):
         figure = Figure(drift_figure(item.record, figure_name("repair", number)), CAPTION)
-        parts += [Text(f"{item.record.method}, {item.path}", "heading"), Box([figure, _details(item.record)], "pair")]
+        parts += [Text(f"{item.record.method}, {paths}", "heading"), Box([figure, _details(item.record)], "pair")]
         parts += _training(item.record, number)
     return Section("Repair", parts) if parts else None
 
