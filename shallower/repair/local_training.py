@@ -23,6 +23,10 @@ WATCHED = 16  # one sample in so many is not trained on; its error says which st
 LOOKS = 8  # times that this error is asked for, the first and the last step included
 WARM = 0.1  # of the steps, in which the learning rate rises
 BETAS = (0.9, 0.95)
+ROSE, SLOWER = (
+    1.01,
+    0.3,
+)  # an error so many times the least one sends the weights back, and lowers the rate to that share
 CLIP = 1.0  # largest norm of all gradients together
 PRIME = 1_000_003  # keeps the orders of layers and turns apart
 
@@ -174,6 +178,7 @@ class LayerTraining:
         self.steps = self.done = 0
         self.recent: list[float] = []
         self.scale = 0.0  # of the loss; 0 before the first step
+        self.factor = 1.0  # of the rate
 
     def run(self, steps: int, part: JournalPart, told: Callable[[float], None]) -> Patch:
         """Train the layer; the weights with the least error of the watched samples, or none where no step helped.
@@ -222,7 +227,7 @@ class LayerTraining:
             name: torch.optim.AdamW([master], betas=BETAS, weight_decay=0.0, **fused)
             for name, master in self.masters.items()
         }
-        self.best: dict[str, Tensor] = {}
+        self.best = {name: weight.detach().clone() for name, weight in weights.items()}
         state = part.resume()
         if not state.step:
             self._look()
@@ -232,6 +237,7 @@ class LayerTraining:
         self.curve.best = state.notes["best"]
         self.recent = state.notes["recent"]
         self.scale = state.notes["scale"]
+        self.factor = state.notes.get("factor", 1.0)
         for key, tensor in state.tensors.items():
             kind, _, rest = key.partition("/")
             tensor = tensor.to(self.walk.model.device)
@@ -253,7 +259,7 @@ class LayerTraining:
 
     def _notes(self) -> dict[str, Any]:
         kept = {"points": self.curve.points, "best": self.curve.best, "recent": self.recent}
-        return kept | {"scale": self.scale}
+        return kept | {"scale": self.scale, "factor": self.factor}
 
     def _train(self, number: int) -> None:
         """One step."""
@@ -268,7 +274,7 @@ class LayerTraining:
             for name, optimizer in self.optimizers.items():
                 master = self.masters[name]
                 master.grad = gradients.pop(name).float() * factor
-                optimizer.param_groups[0]["lr"] = self.recipe.rate_at(number, self.steps)
+                optimizer.param_groups[0]["lr"] = self.factor * self.recipe.rate_at(number, self.steps)
                 optimizer.step()
                 master.grad = None
             self._install()
@@ -293,13 +299,21 @@ class LayerTraining:
                     weight.copy_(self.masters[name])
 
     def _look(self) -> None:
-        """Ask for the error of the watched samples, and keep the weights where it is the least so far."""
+        """Ask for the error of the watched samples, and keep the weights where it is the least so far; go on from those
+        with a lower rate where it has risen.
+        """
         error = self._watched_error()
         self.curve.points.append((self.done, sum(self.recent) / len(self.recent) if self.recent else None, error))
         self.recent = []
         if error <= self.curve.least and self.done:
             self.curve.best = len(self.curve.points) - 1
             self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        elif error > ROSE * self.curve.least or not isfinite(error):
+            self.factor *= SLOWER
+            for name, optimizer in self.optimizers.items():
+                self.masters[name].copy_(self.best[name])
+                optimizer.state.clear()
+            self._install()
 
     def _watched_error(self) -> float:
         watched = self.watched

@@ -15,6 +15,7 @@ from shallower import Calibration, Refusal, RepairOptions, UserError, cli, compe
 from shallower.anatomy.model import Model
 from shallower.anatomy.patch import Patch
 from shallower.artifacts import Compensation, Removal, load
+from shallower.repair import local_training
 from shallower.repair.case import Case
 from shallower.repair.local_training import LOSSES, LocalRecipe
 from shallower.repair.paired import PairedWalk
@@ -115,6 +116,19 @@ def test_layers_learn_what_the_closed_form_cannot(loss, saved, tokens_file) -> N
         assert one.curve[0] == (0, None, one.error_closed_form) and one.curve[-1][0] == one.steps
     assert sum(one.error < 0.98 * one.error_closed_form for one in report.trained) >= 2
     assert report.loss.after < report.loss.before
+
+
+def test_a_rate_that_is_too_high_is_lowered(saved, tokens_file, monkeypatch) -> None:
+    """From the weights with the least error on: without that nothing is learned."""
+    model = open_model(saved("llama"))
+    kept = {}
+    for rose in (1.01, float("inf")):
+        monkeypatch.setattr(local_training, "ROSE", rose)
+        _, report = repaired(model, tokens_file, lr=0.05, steps=20)
+        kept[rose] = {one.layer: one.kept_step for one in report.trained if one.steps}
+        assert all(one.error <= one.error_closed_form for one in report.trained)
+    print(kept)
+    assert any(kept[1.01].values()) and not any(kept[float("inf")].values())
 
 
 def test_the_losses_are_their_formulas() -> None:
