@@ -27,8 +27,9 @@ if [ -n "${USES_MODEL:-}" ] && [ -z "$TINY" ]; then
   MODEL=${WORDS[0]} WORDS=("${WORDS[@]:1}")
 fi
 [ ${#WORDS[@]} -le 1 ] || { echo "error: ${WORDS[*]}: one folder is enough" >&2; exit 2; }
-OUT=${WORDS[0]:-runs/$NAME}
-PYTHON() { "$(dirname "$(command -v shallower)")/python" "$@"; } # that of the environment that shallower is in
+OUT=${WORDS[0]:-runs/$NAME${TINY:+-tiny}${USES_MODEL:+-$(basename "${MODEL:-demo}" .gguf)}}
+# PYTHON ARGUMENTS...: that of the environment that shallower is in, be it linked from elsewhere
+PYTHON() { "$(dirname "$(readlink -f "$(command -v shallower)")")/python" "$@"; }
 PATH="$PATH:$HERE/../.venv/bin" # where make setup puts it
 LAUNCH=${LAUNCH:-shallower}
 command -v shallower > /dev/null || { echo "error: no shallower: make setup, or pip install 'shallower[data,heal,eval]'" >&2; exit 2; }
@@ -42,6 +43,15 @@ if [ -n "$TINY" ]; then
   EVAL_TEXT=${EVAL_TEXT:-$DATA/books/emma_158.txt}
   export PYTHONWARNINGS=ignore
 fi
+
+# same SETTINGS: what the folder was begun with, so that a later start does not mix two
+same() {
+  if [ -e "$OUT/recipe.txt" ] && [ "$(cat "$OUT/recipe.txt")" != "$*" ]; then
+    echo "error: $OUT was begun with other settings ($(cat "$OUT/recipe.txt")): give another folder, or the same settings" >&2
+    exit 2
+  fi
+  echo "$*" > "$OUT/recipe.txt"
+}
 
 # step FILE COMMAND...: unless FILE is there already. Every command writes it only when it is complete.
 step() {

@@ -9,7 +9,7 @@
 #   RATIO      share of the parameters that goes [20%]
 #   CHOICE     samples of 128 tokens that the choice looks at [64]
 #   REPAIR     time for the repair [25m], SAMPLES of 128 tokens that it is fitted on at most [256]
-#   TEXTS      texts to choose and repair by, such as "wiki.txt novels.txt" [the shipped prose]
+#   TEXTS      files without blanks in their names, to choose and repair by, such as "wiki.txt novels.txt" [the shipped prose]
 #   TRAIN      texts to train on [TEXTS; without either that step is left out], TOKENS of them [40K]
 #   PROMPTS    .jsonl of prompts or instructions that the unpruned model answers [beginnings of the shipped calibration prose]
 #   OWN        tokens of its answers to train on [20K]
@@ -31,10 +31,11 @@ else
   SHORT="--max-tokens 4096" AGREEING="--answer-tokens 64" SPEED="--batch 1,8 --prompt 128 --new 32"
 fi
 TASKS=${TASKS:-arc_easy,lambada_openai,gsm8k}
+same "$MODEL, ${RATIO:-20%}, ${REPAIR:-25m}, ${SAMPLES:-256}, ${TEXTS:-}, ${TRAIN:-}, ${TOKENS:-40K}, ${PROMPTS:-}, ${OWN:-20K}, ${EVAL:-}, $TASKS, ${LIMIT:-40}"
 
 if [ -z "${PROMPTS:-}" ]; then # beginnings to go on with; evaluate asks other things
   PROMPTS=$OUT/prompts.jsonl
-  [ -e "$PROMPTS" ] || PYTHON - > "$PROMPTS" << 'END'
+  [ -e "$PROMPTS" ] || { PYTHON - > "$PROMPTS.part" << 'END' && mv "$PROMPTS.part" "$PROMPTS"; }
 import json, shallower, pathlib
 for path in sorted(pathlib.Path(shallower.__file__).parent.glob("data/prose/calibration/*.txt")):
     for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
@@ -84,9 +85,10 @@ told() {
 
   # Measure: what was lost, and what was gained.
   told "$MODEL" "$OUT/dense.json"
-  for model in pruned repaired healed; do told "$OUT/$model" "$OUT/$model.json" --against "$MODEL" $AGREEING; done
+  MODELS="pruned repaired${TRAIN:+ trained} healed"
+  for model in $MODELS; do told "$OUT/$model" "$OUT/$model.json" --against "$MODEL" $AGREEING; done
   step "$OUT/speed.json" shallower bench "$OUT/healed" --against "$MODEL" $SPEED --out "$OUT/speed.json"
-  step "$OUT/comparison" shallower compare "$OUT/dense.json" "$OUT/pruned.json" "$OUT/repaired.json" "$OUT/healed.json" \
+  step "$OUT/comparison" shallower compare "$OUT/dense.json" $(for model in $MODELS; do echo "$OUT/$model.json"; done) \
     --out "$OUT/comparison"
 }
 

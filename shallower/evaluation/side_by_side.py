@@ -4,6 +4,7 @@ Both are one module in memory: a pruned model is what is left out of it, and wei
 either writes is then read by the other, which says how likely it finds every token.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -138,7 +139,7 @@ class Answerer:
         if self.tokens and self.cached:
             return self.decoder.step(torch.tensor([self.tokens[-1:]], device=device))
         whole = torch.tensor([[*self.prompt, *self.tokens]], device=device)
-        return self.decoder.prefill(whole) if self.cached else self.model.module(input_ids=whole).logits[:, -1]
+        return self.decoder.prefill(whole) if self.cached else last_logits(self.model, whole, 1)
 
 
 def in_turns(answerers: list[Answerer], longest: int) -> Iterator[None]:
@@ -166,7 +167,19 @@ def keeps_cache(model: Model, variant: Variant) -> bool:
             stepped = decoder.step(tokens[:, -1:]).float()
         except (UserError, RuntimeError, ValueError, IndexError):
             return False
-    return bool((stepped - whole).abs().mean() <= ALIKE.get(model.module.dtype, ROUNDED) * whole.std())
+    return bool((stepped - whole).abs().mean() <= alike(model.module.dtype) * whole.std())
+
+
+def alike(dtype: torch.dtype) -> float:
+    """Mean difference of logits in their spread, up to which they are the same but for rounding."""
+    return ALIKE.get(dtype, ROUNDED)
+
+
+def last_logits(model: Model, tokens: Tensor, count: int) -> Tensor:
+    """Logits behind the last so many tokens, (token, vocabulary); of no others where the forward can leave them out."""
+    known = inspect.signature(model.module.forward).parameters
+    last = {"logits_to_keep": count} if "logits_to_keep" in known else {}
+    return model.module(input_ids=tokens, **last).logits[0, -count:]
 
 
 class Opinion(NamedTuple):
@@ -181,12 +194,18 @@ class Opinion(NamedTuple):
 
 @torch.no_grad()
 def opinions(model: Model, variant: Variant, prompt: list[int], answer: list[int]) -> list[Opinion]:
-    """How likely a model finds every token of an answer that another one wrote."""
+    """How likely a model finds every token of an answer that another one wrote.
+
+    Raises:
+        UserError: it yields NaN.
+    """
     if not answer:
         return []
     tokens = torch.tensor([[*prompt, *answer]], device=model.device)
     with variant.within(model):
-        logits = model.module(input_ids=tokens[:, :-1]).logits[0, -len(answer) :].float()
+        logits = last_logits(model, tokens[:, :-1], len(answer)).float()
+    if not bool(logits.isfinite().all()):
+        raise UserError("the model yields NaN or infinite values on this answer")
     chances = log_softmax(logits, -1)
     own = chances.gather(-1, tokens[0, -len(answer) :, None])[:, 0].exp().tolist()
     best = chances.argmax(-1).tolist()

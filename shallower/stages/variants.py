@@ -11,9 +11,10 @@ from torch import nn
 
 from ..anatomy.model import RESIDENT_SHARE, SIDE_FILE, Model
 from ..anatomy.quantised import refuse
+from ..anatomy.stack import dry_tokens
 from ..artifacts import NOTHING, Plan, Removal, load
 from ..errors import UserError, argument
-from ..evaluation.side_by_side import Variant, of_patch
+from ..evaluation.side_by_side import PROBE, Variant, alike, of_patch
 from ..runtime.memory import total_memory
 from ..runtime.progress import say
 from ..settings.amount import Amount
@@ -28,6 +29,8 @@ from .repair_options import RepairOptions
 from .selection_options import SelectionOptions
 
 REPAIR = "sequential"
+NARROWED = "25%"  # of the parameters, where scores are of groups
+WIDTH = ":"  # in the name of a group
 SAMPLES = 64  # of a repair that is made while somebody waits
 GIVE = "give plan.json files, a scores.json, or folders that were made from the model"
 
@@ -93,18 +96,32 @@ def open_for_variants(source: str, given: Sequence[str], compute: Compute) -> tu
     return model, given
 
 
-def check_memory(model: Model, folders: Sequence[Model]) -> None:
-    """Raise a UserError unless a model fits into memory whole, with what folders may hold beside it; loads nothing."""
-    sizes = [one.checkpoint.loaded_bytes(model.dtype) for one in (model, *folders)]
+def check_memory(model: Model, folders: Sequence[Model], held: int = 0) -> None:
+    """Raise a UserError unless a model fits into memory whole, with what folders may hold beside it; loads nothing.
+
+    Args:
+        held: bytes of weights that variants hold already.
+    """
+    sizes = [_bytes(one, model.dtype) for one in (model, *folders)]
     total = total_memory(model.device)
-    if sum(sizes) <= RESIDENT_SHARE * total:
+    if sum(sizes) + held <= RESIDENT_SHARE * total:
         return
-    beside = f", and up to {sum(sizes[1:]) / 1e9:.1f} GB for what differs in the folders" if folders else ""
-    less = "give plans instead of folders, which need no weights of their own, or try" if folders else "try"
+    more = sum(sizes[1:]) + held
+    beside = f", and up to {more / 1e9:.1f} GB for what differs in the folders" if more else ""
+    ways = ["give plans instead of folders, which need no weights of their own"] if more else []
+    half = _bytes(model, torch.bfloat16)
+    ways += [f"try {argument('dtype', 'bf16')}, which takes {half / 1e9:.1f} GB"] if half < sizes[0] else []
     raise UserError(
         f"{model.checkpoint.source} needs {sizes[0] / 1e9:.1f} GB of memory{beside}; {RESIDENT_SHARE:.0%} of "
-        f"{total / 1e9:.1f} GB may be taken: {less} {argument('dtype', 'bf16')}"
+        f"{total / 1e9:.1f} GB may be taken: {' or '.join(ways) or 'it takes a larger machine'}"
     )
+
+
+def _bytes(model: Model, dtype: torch.dtype | None) -> int:
+    """Bytes of the weights in memory."""
+    if dtype is None:
+        return model.checkpoint.loaded_bytes(None)
+    return dtype.itemsize * sum(entry.count for entry in model.checkpoint.tensors.values())
 
 
 def offers(model: Model, given: Sequence[str]) -> list[Offer]:
@@ -117,7 +134,10 @@ def offers(model: Model, given: Sequence[str]) -> list[Offer]:
     if not given:
         say("no plan given: the layers by block influence, up to half of them")
         return [_of_plan(model, make_plan(model, amount=_half(model), choosing=SelectionOptions("lowest")), "planned")]
-    found = [_offer(model, place(one)) for one in given]
+    found: list[Offer] = []
+    for one in given:
+        held = sum(offer.variant.bytes for offer in found if offer.variant is not None)
+        found.append(_offer(model, place(one), held))
     names = [one.name for one in found]
     for index, one in enumerate(found):
         if names.count(one.name) > 1:
@@ -129,14 +149,16 @@ def _half(model: Model) -> Amount:
     return Amount(remove=max(1, model.record.layers // 2))
 
 
-def _offer(model: Model, path: Path) -> Offer:
+def _offer(model: Model, path: Path, held: int) -> Offer:
     if path.is_dir():
-        return _of_folder(model, path)
+        return _of_folder(model, path, held)
     kind = kind_of(path)
     if kind == "plan":
         plan = load(path, "plan")
     elif kind == "scores":
-        plan = make_plan(load(path, "scores"), amount=_half(model), choosing=SelectionOptions("lowest"))
+        scores = load(path, "scores")
+        amount = Amount(ratio=NARROWED) if scores.units and WIDTH in scores.units[0] else _half(model)
+        plan = make_plan(scores, amount=amount, choosing=SelectionOptions("lowest"))
     else:
         raise UserError(f"{path} is {f'an artifact of the kind {kind}' if kind else 'no artifact of ours'}: {GIVE}")
     return _of_plan(model, plan, path.stem)
@@ -163,7 +185,7 @@ def _of_plan(model: Model, plan: Plan, name: str) -> Offer:
     return Offer(name, plan, removals, gone)
 
 
-def _of_folder(model: Model, path: Path) -> Offer:
+def _of_folder(model: Model, path: Path, held: int) -> Offer:
     if not (path / SIDE_FILE).is_file():
         raise UserError(f"{path} has no {SIDE_FILE}, so nothing says what it was made from: {GIVE}")
     plan = load(path / SIDE_FILE, "pruned").plan
@@ -172,8 +194,12 @@ def _of_folder(model: Model, path: Path) -> Offer:
     small = Model(path, dtype=model.module.dtype, device=model.device, layered=True)
     why = "side by side stand plain weights: give the folder before it was quantised"
     refuse(small.checkpoint.source, small.checkpoint.quantised, why)
-    check_memory(model, [small])
-    weights = _differences(model, small, plan)
+    check_memory(model, [small], held)
+    try:
+        weights = _differences(model, small, plan)
+        _check_alike(model, small, Variant(plan.removal, weights))
+    finally:
+        small.unload()
     say(f"{path}: {len(weights)} weights of its own, {sum(one.nbytes for one in weights.values()) / 1e6:.0f} MB")
     gone = plan.params_before - plan.params_after
     return Offer(path.name, plan, [plan.removal], [gone], Variant(plan.removal, weights))
@@ -198,11 +224,30 @@ def _differences(model: Model, small: Model, plan: Plan) -> dict[str, torch.Tens
         if not torch.equal(before.data, parameter.data):
             weights[name] = parameter.data.clone()
 
-    for name, parameter in small.module.named_parameters():
+    try:
+        outside = small.module
+    except UserError as error:  # of reading layer by layer, which is not what was asked for
+        raise UserError(f"{small.checkpoint.source} cannot be read layer by layer: give its plan instead") from error
+    for name, parameter in outside.named_parameters():
         if not name.startswith(there):
             take(name, parameter, name)
     for index, original in enumerate(plan.kept):
         for name, parameter in small.layer(index).named_parameters():
             take(f"{within}{original}.{name}", parameter, f"{there}{index}.{name}")
-    small.unload()
     return weights
+
+
+@torch.no_grad()
+def _check_alike(model: Model, small: Model, variant: Variant) -> None:
+    """Raise a UserError unless the variant computes what the folder's own model does: its config, its buffers or what
+    it ties may differ as well.
+    """
+    tokens = dry_tokens(model.vocabulary, 1, PROBE).to(model.device)
+    own = small.module(input_ids=tokens).logits.float()
+    with variant.within(model):
+        within = model.module(input_ids=tokens).logits.float()
+    if own.shape != within.shape or not bool((own - within).abs().mean() <= alike(model.module.dtype) * own.std()):
+        raise UserError(
+            f"{small.checkpoint.source} computes otherwise than the unpruned model does with its weights (its config, "
+            "its buffers or what it ties differ): give its plan instead"
+        )

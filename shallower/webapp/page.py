@@ -10,6 +10,7 @@ from typing import Any
 from ..anatomy.generation import end_tokens
 from ..anatomy.model import Model
 from ..artifacts import Removal
+from ..data.packing import check_known
 from ..data.prompts import asked_by
 from ..errors import UserError
 from ..evaluation.side_by_side import DENSE, Answerer, Variant, in_turns, keeps_cache, opinions
@@ -90,8 +91,13 @@ class Page:
         self, prompt: str, name: str, index: float, repaired: bool, chat: bool, longest: float
     ) -> Iterator[tuple[str, str, str, str, str]]:
         """(both answers, the figures under each, a remark), again and again while they are written."""
-        with self.lock:
+        while not self.lock.acquire(timeout=1):  # what was stopped ends with the step that it is in
+            remark = looks.figures([("wait", "what was asked before is being ended")])
+            yield looks.waiting("…"), looks.waiting("…"), "", "", remark
+        try:
             yield from self._answers(prompt, self.place(name, index), repaired, chat, int(longest))
+        finally:
+            self.lock.release()
 
     def _answers(
         self, prompt: str, chosen: tuple[Offer, int], repaired: bool, chat: bool, longest: int
@@ -100,7 +106,7 @@ class Page:
         if not prompt.strip():
             raise UserError("write a prompt first")
         asked = asked_by(prompt, self.model.tokenizer, chat=chat)
-        self._check_room(asked, longest)
+        self._check(asked, longest)
         if repaired and offer.variant is None and index not in offer.repaired:
             text = looks.figures([("once", "the repair of what is left is made; a minute or more")])
             yield looks.waiting("…"), looks.waiting("…"), "", "", text
@@ -121,11 +127,16 @@ class Page:
         ]
         yield self._picture(sides, sizes, variant, said)
 
-    def _check_room(self, asked: list[int], longest: int) -> None:
+    def _check(self, asked: list[int], longest: int) -> None:
+        """Raise a UserError for a prompt that the model cannot read, or has no room for with its answer."""
+        if not asked:
+            raise UserError("the tokenizer makes no token of that prompt: write another one")
+        check_known(max(asked), self.model.vocabulary, "the prompt")
         known = self.model.checkpoint.positions
         if known is not None and len(asked) + longest > known:
             raise UserError(
-                f"the prompt has {len(asked)} tokens, and the model knows {known} with its answer: shorten it"
+                f"the prompt has {len(asked)} tokens and the answer may have {longest}, and the model knows {known} "
+                "positions: shorten one of them"
             )
 
     def _picture(
@@ -144,18 +155,16 @@ class Page:
 
     def _figures(self, answerer: Answerer, parameters: int, variant: Variant) -> list[tuple[str, str]]:
         found = [("parameters", looks.size(parameters, self.width))]
-        if answerer.rate is not None:
-            found.append(("tokens/s", f"{answerer.rate:.1f}"))
-        if answerer.seconds:
-            found.append(
-                (
-                    "first after",
-                    duration(answerer.seconds[0]) if answerer.seconds[0] >= 10 else f"{answerer.seconds[0]:.2f} s",
-                )
-            )
-        found.append(
-            ("cache", byte_count(answerer.decoder.cached_bytes) if answerer.cached else "none: all is read again")
-        )
+        if variant.removal.narrows:  # groups are masked, and take their time and their place in the cache
+            found.append(("tokens/s, cache", "see the written model: here what goes is masked"))
+        else:
+            if answerer.rate is not None:
+                found.append(("tokens/s", f"{answerer.rate:.1f}"))
+            if answerer.seconds:
+                first = answerer.seconds[0]
+                found.append(("first after", duration(first) if first >= 10 else f"{first:.2f} s"))
+            cache = byte_count(answerer.decoder.cached_bytes) if answerer.cached else "none: all is read again"
+            found.append(("cache", cache))
         found.append(("tokens", str(len(answerer.tokens))))
         if variant.weights:
             found.append(("weights of its own here", byte_count(variant.bytes)))

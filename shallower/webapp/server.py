@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
 import socket
 import webbrowser
@@ -20,7 +21,8 @@ from .page import Page
 
 HOST = "127.0.0.1"
 NAMES = [HOST, "localhost"]  # by which a page may be asked for: another name's page must not reach this one
-OPEN_AFTER = 1.0  # seconds
+CLOSED = ("/gradio_api/upload", "/gradio_api/runs", "/openapi.json", "/docs", "/redoc")  # what the page does not need
+OPEN_AFTER, END_SECONDS = 1.0, 1
 
 
 def app(
@@ -72,6 +74,7 @@ def bound(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # at once: while the model is loaded nobody else may take the port
     except OSError as error:
         listening.close()
         why = error.strerror or str(error)
@@ -97,8 +100,35 @@ def web_server(page: Page, title: str) -> Any:
     blocks = importlib.import_module(f"{__package__}.blocks")
     looks = importlib.import_module(f"{__package__}.looks")
     outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    outer.add_middleware(OwnPage)
     outer.add_middleware(hosts.TrustedHostMiddleware, allowed_hosts=NAMES)
     laid = blocks.layout(page, title)
     how = {"theme": blocks.theme(), "css": looks.style(), "footer_links": [], "ssr_mode": False, "server_name": HOST}
+    if "run_history" in inspect.signature(gradio.mount_gradio_app).parameters:
+        how["run_history"] = False
     outer = gradio.mount_gradio_app(outer, laid, path="/", show_error=True, **how)
-    return uvicorn.Server(uvicorn.Config(outer, log_level="error", access_log=False))
+    ending = {"timeout_graceful_shutdown": END_SECONDS}  # streams of answers are cut then
+    return uvicorn.Server(uvicorn.Config(outer, log_level="error", access_log=False, **ending))
+
+
+class OwnPage:
+    """ASGI middleware that lets only the page itself ask: not the pages of others that are open in the same browser,
+    and nobody for what the page does not need.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        origin = headers.get(b"origin")
+        foreign = headers.get(b"sec-fetch-site") in ("cross-site", "same-site") and scope.get("method") != "GET"
+        foreign |= origin is not None and origin.partition("://")[2] != headers.get(b"host")
+        if scope["type"] == "websocket":  # the page uses none
+            await send({"type": "websocket.close"})
+            return
+        if scope["type"] == "http" and (foreign or scope["path"].startswith(CLOSED)):
+            response = importlib.import_module("starlette.responses").PlainTextResponse("not from here", 403)
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)

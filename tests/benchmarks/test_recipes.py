@@ -57,6 +57,9 @@ def test_every_step_is_a_command_that_there_is(name: str, tiny: bool, tmp_path) 
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= known
     count = len(asked)
+    if model:
+        ran = started(name, "another.gguf", str(tmp_path / "out"), **options)
+        assert ran.returncode == 2 and "was begun with other settings" in ran.stderr
     again = started(name, *given, **options)
     assert again.returncode == 0 and len(log.read_text().splitlines()) == count + 1  # only the report is made anew
 

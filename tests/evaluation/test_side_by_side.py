@@ -1,5 +1,6 @@
 """ShownAnswer by side: a variant within the unpruned model is the pruned model, and both answer as they would alone."""
 
+import json
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from shallower.anatomy.generation import Generation
 from shallower.artifacts import NOTHING, Removal, save
 from shallower.evaluation.side_by_side import DENSE, Answerer, Variant, in_turns, keeps_cache, opinions
 from shallower.settings.compute import Compute
+from shallower.stages import variants
 from shallower.stages.variants import offers, open_for_variants
 
 PROMPT = [4, 9, 30, 12, 77]
@@ -49,6 +51,28 @@ def test_a_folder_is_a_variant_of_the_model_that_it_was_made_from(saved, tmp_pat
         assert shared < 0.9 * sum(weight.nbytes for weight in own.module.parameters())  # what is common exists once
         assert (shared > 0) == (offer.name == "repaired")
     assert torch.equal(logits(model), before)  # and all is back
+
+
+def test_a_folder_that_computes_otherwise_is_refused(saved, tmp_path) -> None:
+    """Its weights do not tell all: here its config."""
+    prune(saved("llama"), drop(saved("llama"), ["2"]), out=tmp_path / "small")
+    config = tmp_path / "small" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match="give its plan instead"):
+        offers(open_model(saved("llama")), [str(tmp_path / "small")])
+
+
+def test_folders_are_counted_together(saved, tmp_path, monkeypatch) -> None:
+    """What earlier ones hold is no longer free."""
+    model, held = open_model(saved("llama")), []
+    for name in ("one", "two"):
+        prune(saved("llama"), drop(saved("llama"), ["2"]), out=tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        weights = {key: 1.5 * value for key, value in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+    monkeypatch.setattr(variants, "check_memory", lambda model, folders, more=0: held.append(more))
+    first = offers(model, [str(tmp_path / "one"), str(tmp_path / "two")])[0]
+    assert held == [0, first.variant.bytes] and first.variant.bytes > 0
 
 
 def test_both_answer_as_they_would_alone(model) -> None:
