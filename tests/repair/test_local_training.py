@@ -17,7 +17,7 @@ from shallower.anatomy.patch import Patch
 from shallower.artifacts import Compensation, Removal, load
 from shallower.repair import local_training
 from shallower.repair.case import Case
-from shallower.repair.local_training import LOSSES, LocalRecipe
+from shallower.repair.local_training import LOSSES, LocalRecipe, rate_share
 from shallower.repair.paired import PairedWalk
 from shallower.stages.repair import fit_repair
 from shallower.storage.journal import journaled
@@ -129,6 +129,11 @@ def test_a_rate_that_is_too_high_is_lowered(saved, tokens_file, monkeypatch) -> 
         assert all(one.error <= one.error_closed_form for one in report.trained)
     print(kept)
     assert any(kept[1.01].values()) and not any(kept[float("inf")].values())
+
+
+def test_small_weights_are_trained_at_a_share_of_the_rate() -> None:
+    assert rate_share(torch.full((4, 8), 0.0125)) == pytest.approx(0.1)
+    assert rate_share(torch.full((4, 8), 0.5)) == rate_share(torch.zeros(8)) == 1
 
 
 def test_the_losses_are_their_formulas() -> None:
