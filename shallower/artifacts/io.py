@@ -3,14 +3,14 @@
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from ..errors import UserError
-from ..runtime.provenance import safe_command
+from ..runtime.provenance import Provenance, safe_command
 from ..storage.files import write_atomic
 from ..storage.paths import parse_json
 from .comparison import Comparison
@@ -44,6 +44,7 @@ RECORDS = {
     "exported": Exported,
     "quantised": Quantised,
 }
+MODELS = {"source", "against", "teacher", "target"}  # fields and settings that say where a model or a file lies
 OLDER = (1,)  # schemas that are read and written anew as today's
 Record = (
     Scores
@@ -82,26 +83,29 @@ def short_arrays(text: str) -> str:
 
 
 def published(record: Any) -> Any:
-    """The same record for a folder that is made to be uploaded: of paths on this machine only the last part is left."""
-    changes: dict[str, Any] = {
-        "provenance": replace(record.provenance, command=safe_command(record.provenance.command, paths=False))
-    }
-    if isinstance(getattr(record, "model", None), ModelRecord):
-        changes["model"] = replace(record.model, source=_last(record.model.source))
-    if isinstance(record, (Pruned, PrunedGguf)):
-        changes["plan"] = published(record.plan)
-    if isinstance(record, Healing):
-        changes["teacher"] = _last(record.teacher) if record.teacher else None
-        if answers := record.data.answers:
-            changes["data"] = replace(record.data, answers=replace(answers, teacher=_last(answers.teacher)))
-        changes["settings"] = {
-            key: _last(value) if key == "teacher" else value for key, value in record.settings.items()
-        }
-    return replace(record, **changes)
+    """The same record for a folder that is made to be uploaded: of paths on this machine only the last part is left, in
+    whatever it holds.
+    """
+    if isinstance(record, Provenance):
+        return replace(record, command=safe_command(record.command, paths=False))
+    if isinstance(record, ModelRecord):
+        return replace(record, source=_last(record.source))
+    if isinstance(record, dict):
+        return {key: _last(value) if key in MODELS else published(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)) and any(map(is_dataclass, record)):
+        return type(record)(map(published, record))
+    if not is_dataclass(record):
+        return record
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    made = {name: _last(value) if name in MODELS else published(value) for name, value in values.items()}
+    changes = {name: value for name, value in made.items() if value is not values[name] and value != values[name]}
+    return replace(record, **changes) if changes else record
 
 
 def _last(source: Any) -> Any:
-    """A Hub id as it is, of a path the last part."""
+    """A Hub id as it is, of a path the last part; anything but text as ``published`` has it."""
+    if not isinstance(source, str):
+        return published(source)
     local = isinstance(source, str) and (
         source.startswith(("/", "~", ".")) or source.count("/") > 1 or os.path.exists(source)
     )

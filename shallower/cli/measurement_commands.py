@@ -193,10 +193,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="the page; by default DIR/report.html")
     ] = None,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="to be shown to others: of paths on this machine only the last part is told"),
+    ] = False,
 ) -> None:
     """One self-contained HTML page from the artifacts in a folder, with its figures as SVG and PNG beside it."""
     with running():
-        page = api.report(folder, out=out)
+        page = api.report(folder, out=out, public=public)
         _print(f"written to {page}, its figures to {page.with_suffix('')}")
 
 

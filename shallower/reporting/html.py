@@ -26,15 +26,17 @@ TEMPLATES = Environment(
 TEMPLATES.filters["cell"] = lambda item: item if isinstance(item, Cell) else Cell(item)
 
 
-def write_report(folder: Path, out: Path) -> Path:
+def write_report(folder: Path, out: Path, *, public: bool = False) -> Path:
     """Make the report of a folder at ``out``, its figures in the folder beside it that is named like it.
 
+    Args:
+        public: of paths on this machine only the last part is shown.
     Raises:
         UserError: as ``collect`` says, or there is something else at ``out``.
     """
     figures = out.with_suffix("")
     check_report(out, figures)
-    summary = Summary(collect(folder))
+    summary = Summary(collect(folder, public=public))
     parts = sections(summary)
     text = html(summary, parts)
     contents = {}

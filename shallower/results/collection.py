@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,7 @@ from ..artifacts import (
     Removal,
     Speed,
     model_of,
+    published,
     read,
 )
 from ..errors import UserError, argument
@@ -132,11 +133,13 @@ class Collection:
         return Pruning(name, plan, removal, order, pruned)
 
 
-def collect(folder: str | Path) -> Collection:
+def collect(folder: str | Path, *, public: bool = False) -> Collection:
     """All artifacts in a folder and below, by their kind.
 
     Hidden folders, links, files without a kind and files above LARGEST are left aside.
 
+    Args:
+        public: of paths on this machine only the last part is left.
     Raises:
         UserError: no folder, no artifact in it, an artifact that is not valid, or artifacts of different models.
     """
@@ -153,6 +156,8 @@ def collect(folder: str | Path) -> Collection:
             f"{argument('out')} to a stage first"
         )
     _check_one_model(artifacts)
+    if public:
+        artifacts = [replace(item, record=published(item.record)) for item in artifacts]
     return Collection(folder.resolve().name, artifacts)
 
 

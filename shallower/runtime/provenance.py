@@ -44,7 +44,7 @@ def safe_command(command: str, *, paths: bool = True) -> str:
         words = shlex.split(command)
     except ValueError:
         return command
-    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in words)
+    return shlex.join(re.sub(r"(^|=|^self:)[/~].*/(?=[^/])", r"\1", word) for word in words)
 
 
 @cache

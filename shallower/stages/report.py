@@ -13,16 +13,17 @@ from ..storage.files import write_atomic
 from ..storage.paths import place
 
 
-def report(folder: str | Path, *, out: str | Path | None = None) -> Path:
+def report(folder: str | Path, *, out: str | Path | None = None, public: bool = False) -> Path:
     """One self-contained page, with its figures as SVG and PNG beside it, from the artifacts in a folder and below.
 
     Args:
         out: the page; by default ``report.html`` in the folder. An earlier report is replaced.
+        public: to be shown to others: of paths on this machine only the last part is told.
     Raises:
         UserError: no artifacts there, artifacts of different models, or something else at ``out``.
     """
     folder = place(folder)
-    return write_report(folder, place(out) if out is not None else folder / "report.html")
+    return write_report(folder, place(out) if out is not None else folder / "report.html", public=public)
 
 
 def card(folder: str | Path, evaluations: Paths = ()) -> Path:

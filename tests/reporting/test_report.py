@@ -293,6 +293,21 @@ def test_a_repair_that_later_models_took_along_is_told_once(folder) -> None:
     assert page.count("compensation.json</h3>") == 1
 
 
+def test_a_public_report_names_no_folder_of_this_machine(folder) -> None:
+    """As it would where models and prompts were named by whole paths."""
+    command = "shallower heal /home/me/a --data self:/home/me/p.jsonl --out=/home/me/out"
+    for path in folder.rglob("*.json"):
+        if '"provenance"' in (text := path.read_text(encoding="utf-8")):
+            content = json.loads(text)
+            content["provenance"]["command"] = command
+            if isinstance(content.get("model"), dict):
+                content["model"]["source"] = f"/home/me/models/{content['model']['source']}"
+            path.write_text(json.dumps(content), encoding="utf-8")
+    assert "/home/me" in report(folder).read_text(encoding="utf-8")
+    page = report(folder, public=True).read_text(encoding="utf-8")
+    assert "/home/me" not in page and "shallower heal a --data self:p.jsonl --out=out" in page
+
+
 def test_links_and_large_files_are_left_aside(folder, tmp_path, monkeypatch, capsys) -> None:
     outside = hand.write(tmp_path / "outside", {"plan.json": hand.plan(replace(hand.DENSE, fingerprint="other0"))})
     (folder / "linked").symlink_to(outside)
