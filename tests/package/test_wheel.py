@@ -119,3 +119,9 @@ def test_pip_installs_it_into_an_empty_environment(saved, tmp_path) -> None:
         tmp_path / "env", "shallower", "prune", str(saved("llama")), "--drop", "1", "--out", str(tmp_path / "out")
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_told_alike_everywhere() -> None:
+    said = [f"version: {PROJECT['version']}\n", f"## {PROJECT['version']}, "]
+    for name, text in zip(("CITATION.cff", "CHANGELOG.md"), said, strict=True):
+        assert text in (ROOT / name).read_text(encoding="utf-8"), name
