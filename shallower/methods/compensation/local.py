@@ -5,11 +5,10 @@
 in order, from the solution of ``sequential`` on; x is the stream of the model repaired so far (``input = repaired``) or
 the dense one, in which case only layers in front of a gap, and those that lose something, have anything to learn. h⁰ is
 the dense stream in front of the next retained layer: before a gap that is the end of the gap. AdamW with a warm-up, a
-cosine and clipping, matrices of small numbers at a rate in proportion; layers in front of a gap, or that lose
-something, get six times the steps, the two behind them twice, and where two layers have gained less than 0.3 % the
-others up to the next gap take the closed form alone. One sample in sixteen is watched only, and the weights with its
-least error are kept; where that error rises by 1 % above it the layer goes back there, and on with three tenths of the
-rate. In the end held-out loss decides how many of the layers are taken, or all at half strength, or none.
+cosine and clipping, small weights at a rate in proportion; layers in front of a gap, or that lose something, get six
+times the steps, the two behind them twice, and where two layers have gained less than 0.3 % the others up to the next
+gap take the closed form alone. One sample in sixteen is watched only, and the weights with its least error are kept;
+where it rises by 1 % the layer goes back there, at three tenths of the rate. Held-out loss decides how many are taken.
 
 ``budget`` (such as 10m) replaces ``steps``: as many as fit into that time, the closed form and the checks counted.
 
